@@ -1,0 +1,400 @@
+"""The experiment's configuration: a ConfigDict checked once into frozen dataclasses.
+
+    config_dict = experiments.quickstart.get_config()      # ml_collections.ConfigDict
+    config = from_config_dict(config_dict)                 # ExperimentConfig, types checked
+    check(config, num_devices=8, process_count=1)          # the parts fit each other and the machine
+
+Every field and its default stands here; `default_config()` gives the same tree as a ConfigDict, so
+that `--config.optimizer.learning_rate=1e-3` works for any of them. Nothing else in clipjax reads a
+ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ml_collections import ConfigDict, config_dict
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); quick_gelu is OpenAI CLIP's
+Remat = Literal["none", "dots", "full"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the field, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig:
+    name: str = "vit"  # a row of clipjax.models.IMAGE_TOWERS
+    image_size: int = 224  # pixels; images are square
+    patch_size: int = 32
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    pool: Literal["cls", "gap", "map"] = "cls"
+    position: Literal["learned", "sincos"] = "learned"
+    pre_norm: bool = True  # CLIP's LayerNorm between the position embedding and the first block
+    patch_bias: bool = False
+    projection: bool = True  # linear map without bias to embed_dim; False: width == embed_dim
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan_layers: bool = True
+    remat: Remat = "none"
+
+
+@dataclass(frozen=True)
+class TextTowerConfig:
+    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    causal: bool = True
+    pool: Literal["eos", "last", "gap"] = "eos"  # last: the last position, padding included (SigLIP)
+    eos_id: int = -1  # pool="eos": the first position with this id; < 0: the largest id (OpenAI)
+    projection_bias: bool = False
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan_layers: bool = True
+    remat: Remat = "none"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    embed_dim: int = 512
+    logit_scale_init: float = 1 / 0.07  # the scale itself; the parameter is its logarithm
+    logit_scale_max: float = 100.0  # 0: not clipped
+    logit_bias_init: float | None = None  # None: no bias parameter (CLIP); -10.0 for SigLIP
+    dtype: Dtype = "float32"  # compute dtype; parameters are float32
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    name: str = "softmax"  # a row of clipjax.losses.LOSSES
+    comm: Literal["dense", "all_gather", "ring"] = "all_gather"
+    tile: int = 0  # rows of the local block compared at a time; 0: chosen by the loss
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = -1  # -1: all devices that fsdp and tensor leave
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["cosine", "rsqrt", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0  # cosine and linear end at this fraction of the learning rate
+    rsqrt_timescale: int = 10_000  # steps
+    cooldown_steps: int = 0  # rsqrt and constant: linear to zero over the last steps
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = "adamw"  # a row of clipjax.optim.OPTIMIZERS
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    moment_dtype: Dtype = "float32"  # of the first moment
+    grad_clip_norm: float = 0.0  # global norm; 0: off
+    image_lr_multiplier: float = 1.0  # 0: the tower is frozen (LiT) and has no optimizer state
+    text_lr_multiplier: float = 1.0
+    ema_decay: float = 0.0  # 0: no EMA parameters
+    max_nonfinite_steps: int = 10  # consecutive skipped steps before the run stops
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    name: str = "sentencepiece"  # a row of clipjax.data.text.TOKENIZERS
+    path: str = ""  # the .model file
+    lowercase: bool = True
+    canonicalize: bool = False  # also drop punctuation and repeated white space (big_vision's zero-shot text)
+    add_bos: bool = False
+    add_eos: bool = True
+    pad_id: int | None = None  # None: the tokenizer's own pad id, or its EOS id where it has none
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    name: str = "array_record"  # a row of clipjax.data.sources.SOURCES
+    path: str = ""  # array_record: folder with manifest.json; tfds: dataset name
+    split: str = "train"
+    data_dir: str = ""  # tfds only
+    image_key: str = "image"  # tfds only
+    text_key: str = "text"  # tfds only
+    label_key: str = "label"  # tfds only
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
+
+    resize: Literal["squash", "center_crop"] = "squash"  # evaluation
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training only."""
+
+    name: Literal["random_resized_crop", "none"] = "random_resized_crop"
+    scale: tuple[float, ...] = (0.9, 1.0)  # area of the crop, as a share of the image
+    ratio: tuple[float, ...] = (0.75, 4 / 3)
+    flip: float = 0.0  # probability of a left-right flip
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: SourceConfig = field(default_factory=SourceConfig)
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    num_threads: int = 2
+    prefetch: int = 2  # global batches kept ready on the devices
+    worker_count: int = 0  # processes; 0: threads of this process
+    max_bad_share: float = 0.01  # of the records read; more stops the run
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    name: str = "zero_shot"  # a row of clipjax.eval.EVALUATORS
+    source: SourceConfig = field(default_factory=SourceConfig)
+    class_names: str = ""  # zero_shot: text file, a name a line; "": the names in the source's manifest
+    templates: tuple[str, ...] = ("{}",)  # zero_shot: prompts, "{}" stands for the class name
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every_steps: int = 0  # 0: only at the end of training
+    batch_size: int = 256
+    evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_last: int = 3
+    keep_best: int = 1  # by best_metric; 0: none kept for being best
+    best_metric: str = ""  # "evaluator/metric", larger is better; "": no best
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 50
+    tensorboard: bool = True
+    figures: bool = True  # the summary picture at the end of the run
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    seed: int = 0
+    total_steps: int = 10_000
+    global_batch_size: int = 1024
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def default_config() -> ConfigDict:
+    """A ConfigDict with every field of ExperimentConfig at its default; experiments start from it."""
+    return to_config_dict(ExperimentConfig())
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """Any of this module's dataclasses as a ConfigDict (floats stay floats, tuples stay tuples).
+
+    Experiments use it for whole sections: `config.model = to_config_dict(get_preset("siglip_b16"))`.
+    """
+    result = ConfigDict()
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif isinstance(value, dict):
+            value = ConfigDict({k: to_config_dict(v) for k, v in value.items()})
+        kind = _field_types(type(config))[f.name]
+        if type(None) in typing.get_args(kind):
+            # ConfigDict fixes a field's type by its first value; a placeholder takes None and the other type.
+            result[f.name] = config_dict.placeholder(
+                next(t for t in typing.get_args(kind) if t is not type(None))
+            )
+        result[f.name] = value
+    return result
+
+
+def to_json_dict(config: ExperimentConfig) -> dict:
+    """Plain nested dict of JSON values; `from_json_dict` gives the same ExperimentConfig back."""
+    return dataclasses.asdict(config)
+
+
+def from_json_dict(tree: dict) -> ExperimentConfig:
+    return _build(ExperimentConfig, tree, "config")
+
+
+def from_config_dict(config: ConfigDict) -> ExperimentConfig:
+    """ConfigDict -> frozen ExperimentConfig.
+
+    Raises ConfigError for an unknown key (naming the nearest known one), a wrong type or a value that
+    is not among a field's choices.
+    """
+    return _build(ExperimentConfig, config, "config")
+
+
+def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
+    """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError."""
+    shape = mesh_shape(config.mesh, num_devices)
+    model, image, text = config.model, config.model.image, config.model.text
+    batch_shards = shape[0] * shape[1]
+    for name, value in (("total_steps", config.total_steps), ("global_batch_size", config.global_batch_size)):
+        _require(value > 0, f"config.{name} is {value}; it must be positive.")
+    for name, size in (
+        ("global_batch_size", config.global_batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        _require(
+            size % batch_shards == 0 and size % process_count == 0,
+            f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
+            f"{batch_shards} devices in {process_count} process(es). Use a multiple of {batch_shards}, "
+            f"such as {max(1, round(size / batch_shards)) * batch_shards}.",
+        )
+    _require(
+        image.image_size % image.patch_size == 0 or image.image_size > image.patch_size,
+        f"config.model.image.patch_size={image.patch_size} is larger than image_size={image.image_size}.",
+    )
+    for name, tower in (("image", image), ("text", text)):
+        where = f"config.model.{name}"
+        _require(
+            tower.width % tower.num_heads == 0,
+            f"{where}.width={tower.width} is not a multiple of num_heads={tower.num_heads}.",
+        )
+        _require(
+            tower.num_heads % shape[2] == 0 and tower.mlp_dim % shape[2] == 0,
+            f"config.mesh.tensor={shape[2]} does not divide {where}.num_heads={tower.num_heads} and "
+            f"mlp_dim={tower.mlp_dim}; use a tensor axis that divides both.",
+        )
+        for field_name in ("dropout", "drop_path"):
+            rate = getattr(tower, field_name)
+            _require(0 <= rate < 1, f"{where}.{field_name}={rate} must be in [0, 1).")
+    _require(
+        image.projection or image.width == model.embed_dim,
+        f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
+        f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
+    )
+    _require(
+        model.logit_scale_init > 0,
+        f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
+    )
+    _require(
+        config.loss.name != "sigmoid" or model.logit_bias_init is not None,
+        "config.loss.name='sigmoid' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",
+    )
+    _require(
+        config.optimizer.schedule.warmup_steps < config.total_steps,
+        f"config.optimizer.schedule.warmup_steps={config.optimizer.schedule.warmup_steps} leaves nothing of "
+        f"config.total_steps={config.total_steps}.",
+    )
+    for name in ("mean", "std"):
+        values = getattr(config.data.pixels, name)
+        _require(
+            len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue)."
+        )
+    _require(
+        min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive."
+    )
+    best = config.checkpoint.best_metric
+    _require(
+        not best or best.split("/")[0] in config.eval.evaluators,
+        f"config.checkpoint.best_metric='{best}' must be 'evaluator/metric' with one of the evaluators "
+        f"{sorted(config.eval.evaluators)}.",
+    )
+    _require(
+        not best or config.eval.every_steps > 0,
+        "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
+    )
+
+
+def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) with data=-1 filled in. Raises ConfigError when it does not fit num_devices."""
+    rest = mesh.fsdp * mesh.tensor
+    for axis in ("fsdp", "tensor"):
+        _require(getattr(mesh, axis) >= 1, f"config.mesh.{axis}={getattr(mesh, axis)} must be at least 1.")
+    data = num_devices // rest if mesh.data == -1 else mesh.data
+    _require(
+        data >= 1 and data * rest == num_devices,
+        f"config.mesh (data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}) does not fit {num_devices} "
+        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take what fsdp and tensor leave.",
+    )
+    return data, mesh.fsdp, mesh.tensor
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error about an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(known)}."
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _build(cls: type, tree: Mapping, path: str) -> Any:
+    kinds = _field_types(cls)
+    for key in tree:
+        _require(key in kinds, f"Unknown field {path}.{key}.{nearest(key, kinds)}")
+    return cls(**{key: _convert(kinds[key], tree[key], f"{path}.{key}") for key in tree})
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """value as `kind`, or ConfigError naming the field, what it is and what it must be."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ConfigDict):
+        return _build(kind, value, path)
+    if origin is dict and isinstance(value, Mapping | ConfigDict):
+        return {key: _convert(args[1], value[key], f"{path}.{key}") for key in value}
+    if origin is Literal:
+        _require(value in args, f"{path}={value!r} is not a choice.{nearest(str(value), map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {expected}.")
