@@ -2,7 +2,7 @@
 
     config_dict = experiments.quickstart.get_config()      # ml_collections.ConfigDict
     config = from_config_dict(config_dict)                 # ExperimentConfig, types checked
-    check(config, num_devices=8, process_count=1)          # the parts fit each other and the machine
+    check(config, num_devices=8, process_count=1)          # clipjax.check: the parts fit together
 
 Every field and its default stands here; `default_config()` gives the same tree as a ConfigDict, so
 that `--config.optimizer.learning_rate=1e-3` works for any of them. Nothing else in clipjax reads a
@@ -268,93 +268,6 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     return _build(ExperimentConfig, config, "config")
 
 
-def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
-    """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError."""
-    shape = mesh_shape(config.mesh, num_devices)
-    model, image, text = config.model, config.model.image, config.model.text
-    batch_shards = shape[0] * shape[1]
-    for name, value in (("total_steps", config.total_steps), ("global_batch_size", config.global_batch_size)):
-        _require(value > 0, f"config.{name} is {value}; it must be positive.")
-    for name, size in (
-        ("global_batch_size", config.global_batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        _require(
-            size % batch_shards == 0 and size % process_count == 0,
-            f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
-            f"{batch_shards} devices in {process_count} process(es). Use a multiple of {batch_shards}, "
-            f"such as {max(1, round(size / batch_shards)) * batch_shards}.",
-        )
-    _require(
-        image.image_size % image.patch_size == 0 or image.image_size > image.patch_size,
-        f"config.model.image.patch_size={image.patch_size} is larger than image_size={image.image_size}.",
-    )
-    for name, tower in (("image", image), ("text", text)):
-        where = f"config.model.{name}"
-        _require(
-            tower.width % tower.num_heads == 0,
-            f"{where}.width={tower.width} is not a multiple of num_heads={tower.num_heads}.",
-        )
-        _require(
-            tower.num_heads % shape[2] == 0 and tower.mlp_dim % shape[2] == 0,
-            f"config.mesh.tensor={shape[2]} does not divide {where}.num_heads={tower.num_heads} and "
-            f"mlp_dim={tower.mlp_dim}; use a tensor axis that divides both.",
-        )
-        for field_name in ("dropout", "drop_path"):
-            rate = getattr(tower, field_name)
-            _require(0 <= rate < 1, f"{where}.{field_name}={rate} must be in [0, 1).")
-    _require(
-        image.projection or image.width == model.embed_dim,
-        f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
-        f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
-    )
-    _require(
-        model.logit_scale_init > 0,
-        f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
-    )
-    _require(
-        config.loss.name != "sigmoid" or model.logit_bias_init is not None,
-        "config.loss.name='sigmoid' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",
-    )
-    _require(
-        config.optimizer.schedule.warmup_steps < config.total_steps,
-        f"config.optimizer.schedule.warmup_steps={config.optimizer.schedule.warmup_steps} leaves nothing of "
-        f"config.total_steps={config.total_steps}.",
-    )
-    for name in ("mean", "std"):
-        values = getattr(config.data.pixels, name)
-        _require(
-            len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue)."
-        )
-    _require(
-        min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive."
-    )
-    best = config.checkpoint.best_metric
-    _require(
-        not best or best.split("/")[0] in config.eval.evaluators,
-        f"config.checkpoint.best_metric='{best}' must be 'evaluator/metric' with one of the evaluators "
-        f"{sorted(config.eval.evaluators)}.",
-    )
-    _require(
-        not best or config.eval.every_steps > 0,
-        "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
-    )
-
-
-def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """(data, fsdp, tensor) with data=-1 filled in. Raises ConfigError when it does not fit num_devices."""
-    rest = mesh.fsdp * mesh.tensor
-    for axis in ("fsdp", "tensor"):
-        _require(getattr(mesh, axis) >= 1, f"config.mesh.{axis}={getattr(mesh, axis)} must be at least 1.")
-    data = num_devices // rest if mesh.data == -1 else mesh.data
-    _require(
-        data >= 1 and data * rest == num_devices,
-        f"config.mesh (data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}) does not fit {num_devices} "
-        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take what fsdp and tensor leave.",
-    )
-    return data, mesh.fsdp, mesh.tensor
-
-
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """' Did you mean ...? Known: ...' for an error about an unknown name."""
     known = sorted(known)
@@ -362,7 +275,8 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(known)}."
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -374,7 +288,7 @@ def _field_types(cls: type) -> dict[str, Any]:
 def _build(cls: type, tree: Mapping, path: str) -> Any:
     kinds = _field_types(cls)
     for key in tree:
-        _require(key in kinds, f"Unknown field {path}.{key}.{nearest(key, kinds)}")
+        require(key in kinds, f"Unknown field {path}.{key}.{nearest(key, kinds)}")
     return cls(**{key: _convert(kinds[key], tree[key], f"{path}.{key}") for key in tree})
 
 
@@ -386,7 +300,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin is dict and isinstance(value, Mapping | ConfigDict):
         return {key: _convert(args[1], value[key], f"{path}.{key}") for key in value}
     if origin is Literal:
-        _require(value in args, f"{path}={value!r} is not a choice.{nearest(str(value), map(str, args))}")
+        require(value in args, f"{path}={value!r} is not a choice.{nearest(str(value), map(str, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)

@@ -1,0 +1,79 @@
+"""Do the parts of an experiment fit each other and the machine? Asked before anything is compiled."""
+
+from __future__ import annotations
+
+from clipjax.config import ExperimentConfig, require
+from clipjax.mesh import mesh_shape
+
+
+def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
+    """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError."""
+    shape = mesh_shape(config.mesh, num_devices)
+    model, image, text = config.model, config.model.image, config.model.text
+    batch_shards = shape[0] * shape[1]
+    for name, value in (("total_steps", config.total_steps), ("global_batch_size", config.global_batch_size)):
+        require(value > 0, f"config.{name} is {value}; it must be positive.")
+    for name, size in (
+        ("global_batch_size", config.global_batch_size),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        require(
+            size % batch_shards == 0 and size % process_count == 0,
+            f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
+            f"{batch_shards} devices in {process_count} process(es). Use a multiple of {batch_shards}, "
+            f"such as {max(1, round(size / batch_shards)) * batch_shards}.",
+        )
+    require(
+        image.image_size % image.patch_size == 0 or image.image_size > image.patch_size,
+        f"config.model.image.patch_size={image.patch_size} is larger than image_size={image.image_size}.",
+    )
+    for name, tower in (("image", image), ("text", text)):
+        where = f"config.model.{name}"
+        require(
+            tower.width % tower.num_heads == 0,
+            f"{where}.width={tower.width} is not a multiple of num_heads={tower.num_heads}.",
+        )
+        require(
+            tower.num_heads % shape[2] == 0 and tower.mlp_dim % shape[2] == 0,
+            f"config.mesh.tensor={shape[2]} does not divide {where}.num_heads={tower.num_heads} and "
+            f"mlp_dim={tower.mlp_dim}; use a tensor axis that divides both.",
+        )
+        for field_name in ("dropout", "drop_path"):
+            rate = getattr(tower, field_name)
+            require(0 <= rate < 1, f"{where}.{field_name}={rate} must be in [0, 1).")
+    require(
+        image.projection or image.width == model.embed_dim,
+        f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
+        f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
+    )
+    require(
+        model.logit_scale_init > 0,
+        f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
+    )
+    require(
+        config.loss.name != "sigmoid" or model.logit_bias_init is not None,
+        "config.loss.name='sigmoid' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",
+    )
+    require(
+        config.optimizer.schedule.warmup_steps < config.total_steps,
+        f"config.optimizer.schedule.warmup_steps={config.optimizer.schedule.warmup_steps} leaves nothing of "
+        f"config.total_steps={config.total_steps}.",
+    )
+    for name in ("mean", "std"):
+        values = getattr(config.data.pixels, name)
+        require(
+            len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue)."
+        )
+    require(
+        min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive."
+    )
+    best = config.checkpoint.best_metric
+    require(
+        not best or best.split("/")[0] in config.eval.evaluators,
+        f"config.checkpoint.best_metric='{best}' must be 'evaluator/metric' with one of the evaluators "
+        f"{sorted(config.eval.evaluators)}.",
+    )
+    require(
+        not best or config.eval.every_steps > 0,
+        "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
+    )

@@ -1,0 +1,145 @@
+"""Devices -> mesh (data, fsdp, tensor), and where each array lives on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clipjax.config import MeshConfig, require
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# (regular expression over the end of a parameter's path, spec of its LAST dimensions). Leading
+# dimensions (the layer axis of scanned blocks) are not sharded. The first match counts; parameters
+# that match nothing (norms, biases of outputs, scalars) are replicated. An axis of size one makes its
+# column of this table a no-op, so data, FSDP and tensor parallel are one list.
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
+    (r"attention/qkv/kernel", P("fsdp", None, "tensor")),
+    (r"attention/qkv/bias", P(None, "tensor")),
+    (r"attention/(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r"attention/(query|key|value)/bias", P("tensor")),
+    (r"attention/out/kernel", P("tensor", "fsdp")),
+    (r"mlp/up/kernel", P("fsdp", "tensor")),
+    (r"mlp/up/bias", P("tensor")),
+    (r"mlp/down/kernel", P("tensor", "fsdp")),
+    (r"token_embedding/embedding", P(None, "fsdp")),
+    (r"patch_embed/kernel", P(None, "fsdp")),
+    (r"projection/kernel", P("fsdp", None)),
+)
+
+
+def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) with data=-1 filled in. Raises ConfigError when it does not fit num_devices."""
+    rest = mesh.fsdp * mesh.tensor
+    for axis in ("fsdp", "tensor"):
+        require(getattr(mesh, axis) >= 1, f"config.mesh.{axis}={getattr(mesh, axis)} must be at least 1.")
+    data = num_devices // rest if mesh.data == -1 else mesh.data
+    require(
+        data >= 1 and data * rest == num_devices,
+        f"config.mesh (data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}) does not fit {num_devices} "
+        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take what fsdp and tensor leave.",
+    )
+    return data, mesh.fsdp, mesh.tensor
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes ("data", "fsdp", "tensor") over all devices, laid out for the network's topology."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension over data and fsdp; everything else replicated."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def param_shardings(shapes: Any, mesh: Mesh) -> Any:
+    """Tree of NamedSharding for a tree of parameters (or their jax.ShapeDtypeStruct)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)), shapes
+    )
+
+
+def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
+    """Shardings of any tree that holds copies of parameters (optimiser moments, EMA) among other leaves.
+
+    A leaf whose path ends with a parameter's whole path and that has the parameter's shape lies as the
+    parameter does; a leaf of another shape (factored moments, counters) is replicated.
+    """
+    known = {
+        path_name(path): (leaf.shape, partition_spec(path_name(path), leaf.shape, mesh))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+    def sharding(path, leaf) -> NamedSharding:
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, spec = known.get("/".join(parts[start:]), (None, None))
+            if shape is not None:
+                return NamedSharding(mesh, spec if shape == leaf.shape else P())
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """PartitionSpec of the parameter called `name` ("image/blocks/mlp/up/kernel") by PARTITION_RULES.
+
+    A dimension that its mesh axis does not divide stays whole.
+    """
+    for pattern, spec in PARTITION_RULES:
+        if re.search(rf"(^|/){pattern}$", name):
+            axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
+            return P(
+                *(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True))
+            )
+    return P()
+
+
+def path_name(path: tuple) -> str:
+    """("image", "blocks", ...) of jax.tree_util as "image/blocks/..."."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def initialize_distributed(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of one run; a no-op for a run of one process.
+
+    By hand: all three arguments. Slurm (srun with several tasks), TPU pods (TPU_WORKER_HOSTNAMES) and
+    JAX_COORDINATOR_ADDRESS are recognised by their environment and left to jax.distributed.
+    """
+    by_hand = (coordinator_address, num_processes, process_id)
+    require(
+        all(v is None for v in by_hand) or all(v is not None for v in by_hand),
+        f"--coordinator_address, --num_processes and --process_id go together; found {by_hand}.",
+    )
+    if coordinator_address is not None:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        return
+    env = os.environ
+    in_slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env
+    in_tpu_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    if in_slurm or in_tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
+        jax.distributed.initialize()
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays -> NumPy on every process (collective when several processes hold them)."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
