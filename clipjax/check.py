@@ -61,12 +61,8 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     )
     for name in ("mean", "std"):
         values = getattr(config.data.pixels, name)
-        require(
-            len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue)."
-        )
-    require(
-        min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive."
-    )
+        require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
+    require(min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive.")
     best = config.checkpoint.best_metric
     require(
         not best or best.split("/")[0] in config.eval.evaluators,

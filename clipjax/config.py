@@ -243,9 +243,7 @@ def to_config_dict(config: Any) -> ConfigDict:
         kind = _field_types(type(config))[f.name]
         if type(None) in typing.get_args(kind):
             # ConfigDict fixes a field's type by its first value; a placeholder takes None and the other type.
-            result[f.name] = config_dict.placeholder(
-                next(t for t in typing.get_args(kind) if t is not type(None))
-            )
+            result[f.name] = config_dict.placeholder(next(t for t in typing.get_args(kind) if t is not type(None)))
         result[f.name] = value
     return result
 

@@ -102,9 +102,7 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     for pattern, spec in PARTITION_RULES:
         if re.search(rf"(^|/){pattern}$", name):
             axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
-            return P(
-                *(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True))
-            )
+            return P(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)))
     return P()
 
 

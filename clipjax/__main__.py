@@ -1,0 +1,30 @@
+"""`clipjax COMMAND ...`, the same as `python -m clipjax.COMMAND ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# command -> (module with main(argv), what it does)
+COMMANDS = {
+    "train": ("clipjax.train", "train a dual encoder, or go on with a stopped run"),
+    "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
+}
+
+
+def main() -> None:
+    """Entry point of the console command; exits with 2 for an unknown command."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command not in COMMANDS:
+        width = max(map(len, COMMANDS))
+        print("usage: clipjax COMMAND [--help | flags]\n")
+        print("\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+        if command not in ("--help", "-h", "help"):
+            print(f"\nUnknown command '{command}'.", file=sys.stderr)
+            sys.exit(2)
+        return
+    importlib.import_module(COMMANDS[command][0]).main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Checkpoints: one Orbax step directory holds everything a run or an evaluation needs, atomically.
+
+    workdir/checkpoints/1200/params       the towers, logit_scale, logit_bias
+                             ema_params   the same tree, when the run keeps an average
+                             train        optimiser state, step, PRNG key, skip counters
+                             meta         JSON: config, fingerprint, data state of every process
+
+Orbax writes into a temporary name and renames when every process has finished, so a directory with a
+plain number is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
+from clipjax.mesh import path_name
+from clipjax.train_step import TrainState, abstract_state
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or does not fit what is asked of it."""
+
+
+def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> ocp.CheckpointManager:
+    """The manager of workdir/checkpoints, saving in the background; close() it, or use it in a `with`."""
+    directory = Path(workdir).absolute() / "checkpoints"
+    policies = [LatestN(config.keep_last)]
+    best = config.best_metric
+    if best and config.keep_best:
+        metric = lambda metrics: metrics[best]  # noqa: E731
+        policies.append(BestN(metric, n=config.keep_best, keep_checkpoints_without_metrics=False))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy(policies),
+        best_fn=(lambda metrics: metrics[best]) if best else None,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    *,
+    data_state: dict,
+    config: ExperimentConfig,
+    fingerprint: dict,
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Starts writing the checkpoint of state.step; returns when the arrays have been copied off the devices.
+
+    data_state: this process's train iterator state (JSON-able).
+    metrics: evaluation results of this very step, if there are any; keep_best compares them.
+    """
+    step = int(state.step)
+    meta = {
+        "format": "clipjax-checkpoint/1",
+        "config": to_json_dict(config),
+        "fingerprint": fingerprint,
+        "data_states": _gather_json(data_state),
+    }
+    items = {
+        "params": ocp.args.StandardSave(state.params),
+        "train": ocp.args.StandardSave(_train_item(state)),
+        "meta": ocp.args.JsonSave(meta),
+    }
+    if state.ema_params is not None:
+        items["ema_params"] = ocp.args.StandardSave(state.ema_params)
+    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh
+) -> tuple[TrainState, list[dict]]:
+    """(state on the CURRENT mesh, data states of the processes that wrote the checkpoint).
+
+    Raises CheckpointError listing the parameters whose shapes differ from config's.
+    """
+    target = abstract_state(config, mesh)
+    wanted = {"params": target.params, "train": _train_item(target)}
+    if target.ema_params is not None:
+        wanted["ema_params"] = target.ema_params
+    for name, tree in wanted.items():
+        _check_same_tree(manager, step, name, tree)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    found = manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+    state = TrainState(params=found["params"], ema_params=found.get("ema_params"), **found["train"])
+    return state, found["meta"]["data_states"]
+
+
+def restore_params(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> Any:
+    """The parameters to evaluate with, EMA where the run kept one, on any mesh; nothing else is read."""
+    target = abstract_state(config, mesh).params
+    name = "ema_params" if config.optimizer.ema_decay > 0 else "params"
+    _check_same_tree(manager, step, name, target)
+    return manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> tuple[ExperimentConfig, dict]:
+    """(the run's config, its fingerprint) of a checkpoint."""
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    return from_json_dict(meta["config"]), meta["fingerprint"]
+
+
+def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointManager, int]:
+    """A run's checkpoints, read-only, and the number of the step meant by "latest", "best" or "1200".
+
+    "best" is by the run's own config.checkpoint.best_metric. Raises CheckpointError naming what is there.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{workdir} holds no checkpoints: expected the folder {directory}. "
+            "--checkpoint takes the --workdir of a training run."
+        )
+    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
+    steps = sorted(manager.all_steps())
+    chosen = None
+    if step == "latest" and steps:
+        chosen = steps[-1]
+    elif step == "best" and steps:
+        chosen = _best_step(manager, steps)
+    elif step.isdigit():
+        chosen = int(step)
+    if chosen not in steps:
+        raise CheckpointError(
+            f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "
+            "--step takes one of them, 'latest', or 'best' (with config.checkpoint.best_metric)."
+        )
+    return manager, chosen
+
+
+def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
+    best = read_meta(manager, steps[-1])[0].checkpoint.best_metric
+    scores = {step: (manager.metrics(step) or {}).get(best) for step in steps}
+    return max((s for s in steps if scores[s] is not None), key=scores.get, default=None)
+
+
+def _train_item(state: TrainState) -> dict[str, Any]:
+    names = ("step", "opt_state", "rng", "skipped", "skipped_in_a_row")
+    return {name: getattr(state, name) for name in names}
+
+
+def _check_same_tree(manager: ocp.CheckpointManager, step: int, item: str, target: Any) -> None:
+    metadata = manager.item_metadata(step)
+    present = sorted(name for name in metadata.keys() if metadata[name] is not None)
+    if item not in present:
+        raise CheckpointError(
+            f"Checkpoint {manager.directory}/{step} has no '{item}'; it has {', '.join(present)}. "
+            "config.optimizer.ema_decay must be on, or off, as it was in training."
+        )
+    found = _shapes(metadata[item])
+    expected = _shapes(target)
+    lines = [
+        f"  {name}: checkpoint {found.get(name, 'nothing')}, configuration {expected.get(name, 'nothing')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if lines:
+        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise CheckpointError(
+            f"Checkpoint {manager.directory}/{step} does not fit the configuration in '{item}':\n"
+            + "\n".join(lines[:20])
+            + more
+            + "\nUse the configuration it was trained with, or a new --workdir."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _gather_json(value: dict) -> list[dict]:
+    """Every process's value, on every process, in process order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]

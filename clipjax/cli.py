@@ -1,0 +1,69 @@
+"""What the commands share: flags of their own FlagValues, start-up of several processes, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from clipjax.config import ConfigError
+from clipjax.mesh import initialize_distributed
+
+
+def parse(
+    argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], None], *, required: Sequence[str] = ()
+) -> flags.FlagValues:
+    """Parses argv (argv[0] is the command) into FlagValues with --config and the distributed flags defined.
+
+    doc: the module's docstring, whose examples --help shows. Exits with 2 and one line on a wrong flag.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file: path.py or path.py:argument; --config.a.b=value overrides.",
+        values,
+        sys_argv=list(argv),
+    )
+    define(values)
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
+    flags.DEFINE_integer("num_processes", None, "Processes of the run, to start by hand.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "This process, from 0, to start by hand.", flag_values=values)
+    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+        print(doc)
+        print("\n".join(_describe(values[name]) for name in sorted(values)))
+        sys.exit(0)
+    try:
+        rest = values(list(argv))[1:]
+    except (flags.Error, ConfigError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(error)
+    if rest:
+        fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
+    for name in required:
+        if values[name].value is None:
+            fail(f"--{name} is missing. Try --help.")
+    return values
+
+
+def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
+    """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    try:
+        body()
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__module__.startswith("clipjax."):
+            fail(error, code=1)
+        raise
+
+
+def fail(error: object, code: int = 2) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _describe(flag: flags.Flag) -> str:
+    return f"  --{flag.name}\n        {flag.help}"

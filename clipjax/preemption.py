@@ -1,0 +1,36 @@
+"""SIGTERM -> "save and leave at the end of this step", the same step on every process."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+    """Context manager; `reached(step)` turns true once after a SIGTERM, on all processes at one step.
+
+    One process: a signal handler. Several: JAX's coordination service takes the signal wherever it
+    arrives and agrees with the others on the step at which all of them save.
+    """
+
+    def __enter__(self) -> Preemption:
+        self.signalled = False
+        self.alone = jax.process_count() == 1
+        if self.alone:
+            self.previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.alone:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def reached(self, step: int) -> bool:
+        return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(step)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        logging.info("Signal %d: saving at the end of this step.", number)
+        self.signalled = True

@@ -1,0 +1,280 @@
+"""The training run: restore or start, step, log, evaluate, checkpoint, and leave cleanly.
+
+    clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
+    clipjax train --config=experiments/emoji.py --config.loss.name=sigmoid --workdir=runs/emoji
+    python -m clipjax.train ...                      # the same thing
+
+Started again with the same --workdir, a run goes on where its last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags, logging
+from jax.sharding import Mesh
+
+from clipjax import checkpoint as checkpoints
+from clipjax import cli
+from clipjax.atomic import write_text
+from clipjax.check import check
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_json_dict
+from clipjax.data.pipeline import make_train_iterator, prefetch_to_mesh
+from clipjax.data.sources import open_source
+from clipjax.data.text import make_tokenizer
+from clipjax.evaluate import make_evaluate
+from clipjax.fingerprint import check_fingerprint, fingerprint
+from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.metrics_log import MetricsLog
+from clipjax.preemption import Preemption
+from clipjax.progress import progress_line
+from clipjax.summary import draw_summary, make_held_out, record_before
+from clipjax.train_step import TrainState, abstract_state, create_state, make_train_step
+
+# Steps the host may run ahead of the devices: enough to hide dispatch, few enough that a non-finite
+# loss is seen soon.
+MAX_STEPS_IN_FLIGHT = 2
+
+
+class TrainingError(RuntimeError):
+    """The run stopped itself; the message says why and which checkpoint is intact."""
+
+
+def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
+    """Trains to config.total_steps, from the last checkpoint in workdir when there is one.
+
+    Writes to workdir: config.json, metrics.jsonl, TensorBoard events, checkpoints/, summary.png.
+    Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
+    Raises ConfigError or FingerprintError before compiling, TrainingError after
+    config.optimizer.max_nonfinite_steps skipped steps in a row, DataError when too many records are bad.
+    """
+    workdir = Path(workdir)
+    check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    mesh = make_mesh(config.mesh)
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    check_tokenizer(config, tokenizer)
+    prints = fingerprint(config, tokenizer)
+    batches = make_train_iterator(
+        config.data,
+        source=open_source(config.data.train),
+        tokenizer=tokenizer,
+        image_size=config.model.image.image_size,
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    evaluate = flat(make_evaluate(config, mesh, tokenizer))
+    draws = config.log.figures and config.eval.evaluators
+    held_out = make_held_out(config, mesh, tokenizer) if draws else None
+    step_fn = compile_step(config, mesh)
+
+    with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
+        state = restore_or_create(manager, config, mesh, prints, batches)
+        start = int(state.step)
+        if jax.process_index() == 0:
+            write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
+        with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
+            if start == 0:
+                results = evaluate(eval_params(state))
+                log.write(0, results)
+                if held_out:
+                    record_before(workdir, held_out(eval_params(state)), results)
+            save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
+            stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
+            with contextlib.closing(stream):
+                state, results = loop(config, state, step_fn, stream, evaluate=evaluate, save=save, log=log)
+        manager.wait_until_finished()
+        if int(state.step) < config.total_steps:
+            announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command goes on from there.")
+            return {}
+        if held_out:
+            draw_summary(workdir, held_out(eval_params(state)), results)
+    return results
+
+
+def loop(
+    config: ExperimentConfig,
+    state: TrainState,
+    step_fn: Callable,
+    stream: Iterator,
+    *,
+    evaluate: Callable[[Any], dict[str, float]],
+    save: Callable,
+    log: MetricsLog,
+) -> tuple[TrainState, dict[str, float]]:
+    """Steps from state.step to config.total_steps, or to a preemption; returns (state, last evaluation)."""
+    total, every = config.total_steps, config.eval.every_steps
+    started_at = int(state.step)
+    window = Window(config.global_batch_size)
+    in_flight: collections.deque = collections.deque()
+    results = evaluate(eval_params(state)) if started_at >= total else {}
+    with Preemption() as preemption:
+        for step in range(started_at + 1, total + 1):
+            batch, data_state, data_wait = next(stream)
+            state, metrics = step_fn(state, {name: batch[name] for name in ("image", "text")})
+            in_flight.append(metrics)
+            if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
+                stop_if_not_finite(in_flight.popleft(), config)
+            window.add(data_wait)
+            if step == total or step % config.log.every_steps == 0:
+                values = {name: float(value) for name, value in metrics.items()} | window.rates()
+                bad = {f"bad_records/{cause}": count for cause, count in data_state["bad"].items()}
+                log.write(step, values | bad)
+                announce(progress_line(step, total, values))
+
+            preempted = preemption.reached(step)
+            evaluates = step == total or (every > 0 and step % every == 0)
+            saves = step == total or preempted or step % config.checkpoint.every_steps == 0
+            if evaluates:
+                results = evaluate(eval_params(state))
+                log.write(step, results)
+                announce(f"evaluated step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
+            if saves:
+                save(state, data_state=data_state, metrics=results if evaluates else None)
+            if evaluates or saves:
+                window.restart()
+            if preempted:
+                break
+    return state, results
+
+
+def compile_step(config: ExperimentConfig, mesh: Mesh) -> Callable:
+    """The train step compiled for its shapes, so that the first step is not mistaken for a slow one."""
+    started = time.perf_counter()
+    state = abstract_state(config, mesh)
+    image, text = config.model.image, config.model.text
+    size, sharding = config.global_batch_size, batch_sharding(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, image.image_size, image.image_size, 3), jnp.uint8, sharding=sharding),
+        "text": jax.ShapeDtypeStruct((size, text.context_length), jnp.int32, sharding=sharding),
+    }
+    compiled = make_train_step(config, mesh, state).lower(state, batch).compile()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    announce(
+        f"{parameters / 1e6:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), global batch {size}, "
+        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es); "
+        f"compiled in {time.perf_counter() - started:.1f} s"
+    )
+    return compiled
+
+
+def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints: dict, batches: Any) -> TrainState:
+    """The state to go on from; sets the data iterator to the batch that follows it."""
+    step = manager.latest_step()
+    if step is None:
+        return create_state(config, mesh)
+    trained, found = checkpoints.read_meta(manager, step)
+    where = f"{manager.directory}/{step}"
+    check_fingerprint(found, prints, where=where)
+    for name in ("seed", "global_batch_size"):
+        require(
+            getattr(trained, name) == getattr(config, name),
+            f"{where} was trained with {name}={getattr(trained, name)}, config.{name} is now {getattr(config, name)}: "
+            "the data order would change. Use the old value, or a new --workdir.",
+        )
+    state, data_states = checkpoints.restore(manager, step, config, mesh)
+    batches.set_state(data_states[min(jax.process_index(), len(data_states) - 1)])
+    announce(f"Restored step {step} from {manager.directory}")
+    return state
+
+
+def eval_params(state: TrainState) -> Any:
+    return state.params if state.ema_params is None else state.ema_params
+
+
+def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:
+    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
+
+    def flattened(params: Any) -> dict[str, float]:
+        return {
+            f"{name}/{metric}": float(value)
+            for name, result in evaluate(params).items()
+            for metric, value in result.items()
+            if isinstance(value, int | float)
+        }
+
+    return flattened
+
+
+def stop_if_not_finite(metrics: dict, config: ExperimentConfig) -> None:
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row:
+        logging.warning("Loss or gradient not finite: step skipped, %d in a row", in_a_row)
+    if in_a_row >= config.optimizer.max_nonfinite_steps:
+        raise TrainingError(
+            f"The loss or its gradient was not finite for {in_a_row} steps in a row; no parameter was touched "
+            "by them, and the last checkpoint is intact. Lower config.optimizer.learning_rate, raise "
+            "schedule.warmup_steps, or set config.optimizer.grad_clip_norm=1.0, and run the command again."
+        )
+
+
+def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:
+    """Refuses a tokenizer whose ids the text tower cannot take or pool. Raises ConfigError."""
+    text = config.model.text
+    require(
+        tokenizer.vocab_size <= text.vocab_size,
+        f"{config.tokenizer.path} has {tokenizer.vocab_size} pieces, more than "
+        f"config.model.text.vocab_size={text.vocab_size}; set vocab_size to at least {tokenizer.vocab_size}.",
+    )
+    if text.pool == "eos" and text.eos_id != tokenizer.eos_id:
+        raise ConfigError(
+            f"config.model.text.pool='eos' looks for id eos_id={text.eos_id}, but the tokenizer ends texts with "
+            f"{tokenizer.eos_id}; set config.model.text.eos_id={tokenizer.eos_id}."
+        )
+
+
+def announce(line: str) -> None:
+    """Prints on the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+class Window:
+    """Rates since the last log line, without the time spent in evaluation and checkpoints."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, data_wait: float) -> None:
+        self.steps += 1
+        self.waited += data_wait
+
+    def rates(self) -> dict[str, float]:
+        """images_per_second, seconds_per_step and data_wait (share of the time, 0 to 1)."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rates = {
+            "images_per_second": self.steps * self.batch_size / seconds,
+            "seconds_per_step": seconds / max(self.steps, 1),
+            "data_wait": self.waited / seconds,
+        }
+        self.restart()
+        return rates
+
+
+def main(argv: list[str]) -> None:
+    """The command line; see the module's docstring."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", flag_values=values)
+
+    values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

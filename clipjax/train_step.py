@@ -1,0 +1,177 @@
+"""One step of training as a pure function: (TrainState, batch) -> (TrainState, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig
+from clipjax.losses import make_loss
+from clipjax.mesh import batch_sharding, param_shardings, replicated, state_shardings
+from clipjax.models import DualEncoder
+from clipjax.models.pixels import normalize_pixels
+from clipjax.optim import make_optimizer, make_schedule
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that survives a step. Nothing else may."""
+
+    step: jax.Array  # int32, batches consumed
+    params: Any  # float32
+    opt_state: Any
+    ema_params: Any  # float32 tree like params, or None
+    rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
+    skipped: jax.Array  # int32, steps skipped for a non-finite loss or gradient, ever
+    skipped_in_a_row: jax.Array  # int32, of those the ones up to now without a good step between
+
+
+def make_train_step(
+    config: ExperimentConfig, mesh: Mesh, state: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step for this experiment on this mesh; donates the state it is given.
+
+    Args:
+      state: shapes are enough (jax.eval_shape of create_state).
+    Batch: {"image": [B, H, W, 3] uint8, "text": [B, L] int32}, global arrays over (data, fsdp).
+    Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
+      learning_rate, skipped, skipped_in_a_row, and what the loss adds.
+
+    A step whose loss or gradient is not finite leaves params, opt_state and ema_params as they were.
+    """
+    tx = make_optimizer(config.optimizer, state.params, config.total_steps)
+    schedule = make_schedule(config.optimizer, config.total_steps)
+    forward = make_loss_and_metrics(config, mesh)
+    ema_decay = config.optimizer.ema_decay
+    scale_max = config.model.logit_scale_max
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        (loss, metrics), grads = jax.value_and_grad(forward, has_aux=True)(state.params, batch, key)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if scale_max > 0:
+            # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
+            # leave a scale beyond the bound without a gradient to come back.
+            params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
+        ema_params = state.ema_params
+        if ema_decay > 0:
+            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = (params, opt_state, ema_params)
+        old = (state.params, state.opt_state, state.ema_params)
+        params, opt_state, ema_params = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        bad = 1 - finite.astype(jnp.int32)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            rng=state.rng,
+            skipped=state.skipped + bad,
+            skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+        )
+        metrics |= {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": schedule(state.step - 1),
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    shardings = train_state_shardings(state, mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_loss_and_metrics(
+    config: ExperimentConfig, mesh: Mesh
+) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]:
+    """(params, batch, key) -> (loss of the global batch, metrics); what the step differentiates."""
+    model = DualEncoder(config.model)
+    loss_fn = make_loss(config.loss, mesh)
+    pixels = config.data.pixels
+
+    def forward(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        out = model.apply({"params": params}, image=image, text=batch["text"], train=True, rngs={"dropout": key})
+        loss, metrics = loss_fn(
+            out.image_embedding, out.text_embedding, logit_scale=out.logit_scale, logit_bias=out.logit_bias
+        )
+        return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
+
+    return forward
+
+
+def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """A fresh TrainState, every array made where it lives on the mesh; the same numbers on any mesh."""
+    init = initializer(config)
+    shardings = train_state_shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of create_state's result, without computing it."""
+    shapes = jax.eval_shape(initializer(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        train_state_shardings(shapes, mesh),
+    )
+
+
+def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
+    """() -> TrainState from config.seed; traceable."""
+
+    def init() -> TrainState:
+        params_key, step_key = jax.random.split(jax.random.key(config.seed))
+        image, text = config.model.image, config.model.text
+        params = DualEncoder(config.model).init(
+            params_key,
+            image=jnp.zeros((1, image.image_size, image.image_size, 3)),
+            text=jnp.zeros((1, text.context_length), jnp.int32),
+        )["params"]
+        tx = make_optimizer(config.optimizer, params, config.total_steps)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=tx.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay > 0 else None,
+            rng=jax.random.key_data(step_key),
+            skipped=zero,
+            skipped_in_a_row=zero,
+        )
+
+    return init
+
+
+def train_state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """NamedSharding for every leaf of a TrainState (shapes are enough)."""
+    every = replicated(mesh)
+    return TrainState(
+        step=every,
+        params=param_shardings(state.params, mesh),
+        opt_state=state_shardings(state.opt_state, state.params, mesh),
+        ema_params=None if state.ema_params is None else param_shardings(state.ema_params, mesh),
+        rng=every,
+        skipped=every,
+        skipped_in_a_row=every,
+    )

@@ -1,0 +1,62 @@
+"""A small dual encoder on drawn scenes, minutes on a laptop: `make train`.
+
+    python -m data_pipelines.scenes --out=data/scenes
+    python -m data_pipelines.train_tokenizer --records=data/scenes --vocab_size=256 --out=data/scenes.model
+    clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
+    clipjax train --config=experiments/quickstart.py:softmax --workdir=runs/quickstart-softmax
+
+The argument names the loss: sigmoid (default) or softmax.
+"""
+
+from ml_collections import ConfigDict
+
+from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+
+DATA = "data/scenes"
+
+
+def get_config(loss: str = "sigmoid") -> ConfigDict:
+    config = default_config()
+    config.total_steps = 500
+    config.global_batch_size = 128
+
+    config.loss.name = loss
+    model = config.model
+    model.embed_dim = 128
+    model.logit_scale_init = 10.0
+    model.logit_bias_init = -10.0 if loss == "sigmoid" else None
+    model.image.update(
+        image_size=64, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, pool="map",
+        pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6, scan_layers=False,
+    )  # fmt: skip
+    model.text.update(
+        vocab_size=256, context_length=24, width=128, depth=3, num_heads=4, mlp_dim=512, causal=False,
+        pool="last", projection_bias=True, activation="gelu_tanh", norm_eps=1e-6, scan_layers=False,
+    )  # fmt: skip
+
+    config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, b2=0.95, grad_clip_norm=1.0)
+    config.optimizer.schedule.warmup_steps = 50
+
+    config.tokenizer.path = "data/scenes.model"
+    config.data.train.path = DATA
+    config.data.augment.name = "none"
+
+    evaluators = {
+        # Colours and shapes that never met in training: does the model compose what it learnt?
+        "compositional": EvaluatorConfig(name="zero_shot", source=_split("compositional"), templates=TEMPLATES),
+        "validation": EvaluatorConfig(name="zero_shot", source=_split("validation"), templates=TEMPLATES),
+        "retrieval": EvaluatorConfig(name="retrieval", source=_split("validation")),
+    }
+    config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
+    config.eval.every_steps = 250
+    config.checkpoint.every_steps = 250
+    config.checkpoint.best_metric = "compositional/top1"
+    config.log.every_steps = 20
+    return config
+
+
+TEMPLATES = ("{}", "a picture of {}")
+
+
+def _split(split: str) -> SourceConfig:
+    return SourceConfig(path=DATA, split=split)
