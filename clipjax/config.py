@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_dict
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); quick_gelu is OpenAI CLIP's
 Remat = Literal["none", "dots", "full"]
+Init = Literal["clip", "big_vision"]  # whose initial weights
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -46,6 +47,7 @@ class ImageTowerConfig:
     projection: bool = True  # linear map without bias to embed_dim; False: width == embed_dim
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
+    init: Init = "clip"
     dropout: float = 0.0
     drop_path: float = 0.0
     scan_layers: bool = True
@@ -67,6 +69,7 @@ class TextTowerConfig:
     projection_bias: bool = False
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
+    init: Init = "clip"
     dropout: float = 0.0
     drop_path: float = 0.0
     scan_layers: bool = True

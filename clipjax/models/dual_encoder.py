@@ -1,0 +1,64 @@
+"""Two independent towers into one embedding space, with the learned temperature between them."""
+
+from __future__ import annotations
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.config import ModelConfig, nearest, require
+from clipjax.models.text import TextTransformer
+from clipjax.models.vit import VisionTransformer
+
+# name -> linen module made from (tower config, embed_dim, dtype)
+IMAGE_TOWERS = {"vit": VisionTransformer}
+TEXT_TOWERS = {"transformer": TextTransformer}
+
+
+@flax.struct.dataclass
+class DualEncoderOutput:
+    image_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without images
+    text_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without texts
+    logit_scale: jax.Array  # () float32, the scale itself (exp of the parameter)
+    logit_bias: jax.Array  # () float32, 0 where the model has none
+
+
+class DualEncoder(nn.Module):
+    """image [B, H, W, 3] normalised pixels and/or text [B, L] int32 -> DualEncoderOutput.
+
+    Parameters: image, text, logit_scale (its logarithm), and logit_bias where config has one. The scale is
+    not clipped here but after each update, by the train step. Raises ConfigError for an unknown tower.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array | None = None, text: jax.Array | None = None, train: bool = False
+    ) -> DualEncoderOutput:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        for side, name, table in (
+            ("image", config.image.name, IMAGE_TOWERS),
+            ("text", config.text.name, TEXT_TOWERS),
+        ):
+            require(name in table, f"config.model.{side}.name='{name}' is unknown.{nearest(name, table)}")
+        image_embedding = text_embedding = None
+        if image is not None:
+            tower = IMAGE_TOWERS[config.image.name](config.image, config.embed_dim, dtype, name="image")
+            image_embedding = unit_length(tower(image, train))
+        if text is not None:
+            tower = TEXT_TOWERS[config.text.name](config.text, config.embed_dim, dtype, name="text")
+            text_embedding = unit_length(tower(text, train))
+        constant = nn.initializers.constant
+        log_scale = self.param("logit_scale", constant(jnp.log(config.logit_scale_init)), ())
+        bias = jnp.zeros(())
+        if config.logit_bias_init is not None:
+            bias = self.param("logit_bias", constant(config.logit_bias_init), ())
+        return DualEncoderOutput(image_embedding, text_embedding, jnp.exp(log_scale), bias)
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, in float32; a zero vector stays zero, with a zero gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -1,0 +1,190 @@
+"""The parts towers are made of: linear maps, LayerNorm, attention, MLP, patch embedding, pooling heads.
+
+Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product, softmax and
+LayerNorm statistics are float32 whatever it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP clip/model.py
+}
+
+
+class Linear(nn.Module):
+    """y = x @ kernel + bias on the last axis; kernel [in, *features] float32.
+
+    All leading axes are flattened: XLA:CPU multiplies two-dimensional operands about a fifth faster than
+    batched ones, and elsewhere the reshape is free. features may be a tuple, (3, width) for fused q, k, v, so
+    that the last axis can be sharded on its own.
+    """
+
+    features: int | tuple[int, ...]
+    kernel_init: Callable
+    use_bias: bool = True
+    bias_init: Callable = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = (self.features,) if isinstance(self.features, int) else self.features
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], *features))
+        y = dot(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", self.bias_init, features).astype(y.dtype)
+        return y.reshape(*x.shape[:-1], *features)
+
+
+def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [n, in] @ kernel [in, ...] -> [n, ...] in dtype, accumulated in float32."""
+    y = jax.lax.dot_general(
+        x.astype(dtype), kernel.astype(dtype), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return y.astype(dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, computed in float32, returned in x's dtype."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width]."""
+
+    num_heads: int
+    causal: bool
+    qkv_init: Callable
+    out_init: Callable
+    bias_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        qkv = Linear((3, width), self.qkv_init, bias_init=self.bias_init, dtype=self.dtype, name="qkv")(x)
+        q, k, v = (qkv[:, :, i].reshape(*x.shape[:2], self.num_heads, -1) for i in range(3))
+        y = attention(q, k, v, causal=self.causal).reshape(x.shape)
+        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q."""
+    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if causal:
+        visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
+        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
+
+
+class Mlp(nn.Module):
+    mlp_dim: int
+    activation: str
+    up_init: Callable
+    down_init: Callable
+    bias_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = Linear(self.mlp_dim, self.up_init, bias_init=self.bias_init, dtype=self.dtype, name="up")(x)
+        y = ACTIVATIONS[self.activation](y)
+        return Linear(x.shape[-1], self.down_init, bias_init=self.bias_init, dtype=self.dtype, name="down")(y)
+
+
+class PatchEmbed(nn.Module):
+    """Image [B, H, W, C] -> patches [B, (H/p)(W/p), width] as one matrix product (a convolution with stride p).
+
+    Rows and columns beyond the last whole patch are dropped (VALID, as So400m/14 at 384 needs). The kernel's
+    rows run over patch row, patch column, channel.
+    """
+
+    patch_size: int
+    width: int
+    use_bias: bool
+    kernel_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        p = self.patch_size
+        batch, h, w, channels = image.shape[0], image.shape[1] // p, image.shape[2] // p, image.shape[3]
+        patches = image[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)
+        kernel = self.param("kernel", self.kernel_init, (p * p * channels, self.width))
+        y = dot(patches.reshape(-1, patches.shape[-1]), kernel, self.dtype).reshape(batch, h * w, self.width)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.width,)).astype(y.dtype)
+        return y
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
+
+    x [batch, length, width] -> [batch, width]. Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
+    """
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, _, width = x.shape
+        xavier = nn.initializers.xavier_uniform()
+        probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
+        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x)
+        mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
+        return y + mlp(LayerNorm(self.eps, name="ln")(y))
+
+
+class ProbeAttention(nn.Module):
+    """Attention of one query, probe [width], over x [batch, length, width] -> [batch, width]."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, probe: jax.Array, x: jax.Array) -> jax.Array:
+        batch, _, width = x.shape
+        xavier = nn.initializers.xavier_uniform()
+        q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
+        k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
+        v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
+        q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
+        y = attention(q, k, v).reshape(batch, width)
+        return Linear(width, xavier, dtype=self.dtype, name="out")(y)
+
+
+def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed position embedding [height * width, dim] float32: sin and cos of x, then of y (MoCo v3, 2104.02057).
+
+    Raises ValueError unless dim is a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"position='sincos' needs a width that is a multiple of 4, not {dim}.")
+    y, x = np.mgrid[:height, :width]
+    omega = 1.0 / temperature ** (np.arange(dim // 4) / (dim // 4 - 1))
+    x, y = np.outer(x.ravel(), omega), np.outer(y.ravel(), omega)
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -1,0 +1,53 @@
+"""Text transformers: CLIP's (causal, EOS pooling) and SigLIP's (bidirectional, last position) are settings of one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.config import TextTowerConfig
+from clipjax.models.layers import LayerNorm, Linear
+from clipjax.models.transformer import transformer
+
+
+class TextTransformer(nn.Module):
+    """text [B, L] int32, L <= context_length -> [B, embed_dim] in dtype, not normalised to unit length.
+
+    Padding is attended to, as in CLIP (where causality hides it from the pooled position) and SigLIP
+    (which always pads to the full context). A causal tower with EOS pooling may be given fewer columns than
+    context_length as long as every EOS is in them: the result is the same.
+    """
+
+    config: TextTowerConfig
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, text: jax.Array, train: bool = False) -> jax.Array:
+        c = self.config
+        normal = nn.initializers.normal
+        clip = c.init == "clip"
+        embedding = nn.Embed(
+            c.vocab_size, c.width, embedding_init=normal(0.02 if clip else c.width**-0.5), name="token_embedding"
+        )
+        position = self.param(
+            "position_embedding", normal(0.01 if clip else c.width**-0.5), (c.context_length, c.width)
+        )
+        x = (embedding(text) + position[: text.shape[1]]).astype(self.dtype)
+        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = transformer(x, c, causal=c.causal, dtype=self.dtype, train=train)
+        x = LayerNorm(c.norm_eps, name="ln_final")(x)
+        x = pool_text(x, text, c)
+        init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
+        return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
+
+
+def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Array:
+    """x [B, L, width] -> [B, width] by config.pool: at the first eos_id (eos_id < 0: the largest id), last, or mean."""
+    if config.pool == "last":
+        return x[:, -1]
+    if config.pool == "gap":
+        return x.mean(axis=1)
+    where = jnp.argmax(text if config.eos_id < 0 else text == config.eos_id, axis=1)
+    return jnp.take_along_axis(x, where[:, None, None], axis=1)[:, 0]
