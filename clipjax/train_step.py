@@ -107,9 +107,13 @@ def make_loss_and_metrics(
     """(params, batch, key) -> (loss of the global batch, metrics); what the step differentiates."""
     model = DualEncoder(config.model)
     loss_fn = make_loss(config.loss, mesh)
-    pixels = config.data.pixels
+    pixels, optimizer = config.data.pixels, config.optimizer
+    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
+    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
 
     def forward(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
+        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
         image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         out = model.apply({"params": params}, image=image, text=batch["text"], train=True, rngs={"dropout": key})
         loss, metrics = loss_fn(
