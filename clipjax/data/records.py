@@ -1,0 +1,176 @@
+"""The record on disk: one image with its captions as a msgpack map in ArrayRecord shards, beside a manifest.
+
+    folder/train-00000-of-00004.arrayrecord   records: {"image", "texts", "key", "label"?, "pair_id"?}
+           ...
+           manifest.json                      counts, checksums, class names, licences, source; written last
+
+docs/data.md describes both for people who write them with other tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from clipjax.atomic import write_text
+
+FORMAT = "clipjax-records/1"
+MANIFEST = "manifest.json"
+
+
+class RecordError(ValueError):
+    """A record that cannot be used. `cause` is a short name to count by; the message says which and why."""
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(message)
+        self.cause = cause
+
+
+class ManifestError(ValueError):
+    """A folder of records that is missing, unfinished or not what was asked for."""
+
+
+def encode_record(
+    image: bytes, texts: Sequence[str], *, key: str, label: int | None = None, pair_id: int | None = None
+) -> bytes:
+    """image: an encoded JPEG, PNG or WebP file; texts: at least one caption; key: unique in the data set.
+
+    label: index into the manifest's class_names. pair_id: equal for records whose captions mean the same.
+    """
+    record = {"image": image, "texts": list(texts), "key": key}
+    record |= {} if label is None else {"label": int(label)}
+    record |= {} if pair_id is None else {"pair_id": int(pair_id)}
+    return msgpack.packb(record)
+
+
+def decode_record(data: bytes) -> dict[str, Any]:
+    """{"image": bytes, "texts": [str, ...], "key": str, "label": int (-1: none), "pair_id": int (-1: none)}.
+
+    Raises RecordError for anything else.
+    """
+    try:
+        record = msgpack.unpackb(data, max_bin_len=1 << 30)
+    except Exception as error:  # msgpack raises many kinds for damaged input; to a reader they are one
+        raise RecordError("corrupt record", f"not a msgpack map: {error}") from error
+    if not isinstance(record, dict):
+        raise RecordError("corrupt record", f"a msgpack {type(record).__name__}, expected a map")
+    for name, kind in (("image", bytes), ("texts", list), ("key", str)):
+        if not isinstance(record.get(name), kind):
+            raise RecordError(
+                "corrupt record", f"field '{name}' is {type(record.get(name)).__name__}, expected {kind.__name__}"
+            )
+    if not record["texts"] or not all(isinstance(text, str) for text in record["texts"]):
+        raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
+    return {"label": -1, "pair_id": -1, **record}
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a finished folder. Raises ManifestError saying what is there instead."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ManifestError(
+            f"{path} does not exist: {folder} is not a finished folder of records. "
+            "Build it first; docs/data_pipelines.md has the commands (python -m data_pipelines.scenes --out=data/scenes)."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ManifestError(f"{path} has format {found!r}, expected {FORMAT!r}; build the folder again.")
+    return manifest
+
+
+def write_records(
+    folder: str | Path,
+    splits: Mapping[str, Iterable[bytes]],
+    *,
+    name: str,
+    records_per_shard: int = 4096,
+    class_names: Sequence[str] = (),
+    skipped: Mapping[str, int] | None = None,
+    licences: Sequence[Mapping[str, str]] = (),
+    source: Mapping[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes a folder of shards and its manifest as a whole or not at all; returns the manifest.
+
+    splits: encoded records per split, consumed one by one; nothing is held but one shard.
+    skipped: cause -> count, looked at after all records have been consumed, so a generator may fill it.
+    source: what made the records (arguments, seed, versions). A finished folder with an equal source is left
+      as it is and its manifest returned; one with another source raises ManifestError unless overwrite.
+    """
+    folder = Path(folder)
+    source = json.loads(json.dumps(source))  # as it will be read back
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        manifest = read_manifest(folder)
+        if manifest["source"] == source:
+            return manifest
+        raise ManifestError(
+            f"{folder} holds records made with other settings: {manifest['source']}, now {source}. "
+            "Choose another --out, or pass --overwrite."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        described = {
+            split: _write_split(unfinished, split, records, records_per_shard) for split, records in splits.items()
+        }
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "splits": described,
+            "class_names": list(class_names),
+            "skipped": dict(sorted((skipped or {}).items())),
+            "licences": [dict(licence) for licence in licences],
+            "source": source,
+        }
+        write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"
+
+
+def _write_split(folder: Path, split: str, records: Iterable[bytes], records_per_shard: int) -> dict[str, Any]:
+    shards, writer, path = [], None, None
+
+    def close() -> None:
+        writer.close()
+        shards[-1]["bytes"] = path.stat().st_size
+        shards[-1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    for record in records:
+        if writer is None or shards[-1]["records"] == records_per_shard:
+            if writer is not None:
+                close()
+            path = folder / f"{split}-{len(shards):05d}"
+            # group_size 1: every record can be read on its own.
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            shards.append({"file": path.name, "records": 0})
+        writer.write(record)
+        shards[-1]["records"] += 1
+    if writer is not None:
+        close()
+    for index, shard in enumerate(shards):
+        final = shard_name(split, index, len(shards))
+        (folder / shard["file"]).rename(folder / final)
+        shard["file"] = final
+    return {"records": sum(shard["records"] for shard in shards), "shards": shards}
