@@ -25,7 +25,8 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ExperimentConfig, from_config_dict, require, to_json_dict
-from clipjax.data.pipeline import eval_batches, prefetch_to_mesh
+from clipjax.data.pipeline import eval_batches
+from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.eval import EVALUATORS
@@ -120,7 +121,8 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return prefetch_to_mesh(local, sharding, config.data.prefetch)
+        stream = prefetch_to_mesh(((batch, None) for batch in local), sharding, config.data.prefetch)
+        return (batch for batch, _, _ in stream)
 
     def evaluate(params: Any) -> dict[str, dict[str, Any]]:
         results = {}

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from clipjax.atomic import write_text
 from clipjax.config import ExperimentConfig
-from clipjax.data.pipeline import eval_batches, prefetch_to_mesh
+from clipjax.data.pipeline import eval_batches
+from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import Tokenizer
 from clipjax.evaluate import make_embed
@@ -69,7 +70,7 @@ def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) ->
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        stream = prefetch_to_mesh(local, batch_sharding(mesh), 1)
+        stream = prefetch_to_mesh(((batch, None) for batch in local), batch_sharding(mesh), 1)
         batch, *_ = next(stream)
         stream.close()
         images, text, index, valid = to_host(tuple(batch[k] for k in ("image", "text", "index", "valid")))

@@ -29,7 +29,8 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_json_dict
-from clipjax.data.pipeline import make_train_iterator, prefetch_to_mesh
+from clipjax.data.pipeline import make_train_iterator
+from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_evaluate

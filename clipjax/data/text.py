@@ -28,7 +28,8 @@ class Tokenizer(Protocol):
 def make_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
     """Raises ConfigError for an unknown name or a file that is missing or no tokenizer."""
     require(
-        config.name in TOKENIZERS, f"config.tokenizer.name='{config.name}' is unknown.{nearest(config.name, TOKENIZERS)}"
+        config.name in TOKENIZERS,
+        f"config.tokenizer.name='{config.name}' is unknown.{nearest(config.name, TOKENIZERS)}",
     )
     return TOKENIZERS[config.name](config, context_length)
 

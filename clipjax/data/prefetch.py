@@ -1,0 +1,58 @@
+"""Batches onto the mesh ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+
+def prefetch_to_mesh(
+    batches: Iterator[tuple[dict, Any]], sharding: Sharding, depth: int
+) -> Iterator[tuple[dict[str, jax.Array], Any, float]]:
+    """(local batch, extra) -> (global batch, extra, seconds waited for it), `depth` batches ahead.
+
+    The rows of all processes together are the global batch, laid out by `sharding`. A thread does the work;
+    its exceptions are raised here, at the batch they belong to. close() ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=max(depth, 1))
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch, extra in batches:
+                put((jax.make_array_from_process_local_data(sharding, batch), extra, None))
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put((None, None, error))
+
+    thread = threading.Thread(target=work, name="prefetch_to_mesh", daemon=True)
+    thread.start()
+    try:
+        while True:
+            started = time.perf_counter()
+            item = ready.get()
+            waited = time.perf_counter() - started
+            if item is None:
+                return
+            batch, extra, error = item
+            if error is not None:
+                raise error
+            yield batch, extra, waited
+    finally:
+        stop.set()
+        thread.join(timeout=5)
