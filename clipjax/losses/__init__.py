@@ -59,7 +59,7 @@ def make_loss(config: LossConfig, mesh: Mesh | None) -> Callable[..., tuple[jax.
         batch = image_embedding.shape[0]
         require(
             batch % shards == 0,
-            f"The batch of {batch} does not divide over data x fsdp = {shards} devices; change config.global_batch_size.",
+            f"The batch of {batch} does not divide over data x fsdp = {shards} devices; see config.global_batch_size.",
         )
         choose_tile(batch // shards, config.tile)
         return exact(image_embedding, text_embedding, logit_scale, logit_bias), {}

@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
 
 
 def position_embedding(tower: nn.Module, image_shape: tuple[int, ...], length: int) -> jax.Array:
-    """[length, width] float32; learned (a parameter of the tower) or fixed sin and cos with zeros for the class token."""
+    """[length, width] float32; learned, or fixed sin and cos with zeros for the class token."""
     c = tower.config
     if c.position == "learned":
         return tower.param("position_embedding", nn.initializers.normal(c.width**-0.5), (length, c.width))

@@ -1,0 +1,59 @@
+"""Metrics of a run: metrics.jsonl, a line per log, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipjax.atomic import write_text
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends {"step": s, name: value, ...} lines on the first process; on the others it does nothing.
+
+    resume_step: lines beyond it, which a killed run wrote after its last checkpoint, are dropped first, so
+    that the file holds one curve.
+    """
+
+    def __init__(self, workdir: str | Path, *, tensorboard: bool, resume_step: int):
+        self.file = self.events = None
+        if jax.process_index() != 0:
+            return
+        path = Path(workdir) / FILE
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step and resume_step > 0]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self.file is None or not values:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items() if self.events else ():
+            self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for sink in (self.file, self.events):
+            if sink is not None:
+                sink.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of workdir/metrics.jsonl; [] without the file. A torn last line is left out."""
+    path = Path(workdir) / FILE
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
