@@ -1,0 +1,73 @@
+"""What the pipelines' commands share: their flags, one-line errors, the closing report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipjax.data.records import ManifestError
+
+_EXAMPLES_PER_CAUSE = 3
+
+
+class PipelineError(ValueError):
+    """Input that a pipeline cannot work with; the message says where, what was found and what to do."""
+
+
+@dataclass
+class Skips:
+    """What was left out and why; `counts` goes into the manifest, the first examples to the screen."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, cause: str, example: str) -> None:
+        self.counts[cause] = self.counts.get(cause, 0) + 1
+        shown = self.examples.setdefault(cause, [])
+        if len(shown) < _EXAMPLES_PER_CAUSE:
+            shown.append(example)
+
+
+def make_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """A parser that shows the docstring of data_pipelines.NAME, with its examples, for --help."""
+    return argparse.ArgumentParser(
+        prog=f"python -m data_pipelines.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records; made by this command")
+    parser.add_argument("--overwrite", action="store_true", help="replace records made from other input or arguments")
+
+
+def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
+    """Calls build with the flags as keyword arguments; an error in the input becomes one line and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = vars(parser.parse_args(argv))
+    try:
+        build(**arguments)
+    except (PipelineError, ManifestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def print_manifest(folder: Path, manifest: dict, skips: Skips | None = None) -> None:
+    """Counts per split, what was skipped and why, licences. skips: with examples, when this run made the records."""
+    print(f"{folder}: {manifest['name']}")
+    for split, entry in manifest["splits"].items():
+        megabytes = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
+        print(f"  {split:<14}{entry['records']:>9,} records {len(entry['shards']):>5} files {megabytes:>10,.1f} MB")
+    if manifest["class_names"]:
+        print(f"  {len(manifest['class_names']):,} class names")
+    for cause, count in manifest["skipped"].items():
+        print(f"  skipped {count:,}: {cause}")
+        for example in skips.examples.get(cause, []) if skips else []:
+            print(f"    {example}")
+    for licence in manifest["licences"]:
+        print(f"  licence {licence['licence']}: {licence['source']}")

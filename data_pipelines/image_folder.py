@@ -1,0 +1,135 @@
+"""A folder of images as records, with captions from text files beside them or from folder names.
+
+    python -m data_pipelines.image_folder --images=photos --out=data/photos
+        photos/beach/1.jpg captioned by photos/beach/1.txt, a caption a line
+    python -m data_pipelines.image_folder --images=flowers --captions=folders --template="a photo of a {}" \\
+        --template="{}" --out=data/flowers
+        flowers/red_rose/1.jpg has the class name "red rose" and the captions "a photo of a red rose", "red rose"
+    python -m data_pipelines.image_folder --images=imagenet --captions=folders --splits=folders --out=data/imagenet
+        imagenet/train/goldfish/1.jpg is in the split "train"
+
+Images without a caption and images that cannot be read are left out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_pipelines import command
+from data_pipelines.command import PipelineError, Skips
+from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+FOLDERS = "folders"
+
+
+def build(
+    out: str | Path,
+    *,
+    images: str | Path,
+    captions: str = "sidecar",
+    template: Sequence[str] = ("a photo of a {}",),
+    splits: str = DEFAULT_SPLITS,
+    shorter_side: int = 0,
+    licence: str = "",
+    overwrite: bool = False,
+) -> dict:
+    """Writes records to `out`, returns the manifest.
+
+    captions: "sidecar" (NAME.txt beside NAME.jpg) or "folders" (the first folder is the class name, and
+    `template` makes captions of it). splits: shares, or "folders" for a first folder that names the split.
+    Raises PipelineError for a missing folder, a template without {}, and when no image has a caption.
+    """
+    images = Path(images)
+    if not images.is_dir():
+        raise PipelineError(f"--images={images} is no folder.")
+    for text in template:
+        if "{}" not in text:
+            raise PipelineError(f"--template='{text}' has no {{}} where the class name belongs.")
+    by_folder = splits == FOLDERS
+    skips, listing = Skips(), hashlib.sha256()
+    items, names = [], []
+    for path in _image_files(images, skips):
+        key = path.relative_to(images).as_posix()
+        listing.update(f"{key}\0{path.stat().st_size}\n".encode())
+        folders = key.split("/")[:-1]
+        if by_folder and not folders:
+            skips.add("in no split's folder", key)
+            continue
+        name, texts = "", ()
+        if captions == FOLDERS:
+            inner = folders[1:] if by_folder else folders
+            name = inner[0].replace("_", " ") if inner else ""
+            texts = tuple(text.replace("{}", name) for text in template) if name else ()
+        else:
+            texts = _sidecar(path, listing)
+        if texts:
+            items.append((key, path, texts, name))
+            names.append(name)
+        else:
+            skips.add("in no class folder" if captions == FOLDERS else "no caption file, or an empty one", key)
+    class_names = sorted(set(names) - {""})
+    labels = {name: index for index, name in enumerate(class_names)}
+    return write_items(
+        Path(out),
+        [Item(key, path, texts, labels.get(name)) for key, path, texts, name in items],
+        split_of=(lambda key: key.split("/")[0]) if by_folder else split_by_share(splits),
+        shorter_side=shorter_side,
+        licence=licence,
+        name=images.resolve().name,
+        class_names=class_names,
+        skips=skips,
+        source={
+            "pipeline": "image_folder",
+            "listing_sha256": listing.hexdigest(),
+            "captions": captions,
+            "templates": list(template) if captions == FOLDERS else [],
+            "splits": splits,
+        },
+        overwrite=overwrite,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command.make_parser("image_folder", __doc__)
+    parser.add_argument("--images", type=Path, required=True, help="the folder")
+    parser.add_argument("--captions", choices=("sidecar", FOLDERS), default="sidecar", help="default %(default)s")
+    parser.add_argument("--template", action="append", help='caption of a class, default "a photo of a {}"; repeatable')
+    add_image_flags(parser)
+
+    def build_with_default_template(template: list[str] | None, **flags: object) -> dict:
+        return build(**flags, **({"template": template} if template else {}))
+
+    command.run(build_with_default_template, parser, argv)
+
+
+def _image_files(folder: Path, skips: Skips) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            suffix = Path(name).suffix.lower()
+            if suffix in IMAGE_SUFFIXES:
+                yield Path(parent) / name
+            elif suffix != ".txt":
+                skips.add(f"not an image file ({suffix or 'no suffix'})", str(Path(parent) / name))
+
+
+def _sidecar(image: Path, listing: hashlib._Hash) -> tuple[str, ...]:
+    """The caption file's lines, without empty ones and repetitions."""
+    path = image.with_suffix(".txt")
+    if not path.is_file():
+        return ()
+    data = path.read_bytes()
+    listing.update(data)
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv.") from error
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+if __name__ == "__main__":
+    main()

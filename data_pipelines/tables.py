@@ -1,0 +1,122 @@
+"""What `csv` and `jsonl` share: rows that name an image file and its captions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipjax.config import nearest
+from data_pipelines.command import PipelineError, Skips
+from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
+
+
+@dataclass(frozen=True)
+class Columns:
+    image: str = "image"
+    captions: tuple[str, ...] = ("caption",)
+    label: str = ""  # "": none
+
+
+def add_table_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--table", type=Path, required=True, help="the table")
+    parser.add_argument("--image_column", default="image", help="column with the image path; default %(default)s")
+    parser.add_argument(
+        "--caption_columns", default="caption", help="columns with captions, joined by commas; default %(default)s"
+    )
+    parser.add_argument("--label_column", default="", help="column with a class name, for zero-shot classification")
+    parser.add_argument(
+        "--image_root", type=Path, default=None, help="folder that image paths start from; default: the table's folder"
+    )
+    add_image_flags(parser)
+
+
+def build_from_rows(
+    out: Path,
+    table: Path,
+    rows: Iterable[tuple[int, dict]],
+    skips: Skips,
+    *,
+    image_column: str = "image",
+    caption_columns: str = "caption",
+    label_column: str = "",
+    image_root: Path | None = None,
+    splits: str = DEFAULT_SPLITS,
+    shorter_side: int = 0,
+    licence: str = "",
+    overwrite: bool = False,
+) -> dict:
+    """Rows (line number, column -> value) -> records; returns the manifest. Rows of one image become one record.
+
+    The keyword arguments are the commands' flags. Raises PipelineError for a column that no row has, and for
+    a table without a usable row.
+    """
+    captions = tuple(name.strip() for name in caption_columns.split(","))
+    gathered = _gather(table, rows, Columns(image_column, captions, label_column), skips)
+    class_names = sorted({entry.label for entry in gathered.values() if entry.label})
+    labels = {name: i for i, name in enumerate(class_names)}
+    root = Path(image_root or table.parent)
+    items = [
+        Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(entry.label))
+        for key, entry in gathered.items()
+    ]
+    return write_items(
+        Path(out),
+        items,
+        split_of=split_by_share(splits),
+        shorter_side=shorter_side,
+        licence=licence,
+        name=table.name,
+        class_names=class_names,
+        skips=skips,
+        source={
+            "pipeline": table.suffix.lstrip("."),
+            "table": table.name,
+            "sha256": file_sha256(table),
+            "columns": [image_column, *captions, label_column],
+            "splits": splits,
+        },
+        overwrite=overwrite,
+    )
+
+
+@dataclass
+class _Entry:
+    texts: list[str] = field(default_factory=list)
+    label: str = ""
+
+
+def _gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, skips: Skips) -> dict[str, _Entry]:
+    """Image path -> its captions and label, in the order of the table."""
+    wanted = [columns.image, *columns.captions, *([columns.label] if columns.label else [])]
+    gathered: dict[str, _Entry] = {}
+    seen: dict[str, None] = {}  # column names of the whole table, in order
+    for line, row in rows:
+        seen.update(dict.fromkeys(row))
+        place = f"{table.name} line {line}"
+        path = row.get(columns.image)
+        texts = [text for name in columns.captions for text in _texts(row.get(name))]
+        if not isinstance(path, str) or not path.strip():
+            skips.add("no image path", place)
+        elif not texts:
+            skips.add("no caption", f"{place}: {path}")
+        else:
+            entry = gathered.setdefault(path.strip(), _Entry())
+            entry.texts += texts
+            entry.label = entry.label or str(row.get(columns.label) or "").strip()
+    for name in wanted:
+        if name not in seen:
+            found = ", ".join(f"'{column}'" for column in seen) or "none"
+            hint = nearest(name, seen).split(" Known")[0] if seen else ""
+            raise PipelineError(
+                f"{table} has no column '{name}'. It has {found}.{hint} "
+                "Set --image_column, --caption_columns or --label_column."
+            )
+    return gathered
+
+
+def _texts(value: object) -> list[str]:
+    """A caption or a list of captions as a list of non-empty texts."""
+    values = value if isinstance(value, list) else [value]
+    return [" ".join(text.split()) for text in values if isinstance(text, str) and text.strip()]
