@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipjax.data.records import ManifestError
+from clipjax.data.records import ManifestError, RecordError
 
 _EXAMPLES_PER_CAUSE = 3
 
@@ -52,7 +52,7 @@ def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: lis
     arguments = vars(parser.parse_args(argv))
     try:
         build(**arguments)
-    except (PipelineError, ManifestError, OSError) as error:
+    except (PipelineError, ManifestError, RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -129,7 +129,10 @@ def _train(lines: list[str], vocab_size: int, model_type: str) -> bytes:
 def _texts(records: str | Path | None, split: str, text: str | Path | None, max_texts: int) -> Iterator[str]:
     """Captions without empty ones, every n-th of them so that at most max_texts remain."""
     if text is not None:
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(text).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise PipelineError(f"{text} is not UTF-8: {error}. Convert it, for example with iconv.") from error
         stride = -(-len(lines) // max_texts)
         yield from (line.strip() for line in lines[:: max(1, stride)] if line.strip())
         return
