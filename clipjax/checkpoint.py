@@ -36,8 +36,9 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> ocp.Check
     policies = [LatestN(config.keep_last)]
     best = config.best_metric
     if best and config.keep_best:
-        metric = lambda metrics: metrics[best]  # noqa: E731
-        policies.append(BestN(metric, n=config.keep_best, keep_checkpoints_without_metrics=False))
+        policies.append(
+            BestN(get_metric_fn=lambda m: m[best], n=config.keep_best, keep_checkpoints_without_metrics=False)
+        )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies),
         best_fn=(lambda metrics: metrics[best]) if best else None,

@@ -78,7 +78,7 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
 def _draw_similarity(figure: Any, title: str, matrix: np.ndarray, captions: Any, images: np.ndarray, limit: float):
     n = len(matrix)
     figure.suptitle(title, fontsize=13)
-    grid = figure.subplots(n + 1, 2, width_ratios=[1, n], gridspec_kw={"height_ratios": [1] * n + [1.5]})
+    grid = figure.subplots(n + 1, 2, width_ratios=[1, n], gridspec_kw={"height_ratios": [1] * n + [0.9]})
     for row in range(n):
         grid[row, 0].imshow(images[row])
         grid[row, 0].axis("off")
@@ -93,5 +93,5 @@ def _draw_similarity(figure: Any, title: str, matrix: np.ndarray, captions: Any,
             weight = "bold" if i == j else "normal"
             axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=8, color=color, weight=weight)
     axes.set_yticks([])
-    labels = ["\n".join(textwrap.wrap(caption, 16)[:4]) for caption in captions]
-    axes.set_xticks(range(n), labels, fontsize=8)
+    labels = ["\n".join(textwrap.wrap(caption, 14)[:5]) for caption in captions]
+    axes.set_xticks(range(n), labels, fontsize=7)
