@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipjax.config import AugmentConfig, PixelConfig
 from clipjax.data.records import RecordError
@@ -15,87 +16,68 @@ from clipjax.data.records import RecordError
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 64 * 1024 * 1024  # decoded RGB of 192 MiB; larger files are refused by their header
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# EXIF orientation -> what turns the stored image upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+EXIF_ORIENTATION = 0x0112
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
     """[size, size, 3] uint8 without augmentation. Raises RecordError.
 
     pixels.resize: "squash" scales both sides to size (SigLIP); "center_crop" scales the shorter side to size
-    and cuts the centre (CLIP, torchvision Resize + CenterCrop).
+    and cuts the centre, with torchvision's Resize + CenterCrop pixel for pixel (CLIP).
     """
-    image = open_image(data, at_least=size)
-    if pixels.resize == "center_crop":
-        box = center_box(image.width, image.height, size)
-    else:
-        box = (0, 0, image.width, image.height)
+    image = open_image(data)
+    box = (0, 0, *image.size) if pixels.resize == "squash" else center_box(*image.size, size)
     return np.asarray(image.resize((size, size), FILTERS[pixels.interpolation], box=box))
 
 
 def train_image(
     data: bytes, size: int, pixels: PixelConfig, augment: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """[size, size, 3] uint8, augmented by draws from rng. Raises RecordError."""
+    """[size, size, 3] uint8, augmented by draws from rng. Raises RecordError.
+
+    A JPEG whose crop is at least twice `size` is decoded at a half, quarter or eighth of its size.
+    """
     if augment.name == "none":
         array = eval_image(data, size, pixels)
     else:
-        # A crop keeps at least the square root of its area's share of each side, so decode that much more.
-        image = open_image(data, at_least=math.ceil(size / math.sqrt(augment.scale[0])))
-        box = crop_box(image.width, image.height, augment, rng)
+        image, box = _read(data, lambda width, height: crop_box(width, height, augment, rng), size)
         array = np.asarray(image.resize((size, size), FILTERS[pixels.interpolation], box=box))
     return np.ascontiguousarray(array[:, ::-1]) if rng.random() < augment.flip else array
 
 
-def open_image(data: bytes, at_least: int) -> Image.Image:
+def open_image(data: bytes, at_least: int | None = None) -> Image.Image:
     """A decoded RGB image: EXIF rotation applied, transparency over white, first frame of an animation.
 
-    A JPEG much larger than `at_least` pixels a side is decoded at a half, quarter or eighth of its size.
+    at_least: a JPEG is decoded at a half, quarter or eighth of its size while both sides stay that long.
     Raises RecordError for what is empty, unknown, truncated or larger than MAX_PIXELS.
     """
-    if not data:
-        raise RecordError("empty image", "the image has zero bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise RecordError("image too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
-        image.draft("RGB", (at_least, at_least))
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-    except RecordError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise RecordError("image too large", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise RecordError("not an image", f"none of {', '.join(FORMATS)} ({len(data)} bytes)") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, TypeError) as error:
-        raise RecordError("corrupt image", f"{type(error).__name__}: {error}") from error
+    return _read(data, lambda width, height: (0, 0, width, height), at_least)[0]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith(("I", "F")):
-        # 16-bit grey: Pillow's own conversion clips instead of scaling.
-        grey = np.asarray(image, np.float32)
-        return Image.fromarray(np.uint8(np.clip(grey / 257.0, 0, 255) + 0.5)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def center_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+def center_box(width: int, height: int, size: int) -> Box:
     """The part of the image that Resize(shorter side = size) and CenterCrop(size) keep, in image coordinates."""
     short = min(width, height)
-    scaled_width, scaled_height = round(width * size / short), round(height * size / short)
+    scaled_width, scaled_height = int(width * size / short), int(height * size / short)
     left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
     x, y = width / scaled_width, height / scaled_height
     return (left * x, top * y, (left + size) * x, (top + size) * y)
 
 
-def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random box by area share and aspect ratio, as torchvision RandomResizedCrop.get_params: ten tries, then
-    the centre with the nearest allowed ratio."""
+def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
+    """A random box of whole pixels by area share and aspect ratio, as torchvision RandomResizedCrop.get_params:
+    ten tries, then the centre with the nearest allowed ratio."""
     low, high = (math.log(r) for r in augment.ratio)
     for _ in range(10):
         area = width * height * rng.uniform(*augment.scale)
@@ -105,6 +87,72 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return (left, top, left + w, top + h)
     ratio = min(max(width / height, augment.ratio[0]), augment.ratio[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    w, h = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)
+
+
+def _read(data: bytes, choose_box: Callable[[int, int], Box], size: int | None) -> tuple[Image.Image, Box]:
+    """(decoded upright RGB image, box in its coordinates), where choose_box(width, height) -> box of the full image.
+
+    With a size the image may be a smaller version of the file, in which the box is still `size` pixels a side
+    if it was in the file.
+    """
+    if not data:
+        raise RecordError("empty image", "the image has zero bytes")
+    with _damage_as_record_error(data):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    stored = image.size
+    if stored[0] * stored[1] > MAX_PIXELS:
+        raise RecordError("image too large", f"{stored[0]} x {stored[1]} pixels, the limit is {MAX_PIXELS} in all")
+    orientation = _orientation(image)
+    # The last four orientations swap the sides.
+    box = choose_box(*(reversed(stored) if orientation >= 5 else stored))
+    shrink = 1.0
+    with _damage_as_record_error(data):
+        if size:
+            # draft takes the greatest of 1, 2, 4, 8 by which the file may shrink and keep the size asked for.
+            by = min(box[2] - box[0], box[3] - box[1]) / size
+            drafted = image.draft(None, tuple(max(1, int(side / by)) for side in stored))
+            if drafted:
+                shrink = stored[0] / drafted[1][2]
+        image.load()
+        upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return _to_rgb(upright), tuple(edge / shrink for edge in box)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF beside sound pixels: not turned
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips instead of scaling.
+        grey = np.asarray(image).astype(np.float32)
+        return Image.fromarray(np.uint8(np.clip(grey / 257.0, 0, 255) + 0.5)).convert("RGB")
+    if image.mode == "F":
+        raise RecordError("corrupt image", "pixels are floating-point numbers of unknown range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@contextmanager
+def _damage_as_record_error(data: bytes) -> Iterator[None]:
+    try:
+        yield
+    except RecordError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise RecordError("image too large", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise RecordError("not an image", f"none of {', '.join(FORMATS)} ({len(data)} bytes)") from error
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged input; to a reader they are one
+        raise RecordError("corrupt image", f"{type(error).__name__}: {error}") from error

@@ -44,10 +44,12 @@ def encode_record(
     """image: an encoded JPEG, PNG or WebP file; texts: at least one caption; key: unique in the data set.
 
     label: index into the manifest's class_names. pair_id: equal for records whose captions mean the same.
+    Raises RecordError for a value of the wrong type or an id outside int32.
     """
     record = {"image": image, "texts": list(texts), "key": key}
     record |= {} if label is None else {"label": int(label)}
     record |= {} if pair_id is None else {"pair_id": int(pair_id)}
+    _check(record)
     return msgpack.packb(record)
 
 
@@ -62,14 +64,10 @@ def decode_record(data: bytes) -> dict[str, Any]:
         raise RecordError("corrupt record", f"not a msgpack map: {error}") from error
     if not isinstance(record, dict):
         raise RecordError("corrupt record", f"a msgpack {type(record).__name__}, expected a map")
-    for name, kind in (("image", bytes), ("texts", list), ("key", str)):
-        if not isinstance(record.get(name), kind):
-            raise RecordError(
-                "corrupt record", f"field '{name}' is {type(record.get(name)).__name__}, expected {kind.__name__}"
-            )
-    if not record["texts"] or not all(isinstance(text, str) for text in record["texts"]):
-        raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
-    return {"label": -1, "pair_id": -1, **record}
+    # Other tools may write an absent number as nil.
+    record = {"label": -1, "pair_id": -1} | {name: value for name, value in record.items() if value is not None}
+    _check(record)
+    return record
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -78,7 +76,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ManifestError(
             f"{path} does not exist: {folder} is not a finished folder of records. "
-            "Build it first; docs/data_pipelines.md has the commands (python -m data_pipelines.scenes --out=data/scenes)."
+            "Build it first, for example with python -m data_pipelines.scenes --out=data/scenes; "
+            "docs/data_pipelines.md has the commands."
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +86,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise ManifestError(f"{path} has format {found!r}, expected {FORMAT!r}; build the folder again.")
-    return manifest
+    if not _well_formed(manifest):
+        raise ManifestError(
+            f"{path} is incomplete: each of its splits needs a list 'shards' of "
+            '{"file": name in this folder, "records": number, "bytes": number}; see docs/data.md.'
+        )
+    return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
 
 def write_records(
@@ -108,19 +112,22 @@ def write_records(
     skipped: cause -> count, looked at after all records have been consumed, so a generator may fill it.
     source: what made the records (arguments, seed, versions). A finished folder with an equal source is left
       as it is and its manifest returned; one with another source raises ManifestError unless overwrite.
+    A folder of anything else raises ManifestError, with overwrite too: only records are ever replaced.
     """
     folder = Path(folder)
     source = json.loads(json.dumps(source))  # as it will be read back
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    if folder.exists() and any(folder.iterdir()):
         manifest = read_manifest(folder)
-        if manifest["source"] == source:
+        if not overwrite and manifest["source"] == source:
             return manifest
-        raise ManifestError(
-            f"{folder} holds records made with other settings: {manifest['source']}, now {source}. "
-            "Choose another --out, or pass --overwrite."
-        )
+        if not overwrite:
+            raise ManifestError(
+                f"{folder} holds records made with other settings: {manifest['source']}, now {source}. "
+                "Choose another --out, or pass --overwrite."
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
@@ -138,8 +145,10 @@ def write_records(
         }
         write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         if folder.exists():
-            shutil.rmtree(folder)
+            # Aside first: there is a complete copy on disk at every moment.
+            folder.rename(replaced)
         unfinished.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
@@ -149,13 +158,42 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"
 
 
+def _check(record: dict[str, Any]) -> None:
+    """Raises RecordError when a field is missing, of another type, or does not fit a batch's int32."""
+    for name, kind in (("image", bytes), ("texts", list), ("key", str)):
+        if not isinstance(record.get(name), kind):
+            raise RecordError(
+                "corrupt record", f"field '{name}' is {type(record.get(name)).__name__}, expected {kind.__name__}"
+            )
+    if not record["texts"] or not all(isinstance(text, str) for text in record["texts"]):
+        raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
+    for name in ("label", "pair_id"):
+        value = record.get(name, -1)
+        if not isinstance(value, int) or not -1 <= value < 2**31:
+            raise RecordError("corrupt record", f"field '{name}' is {value!r}, expected an integer from -1 to 2^31 - 1")
+
+
+def _well_formed(manifest: dict[str, Any]) -> bool:
+    try:
+        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+        return all(
+            Path(shard["file"]).name == shard["file"]
+            and isinstance(shard["records"], int)
+            and isinstance(shard["bytes"], int)
+            for shard in shards
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def _write_split(folder: Path, split: str, records: Iterable[bytes], records_per_shard: int) -> dict[str, Any]:
     shards, writer, path = [], None, None
 
     def close() -> None:
         writer.close()
         shards[-1]["bytes"] = path.stat().st_size
-        shards[-1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            shards[-1]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
 
     for record in records:
         if writer is None or shards[-1]["records"] == records_per_shard:

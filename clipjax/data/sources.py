@@ -13,6 +13,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clipjax.config import SourceConfig, nearest, require
 from clipjax.data.records import ManifestError, RecordError, decode_record, read_manifest
+from clipjax.data.tfds_source import TfdsSource
 
 
 class Source(Protocol):
@@ -25,8 +26,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises RecordError for a record that cannot be used."""
 
-    def where(self, index: int) -> str:
-        """File and position of a record, for messages."""
+    def where(self, index: int) -> tuple[str, int]:
+        """File of a record and its position in that file, for messages."""
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -58,7 +59,9 @@ class ArrayRecordSource:
                 )
         self.counts = [shard["records"] for shard in shards]
         self.class_names = tuple(manifest["class_names"])
-        self.reader = ArrayRecordDataSource(self.files) if self.files else None
+        # With the range of records in the name, a file is opened when first read, not here.
+        ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
+        self.reader = ArrayRecordDataSource(ranges) if ranges else None
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -67,66 +70,15 @@ class ArrayRecordSource:
         try:
             data = self.reader[index]
         except (ValueError, RuntimeError, IndexError) as error:
-            raise RecordError("unreadable record", f"{self.where(index)}: {error}") from error
+            raise RecordError("unreadable record", str(error)) from error
         return decode_record(data)
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> tuple[str, int]:
         for path, count in zip(self.files, self.counts, strict=True):
             if index < count:
-                return f"{path} record {index}"
+                return path, index
             index -= count
         raise IndexError(index)
-
-
-class TfdsSource:
-    """A prepared TensorFlow dataset in the array_record format, read without TensorFlow."""
-
-    def __init__(self, config: SourceConfig):
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise ManifestError(f"source 'tfds' needs the package tensorflow-datasets: {error}") from error
-        self.name, self.split = config.path, config.split
-        self.keys = {"image": config.image_key, "text": config.text_key, "label": config.label_key}
-        builder = tfds.builder(config.path, data_dir=config.data_dir or None, file_format="array_record")
-        features = builder.info.features
-        for field in ("image", "text"):
-            if self.keys[field] not in features and not (field == "text" and self.keys["label"] in features):
-                raise ManifestError(
-                    f"tfds '{config.path}' has no feature '{self.keys[field]}'; it has {sorted(features)}. "
-                    f"Set {field}_key of the source."
-                )
-        label = features.get(self.keys["label"])
-        self.class_names = tuple(getattr(label, "names", None) or ())
-        # The image's bytes come through undecoded: the pipeline decodes, as for every source.
-        decoders = {self.keys["image"]: tfds.decode.SkipDecoding()}
-        self.data = builder.as_data_source(split=config.split, decoders=decoders)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            example = self.data[index]
-        except Exception as error:
-            raise RecordError("unreadable record", f"{self.where(index)}: {error}") from error
-        label = int(example.get(self.keys["label"], -1))
-        if self.keys["text"] in example:
-            texts = example[self.keys["text"]]
-            texts = [texts] if isinstance(texts, str | bytes) else list(texts)
-            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts]
-        else:
-            texts = [self.class_names[label]]
-        return {
-            "image": bytes(example[self.keys["image"]]),
-            "texts": texts,
-            "key": str(index),
-            "label": label,
-            "pair_id": -1,
-        }
-
-    def where(self, index: int) -> str:
-        return f"tfds {self.name} {self.split} record {index}"
 
 
 SOURCES: dict[str, Callable[[SourceConfig], Source]] = {"array_record": ArrayRecordSource, "tfds": TfdsSource}

@@ -65,7 +65,14 @@ class SentencePieceTokenizer:
             ("add_bos", config.add_bos, self.bos_id),
             ("pad_id", True, self.pad_id),
         ):
-            require(not needed or found >= 0, f"config.tokenizer.{name}: {config.path} has no such piece.")
+            require(
+                not needed or 0 <= found < self.vocab_size,
+                f"config.tokenizer.{name}: {config.path} with {self.vocab_size} pieces has no such piece (id {found}).",
+            )
+        require(
+            config.add_bos + config.add_eos < context_length,
+            f"config.model.text.context_length={context_length} has no room for text beside BOS and EOS.",
+        )
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)

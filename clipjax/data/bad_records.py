@@ -1,0 +1,52 @@
+"""Counts and names the records that could not be used."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from clipjax.data.records import RecordError
+
+MAX_WARNINGS = 20
+
+
+class BadRecord(NamedTuple):
+    cause: str
+    file: str
+    position: int
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.file} record {self.position}: {self.error} ({self.cause})"
+
+
+def bad_record(source: Any, index: int, error: RecordError) -> BadRecord:
+    # A plain list of examples is a source too; it has no files.
+    file, position = source.where(index) if hasattr(source, "where") else (type(source).__name__, index)
+    return BadRecord(error.cause, file, position, str(error))
+
+
+class BadRecordCounts:
+    """causes: {cause: count}, kept over restarts; files: {file: count} since this start."""
+
+    def __init__(self, causes: Mapping[str, int], done: str):
+        """done: what happens to a bad record, for the warnings."""
+        self.causes = collections.Counter(causes)
+        self.files: collections.Counter[str] = collections.Counter()
+        self.done = done
+
+    def add(self, records: Iterable[BadRecord]) -> None:
+        """Counts all, warns about the first MAX_WARNINGS."""
+        for record in records:
+            self.causes[record.cause] += 1
+            self.files[record.file] += 1
+            seen = self.files.total()
+            if seen <= MAX_WARNINGS:
+                more = "; further ones are counted only" if seen == MAX_WARNINGS else ""
+                logging.warning("Bad record %s: %s%s", self.done, record, more)
+
+    def worst_files(self) -> str:
+        return ", ".join(f"{file} ({count})" for file, count in self.files.most_common(5))

@@ -1,0 +1,92 @@
+"""Records -> rows of a batch, each a pure function of its position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grain
+import numpy as np
+
+from clipjax.config import DataConfig, PixelConfig
+from clipjax.data.bad_records import BadRecord, bad_record
+from clipjax.data.images import eval_image, train_image
+from clipjax.data.read_ahead import Rows
+from clipjax.data.records import RecordError
+from clipjax.data.sources import Source
+from clipjax.data.text import Tokenizer
+
+MAX_ATTEMPTS = 16  # replacements tried for one example before the data is given up
+
+
+class DataError(RuntimeError):
+    """Too many records are bad, or there are none."""
+
+
+class TrainExamples:
+    """examples(first, count) -> Rows with the columns image, text, pair_id.
+
+    Example i is record order(i), where order is a permutation per epoch seeded by `seed`; its caption and its crop
+    are drawn from a generator seeded by (seed, i), and so is the record that replaces it when it is bad.
+    """
+
+    def __init__(self, data: DataConfig, source: Source, tokenizer: Tokenizer, image_size: int, seed: int):
+        if not len(source):
+            raise DataError("The training source has no records.")
+        self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
+        self.seed = seed
+        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+        self.order = shuffled.repeat(None, reseed_each_epoch=True)
+
+    def __call__(self, first: int, count: int) -> Rows:
+        bad: list[BadRecord] = []
+        examples = [self.example(i, bad) for i in range(first, first + count)]
+        images, texts, pair_ids = zip(*examples, strict=True)
+        rows = {"image": np.stack(images), "text": self.tokenizer(texts), "pair_id": np.array(pair_ids, np.int32)}
+        return rows, bad
+
+    def example(self, i: int, bad: list[BadRecord]) -> tuple[np.ndarray, str, int]:
+        rng = np.random.default_rng((self.seed, i))
+        index = int(self.order[i])
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                record = self.source[index]
+                image = train_image(record["image"], self.image_size, self.data.pixels, self.data.augment, rng)
+                texts = record["texts"]
+                return image, texts[int(rng.integers(len(texts)))], record["pair_id"]
+            except RecordError as error:
+                bad.append(bad_record(self.source, index, error))
+                index = int(rng.integers(len(self.source)))
+        raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
+
+
+class EvalExamples:
+    """examples(first, count) -> Rows with the columns image, text, label, pair_id, index, valid.
+
+    Row i is record i. Beyond the last record index is -1; there and for a bad record valid is False.
+    """
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, pixels: PixelConfig, image_size: int):
+        self.source, self.tokenizer, self.pixels, self.image_size = source, tokenizer, pixels, image_size
+
+    def __call__(self, first: int, count: int) -> Rows:
+        bad: list[BadRecord] = []
+        rows: dict[str, Any] = {
+            "image": np.zeros((count, self.image_size, self.image_size, 3), np.uint8),
+            "label": np.full(count, -1, np.int32),
+            "pair_id": np.full(count, -1, np.int32),
+            "index": np.full(count, -1, np.int32),
+            "valid": np.zeros(count, bool),
+        }
+        texts = [""] * count
+        for row in range(max(0, min(count, len(self.source) - first))):
+            index = rows["index"][row] = first + row
+            try:
+                record = self.source[index]
+                rows["image"][row] = eval_image(record["image"], self.image_size, self.pixels)
+            except RecordError as error:
+                bad.append(bad_record(self.source, index, error))
+                continue
+            texts[row] = record["texts"][0]
+            rows["label"][row], rows["pair_id"][row], rows["valid"][row] = record["label"], record["pair_id"], True
+        rows["text"] = self.tokenizer(texts)
+        return rows, bad

@@ -1,0 +1,74 @@
+"""Batches made ahead of their use by threads or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from clipjax.data.bad_records import BadRecord
+
+# Grain's elements. Many rows, so that its cost per element (0.1 ms and more) is small beside their decoding; few, so
+# that all threads work on the next batch, and memory stays at a few chunks whatever the batch size.
+CHUNK = 32
+ENDLESS = 1 << 40
+
+Rows = tuple[dict[str, np.ndarray], list[BadRecord]]
+
+
+def read_batches(
+    examples: Callable[[int, int], Rows],
+    *,
+    rows: int,
+    first: int,
+    stride: int,
+    num_batches: int = ENDLESS,
+    num_threads: int,
+    worker_count: int = 0,
+) -> Iterator[Rows]:
+    """examples(first + s * stride, rows) for s = 0, 1, ..., in order.
+
+    num_threads threads make parts of the batches ahead; with worker_count, that many processes with so many threads
+    each (then everything in `examples` must be picklable). Exceptions of `examples` are raised here.
+    """
+    chunks = Chunks(examples, rows, first, stride, num_batches)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
+    if worker_count:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which a library's user may never parse
+        workers = grain.MultiprocessingOptions(num_workers=worker_count, per_worker_buffer_size=4)
+        dataset = dataset.mp_prefetch(workers)
+    return _joined(iter(dataset), chunks.per_batch)
+
+
+class Chunks:
+    """chunks[k]: part k % per_batch of batch k // per_batch."""
+
+    def __init__(self, examples: Callable[[int, int], Rows], rows: int, first: int, stride: int, num_batches: int):
+        self.examples, self.rows, self.first, self.stride, self.num_batches = examples, rows, first, stride, num_batches
+        self.per_batch = -(-rows // CHUNK)
+
+    def __len__(self) -> int:
+        return self.num_batches * self.per_batch
+
+    def __getitem__(self, k: int) -> Rows:
+        batch, part = divmod(k, self.per_batch)
+        start = part * CHUNK
+        return self.examples(self.first + batch * self.stride + start, min(CHUNK, self.rows - start))
+
+
+def _joined(chunks: Iterator[Rows], per_batch: int) -> Iterator[Rows]:
+    while True:
+        parts = []
+        for chunk in chunks:
+            parts.append(chunk)
+            if len(parts) == per_batch:
+                break
+        else:
+            return
+        columns = [columns for columns, _ in parts]
+        batch = columns[0] if per_batch == 1 else {k: np.concatenate([c[k] for c in columns]) for k in columns[0]}
+        yield batch, [record for _, bad in parts for record in bad]

@@ -1,0 +1,88 @@
+"""Prepared TensorFlow datasets as a source, without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipjax.config import SourceConfig
+from clipjax.data.records import ManifestError, RecordError
+
+
+class TfdsSource:
+    """One split of a dataset prepared with file_format="array_record".
+
+    config.path: a name with an optional version ("coco_captions:1.1.0", looked up in config.data_dir), or the folder
+    that holds its dataset_info.json. The keys may name a feature inside another: text_key="captions/text". Without
+    such a text the class name is the caption. Nothing is downloaded. Raises ManifestError saying what is missing.
+    """
+
+    def __init__(self, config: SourceConfig):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ManifestError(
+                f"Source 'tfds' cannot import tensorflow_datasets ({error}). "
+                "Run: pip install tensorflow-datasets importlib_resources"
+            ) from error
+        self.name, self.split, self.keys = config.path, config.split, config
+        try:
+            if (Path(config.path) / "dataset_info.json").is_file():
+                builder = tfds.builder_from_directory(config.path)
+            else:
+                builder = tfds.builder(config.path, data_dir=config.data_dir or None, file_format="array_record")
+            # The image's bytes come through undecoded: the pipeline decodes, as for every source.
+            decoders = {config.image_key: tfds.decode.SkipDecoding()}
+            self.data = builder.as_data_source(split=config.split, decoders=decoders)
+        except Exception as error:  # tfds raises many kinds for a dataset that is not there
+            raise ManifestError(
+                f"tfds dataset '{config.path}', split '{config.split}', data_dir '{config.data_dir}', cannot be read: "
+                f'{str(error).splitlines()[0]} It must have been prepared with file_format="array_record" (tfds build '
+                "--file_format=array_record, which for many datasets needs TensorFlow once)."
+            ) from error
+        features = builder.info.features
+        label = features.get(config.label_key)
+        # A list of labels has a dimension; it cannot be this record's class.
+        self.has_label = label is not None and label.shape == ()
+        self.class_names = tuple(getattr(label, "names", None) or ()) if self.has_label else ()
+        self.has_text = config.text_key.split("/")[0] in features
+        if config.image_key not in features or not (self.has_text or self.class_names):
+            raise ManifestError(
+                f"tfds dataset '{config.path}' has the features {', '.join(sorted(features))}; the source's "
+                f"image_key='{config.image_key}', text_key='{config.text_key}' and label_key='{config.label_key}' "
+                "must name an image and either a text or a class label among them."
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            example = self.data[index]
+        except Exception as error:  # of the reader, the parser and every feature's own decoder
+            raise RecordError("unreadable record", f"{type(error).__name__}: {error}") from error
+        label = int(example[self.keys.label_key]) if self.has_label else -1
+        return {
+            "image": bytes(example[self.keys.image_key]),
+            "texts": self.texts(example, label),
+            "key": str(index),
+            "label": label,
+            "pair_id": -1,
+        }
+
+    def texts(self, example: Mapping, label: int) -> list[str]:
+        if not self.has_text:
+            found = [self.class_names[label]] if label >= 0 else []
+        else:
+            found = example
+            for name in self.keys.text_key.split("/"):
+                found = found[name]
+            found = [found] if isinstance(found, str | bytes) else found
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in found]
+        if not texts:
+            raise RecordError("no caption", "no text and no label")
+        return texts
+
+    def where(self, index: int) -> tuple[str, int]:
+        return f"tfds {self.name} {self.split}", index

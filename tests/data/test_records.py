@@ -1,0 +1,148 @@
+"""Records survive the round trip; a folder is whole or not there."""
+
+import json
+import os
+import subprocess
+import sys
+
+import msgpack
+import pytest
+
+from clipjax.data.records import (
+    ManifestError,
+    RecordError,
+    decode_record,
+    encode_record,
+    read_manifest,
+    write_records,
+)
+from tests.data.samples import open_folder, record, write_folder
+
+GOOD = {"image": b"x", "texts": ["a dog"], "key": "k"}
+
+
+def test_a_record_is_read_back_as_written():
+    data = encode_record(b"\x00\xff", ["ein Hündchen 🐶", ""], key="a/b", label=3, pair_id=7)
+    fields = {"image": b"\x00\xff", "texts": ["ein Hündchen 🐶", ""], "key": "a/b", "label": 3, "pair_id": 7}
+    assert decode_record(data) == fields
+
+
+def test_a_record_is_plain_msgpack_and_absent_numbers_are_minus_one():
+    assert msgpack.unpackb(encode_record(b"x", ["a dog"], key="k")) == GOOD
+    assert decode_record(msgpack.packb({**GOOD, "label": None})) == {**GOOD, "label": -1, "pair_id": -1}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a msgpack map"),
+        (b"\xff\xff\xff", "not a msgpack map"),
+        (msgpack.packb(GOOD)[:-3], "not a msgpack map"),
+        (msgpack.packb(GOOD) + b"x", "not a msgpack map"),
+        (msgpack.packb([1]), "a msgpack list"),
+        (msgpack.packb({**GOOD, "image": "text"}), "field 'image' is str, expected bytes"),
+        (msgpack.packb({"image": b"x", "key": "k"}), "field 'texts' is NoneType, expected list"),
+        (msgpack.packb({**GOOD, "texts": []}), "record 'k' has no caption"),
+        (msgpack.packb({**GOOD, "texts": [b"\xff"]}), "record 'k' has no caption"),
+        (msgpack.packb(GOOD).replace(b"a dog", b"a\xff\xfeog"), "not a msgpack map"),  # not UTF-8
+        (msgpack.packb({**GOOD, "label": "cat"}), "field 'label' is 'cat', expected an integer"),
+        (msgpack.packb({**GOOD, "pair_id": 2**31}), "field 'pair_id' is 2147483648"),
+        (msgpack.packb(msgpack.ExtType(1, b"x")), "a msgpack ExtType"),
+    ],
+)
+def test_anything_else_is_a_record_error_saying_what_was_found(data, message):
+    with pytest.raises(RecordError, match=message):
+        decode_record(data)
+
+
+def test_records_that_readers_would_refuse_cannot_be_written():
+    with pytest.raises(RecordError, match="no caption"):
+        encode_record(b"x", [], key="k")
+    with pytest.raises(RecordError, match="pair_id"):
+        encode_record(b"x", ["a"], key="k", pair_id=1 << 40)
+
+
+def test_a_folder_has_the_manifest_its_shards_say(tmp_path):
+    folder = write_folder(tmp_path / "set", 37, records_per_shard=10)
+    manifest = read_manifest(folder)
+    shards = manifest["splits"]["train"]["shards"]
+    assert [s["file"] for s in shards] == [f"train-0000{i}-of-00004.arrayrecord" for i in range(4)]
+    assert [s["records"] for s in shards] == [10, 10, 10, 7]
+    assert all((folder / s["file"]).stat().st_size == s["bytes"] for s in shards)
+    sums = subprocess.run(["sha256sum", *(folder / s["file"] for s in shards)], capture_output=True, text=True)
+    assert [line.split()[0] for line in sums.stdout.splitlines()] == [s["sha256"] for s in shards]
+    assert sorted(os.listdir(folder)) == sorted(["manifest.json", *(s["file"] for s in shards)])
+    source = open_folder(folder)
+    assert [source[i]["key"] for i in range(len(source))] == [f"key{i}" for i in range(37)]
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def records():
+        yield record(0)
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_records(tmp_path / "set", {"train": records()}, name="x", source={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_is_killed_leaves_no_folder_and_the_next_run_makes_it(tmp_path):
+    script = (
+        "import os, sys; from clipjax.data.records import *; from tests.data.samples import record\n"
+        "def records():\n    for i in range(40):\n        yield record(i % 3)\n    os.kill(os.getpid(), 9)\n"
+        "write_records(sys.argv[1], {'train': records()}, name='x', records_per_shard=10, source={})"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "set")])
+    assert killed.returncode == -9
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(ManifestError, match="not a finished folder of records"):
+        read_manifest(tmp_path / "set")
+    write_folder(tmp_path / "set", 5)
+    assert len(open_folder(tmp_path / "set")) == 5
+
+
+def test_a_finished_folder_is_found_again_and_other_settings_are_refused(tmp_path):
+    def build(source, **options):
+        return write_records(tmp_path / "set", {"train": records}, name="x", source=source, **options)
+
+    records = [record(0)]
+    first = build({"seed": 0, "shape": (1, 2)})
+    records = (pytest.fail("read again") for _ in range(1))
+    assert build({"seed": 0, "shape": (1, 2)}) == first
+    with pytest.raises(ManifestError, match="other settings.*'seed': 0.*'seed': 1.*--overwrite"):
+        build({"seed": 1})
+    records = [record(0), record(1)]
+    assert build({"seed": 1}, overwrite=True)["splits"]["train"]["records"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_overwrite_never_removes_a_folder_of_other_things(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_bytes(b"precious")
+    with pytest.raises(ManifestError, match="not a finished folder of records"):
+        write_records(tmp_path / "photos", {"train": [record(0)]}, name="x", source={}, overwrite=True)
+    assert (tmp_path / "photos" / "me.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has format 'list', expected 'clipjax-records/1'"),
+        ('{"format": "clipjax-records/9"}', "has format 'clipjax-records/9'"),
+        ('{"format": "clipjax-records/1"}', "is incomplete: .* needs a list 'shards'"),
+        (
+            json.dumps(
+                {
+                    "format": "clipjax-records/1",
+                    "splits": {"train": {"shards": [{"file": "../x", "records": 1, "bytes": 1}]}},
+                }
+            ),
+            "is incomplete: .*name in this folder",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path, text, message):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)
