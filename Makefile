@@ -12,6 +12,8 @@ WORKDIR ?= runs/quickstart
 TESTS ?= tests
 JOBS ?= 2
 PYTEST_ARGS ?=
+# Compiled once for all tests and all runs: what takes the time in them is XLA, on the same few tiny models.
+CACHED = JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 JAX_COMPILATION_CACHE_DIR=$(abspath $(1))/jax-cache
 PYTEST = -m pytest $(TESTS) -n $(JOBS) --dist worksteal --timeout 600 --durations 10 $(PYTEST_ARGS)
 
 .PHONY: train test test-latest lint format parity clean
@@ -20,11 +22,11 @@ train: data/scenes.model
 	$(VENV)/bin/clipjax train --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: lint
-	$(VENV)/bin/python $(PYTEST)
+	$(call CACHED,$(VENV)) $(VENV)/bin/python $(PYTEST)
 
 test-latest: $(VENV_LATEST)/.installed-test
 	$(VENV_LATEST)/bin/python -c "import jax, sys; print('JAX', jax.__version__, 'Python', sys.version.split()[0])"
-	$(VENV_LATEST)/bin/python $(PYTEST)
+	$(call CACHED,$(VENV_LATEST)) $(VENV_LATEST)/bin/python $(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
