@@ -42,7 +42,7 @@ class TfdsSource:
                 "--file_format=array_record, which for many datasets needs TensorFlow once)."
             ) from error
         features = builder.info.features
-        label = features.get(config.label_key)
+        label = features[config.label_key] if config.label_key in features else None
         # A list of labels has a dimension; it cannot be this record's class.
         self.has_label = label is not None and label.shape == ()
         self.class_names = tuple(getattr(label, "names", None) or ()) if self.has_label else ()

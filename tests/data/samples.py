@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from clipjax.config import SourceConfig
 from clipjax.data.records import RecordError, encode_record, write_records
 from clipjax.data.sources import open_source
 
+ROOT = Path(__file__).parent.parent.parent
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -88,3 +92,10 @@ class LengthTokenizer:
     def __call__(self, texts) -> np.ndarray:
         words = [text.split() or ["", "0", "0"] for text in texts]
         return np.array([[int(w[1]), int(w[-1])] for w in words], np.int32)
+
+
+def run_script(script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """In a fresh Python that sees the repository, for at most two minutes."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, timeout=120, capture_output=True, text=True)

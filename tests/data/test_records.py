@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import msgpack
 import pytest
@@ -16,7 +15,7 @@ from clipjax.data.records import (
     read_manifest,
     write_records,
 )
-from tests.data.samples import open_folder, record, write_folder
+from tests.data.samples import open_folder, record, run_script, write_folder
 
 GOOD = {"image": b"x", "texts": ["a dog"], "key": "k"}
 
@@ -87,13 +86,13 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 
 def test_a_writer_that_is_killed_leaves_no_folder_and_the_next_run_makes_it(tmp_path):
-    script = (
+    script = tmp_path / "write.py"
+    script.write_text(
         "import os, sys; from clipjax.data.records import *; from tests.data.samples import record\n"
         "def records():\n    for i in range(40):\n        yield record(i % 3)\n    os.kill(os.getpid(), 9)\n"
         "write_records(sys.argv[1], {'train': records()}, name='x', records_per_shard=10, source={})"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "set")])
-    assert killed.returncode == -9
+    assert run_script(script, tmp_path / "set").returncode == -9
     assert not (tmp_path / "set").exists()
     with pytest.raises(ManifestError, match="not a finished folder of records"):
         read_manifest(tmp_path / "set")
