@@ -45,7 +45,7 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> ocp.Check
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-    return ocp.CheckpointManager(directory, options=options)
+    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
 
 
 def save(
@@ -123,7 +123,7 @@ def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointM
             f"{workdir} holds no checkpoints: expected the folder {directory}. "
             "--checkpoint takes the --workdir of a training run."
         )
-    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
+    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=_handlers())
     steps = sorted(manager.all_steps())
     chosen = None
     if step == "latest" and steps:
@@ -144,6 +144,12 @@ def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
     best = read_meta(manager, steps[-1])[0].checkpoint.best_metric
     scores = {step: (manager.metrics(step) or {}).get(best) for step in steps}
     return max((s for s in steps if scores[s] is not None), key=scores.get, default=None)
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """Who reads each item, so that its tree can be compared before any of it is restored."""
+    trees = {name: ocp.StandardCheckpointHandler() for name in ("params", "ema_params", "train")}
+    return {**trees, "meta": ocp.JsonCheckpointHandler()}
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def parse(
 def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
     """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
     logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # Orbax and TensorStore tell their whole life at INFO
     initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
     try:
         body()
