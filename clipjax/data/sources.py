@@ -24,7 +24,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises RecordError for a record that cannot be used."""
+        """Raises RecordError for a record that cannot be used, IndexError beyond the last one."""
 
     def where(self, index: int) -> tuple[str, int]:
         """File of a record and its position in that file, for messages."""
@@ -58,18 +58,21 @@ class ArrayRecordSource:
                     "Copy it again, or build the folder again with --overwrite."
                 )
         self.counts = [shard["records"] for shard in shards]
+        self.size = sum(self.counts)
         self.class_names = tuple(manifest["class_names"])
         # With the range of records in the name, a file is opened when first read, not here.
         ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
         self.reader = ArrayRecordDataSource(ranges) if ranges else None
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
         try:
             data = self.reader[index]
-        except (ValueError, RuntimeError, IndexError) as error:
+        except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable record", str(error)) from error
         return decode_record(data)
 

@@ -58,6 +58,8 @@ class TfdsSource:
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             example = self.data[index]
         except Exception as error:  # of the reader, the parser and every feature's own decoder

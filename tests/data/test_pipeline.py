@@ -110,23 +110,35 @@ def test_any_number_of_threads_gives_the_same_batches(source, reference, threads
     assert_equal(take(stream(source, data=data), 6), reference)
 
 
-def test_worker_processes_give_the_same_batches(folder, reference, tmp_path):
-    """In a script of its own, unaided by a test runner's flags: the way people start it."""
+WORKERS = """
+import multiprocessing, os, signal, sys
+import numpy as np
+from clipjax.config import DataConfig
+from tests.data.samples import open_folder
+from tests.data.test_pipeline import DATA, joined, stream, take
+
+if __name__ == "__main__":
+    data = DataConfig(augment=DATA.augment, worker_count=2)
+    iterator = stream(open_folder(sys.argv[1]), data=data)
+    iterator.set_state({"step": 2, "read": 48, "bad": {}})
+    np.savez(sys.argv[2], **joined(take(iterator, 4)))
+    workers = multiprocessing.active_children()
+    os.kill(workers[0].pid, signal.SIGKILL)
+    try:
+        take(iterator, 50)
+    except RuntimeError as error:
+        print(len(workers), "workers:", error)
+"""
+
+
+def test_worker_processes_give_the_same_batches_and_a_killed_one_is_an_error(folder, reference, tmp_path):
+    """In a script of its own, without a test runner's flags: the way people start it."""
     script = tmp_path / "read.py"
-    script.write_text(
-        "import sys, numpy as np\n"
-        "from clipjax.config import AugmentConfig, DataConfig\n"
-        "from tests.data.samples import open_folder\n"
-        "from tests.data.test_pipeline import DATA, joined, stream, take\n"
-        "if __name__ == '__main__':\n"
-        "    data = DataConfig(augment=DATA.augment, worker_count=2)\n"
-        "    iterator = stream(open_folder(sys.argv[1]), data=data)\n"
-        "    iterator.set_state({'step': 2, 'read': 48, 'bad': {}})\n"
-        "    np.savez(sys.argv[2], **joined(take(iterator, 4)))\n"
-    )
+    script.write_text(WORKERS)
     done = run_script(script, folder, tmp_path / "found.npz")
     assert done.returncode == 0, done.stderr
     assert_equal([dict(np.load(tmp_path / "found.npz"))], [joined(reference[2:])])
+    assert "2 workers: Worker process was terminated unexpectedly with exit code -9" in done.stdout
 
 
 @pytest.mark.parametrize("batch", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])

@@ -15,7 +15,7 @@ from clipjax.data.records import (
     read_manifest,
     write_records,
 )
-from tests.data.samples import open_folder, record, run_script, write_folder
+from tests.data.samples import ROOT, encoded, open_folder, picture, record, run_script, write_folder
 
 GOOD = {"image": b"x", "texts": ["a dog"], "key": "k"}
 
@@ -145,3 +145,14 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ManifestError, match=message):
         read_manifest(tmp_path)
+
+
+def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch):
+    code = (ROOT / "docs" / "data.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "photos").mkdir()
+    for i in (1, 2):
+        (tmp_path / "photos" / f"{i}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    source = open_folder(tmp_path / "data" / "mine")
+    assert [e["texts"] for e in source] == [["a dog asleep on a beach", "a sleeping dog"], ["two cats"]]

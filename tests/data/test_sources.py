@@ -25,7 +25,7 @@ def copy(tmp_path):
 
 def test_a_source_gives_every_record_its_class_names_and_its_place(folder):
     source = open_folder(folder)
-    assert [source[i] for i in range(len(source))] == [example(i) for i in range(37)]
+    assert list(source) == [example(i) for i in range(37)]
     assert source.class_names == ("even", "odd")
     assert source.where(23) == (str(folder / "train-00002-of-00004.arrayrecord"), 3)
 
