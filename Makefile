@@ -49,7 +49,7 @@ data/scenes/manifest.json: | $(VENV)/.installed
 	$(VENV)/bin/python -m data_pipelines.scenes --out=data/scenes
 
 data/scenes.model: data/scenes/manifest.json
-	$(VENV)/bin/python -m data_pipelines.train_tokenizer --records=data/scenes --vocab_size=256 --out=$@
+	$(VENV)/bin/python -m data_pipelines.train_tokenizer --records=data/scenes --vocab_size=256 --model_type=bpe --out=$@
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(call install,$(PYTHON),$(VENV),.)

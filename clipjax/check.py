@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipjax.config import ExperimentConfig, require
 from clipjax.mesh import mesh_shape
+from clipjax.optim import check_optimizer
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
@@ -63,6 +64,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         values = getattr(config.data.pixels, name)
         require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
     require(min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive.")
+    check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric
     require(
         not best or best.split("/")[0] in config.eval.evaluators,

@@ -1,6 +1,6 @@
 """Real pictures: learn emoji from three artists' drawings, name the fourth's. About half an hour of CPU time.
 
-    python -m data_pipelines.emoji --out=data/emoji            # needs npm, and cairosvg: pip install 'clipjax[pipelines]'
+    python -m data_pipelines.emoji --out=data/emoji            # needs npm and pip install 'clipjax[pipelines]'
     python -m data_pipelines.train_tokenizer --records=data/emoji --vocab_size=4096 --out=data/emoji.model
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-softmax --config.loss.name=softmax
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-sigmoid --config.loss.name=sigmoid

@@ -56,7 +56,7 @@ def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
     """`python -m clipjax ...` in the background, seeing so many CPU devices."""
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }

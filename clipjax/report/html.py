@@ -17,7 +17,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .9rem .2rem 0; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums } tr:nth-child(even) { background: #f5f6f8 }
 .bar { background: #dbe4f0; height: .8rem; width: 14rem; position: relative } 
-.bar i { background: #2b6cb0; height: 100%; display: block } .bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: #c05621 }
+.bar i { background: #2b6cb0; height: 100%; display: block }
+.bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: #c05621 }
 details { margin: .6rem 0 } pre { background: #f5f6f8; padding: .8rem; overflow: auto } img { max-width: 100% }
 """
 

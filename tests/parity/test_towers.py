@@ -184,11 +184,8 @@ def test_presets_have_exactly_the_published_parameters(name):
     """Counted on transformers' models of the published sizes, built without storage."""
     model = get_preset(name)
     image, text = model.image, model.text
-    vision = dict(hidden_size=image.width, intermediate_size=image.mlp_dim, num_hidden_layers=image.depth,
-                  num_attention_heads=image.num_heads, image_size=image.image_size, patch_size=image.patch_size)  # fmt: skip
-    words = dict(hidden_size=text.width, intermediate_size=text.mlp_dim, num_hidden_layers=text.depth,
-                 num_attention_heads=text.num_heads, vocab_size=text.vocab_size,
-                 max_position_embeddings=text.context_length)  # fmt: skip
+    vision = hf_sizes(image) | dict(image_size=image.image_size, patch_size=image.patch_size)
+    words = hf_sizes(text) | dict(vocab_size=text.vocab_size, max_position_embeddings=text.context_length)
     clip = name.startswith("clip")
     if clip:
         config = transformers.CLIPConfig(text_config=words, vision_config=vision, projection_dim=model.embed_dim)
@@ -204,3 +201,12 @@ def test_presets_have_exactly_the_published_parameters(name):
         )
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == sum(p.numel() for p in hf.parameters())
+
+
+def hf_sizes(tower):
+    return dict(
+        hidden_size=tower.width,
+        intermediate_size=tower.mlp_dim,
+        num_hidden_layers=tower.depth,
+        num_attention_heads=tower.num_heads,
+    )

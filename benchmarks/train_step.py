@@ -1,0 +1,236 @@
+"""The whole train step (forward, loss, backward, AdamW) beside open_clip's in PyTorch, same model, same batch.
+
+    python -m benchmarks.train_step                         # ViT-B/32, batch 32, float32
+    python -m benchmarks.train_step --rounds=9 --batch=16
+    python -m benchmarks.train_step --no_torch              # clipjax and the matmul peak alone
+
+One process per library; they take turns, one step each, and wait for each other, so that both see the same
+machine. Prints medians, the ratio, and the share of the matmul peak measured in the same run; writes
+benchmarks/results/train_step.json. Rounds in which other programs used more than a seventh of a core are left out
+of the medians when enough others remain. Needs, for PyTorch's side: make parity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+RESULT = Path(__file__).parent / "results" / "train_step.json"
+QUIET = 0.15  # of a core, used by others
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no_torch", action="store_true")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return serve(WORKERS[args.worker](args.batch))
+
+    names = ["clipjax"] if args.no_torch else ["clipjax", "open_clip"]
+    workers = {name: start_worker(name, args.batch) for name in names}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in [*names, "matmul"]}
+    for number in range(args.rounds):
+        samples["matmul"].append(measured(lambda: matmul_seconds(), os.getpid()))
+        for name in names if number % 2 == 0 else reversed(names):
+            worker = workers[name]
+            samples[name].append(measured(lambda w=worker: ask(w), worker.pid))
+        line = "  ".join(
+            f"{name} {values[-1][0]:.3f} s ({values[-1][1]:.0%} others)" for name, values in samples.items()
+        )
+        print(f"round {number + 1}/{args.rounds}: {line}", flush=True)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    report(args.batch, names, samples)
+
+
+def report(batch: int, names: list[str], samples: dict[str, list[tuple[float, float]]]) -> None:
+    """Prints the table and writes RESULT."""
+    seconds = {name: median_of_quiet(values) for name, values in samples.items()}
+    peak = 2 * 2048**3 / seconds["matmul"]
+    flops = train_flops_per_image()
+    result = {
+        "model": "clip_vit_b32, float32",
+        "batch": batch,
+        "matmul_peak_gflops": peak / 1e9,
+        "train_gflops_per_image": flops / 1e9,
+        "machine": {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()},
+        "samples_seconds_and_others": samples,
+    }
+    for name in names:
+        rate = batch / seconds[name]
+        result[name] = {"images_per_second": rate, "share_of_peak": rate * flops / peak}
+        print(f"{name:>10}  {rate:6.2f} images/s  {rate * flops / peak:6.1%} of the matmul peak")
+    if len(names) == 2:
+        result["ratio"] = seconds["open_clip"] / seconds["clipjax"]
+        print(f"clipjax / open_clip: {result['ratio']:.2f}    matmul peak {peak / 1e9:.0f} GFLOP/s")
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {RESULT}")
+
+
+def clipjax_step(batch: int):
+    """() -> None, one step of clipjax on its own data."""
+    import jax
+
+    from clipjax.config import ExperimentConfig, LossConfig, MeshConfig
+    from clipjax.mesh import make_mesh
+    from clipjax.models.presets import get_preset
+    from clipjax.train_step import abstract_state, create_state, make_train_step
+
+    model = get_preset("clip_vit_b32")
+    image, text = (replace(tower, scan_layers=False) for tower in (model.image, model.text))
+    config = ExperimentConfig(
+        global_batch_size=batch,
+        model=replace(model, image=image, text=text),
+        loss=LossConfig("softmax"),
+        mesh=MeshConfig(),
+    )
+    mesh = make_mesh(config.mesh)
+    step = make_train_step(config, mesh, abstract_state(config, mesh))
+    data = {"image": pixels(batch), "text": tokens(batch)}
+    state = create_state(config, mesh)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, data)
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def open_clip_step(batch: int):
+    """() -> None, the same step in PyTorch."""
+    from tests.parity.torchvision_shim import shim
+
+    shim()
+    import open_clip
+    import torch
+
+    model = open_clip.create_model("ViT-B-32-quickgelu").train()
+    loss_fn = open_clip.loss.ClipLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    image, text = torch.tensor(pixels(batch)).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens(batch)).long()
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        image_embedding, text_embedding, scale = model((image / 255.0 - mean) / std, text)[:3]
+        loss = loss_fn(image_embedding, text_embedding, scale)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6052)
+        float(loss)
+
+    return run
+
+
+WORKERS = {"clipjax": clipjax_step, "open_clip": open_clip_step}
+
+
+def pixels(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
+
+
+def tokens(batch: int) -> np.ndarray:
+    """[batch, 77] int32: captions of 5 to 40 tokens between start and end, zeros behind."""
+    rng = np.random.default_rng(0)
+    text = np.zeros((batch, 77), np.int32)
+    for row in text:
+        length = rng.integers(5, 40)
+        row[: length + 2] = [49406, *rng.integers(300, 40_000, length), 49407]
+    return text
+
+
+def train_flops_per_image() -> float:
+    """Model FLOPs of forward and backward (three times forward): matrix products only."""
+    layers, tokens, width, text_width, length = 12, 50, 768, 512, 77
+    image = layers * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * 49 * 3072 * width + 2 * width * 512
+    text = layers * (24 * length * text_width**2 + 4 * length**2 * text_width) + 2 * text_width * 512
+    return 3.0 * (image + text)
+
+
+def matmul_seconds() -> float:
+    a = np.ones((2048, 2048), np.float32)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def serve(run) -> None:
+    """Worker side: two steps to warm up, then one step per line of input."""
+    run()
+    run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run()
+        print(time.perf_counter() - started, flush=True)
+
+
+def start_worker(name: str, batch: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmarks.train_step", f"--worker={name}", f"--batch={batch}"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    for line in worker.stdout:
+        if line.strip() == "ready":
+            return worker
+    sys.exit(f"The {name} worker ended before its first step; is it installed? (make parity)")
+
+
+def ask(worker: subprocess.Popen) -> float:
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
+
+
+def measured(run, pid: int) -> tuple[float, float]:
+    """(seconds that run() reports, cores used meanwhile by processes other than pid)."""
+    busy, own, started = busy_seconds(), process_seconds(pid), time.perf_counter()
+    seconds = run()
+    elapsed = time.perf_counter() - started
+    others = (busy_seconds() - busy - (process_seconds(pid) - own)) / elapsed
+    return seconds, max(0.0, others)
+
+
+def median_of_quiet(values: list[tuple[float, float]]) -> float:
+    quiet = [seconds for seconds, others in values if others <= QUIET]
+    return statistics.median(quiet if len(quiet) >= 3 else [seconds for seconds, _ in values])
+
+
+def busy_seconds() -> float:
+    user, nice, system = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def process_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""SigLIP B/16 at 224 pixels on your own shards, as published: 2303.15343, section 4.
+
+    clipjax train --config=experiments/siglip_b16.py --workdir=/shared/siglip --config.data.train.path=/shared/shards \\
+      --config.tokenizer.path=/shared/tokenizer.model
+    clipjax train --config=experiments/siglip_b16.py:siglip_b16_256 --config.mesh.fsdp=8 ...
+
+The argument names any SigLIP preset of clipjax.models.presets.
+"""
+
+from ml_collections import ConfigDict
+
+from clipjax.config import default_config, to_config_dict
+from clipjax.models.presets import get_preset
+
+
+def get_config(preset: str = "siglip_b16") -> ConfigDict:
+    config = default_config()
+    config.global_batch_size = 32_768
+    config.total_steps = 122_070  # four billion pairs
+    config.model = to_config_dict(get_preset(preset))
+    config.model.dtype = "bfloat16"
+    config.loss.name = "sigmoid"
+    # The paper's weight decay of 1e-4 is big_vision's, added after the learning rate.
+    config.optimizer.update(name="bv_adam", learning_rate=1e-3, weight_decay=1e-4, b2=0.95, grad_clip_norm=1.0)
+    config.optimizer.schedule.warmup_steps = 12_000
+    config.data.augment.name = "none"  # SigLIP squashes to the resolution and does not crop
+    config.data.num_threads = 16
+    config.checkpoint.every_steps = 2_000
+    config.log.every_steps = 100
+    return config

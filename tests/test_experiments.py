@@ -1,0 +1,21 @@
+"""Every experiment in the repository gives a configuration that is consistent, on one device and on a pod's worth."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from clipjax.check import check
+from clipjax.config import from_config_dict
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_is_consistent(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_config_dict(module.get_config())
+    check(config, num_devices=1)
+    check(config, num_devices=128, process_count=16)
