@@ -1,22 +1,63 @@
-"""Results as a plain-text table."""
+"""Results as a plain-text table, and what tables and pages of results share."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """{evaluator: {metric: value}} -> lines 'evaluator  metric  value', aligned; shares also as per cent."""
-    rows = [
-        (evaluator, metric, format_value(metric, value))
+    """{evaluator: {metric: value}} -> aligned lines 'evaluator  metric  value', shares as per cent.
+
+    A 95% interval ("top1_low", "top1_high") stands behind its metric.
+    """
+    table = [
+        (evaluator, row.metric, format_value(row.metric, row.value), _interval(row))
         for evaluator, result in results.items()
-        for metric, value in result.items()
+        for row in rows(result)
     ]
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
-    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+    widths = [max((len(line[i]) for line in table), default=0) for i in range(3)]
+    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in table)
+
+
+class Row(NamedTuple):
+    metric: str
+    value: Any
+    interval: tuple[float, float] | None  # 95%
+    chance: float | None  # what guessing would give
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """An evaluator's result in its order, with intervals and chance beside what they belong to."""
+    bounds = {metric: (f"{metric}_low", f"{metric}_high") for metric in result}
+    bounds = {metric: pair for metric, pair in bounds.items() if all(bound in result for bound in pair)}
+    shown_beside = {bound for pair in bounds.values() for bound in pair}
+    found = []
+    for metric, value in result.items():
+        if metric not in shown_beside:
+            interval = tuple(result[bound] for bound in bounds[metric]) if metric in bounds else None
+            found.append(Row(metric, value, interval, _chance(metric, result.get("chance"))))
+    return found
 
 
 def format_value(metric: str, value: Any) -> str:
-    if isinstance(value, float) and 0 <= value <= 1 and not metric.endswith("rank"):
+    if is_share(metric, value):
         return f"{value:.2%}"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def is_share(metric: str, value: Any) -> bool:
+    """Whether a value is a share between 0 and 1; a rank can be 1.0 and is none."""
+    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith("rank")
+
+
+def _chance(metric: str, chance: float | None) -> float | None:
+    """Guessing among the classes: five guesses have five chances."""
+    tries = {"top1": 1, "mean_per_class": 1, "top5": 5}.get(metric)
+    return None if chance is None or tries is None else min(1.0, tries * chance)
+
+
+def _interval(row: Row) -> str:
+    if row.interval is None:
+        return ""
+    low, high = (format_value(row.metric, bound) for bound in row.interval)
+    return f"95%: {low} to {high}"
