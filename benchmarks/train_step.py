@@ -216,8 +216,10 @@ def median_of_quiet(values: list[tuple[float, float]]) -> float:
 
 
 def busy_seconds() -> float:
-    user, nice, system = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    """Core seconds used by anybody, those that a hypervisor gave to other machines (steal) included."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _, _, irq, softirq, steal = fields
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def process_seconds(pid: int) -> float:

@@ -140,7 +140,7 @@ def loop(
             if evaluates:
                 results = evaluate(eval_params(state))
                 log.write(step, results)
-                announce(f"evaluated step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
+                announce(f"evaluated step {step}: {headline(results)}")
             if saves:
                 save(state, data_state=data_state, metrics=results if evaluates else None)
             if evaluates or saves:
@@ -233,6 +233,12 @@ def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:
             f"config.model.text.pool='eos' looks for id eos_id={text.eos_id}, but the tokenizer ends texts with "
             f"{tokenizer.eos_id}; set config.model.text.eos_id={tokenizer.eos_id}."
         )
+
+
+def headline(results: dict[str, float]) -> str:
+    """The accuracies and recalls at 1 and 5 among an evaluation's numbers; metrics.jsonl has all."""
+    shown = {name: value for name, value in results.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
+    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
 
 
 def announce(line: str) -> None:

@@ -18,7 +18,7 @@ DATA = "data/scenes"
 
 def get_config(loss: str = "sigmoid") -> ConfigDict:
     config = default_config()
-    config.total_steps = 1000
+    config.total_steps = 1200
     config.global_batch_size = 128
 
     config.loss.name = loss
@@ -50,8 +50,8 @@ def get_config(loss: str = "sigmoid") -> ConfigDict:
         "retrieval": EvaluatorConfig(name="retrieval", source=_split("validation")),
     }
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
-    config.eval.every_steps = 500
-    config.checkpoint.every_steps = 500
+    config.eval.every_steps = 600
+    config.checkpoint.every_steps = 600
     config.checkpoint.best_metric = "compositional/top1"
     config.log.every_steps = 50
     return config

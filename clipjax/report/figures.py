@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from clipjax.atomic import replacing
+from clipjax.report.table import rows
 
-BLUE, GREY, ORANGE = "#2b6cb0", "#a0aec0", "#c05621"
+BLUE, GREY, ORANGE, INK = "#2b6cb0", "#a0aec0", "#c05621", "#1f2733"
+WIDTH, HEIGHT, DPI = 16, 10, 100  # inches, pixels an inch
+SMOOTH_FROM = 40  # points; a curve of fewer is drawn as it is
 
 
 def training_summary(
@@ -25,73 +28,136 @@ def training_summary(
     zero_shot_before: dict[str, float],
     zero_shot_after: dict[str, float],
 ) -> None:
-    """One PNG: the loss curve, similarities of held-out pairs and zero-shot accuracy, before and after training.
+    """One PNG of 1600 x 1000: loss curve, similarities of held-out pairs and zero-shot accuracy, before and after.
 
     curve: metric lines with "step" and "loss". similarity_*: [n, n] cosines, image by text.
     images: [n, H, W, 3] uint8, captions: n, both in the matrices' order.
-    zero_shot_*: with "top1", and where known "top5" and "chance"; empty: the panel says so.
+    zero_shot_*: as clipjax.eval.zero_shot returns, "top1" at least; empty: the panel says so.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 10), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.9])
-    curve_axes, bars_axes = top.subplots(1, 2, width_ratios=[2, 1])
-    _draw_curve(curve_axes, curve)
-    _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after)
-    limit = max(float(np.abs(m).max()) for m in (similarity_before, similarity_after))
-    left, right = bottom.subfigures(1, 2)
-    _draw_similarity(left, "Before training", similarity_before, captions, images, limit)
-    _draw_similarity(right, "After training", similarity_after, captions, images, limit)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    style = {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": GREY}
+    with rc_context({**style, "axes.titlesize": 13, "axes.titlepad": 10, "font.size": 10}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.75])
+        curve_axes, bars_axes = top.subplots(1, 2, width_ratios=[1.7, 1])
+        _draw_curve(curve_axes, curve)
+        _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after)
+        limit = max(float(np.nan_to_num(np.abs(m)).max()) for m in (similarity_before, similarity_after)) or 1.0
+        left, right = bottom.subplots(1, 2)
+        _draw_similarity(left, "Before training", similarity_before, captions, images, limit)
+        _draw_similarity(right, "After training", similarity_after, captions, images, limit)
+        bottom.supxlabel("Cosine of each held-out image with each caption; outlined: the true pairs.", fontsize=10)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png")
 
 
 def _draw_curve(axes: Any, curve: Sequence[dict[str, float]]) -> None:
-    axes.plot([line["step"] for line in curve], [line["loss"] for line in curve], color=BLUE, linewidth=1.8)
-    axes.set(title="Training loss", xlabel="step", ylabel="loss")
-    if curve and min(line["loss"] for line in curve) > 0:
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    steps = np.array([line["step"] for line in curve], float)
+    loss = np.array([line["loss"] for line in curve], float)
+    axes.set(title="Training loss", xlabel="step")
+    axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    finite = np.isfinite(loss)
+    steps, loss = steps[finite], loss[finite]
+    if not len(loss):
+        axes.text(0.5, 0.5, "no loss was logged", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        return
+    smooth = _running_mean(loss) if len(loss) >= SMOOTH_FROM else loss
+    if smooth is not loss:
+        axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=1)
+    axes.plot(steps, smooth, color=BLUE, linewidth=2, marker="o" if len(loss) == 1 else None)
+    if loss.min() > 0 and loss.max() > 10 * loss.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
+        axes.set_ylabel("loss (logarithmic)")
+    else:
+        axes.set_ylabel("loss")
+    label = f"{smooth[-1]:.3g}"
+    axes.annotate(label, (steps[-1], smooth[-1]), (6, 0), textcoords="offset points", va="center", color=BLUE)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a twentieth of the curve around each point; shorter at the ends."""
+    window = max(1, len(values) // 20)
+    weight = np.convolve(np.ones_like(values), np.ones(window), mode="same")
+    return np.convolve(values, np.ones(window), mode="same") / weight
 
 
 def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]) -> None:
-    metrics = [m for m in ("top1", "top5") if m in before and m in after]
-    axes.set_title("Held-out zero-shot accuracy")
-    if not metrics:
-        axes.text(0.5, 0.5, "no zero-shot evaluator", ha="center", va="center", color=GREY)
+    found = {row.metric: row for row in rows(after) if row.metric in ("top1", "top5") and row.metric in before}
+    if not found:
+        axes.set_title("Held-out zero-shot accuracy")
+        axes.text(0.5, 0.5, "no zero-shot evaluator", ha="center", va="center", color=GREY, transform=axes.transAxes)
         axes.axis("off")
         return
-    for offset, label, values, color in ((-0.2, "before", before, GREY), (0.2, "after", after, BLUE)):
-        shares = [values[m] for m in metrics]
-        bars = axes.bar(np.arange(len(metrics)) + offset, shares, 0.38, label=label, color=color)
-        axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=2)
-    if "chance" in after:
-        axes.axhline(after["chance"], color=ORANGE, linestyle="--", linewidth=1, label=f"chance {after['chance']:.2%}")
-    axes.set_xticks(range(len(metrics)), metrics)
-    axes.set_ylim(0, 1.12)
+    counts = [f"{int(after[name]):,} {noun}" for name, noun in (("examples", "images"), ("classes", "names"))
+              if name in after]  # fmt: skip
+    axes.set_title("Held-out zero-shot accuracy" + (f"  ({', '.join(counts)})" if counts else ""))
+    for x, (metric, row) in enumerate(found.items()):
+        for offset, label, value, color in ((-0.2, "before", before[metric], GREY), (0.2, "after", row.value, BLUE)):
+            top = value
+            axes.bar(x + offset, value, 0.38, color=color, label=label if x == 0 else None)
+            if label == "after" and row.interval is not None:
+                axes.vlines(x + offset, *row.interval, color=INK, linewidth=1.5, label="95% interval")
+                top = row.interval[1]
+            axes.annotate(f"{value:.1%}", (x + offset, top), (0, 4), textcoords="offset points", ha="center",
+                          fontsize=11)  # fmt: skip
+        if row.chance is not None:
+            axes.hlines(row.chance, x - 0.45, x + 0.45, color=ORANGE, linestyle="--", linewidth=1.5,
+                        label="chance" if x == 0 else None)  # fmt: skip
+    labels = [m + (f"\nchance {r.chance:.2%}" if r.chance is not None else "") for m, r in found.items()]
+    axes.set_xticks(range(len(found)), labels, fontsize=11)
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 1.18), xlim=(-0.6, len(found) - 0.4), yticks=np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper left", frameon=False)
+    axes.grid(alpha=0.25, axis="y")
+    axes.set_axisbelow(True)
+    order = {"before": 0, "after": 1, "chance": 2, "95% interval": 3}
+    handles, labels = zip(
+        *sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda p: order[p[1]]), strict=True
+    )
+    axes.legend(
+        handles, labels, loc="upper left", frameon=False, ncols=4, fontsize=9, handlelength=1.4, columnspacing=1.2
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_similarity(figure: Any, title: str, matrix: np.ndarray, captions: Any, images: np.ndarray, limit: float):
+def _draw_similarity(
+    axes: Any, title: str, matrix: np.ndarray, captions: Sequence[str], images: np.ndarray, limit: float
+) -> None:
+    from matplotlib.patches import Rectangle
+
     n = len(matrix)
-    figure.suptitle(title, fontsize=13)
-    grid = figure.subplots(n + 1, 2, width_ratios=[1, n], gridspec_kw={"height_ratios": [1] * n + [0.9]})
-    for row in range(n):
-        grid[row, 0].imshow(images[row])
-        grid[row, 0].axis("off")
-        grid[row, 1].remove()
-    grid[n, 0].axis("off")
-    grid[n, 1].remove()
-    axes = figure.add_subplot(grid[0, 1].get_gridspec()[:n, 1])
+    others = np.where(np.eye(n, dtype=bool), -np.inf, matrix)
+    own = int(np.sum(np.diag(matrix) > others.max(axis=1)))
+    axes.set_title(f"{title}: {own} of {n} images are nearest to their own caption")
     axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for i in range(n):
         for j in range(n):
-            color = "white" if abs(matrix[i, j]) > 0.6 * limit else "black"
+            color = "white" if abs(matrix[i, j]) > 0.6 * limit else INK
             weight = "bold" if i == j else "normal"
-            axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=8, color=color, weight=weight)
+            axes.text(
+                j,
+                i,
+                f"{round(float(matrix[i, j]), 2) + 0.0:.2f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color=color,
+                weight=weight,
+            )
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=2, clip_on=False))
+        thumbnail = axes.inset_axes((-1.5, i - 0.46, 0.92, 0.92), transform=axes.transData)
+        thumbnail.imshow(images[i], interpolation="nearest" if images.shape[1] < 64 else "antialiased")
+        thumbnail.set(xticks=[], yticks=[])
+        thumbnail.spines[:].set_color("#e2e8f0")
     axes.set_yticks([])
-    labels = ["\n".join(textwrap.wrap(caption, 14)[:5]) for caption in captions]
-    axes.set_xticks(range(n), labels, fontsize=7)
+    width = max(8, 96 // n)
+    labels = ["\n".join(textwrap.wrap(caption, width, max_lines=5, placeholder=" …")) for caption in captions]
+    axes.set_xticks(range(n), labels, fontsize=8, parse_math=False)  # captions have dollar signs of their own
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
