@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class MetricsLog:
             return
         path = Path(workdir) / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step and resume_step > 0]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(_to_line(line) for line in kept))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -34,9 +35,10 @@ class MetricsLog:
             self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, in the file when this returns; nothing for no values. Not finite values become null."""
         if self.file is None or not values:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.write(_to_line({"step": step, **values}))
         self.file.flush()
         for name, value in values.items() if self.events else ():
             self.events.add_scalar(name, value, step)
@@ -48,12 +50,18 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of workdir/metrics.jsonl; [] without the file. A torn last line is left out."""
+    """The lines of workdir/metrics.jsonl; [] without the file. A torn line is left out; null is read as NaN."""
     path = Path(workdir) / FILE
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
-            break
+            continue
+        lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
+
+
+def _to_line(values: dict[str, float]) -> str:
+    """JSON has no NaN or infinity, and other readers than Python's refuse them: null."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"

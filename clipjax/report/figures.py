@@ -94,21 +94,20 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
         axes.text(0.5, 0.5, "no zero-shot evaluator", ha="center", va="center", color=GREY, transform=axes.transAxes)
         axes.axis("off")
         return
-    counts = [f"{int(after[name]):,} {noun}" for name, noun in (("examples", "images"), ("classes", "names"))
-              if name in after]  # fmt: skip
+    nouns = {"examples": "images", "classes": "names"}
+    counts = [f"{int(after[name]):,} {noun}" for name, noun in nouns.items() if name in after]
     axes.set_title("Held-out zero-shot accuracy" + (f"  ({', '.join(counts)})" if counts else ""))
     for x, (metric, row) in enumerate(found.items()):
         for offset, label, value, color in ((-0.2, "before", before[metric], GREY), (0.2, "after", row.value, BLUE)):
             top = value
-            axes.bar(x + offset, value, 0.38, color=color, label=label if x == 0 else None)
+            axes.bar(x + offset, value, 0.38, color=color, label=label)
             if label == "after" and row.interval is not None:
                 axes.vlines(x + offset, *row.interval, color=INK, linewidth=1.5, label="95% interval")
                 top = row.interval[1]
-            axes.annotate(f"{value:.1%}", (x + offset, top), (0, 4), textcoords="offset points", ha="center",
-                          fontsize=11)  # fmt: skip
+            above = dict(xytext=(0, 4), textcoords="offset points", ha="center", fontsize=11)
+            axes.annotate(f"{value:.1%}", (x + offset, top), **above)
         if row.chance is not None:
-            axes.hlines(row.chance, x - 0.45, x + 0.45, color=ORANGE, linestyle="--", linewidth=1.5,
-                        label="chance" if x == 0 else None)  # fmt: skip
+            axes.hlines(row.chance, x - 0.45, x + 0.45, color=ORANGE, linestyle="--", linewidth=1.5, label="chance")
     labels = [m + (f"\nchance {r.chance:.2%}" if r.chance is not None else "") for m, r in found.items()]
     axes.set_xticks(range(len(found)), labels, fontsize=11)
     axes.tick_params(axis="x", length=0)
@@ -116,13 +115,10 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(alpha=0.25, axis="y")
     axes.set_axisbelow(True)
-    order = {"before": 0, "after": 1, "chance": 2, "95% interval": 3}
-    handles, labels = zip(
-        *sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda p: order[p[1]]), strict=True
-    )
-    axes.legend(
-        handles, labels, loc="upper left", frameon=False, ncols=4, fontsize=9, handlelength=1.4, columnspacing=1.2
-    )
+    handles, names = axes.get_legend_handles_labels()
+    of_name = dict(zip(names, handles, strict=True))
+    names = [name for name in ("before", "after", "chance", "95% interval") if name in of_name]
+    axes.legend([of_name[name] for name in names], names, loc="upper left", frameon=False, ncols=4, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 
