@@ -123,9 +123,8 @@ def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointM
             f"{workdir} holds no checkpoints: expected the folder {directory}. "
             "--checkpoint takes the --workdir of a training run."
         )
-    manager = ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=_handlers()
-    )
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
     steps = sorted(manager.all_steps())
     chosen = None
     if step == "latest" and steps:

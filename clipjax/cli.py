@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from clipjax.config import ConfigError
 from clipjax.mesh import initialize_distributed
 
 
@@ -35,9 +35,18 @@ def parse(
         print(doc)
         print("\n".join(_describe(values[name]) for name in sorted(values)))
         sys.exit(0)
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if arg == "--config" or arg.startswith("--config="):
+            file = (arg.partition("=")[2] or following).split(":")[0]
+            if not Path(file).is_file():
+                fail(f"--config={file}: there is no such file; try experiments/quickstart.py.")
     try:
         rest = values(list(argv))[1:]
-    except (flags.Error, ConfigError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        overrides = [arg for arg in argv if arg.startswith("--config.")]
+        reason = " ".join(str(error.args[0]).replace("\\n", " ").replace("'", "").split())
+        fail(f"{' '.join(overrides)}: no such field: {reason}")
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         fail(error)
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
@@ -49,8 +58,12 @@ def parse(
 
 def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
     """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # else absl's logging and Grain's workers wait for flags nobody here parses
     logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)  # Orbax and TensorStore tell their whole life at INFO
+    logging.set_verbosity(logging.WARNING)
+    # Orbax warns about options we mean, such as reading only.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
     try:
         body()

@@ -1,0 +1,52 @@
+"""The command line: help with examples, and one line for a mistake."""
+
+import pytest
+
+from clipjax import evaluate, train
+from clipjax.__main__ import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_and_every_flag(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        {"train": train, "eval": evaluate}[command].main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"clipjax {command} --" in shown
+    assert "--config" in shown
+    assert "--coordinator_address" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=experiments/none.py"], "--config=experiments/none.py: there is no such file"),
+        (
+            ["--config=experiments/quickstart.py", "--config.loss.nam=softmax"],
+            "--config.loss.nam=softmax: no such field",
+        ),
+        (["--config=experiments/quickstart.py", "--config.seed=many"], "invalid literal for int"),
+        (["--config=experiments/quickstart.py", "--wrkdir=x"], "Did you mean: workdir"),
+        (["--config=experiments/quickstart.py", "softmax"], "Unexpected argument 'softmax'"),
+        (["--config=experiments/quickstart.py"], "--workdir is missing"),
+        (["--workdir=x"], "--config is missing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["train", *arguments])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_an_unknown_command_lists_the_known_ones(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["clipjax", "trian"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert "train" in shown.out
+    assert "'trian'" in shown.err
