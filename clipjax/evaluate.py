@@ -6,11 +6,12 @@ clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,6 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
         )
         sources[name] = open_source(evaluator.source)
     embed_images, embed_texts = make_embed(config, mesh)
-    sharding = batch_sharding(mesh)
-
-    def batches(source: Any):
-        local = eval_batches(
-            source,
-            tokenizer=tokenizer,
-            pixels=config.data.pixels,
-            image_size=config.model.image.image_size,
-            batch_size=config.eval.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stream = prefetch_to_mesh(((batch, None) for batch in local), sharding, config.data.prefetch)
-        return (batch for batch, _, _ in stream)
 
     def evaluate(params: Any) -> dict[str, dict[str, Any]]:
         results = {}
@@ -130,7 +117,7 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             started = time.perf_counter()
             results[name] = EVALUATORS[evaluator.name](
                 evaluator,
-                batches=lambda source=sources[name]: batches(source),
+                batches=lambda source=sources[name]: global_batches(config, mesh, tokenizer, source),
                 embed_images=lambda batch: embed_images(params, batch["image"]),
                 embed_texts=lambda tokens: embed_texts(params, tokens),
                 tokenizer=tokenizer,
@@ -141,6 +128,24 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
         return results
 
     return evaluate
+
+
+def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source: Any) -> Iterator[dict[str, jax.Array]]:
+    """The records of `source` once, in order, as global arrays over (data, fsdp); see data.pipeline.eval_batches."""
+    local = eval_batches(
+        source,
+        tokenizer=tokenizer,
+        pixels=config.data.pixels,
+        image_size=config.model.image.image_size,
+        batch_size=config.eval.batch_size,
+        num_threads=config.data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    pairs = ((batch, None) for batch in local)
+    with contextlib.closing(prefetch_to_mesh(pairs, batch_sharding(mesh), config.data.prefetch)) as stream:
+        for batch, _, _ in stream:
+            yield batch
 
 
 def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable]:

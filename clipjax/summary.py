@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,10 @@ from jax.sharding import Mesh
 
 from clipjax.atomic import write_text
 from clipjax.config import ExperimentConfig
-from clipjax.data.pipeline import eval_batches
-from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import Tokenizer
-from clipjax.evaluate import make_embed
-from clipjax.mesh import batch_sharding, to_host
+from clipjax.evaluate import global_batches, make_embed
+from clipjax.mesh import to_host
 from clipjax.metrics_log import read_metrics
 from clipjax.report.figures import training_summary
 
@@ -61,18 +60,8 @@ def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) ->
     embed_images, embed_texts = make_embed(config, mesh)
 
     def held_out(params: Any) -> dict:
-        local = eval_batches(
-            source,
-            tokenizer=tokenizer,
-            pixels=config.data.pixels,
-            image_size=config.model.image.image_size,
-            batch_size=config.eval.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stream = prefetch_to_mesh(((batch, None) for batch in local), batch_sharding(mesh), 1)
-        batch, *_ = next(stream)
-        stream.close()
+        with contextlib.closing(global_batches(config, mesh, tokenizer, source)) as batches:
+            batch = next(batches)
         images, text, index, valid = to_host(tuple(batch[k] for k in ("image", "text", "index", "valid")))
         image_embedding = to_host(embed_images(params, batch["image"]))
         _, first = np.unique(text[valid], axis=0, return_index=True)

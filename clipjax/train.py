@@ -28,7 +28,7 @@ from clipjax import checkpoint as checkpoints
 from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_json_dict
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
@@ -88,6 +88,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             if start == 0:
                 results = evaluate(eval_params(state))
+                check_best_metric(config, results)
                 log.write(0, results)
                 if held_out:
                     record_before(workdir, held_out(eval_params(state)), results)
@@ -218,6 +219,14 @@ def stop_if_not_finite(metrics: dict, config: ExperimentConfig) -> None:
             "by them, and the last checkpoint is intact. Lower config.optimizer.learning_rate, raise "
             "schedule.warmup_steps, or set config.optimizer.grad_clip_norm=1.0, and run the command again."
         )
+
+
+def check_best_metric(config: ExperimentConfig, results: dict[str, float]) -> None:
+    """Refuses a checkpoint.best_metric that the evaluators do not report. Raises ConfigError."""
+    best = config.checkpoint.best_metric
+    require(
+        not best or best in results, f"config.checkpoint.best_metric='{best}' is not reported.{nearest(best, results)}"
+    )
 
 
 def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:

@@ -186,6 +186,12 @@ def test_a_run_of_non_finite_losses_stops_with_an_intact_checkpoint(folder, conf
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+def test_a_best_metric_nobody_reports_is_refused_at_the_start(folder, config):
+    wrong = dataclasses.replace(config.checkpoint, best_metric="retrieval/r1")
+    with pytest.raises(ConfigError, match="best_metric='retrieval/r1' is not reported. Did you mean 'retrieval/"):
+        train.run(dataclasses.replace(config, checkpoint=wrong), folder / "wrong_metric")
+
+
 def test_best_checkpoint_outlives_the_last_ones(folder, config):
     workdir = folder / "best"
     kept = dataclasses.replace(
