@@ -114,12 +114,9 @@ def clipjax_step(batch: int):
 
 def open_clip_step(batch: int):
     """() -> None, the same step in PyTorch."""
-    from tests.parity.torchvision_shim import shim
+    from tests.torch_reference import import_torch
 
-    shim()
-    import open_clip
-    import torch
-
+    torch, open_clip = import_torch(), import_torch("open_clip")
     model = open_clip.create_model("ViT-B-32-quickgelu").train()
     loss_fn = open_clip.loss.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)

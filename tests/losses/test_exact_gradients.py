@@ -10,6 +10,7 @@ import pytest
 from clipjax.config import ConfigError, LossConfig, MeshConfig
 from clipjax.losses import LOSSES, make_loss
 from clipjax.mesh import batch_sharding, make_mesh
+from tests.torch_reference import import_torch
 
 BATCH, DIM = 64, 24
 MESHES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (1, 4, 1), 8: (4, 2, 1), "8 with tensor": (2, 2, 2)}
@@ -100,8 +101,7 @@ def test_scale_100_neither_overflows_nor_underflows(name, comm, noise):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_equal_open_clips(name):
-    torch = pytest.importorskip("torch")
-    open_clip_loss = pytest.importorskip("tests.parity.torchvision_shim").import_open_clip_loss()
+    torch, open_clip_loss = import_torch(), import_torch("open_clip.loss")
     x, y = embeddings(noise=0.7)
     a, b = (torch.tensor(e, requires_grad=True) for e in (x, y))
     if name == "softmax":

@@ -13,11 +13,11 @@ from clipjax.losses import make_loss
 from clipjax.models import DualEncoder
 from clipjax.models.presets import PRESETS, get_preset
 from clipjax.models.transformer import stack_layers
+from tests.torch_reference import import_torch
 
-torch = pytest.importorskip("torch")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-pytest.importorskip("tests.parity.torchvision_shim").shim()
-transformers = pytest.importorskip("transformers")
+torch = import_torch()
+transformers = import_torch("transformers")
 
 WIDTH, DEPTH, HEADS, MLP, IMAGE, PATCH, VOCAB, CONTEXT = 32, 2, 4, 48, 24, 8, 99, 12
 
