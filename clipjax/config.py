@@ -92,6 +92,13 @@ class LossConfig:
     name: str = "softmax"  # a row of clipjax.losses.LOSSES
     comm: Literal["dense", "all_gather", "ring"] = "all_gather"
     tile: int = 0  # rows of the local block compared at a time; 0: chosen by the loss
+    repeats: Literal["negatives", "positives", "ignore"] = "negatives"  # what pairs with an equal pair_id are
+    label_smoothing: float = 0.1  # label_smoothing only
+    in_modal_weight: float = 0.25  # cyclip only
+    cross_modal_weight: float = 0.25  # cyclip only
+    distill_weight: float = 1.0  # distill only
+    contrastive_weight: float = 1.0  # coca only
+    caption_weight: float = 2.0  # coca only
 
 
 @dataclass(frozen=True)

@@ -1,99 +1,76 @@
 """Contrastive losses of the GLOBAL batch, computed from embeddings that are sharded over the mesh.
 
-Add a loss: one file with a dense form and a blockwise form, one row in LOSSES.
+Add a loss: one file with a LOSS that says what one tile of similarities contributes, one row in LOSSES. See
+docs/losses.md for one in twenty lines.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from clipjax.config import LossConfig, nearest, require
-from clipjax.losses import sigmoid, softmax
+from clipjax.losses import coca, cyclip, dcl, distill, label_smoothing, ntxent, sigmoid, softmax
+from clipjax.losses.pairs import Inputs, Loss, dense, over_all_pairs
 from clipjax.losses.tiles import choose_tile
-from clipjax.mesh import BATCH_AXES
-
-
-class Loss(NamedTuple):
-    dense: Callable  # (image_embedding, text_embedding, logit_scale, logit_bias) -> loss; plain autodiff
-    blockwise: Callable  # per device, inside shard_map: see softmax.blockwise
-
+from clipjax.mesh import batch_shards
 
 LOSSES: dict[str, Loss] = {
-    "softmax": Loss(softmax.dense, softmax.blockwise),
-    "sigmoid": Loss(sigmoid.dense, sigmoid.blockwise),
+    "softmax": softmax.LOSS,
+    "sigmoid": sigmoid.LOSS,
+    "dcl": dcl.LOSS,
+    "label_smoothing": label_smoothing.LOSS,
+    "ntxent": ntxent.LOSS,
+    "cyclip": cyclip.LOSS,
+    "distill": distill.LOSS,
+    "coca": coca.LOSS,
 }
 
 
-def make_loss(config: LossConfig, mesh: Mesh | None) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """loss_fn(image_embedding, text_embedding, *, logit_scale, logit_bias) -> (loss, metrics), for use under jit.
+def make_loss(
+    config: LossConfig, mesh: Mesh | None, losses: dict[str, Loss] = LOSSES
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """loss_fn(image_embedding, text_embedding, *, logit_scale, logit_bias, ...) -> (loss, metrics), for use under jit.
 
-    image_embedding, text_embedding: [B, D] global arrays, L2-normalised; row i of one belongs to row i of
-      the other. logit_scale, logit_bias: scalars.
-    loss: float32 scalar, the mean over the global batch, replicated. Its gradient is that of the dense loss
-      on one device, for every mesh, `comm` and `tile`; it is computed in the forward pass, tile by tile, and
-      nothing of size B x B is kept.
-    comm: "all_gather" moves the embeddings once and needs no gradient collective; "ring" rotates blocks of
-      texts and never holds more than one device's share; "dense" is the textbook formula with autodiff.
+    image_embedding, text_embedding: [B, D] global arrays, L2-normalised; row i of one belongs to row i of the other.
+    logit_scale, logit_bias: scalars. The other arguments are those of Inputs: pair_id for config.repeats other than
+    "negatives", the teacher's for "distill", the captions' for "coca".
+    loss: float32 scalar, the mean over the global batch, replicated. Its gradient is that of the dense loss on one
+      device, for every mesh, `comm` and `tile`; it is made in the forward pass, tile by tile, and nothing of size
+      B x B is kept. metrics: the parts of a loss that has several.
+    comm: "all_gather" moves the embeddings once and needs no gradient collective; "ring" sends blocks of texts around
+      in both directions and never holds more than three of them; "dense" is the textbook formula with autodiff.
+    losses: the table to look in; a loss of your own may come from outside.
 
-    Raises ConfigError for an unknown loss, a tile that does not divide a device's rows, or (at trace time) a
-    batch that does not divide over the mesh.
+    Raises ConfigError for an unknown loss, a tile that does not divide a device's rows, or (at trace time) a batch
+    that does not divide over the mesh or an input the loss needs and was not given.
     """
-    require(config.name in LOSSES, f"config.loss.name='{config.name}' is unknown.{nearest(config.name, LOSSES)}")
+    require(config.name in losses, f"config.loss.name='{config.name}' is unknown.{nearest(config.name, losses)}")
     require(config.tile >= 0, f"config.loss.tile={config.tile} must be 0 (chosen for you) or positive.")
-    loss = LOSSES[config.name]
+    loss = losses[config.name]
+    shards = 1 if mesh is None else batch_shards(mesh)
     if mesh is None or config.comm == "dense":
-        return lambda image_embedding, text_embedding, *, logit_scale, logit_bias: (
-            loss.dense(image_embedding, text_embedding, logit_scale, logit_bias),
-            {},
-        )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    exact = exact_gradient(loss.blockwise, mesh, config.comm, config.tile)
+        mean_loss = dense(loss, config.repeats)
+    else:
+        mean_loss = over_all_pairs(loss, mesh, comm=config.comm, tile=config.tile, repeats=config.repeats)
 
-    def loss_fn(image_embedding: Any, text_embedding: Any, *, logit_scale: Any, logit_bias: Any):
+    def loss_fn(image_embedding: jax.Array, text_embedding: jax.Array, *, logit_scale, logit_bias, **others):
+        inputs = Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others)
         batch = image_embedding.shape[0]
         require(
             batch % shards == 0,
             f"The batch of {batch} does not divide over data x fsdp = {shards} devices; see config.global_batch_size.",
         )
         choose_tile(batch // shards, config.tile)
-        return exact(image_embedding, text_embedding, logit_scale, logit_bias), {}
+        for name in (*loss.needs, *(["pair_id"] if config.repeats != "negatives" else [])):
+            require(getattr(inputs, name) is not None, f"config.loss ('{config.name}') needs {name}, found none.")
+        pair_id = None if config.repeats == "negatives" else inputs.pair_id
+        value, metrics = mean_loss(*loss.features(inputs, config), pair_id)
+        if loss.extra is not None:
+            extra = loss.extra(inputs, config)
+            value, metrics = value + sum(extra.values()), metrics | extra
+        return value, {f"{name}_loss": part for name, part in metrics.items()} if len(metrics) > 1 else {}
 
     return loss_fn
-
-
-def exact_gradient(blockwise: Callable, mesh: Mesh, comm: str, tile: int) -> Callable[..., jax.Array]:
-    """A differentiable loss of global arrays from a per-device function that makes value and gradients itself.
-
-    The custom rule is around shard_map, so no collective is ever differentiated: what each device computes
-    for its rows is the gradient.
-    """
-    rows, scalar = P(BATCH_AXES), P()
-    grads = (rows, rows, scalar, scalar)
-
-    def sharded(with_grads: bool) -> Callable:
-        return jax.shard_map(
-            functools.partial(blockwise, axis_name=BATCH_AXES, comm=comm, tile=tile, with_grads=with_grads),
-            mesh=mesh,
-            in_specs=(rows, rows, scalar, scalar),
-            out_specs=(scalar, grads if with_grads else None),
-            check_vma=False,
-        )
-
-    @jax.custom_vjp
-    def loss(x, y, scale, bias):
-        return sharded(with_grads=False)(x, y, scale, bias)[0]
-
-    def forward(x, y, scale, bias):
-        return sharded(with_grads=True)(x, y, scale, bias)
-
-    def backward(grads, cotangent):
-        return jax.tree.map(lambda g: g * cotangent, grads)
-
-    loss.defvjp(forward, backward)
-    return loss

@@ -17,9 +17,10 @@ def all_gather(tree: Tree, axis_name: AxisName) -> Tree:
     return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), tree)
 
 
-def own_rows(array: jax.Array, rows: int, axis_name: AxisName) -> jax.Array:
-    """This device's part [rows, ...] of a gathered array."""
-    return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(axis_name) * rows, rows)
+def own_rows(tree: Tree, rows: int, axis_name: AxisName) -> Tree:
+    """This device's part [rows, ...] of gathered arrays."""
+    start = jax.lax.axis_index(axis_name) * rows
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows), tree)
 
 
 def row_ids(rows: int, axis_name: AxisName) -> jax.Array:
@@ -27,18 +28,44 @@ def row_ids(rows: int, axis_name: AxisName) -> jax.Array:
     return jax.lax.axis_index(axis_name).astype(jnp.int32) * rows + jnp.arange(rows, dtype=jnp.int32)
 
 
-def ring(body: Callable[[Tree, Tree], tuple[Tree, Tree]], stays: Tree, travels: Tree, axis_name: AxisName):
-    """One full rotation: `travels` visits every device once and comes home; returns (stays, travels).
+def ring(
+    meet: Callable, merge: Callable, stays: Tree, visitor: Tree, sums: Tree, *, empty: Tree, axis_name: AxisName
+) -> tuple[Tree, Tree]:
+    """Every device's `visitor` meets every device's `stays` once; returns (stays, this device's sums, home again).
 
-    body(stays, travels) -> both, updated by their meeting.
+    meet(stays, visitor, sums) -> (stays, sums): what this meeting changes.
+    sums: the visitor's before any meeting; empty: sums of nothing; merge(sums, sums) -> sums, in any order.
+
+    Copies of the visitor leave in both directions, so that the last one is half a ring away after D // 2 hops and
+    both directions of a link work. The next visitor and the last meeting's sums are on their way while a meeting is
+    computed: neither needs its result. The sums then come home in one step.
     """
     size = jax.lax.axis_size(axis_name)
-    to_next = [(i, (i + 1) % size) for i in range(size)]
+
+    def shift(tree: Tree, by: int) -> Tree:
+        where = [(i, (i + by) % size) for i in range(size)]
+        return jax.tree.map(lambda a: jax.lax.ppermute(a, axis_name, where), tree)
+
+    stays, home = meet(stays, visitor, sums)
+    if size == 1:
+        return stays, home
+    both = (size - 1) // 2  # meetings in each direction; an even ring has one more, with the opposite device
 
     def hop(_, carry):
-        stays, travels = body(*carry)
-        if size > 1:
-            travels = jax.tree.map(lambda a: jax.lax.ppermute(a, axis_name, to_next), travels)
-        return stays, travels
+        stays, forward, backward, forward_sums, backward_sums = carry
+        following = shift(forward, 1), shift(backward, -1)
+        forward_sums, backward_sums = shift(forward_sums, 1), shift(backward_sums, -1)
+        stays, part = meet(stays, forward, empty)
+        forward_sums = merge(forward_sums, part)
+        stays, part = meet(stays, backward, empty)
+        backward_sums = merge(backward_sums, part)
+        return stays, *following, forward_sums, backward_sums
 
-    return jax.lax.fori_loop(0, size, hop, (stays, travels))
+    carry = (stays, shift(visitor, 1), shift(visitor, -1), empty, empty)
+    stays, forward, _, forward_sums, backward_sums = jax.lax.fori_loop(0, both, hop, carry)
+    if size % 2 == 0:
+        forward_sums = shift(forward_sums, 1)
+        stays, part = meet(stays, forward, empty)
+        forward_sums = merge(forward_sums, part)
+    home = merge(home, shift(forward_sums, -(size // 2)))
+    return stays, merge(home, shift(backward_sums, both)) if both else home

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from clipjax.config import require
 
 Tree = Any
-LARGEST_DEFAULT_TILE = 1024
+LARGEST_DEFAULT_TILE = 512
 
 
 def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, tile: int):
@@ -22,45 +22,41 @@ def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column
     """
     split = lambda tree: jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), tree)  # noqa: E731
     join = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)  # noqa: E731
-    columns, column_sums = split(columns), split(column_sums)
-    count = jax.tree.leaves(columns)[0].shape[0]
+    at = lambda tree, i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), tree)  # noqa: E731
+    count = lambda tree: jax.tree.leaves(tree)[0].shape[0]  # noqa: E731
 
-    def row_step(column_sums, row):
-        row_tile, row_sums_tile = row
+    def put(tree: Tree, i: jax.Array, values: Tree) -> Tree:
+        # In place: the loops carry one copy of the sums, and update a tile of it.
+        return jax.tree.map(lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, i, 0), tree, values)
+
+    rows, columns, row_sums, column_sums = split(rows), split(columns), split(row_sums), split(column_sums)
+
+    def row_step(i, carry):
+        row_sums, column_sums = carry
+        row = at(rows, i)
 
         def column_step(j, carry):
             row_sums_tile, column_sums = carry
-            at_j = lambda tree: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, j, keepdims=False), tree)  # noqa: E731
-            row_sums_tile, updated = body(row_tile, at_j(columns), row_sums_tile, at_j(column_sums))
-            # In place: the loop carries one copy of the column sums, not one per row tile.
-            column_sums = jax.tree.map(
-                lambda a, u: jax.lax.dynamic_update_index_in_dim(a, u, j, 0), column_sums, updated
-            )
-            return row_sums_tile, column_sums
+            row_sums_tile, updated = body(row, at(columns, j), row_sums_tile, at(column_sums, j))
+            return row_sums_tile, put(column_sums, j, updated)
 
-        row_sums_tile, column_sums = jax.lax.fori_loop(0, count, column_step, (row_sums_tile, column_sums))
-        return column_sums, row_sums_tile
+        row_sums_tile, column_sums = jax.lax.fori_loop(0, count(columns), column_step, (at(row_sums, i), column_sums))
+        return put(row_sums, i, row_sums_tile), column_sums
 
-    column_sums, row_sums = jax.lax.scan(row_step, column_sums, (split(rows), split(row_sums)))
+    row_sums, column_sums = jax.lax.fori_loop(0, count(rows), row_step, (row_sums, column_sums))
     return join(row_sums), join(column_sums)
 
 
-def logits_tile(x: jax.Array, y: jax.Array) -> jax.Array:
+def similarities(x: jax.Array, y: jax.Array) -> jax.Array:
     """x [r, D] . y [c, D] -> [r, c] float32; full float32 products also where the default is fewer bits."""
     return jax.lax.dot_general(
         x, y, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 
-def product(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product of a and b over the given axes, float32."""
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+def scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [r, D] times scale [r], float32."""
+    return x.astype(jnp.float32) * scale[:, None]
 
 
 def choose_tile(rows: int, tile: int) -> int:

@@ -1,0 +1,31 @@
+"""CLIP's loss plus in-modal and cross-modal consistency (Goel et al. CyCLIP 2205.14459, eq. 3 and 4).
+
+In-modal: 1/B sum_ij (x_i.x_j - y_i.y_j)^2; cross-modal: 1/B sum_ij (x_i.y_j - x_j.y_i)^2, cosines without the scale.
+Neither needs a B x B matrix: with the Gram matrices X = x^T x, Y = y^T y and M = x^T y of size D x D,
+sum_ij (x_i.x_j)(y_i.y_j) = |M|^2 and sum_ij (x_i.y_j)(x_j.y_i) = tr(M M), so they are |X|^2 - 2 |M|^2 + |Y|^2 and
+2 tr(X Y) - 2 tr(M M): 6 B D^2 FLOPs, and a collective of 3 D^2 elements whatever the batch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.config import LossConfig
+from clipjax.losses import softmax
+from clipjax.losses.pairs import Inputs, Loss
+
+
+def consistency(inputs: Inputs, config: LossConfig) -> dict[str, jax.Array]:
+    x, y = (e.astype(jnp.float32) for e in (inputs.image_embedding, inputs.text_embedding))
+    gram = lambda a, b: jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    images, texts, mixed = gram(x, x), gram(y, y), gram(x, y)
+    in_modal = jnp.sum(images**2) - 2 * jnp.sum(mixed**2) + jnp.sum(texts**2)
+    cross_modal = 2 * jnp.sum(images * texts) - 2 * jnp.sum(mixed * mixed.T)
+    return {
+        "in_modal": config.in_modal_weight * in_modal / x.shape[0],
+        "cross_modal": config.cross_modal_weight * cross_modal / x.shape[0],
+    }
+
+
+LOSS = Loss(softmax.features, softmax.terms, softmax.per_example, extra=consistency)
