@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clipjax.config import ExperimentConfig, require
+from clipjax.config import ExperimentConfig, nearest, require
+from clipjax.losses import LOSSES
+from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
 from clipjax.optim import check_optimizer
 
@@ -50,6 +52,33 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     require(
         model.logit_scale_init > 0,
         f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
+    )
+    micro = config.accumulation_steps
+    require(micro >= 1, f"config.accumulation_steps is {micro}; it must be at least 1.")
+    require(
+        config.global_batch_size % (batch_shards * micro) == 0,
+        f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // batch_shards} rows of one "
+        f"device (global_batch_size={config.global_batch_size} over {batch_shards}); use a divisor of it.",
+    )
+    require(
+        config.loss.name in LOSSES,
+        f"config.loss.name='{config.loss.name}' is unknown.{nearest(config.loss.name, LOSSES)}",
+    )
+    choose_tile(config.global_batch_size // batch_shards, config.loss.tile)
+    require(
+        bool(config.loss.teacher) == (config.loss.name == "distill"),
+        f"config.loss.name='{config.loss.name}' with config.loss.teacher='{config.loss.teacher}': loss 'distill', and "
+        "no other, needs the --workdir of the teacher's run.",
+    )
+    require(
+        bool(model.decoder.depth) == (config.loss.name == "coca"),
+        f"config.loss.name='{config.loss.name}' with config.model.decoder.depth={model.decoder.depth}: loss 'coca', "
+        "and no other, needs a decoder (depth 6 for CoCa-Base).",
+    )
+    require(
+        not model.decoder.depth or (text.causal and model.decoder.width % model.decoder.num_heads == 0),
+        "config.model.decoder needs config.model.text.causal=True (it predicts the next word from the text tower's "
+        "tokens) and a width that is a multiple of its num_heads.",
     )
     require(
         config.loss.name != "sigmoid" or model.logit_bias_init is not None,

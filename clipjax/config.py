@@ -77,9 +77,25 @@ class TextTowerConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """The captioner of loss "coca"; depth 0: none."""
+
+    depth: int = 0  # pairs of a self-attention and a cross-attention block
+    width: int = 512
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    init: Init = "clip"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     embed_dim: int = 512
     logit_scale_init: float = 1 / 0.07  # the scale itself; the parameter is its logarithm
     logit_scale_max: float = 100.0  # 0: not clipped
@@ -96,6 +112,7 @@ class LossConfig:
     label_smoothing: float = 0.1  # label_smoothing only
     in_modal_weight: float = 0.25  # cyclip only
     cross_modal_weight: float = 0.25  # cyclip only
+    teacher: str = ""  # distill only: the --workdir of the teacher's run
     distill_weight: float = 1.0  # distill only
     contrastive_weight: float = 1.0  # coca only
     caption_weight: float = 2.0  # coca only
@@ -222,6 +239,7 @@ class ExperimentConfig:
     seed: int = 0
     total_steps: int = 10_000
     global_batch_size: int = 1024
+    accumulation_steps: int = 1  # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -32,7 +32,8 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
-    (r"projection/kernel", P("fsdp", None)),
+    (r"(projection|text_projection)/kernel", P("fsdp", None)),
+    (r"decoder/vocabulary", P("fsdp", "tensor")),
 )
 
 

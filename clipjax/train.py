@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags, logging
 from jax.sharding import Mesh
 
@@ -37,10 +36,12 @@ from clipjax.evaluate import make_evaluate
 from clipjax.fingerprint import check_fingerprint, fingerprint
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.metrics_log import MetricsLog
+from clipjax.models.teacher import Teacher
 from clipjax.preemption import Preemption
 from clipjax.progress import progress_line
 from clipjax.summary import draw_summary, make_held_out, record_before
-from clipjax.train_step import TrainState, abstract_state, create_state, make_train_step
+from clipjax.teacher import load_teacher
+from clipjax.train_step import TrainState, abstract_state, batch_shapes, create_state, lower_step
 
 # Steps the host may run ahead of the devices: enough to hide dispatch, few enough that a non-finite
 # loss is seen soon.
@@ -78,7 +79,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     evaluate = flat(make_evaluate(config, mesh, tokenizer))
     draws = config.log.figures and config.eval.evaluators
     held_out = make_held_out(config, mesh, tokenizer) if draws else None
-    step_fn = compile_step(config, mesh)
+    step_fn = compile_step(config, mesh, load_teacher(config, mesh, prints))
 
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, prints, batches)
@@ -124,7 +125,7 @@ def loop(
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
             batch, data_state, data_wait = next(stream)
-            state, metrics = step_fn(state, {name: batch[name] for name in ("image", "text")})
+            state, metrics = step_fn(state, {name: batch[name] for name in batch_shapes(config)})
             in_flight.append(metrics)
             if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
                 stop_if_not_finite(in_flight.popleft(), config)
@@ -151,24 +152,19 @@ def loop(
     return state, results
 
 
-def compile_step(config: ExperimentConfig, mesh: Mesh) -> Callable:
-    """The train step compiled for its shapes, so that the first step is not mistaken for a slow one."""
+def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) -> Callable:
+    """(state, batch) -> (state, metrics), compiled, so that the first step is not mistaken for a slow one."""
     started = time.perf_counter()
     state = abstract_state(config, mesh)
-    image, text = config.model.image, config.model.text
-    size, sharding = config.global_batch_size, batch_sharding(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, image.image_size, image.image_size, 3), jnp.uint8, sharding=sharding),
-        "text": jax.ShapeDtypeStruct((size, text.context_length), jnp.int32, sharding=sharding),
-    }
-    compiled = make_train_step(config, mesh, state).lower(state, batch).compile()
+    compiled = lower_step(config, mesh, state, teacher).compile()
+    extra = (teacher.params,) if teacher else ()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     announce(
-        f"{parameters / 1e6:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), global batch {size}, "
-        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es); "
+        f"{parameters / 1e6:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es); "
         f"compiled in {time.perf_counter() - started:.1f} s"
     )
-    return compiled
+    return lambda state, batch: compiled(state, batch, *extra)
 
 
 def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints: dict, batches: Any) -> TrainState:

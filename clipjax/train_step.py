@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
-from clipjax.losses import make_loss
+from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import batch_sharding, param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.teacher import Teacher
 from clipjax.optim import make_optimizer, make_schedule
 
 Batch = dict[str, jax.Array]
@@ -36,13 +36,15 @@ class TrainState:
 
 
 def make_train_step(
-    config: ExperimentConfig, mesh: Mesh, state: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | None = None
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
     """The jitted step for this experiment on this mesh; donates the state it is given.
 
     Args:
       state: shapes are enough (jax.eval_shape of create_state).
-    Batch: {"image": [B, H, W, 3] uint8, "text": [B, L] int32}, global arrays over (data, fsdp).
+      teacher: for loss "distill"; the step then takes its parameters as a third argument.
+    Batch: {"image": [B, H, W, 3] uint8, "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats
+      asks for it}, global arrays over (data, fsdp).
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
@@ -50,13 +52,13 @@ def make_train_step(
     """
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
-    forward = make_loss_and_metrics(config, mesh)
+    loss_and_gradients = make_loss_and_gradients(config, mesh, teacher)
     ema_decay = config.optimizer.ema_decay
     scale_max = config.model.logit_scale_max
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher_params: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        (loss, metrics), grads = jax.value_and_grad(forward, has_aux=True)(state.params, batch, key)
+        loss, metrics, grads = loss_and_gradients(state.params, batch, key, teacher_params)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -95,33 +97,31 @@ def make_train_step(
     shardings = train_state_shardings(state, mesh)
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *([param_shardings(teacher.params, mesh)] if teacher else [])),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def make_loss_and_metrics(
-    config: ExperimentConfig, mesh: Mesh
-) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]:
-    """(params, batch, key) -> (loss of the global batch, metrics); what the step differentiates."""
-    model = DualEncoder(config.model)
-    loss_fn = make_loss(config.loss, mesh)
-    pixels, optimizer = config.data.pixels, config.optimizer
-    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
-    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
+def lower_step(config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | None) -> jax.stages.Lowered:
+    """The step traced for this experiment's shapes, ready to compile; state: abstract_state's."""
+    sharding = batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in batch_shapes(config).items()
+    }
+    extra = (teacher.params,) if teacher else ()
+    return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
-    def forward(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
-        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
-        image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
-        out = model.apply({"params": params}, image=image, text=batch["text"], train=True, rngs={"dropout": key})
-        loss, metrics = loss_fn(
-            out.image_embedding, out.text_embedding, logit_scale=out.logit_scale, logit_bias=out.logit_bias
-        )
-        return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
 
-    return forward
+def batch_shapes(config: ExperimentConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
+    size, image = config.global_batch_size, config.model.image.image_size
+    shapes = {
+        "image": ((size, image, image, 3), jnp.uint8),
+        "text": ((size, config.model.text.context_length), jnp.int32),
+    }
+    return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
 
 
 def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:

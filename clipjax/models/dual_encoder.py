@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
-from clipjax.models.text import TextTransformer
+from clipjax.models.decoder import CaptionDecoder
+from clipjax.models.text import TextTransformer, end_of_text
 from clipjax.models.vit import VisionTransformer
 
 # name -> linen module made from (tower config, embed_dim, dtype)
@@ -22,12 +23,13 @@ class DualEncoderOutput:
     text_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without texts
     logit_scale: jax.Array  # () float32, the scale itself (exp of the parameter)
     logit_bias: jax.Array  # () float32, 0 where the model has none
+    caption_nll: jax.Array | None = None  # [B] float32, with a decoder and both inputs: see CaptionDecoder
 
 
 class DualEncoder(nn.Module):
     """image [B, H, W, 3] normalised pixels and/or text [B, L] int32 -> DualEncoderOutput.
 
-    Parameters: image, text, logit_scale (its logarithm), and logit_bias where config has one. The scale is
+    Parameters: image, text, logit_scale (its logarithm), and logit_bias and decoder where config has them. The scale is
     not clipped here but after each update, by the train step. Raises ConfigError for an unknown tower.
     """
 
@@ -43,19 +45,33 @@ class DualEncoder(nn.Module):
             ("text", config.text.name, TEXT_TOWERS),
         ):
             require(name in table, f"config.model.{side}.name='{name}' is unknown.{nearest(name, table)}")
-        image_embedding = text_embedding = None
+        image_embedding = text_embedding = nll = None
         if image is not None:
             tower = IMAGE_TOWERS[config.image.name](config.image, config.embed_dim, dtype, name="image")
-            image_embedding = unit_length(tower(image, train))
+            pooled, image_tokens = tower(image, train)
+            image_embedding = unit_length(pooled)
         if text is not None:
             tower = TEXT_TOWERS[config.text.name](config.text, config.embed_dim, dtype, name="text")
-            text_embedding = unit_length(tower(text, train))
+            pooled, text_tokens = tower(text, train)
+            text_embedding = unit_length(pooled)
+        if config.decoder.depth and image is not None and text is not None:
+            decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, name="decoder")
+            nll = decoder(text_tokens, image_tokens, text, counted_tokens(text, config.text.eos_id), train)
         constant = nn.initializers.constant
         log_scale = self.param("logit_scale", constant(jnp.log(config.logit_scale_init)), ())
         bias = jnp.zeros(())
         if config.logit_bias_init is not None:
             bias = self.param("logit_bias", constant(config.logit_bias_init), ())
-        return DualEncoderOutput(image_embedding, text_embedding, jnp.exp(log_scale), bias)
+        return DualEncoderOutput(image_embedding, text_embedding, jnp.exp(log_scale), bias, nll)
+
+    def caption_tokens(self, text: jax.Array) -> jax.Array:
+        """[B] float32: how many tokens caption_nll sums over; needs no parameters."""
+        return counted_tokens(text, self.config.text.eos_id).sum(axis=1, dtype=jnp.float32)
+
+
+def counted_tokens(text: jax.Array, eos_id: int) -> jax.Array:
+    """[B, L - 1] bool: which of text[:, 1:] a caption consists of, its end included and the padding not."""
+    return jnp.arange(1, text.shape[1]) <= end_of_text(text, eos_id)[:, None]
 
 
 def unit_length(x: jax.Array) -> jax.Array:

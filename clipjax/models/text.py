@@ -12,7 +12,7 @@ from clipjax.models.transformer import transformer
 
 
 class TextTransformer(nn.Module):
-    """text [B, L] int32, L <= context_length -> [B, embed_dim] in dtype, not normalised to unit length.
+    """text [B, L] int32, L <= context_length -> ([B, embed_dim] not of unit length, tokens [B, L, width]), in dtype.
 
     Padding is attended to, as in CLIP (where causality hides it from the pooled position) and SigLIP
     (which always pads to the full context). A causal tower with EOS pooling may be given fewer columns than
@@ -24,7 +24,7 @@ class TextTransformer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, text: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, text: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         c = self.config
         normal = nn.initializers.normal
         clip = c.init == "clip"
@@ -37,10 +37,10 @@ class TextTransformer(nn.Module):
         x = (embedding(text) + position[: text.shape[1]]).astype(self.dtype)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         x = transformer(x, c, causal=c.causal, dtype=self.dtype, train=train)
-        x = LayerNorm(c.norm_eps, name="ln_final")(x)
-        x = pool_text(x, text, c)
+        tokens = LayerNorm(c.norm_eps, name="ln_final")(x)
+        x = pool_text(tokens, text, c)
         init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
-        return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
+        return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x), tokens
 
 
 def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Array:
@@ -49,5 +49,10 @@ def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Arr
         return x[:, -1]
     if config.pool == "gap":
         return x.mean(axis=1)
-    where = jnp.argmax(text if config.eos_id < 0 else text == config.eos_id, axis=1)
+    where = end_of_text(text, config.eos_id)
     return jnp.take_along_axis(x, where[:, None, None], axis=1)[:, 0]
+
+
+def end_of_text(text: jax.Array, eos_id: int) -> jax.Array:
+    """[B] int32: the position of the first eos_id; eos_id < 0: of the largest id (openai/CLIP)."""
+    return jnp.argmax(text if eos_id < 0 else text == eos_id, axis=1)

@@ -12,14 +12,17 @@ from clipjax.models.transformer import transformer
 
 
 class VisionTransformer(nn.Module):
-    """image [B, H, W, 3], normalised -> [B, embed_dim] in dtype, not normalised to unit length."""
+    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, L, width]), both in dtype.
+
+    The tokens are the last block's, after ln_post; with pool="cls" the first is the class token.
+    """
 
     config: ImageTowerConfig
     embed_dim: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         c = self.config
         normal = nn.initializers.normal
         patch_init = nn.initializers.lecun_normal() if c.init == "big_vision" else normal((3 * c.patch_size**2) ** -0.5)
@@ -32,17 +35,17 @@ class VisionTransformer(nn.Module):
         if c.pre_norm:
             x = LayerNorm(c.norm_eps, name="ln_pre")(x)
         x = transformer(x, c, causal=False, dtype=self.dtype, train=train)
+        ln_post = LayerNorm(c.norm_eps, name="ln_post")
+        tokens = ln_post(x)
         if c.pool == "cls":
-            x = LayerNorm(c.norm_eps, name="ln_post")(x[:, 0])
+            x = ln_post(x[:, 0])  # not tokens[:, 0]: where nobody asks for the tokens, they are not normalised
+        elif c.pool == "map":
+            x = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")(tokens)
         else:
-            x = LayerNorm(c.norm_eps, name="ln_post")(x)
-            if c.pool == "map":
-                x = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")(x)
-            else:
-                x = x.mean(axis=1)
+            x = tokens.mean(axis=1)
         if c.projection:
             x = Linear(self.embed_dim, normal(c.width**-0.5), False, dtype=self.dtype, name="projection")(x)
-        return x
+        return x, tokens
 
 
 def position_embedding(tower: nn.Module, image_shape: tuple[int, ...], length: int) -> jax.Array:

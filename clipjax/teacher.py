@@ -1,0 +1,37 @@
+"""Opens the frozen model that loss "distill" learns from: any run with the same tokenizer and image size."""
+
+from __future__ import annotations
+
+from jax.sharding import Mesh
+
+from clipjax import checkpoint as checkpoints
+from clipjax.config import ExperimentConfig, require
+from clipjax.losses import LOSSES
+from clipjax.models.teacher import Teacher
+
+
+def load_teacher(
+    config: ExperimentConfig, mesh: Mesh, fingerprint: dict | None, *, shapes_only: bool = False
+) -> Teacher | None:
+    """The Teacher of config.loss.teacher, or None for a loss without one.
+
+    fingerprint: the student's; the tokenizer, the context length and the image size must be the teacher's.
+    None: not compared. Raises ConfigError naming what differs, CheckpointError where there is no checkpoint.
+    """
+    if "teacher_image_embedding" not in LOSSES[config.loss.name].needs:
+        return None
+    manager, step = checkpoints.open_run(config.loss.teacher)
+    trained, found = checkpoints.read_meta(manager, step)
+    shared = [n for n in found if n.startswith("tokenizer.") or n in ("text.context_length", "image.image_size")]
+    for name in shared if fingerprint else []:
+        require(
+            found[name] == fingerprint.get(name),
+            f"config.loss.teacher={config.loss.teacher} has {name}={found[name]!r}, this experiment "
+            f"{fingerprint.get(name)!r}: teacher and student must read the same tokens and images.",
+        )
+    if shapes_only:
+        params = checkpoints.abstract_state(trained, mesh).params
+    else:
+        params = checkpoints.restore_params(manager, step, trained, mesh)
+    manager.close()
+    return Teacher(trained, params)
