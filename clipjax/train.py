@@ -158,11 +158,11 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) 
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
     extra = (teacher.params,) if teacher else ()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     announce(
-        f"{parameters / 1e6:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
-        f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es); "
-        f"compiled in {time.perf_counter() - started:.1f} s"
+        f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
     return lambda state, batch: compiled(state, batch, *extra)
 

@@ -53,28 +53,36 @@ def config_for(name, mesh=(1, 1, 1), **changes):
     return replace(config, global_batch_size=BATCH, **changes)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "coca"])
-@pytest.mark.parametrize(("mesh", "devices"), [((1, 1, 1), 1), ((4, 2, 1), 8), ((2, 2, 2), 8)])
-def test_accumulated_gradients_equal_those_of_the_whole_batch(name, mesh, devices):
-    config = config_for(name, mesh)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mesh", "count"),
+    [
+        ("softmax", (1, 1, 1), 2),
+        ("softmax", (4, 2, 1), 4),
+        ("sigmoid", (8, 1, 1), 2),
+        ("sigmoid", (2, 2, 2), 4),
+        ("coca", (4, 2, 1), 2),
+    ],
+)
+def test_accumulated_gradients_equal_those_of_the_whole_batch(name, mesh, count):
+    config, devices = config_for(name, mesh), int(np.prod(mesh))
     loss, grads = gradients(config, devices)
-    for count in (2, 4):
-        accumulated_loss, accumulated = gradients(replace(config, accumulation_steps=count), devices)
-        assert accumulated_loss == pytest.approx(loss, rel=1e-6)
-        assert difference(accumulated, grads) < 1e-6
+    accumulated_loss, accumulated = gradients(replace(config, accumulation_steps=count), devices)
+    assert accumulated_loss == pytest.approx(loss, rel=1e-6)
+    assert difference(accumulated, grads) < 1e-6
 
 
-@pytest.mark.parametrize("repeats", ["positives", "ignore"])
-def test_accumulation_keeps_repeats_with_their_rows(repeats):
+@pytest.mark.slow
+def test_accumulation_keeps_repeats_with_their_rows():
     config = config_for("softmax", (4, 2, 1))
-    config = replace(config, loss=replace(config.loss, repeats=repeats))
+    config = replace(config, loss=replace(config.loss, repeats="positives"))
     loss, grads = gradients(config, 8)
     accumulated_loss, accumulated = gradients(replace(config, accumulation_steps=2), 8)
     assert accumulated_loss == pytest.approx(loss, rel=1e-6)
     assert difference(accumulated, grads) < 1e-6
-    assert loss != pytest.approx(gradients(config_for("softmax", (4, 2, 1)), 8)[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_dropout_is_replayed_as_it_was_when_embedding():
     """Against plain autodiff of the micro-batched forward pass, which has no second pass to get wrong."""
     config = replace(config_for("softmax"), accumulation_steps=4)
@@ -109,6 +117,7 @@ def test_dropout_is_replayed_as_it_was_when_embedding():
     assert difference(gradients(without, 1)[1], expected) > 0.1
 
 
+@pytest.mark.slow
 def test_thirty_two_thousand_examples_fit_one_device():
     """The compiler's own account: memory beyond the arguments does not grow with the batch but for embeddings."""
 
@@ -126,6 +135,7 @@ def test_thirty_two_thousand_examples_fit_one_device():
     assert large < 32_768**2 * 4 / 30, "nothing like a B x B matrix (4.3 GB)"
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_teachers_similarities():
     mesh = make_mesh(MeshConfig(4, 2, 1), jax.devices())
     config = config_for("distill", (4, 2, 1))
@@ -148,6 +158,7 @@ def test_a_student_learns_from_its_teachers_similarities():
     assert distill[-1] < distill[0] - 0.01
 
 
+@pytest.mark.slow
 def test_captions_are_learnt():
     mesh = make_mesh(MeshConfig(4, 2, 1), jax.devices())
     config = config_for("coca", (4, 2, 1), total_steps=60)
