@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "train": ("clipjax.train", "train a dual encoder, or go on with a stopped run"),
     "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
+    "plan": ("clipjax.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }
 
 

@@ -47,7 +47,8 @@ def make_loss_and_gradients(config: ExperimentConfig, mesh: Mesh, teacher: Teach
 
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
         out = model.apply({"params": params})
-        loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
+        with jax.named_scope("loss"):
+            loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
         return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
 
     def known(batch: Batch, teacher_params: Tree) -> dict[str, jax.Array]:

@@ -59,21 +59,22 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, teacher_params: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         loss, metrics, grads = loss_and_gradients(state.params, batch, key, teacher_params)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if scale_max > 0:
-            # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
-            # leave a scale beyond the bound without a gradient to come back.
-            params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
-        ema_params = state.ema_params
-        if ema_decay > 0:
-            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            if scale_max > 0:
+                # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
+                # leave a scale beyond the bound without a gradient to come back.
+                params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
+            ema_params = state.ema_params
+            if ema_decay > 0:
+                ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = (params, opt_state, ema_params)
-        old = (state.params, state.opt_state, state.ema_params)
-        params, opt_state, ema_params = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new = (params, opt_state, ema_params)
+            old = (state.params, state.opt_state, state.ema_params)
+            params, opt_state, ema_params = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
             step=state.step + 1,

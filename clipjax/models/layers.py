@@ -6,12 +6,14 @@ LayerNorm statistics are float32 whatever it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -40,16 +42,72 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], *features))
         y = dot(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, features).astype(y.dtype)
+            y = add_bias(y, self.param("bias", self.bias_init, features))
         return y.reshape(*x.shape[:-1], *features)
 
 
+class Projections(nn.Module):
+    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` times [..., width].
+
+    kernel [in, count, width], bias [count, width]. Separate products: slicing one wide result costs a TPU a copy of it,
+    slicing the kernel next to nothing.
+    """
+
+    count: int
+    width: int
+    kernel_init: Callable
+    bias_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.count, self.width))
+        bias = self.param("bias", self.bias_init, (self.count, self.width))
+        flat = x.reshape(-1, x.shape[-1])
+        parts = (add_bias(dot(flat, kernel[:, i], self.dtype), bias[i]) for i in range(self.count))
+        return tuple(checkpoint_name(y.reshape(*x.shape[:-1], self.width), "qkv") for y in parts)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [n, in] @ kernel [in, ...] -> [n, ...] in dtype, accumulated in float32."""
-    y = jax.lax.dot_general(
-        x.astype(dtype), kernel.astype(dtype), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return y.astype(dtype)
+    """x [n, in] @ kernel [in, ...] -> [n, ...] in dtype, accumulated in float32.
+
+    The kernel's gradient leaves the product in float32, not rounded to dtype, and so it is summed over devices.
+    """
+    return _product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,))).astype(dtype)
+
+
+def _dot_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple:
+    return dot(x, kernel, dtype), (x, kernel)
+
+
+def _dot_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    outputs = tuple(range(1, dy.ndim))
+    dx = _product(dy, kernel.astype(dtype), (outputs, outputs)).astype(x.dtype)
+    return dx, _product(x.astype(dtype), dy, ((0,), (0,))).astype(kernel.dtype)
+
+
+dot.defvjp(_dot_forward, _dot_backward)
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
+    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y [n, ...] + bias [...], in y's dtype; the bias's gradient is a product with ones, accumulated in float32."""
+    return y + bias.astype(y.dtype)
+
+
+def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # A matrix unit sums many rows several times faster than vector units do.
+    ones = jnp.ones((1, dy.shape[0]), dy.dtype)
+    return dy, _product(ones, dy, ((1,), (0,)))[0].astype(bias.dtype)
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
 
 
 class LayerNorm(nn.Module):
@@ -62,9 +120,13 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * scale + bias).astype(x.dtype)
+        mean = y.mean(-1, keepdims=True)
+        if x.dtype == jnp.float32:
+            variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        else:
+            # Both means in one pass over x, whose own rounding is far above what the difference of squares loses.
+            variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+        return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -80,9 +142,10 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        qkv = Linear((3, width), self.qkv_init, bias_init=self.bias_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = (qkv[:, :, i].reshape(*x.shape[:2], self.num_heads, -1) for i in range(3))
+        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, name="qkv")(x)
+        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
         y = attention(q, k, v, causal=self.causal).reshape(x.shape)
+        y = checkpoint_name(y, "attended")
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
 
 
@@ -107,6 +170,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = Linear(self.mlp_dim, self.up_init, bias_init=self.bias_init, dtype=self.dtype, name="up")(x)
+        y = checkpoint_name(y, "mlp_up")
         y = ACTIVATIONS[self.activation](y)
         return Linear(x.shape[-1], self.down_init, bias_init=self.bias_init, dtype=self.dtype, name="down")(y)
 
@@ -131,10 +195,10 @@ class PatchEmbed(nn.Module):
         patches = image[:, : h * p, : w * p].reshape(batch, h, p, w, p, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, p * p * channels)
         kernel = self.param("kernel", self.kernel_init, (p * p * channels, self.width))
-        y = dot(patches.reshape(-1, patches.shape[-1]), kernel, self.dtype).reshape(batch, h * w, self.width)
+        y = dot(patches.reshape(-1, patches.shape[-1]), kernel, self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.width,)).astype(y.dtype)
-        return y
+            y = add_bias(y.reshape(-1, self.width), self.param("bias", nn.initializers.zeros, (self.width,)))
+        return y.reshape(batch, h * w, self.width)
 
 
 class MapHead(nn.Module):

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.config import ImageTowerConfig, TextTowerConfig
 from clipjax.models.layers import LayerNorm, Mlp, SelfAttention
 
 # What the backward pass may keep; everything else it computes again.
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keeps products with weights
+    "dots": jax.checkpoint_policies.save_only_these_names("qkv", "attended", "mlp_up", "attention_out"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -69,7 +70,7 @@ class Block(nn.Module):
                 branch = jnp.where(keep, branch / (1 - drop_path), 0).astype(branch.dtype)
             return branch
 
-        x = x + residual(attention(LayerNorm(config.norm_eps, name="ln_1")(x)))
+        x = x + checkpoint_name(residual(attention(LayerNorm(config.norm_eps, name="ln_1")(x))), "attention_out")
         x = x + residual(mlp(LayerNorm(config.norm_eps, name="ln_2")(x)))
         return x, None
 

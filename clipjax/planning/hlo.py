@@ -1,0 +1,198 @@
+"""What a compiled program says of itself: loops and their trip counts, collectives, the compiler's estimated cycles.
+
+Reads the optimised HLO text of any backend; `estimated_cycles` is in that of TPUs only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others by the number in their name
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|[\s)}])([a-z][\w\-]*)\(")
+_SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+@dataclass
+class Instruction:
+    name: str
+    opcode: str
+    shapes: list[tuple[str, tuple[int, ...]]]  # of the result, a tuple's parts one by one
+    text: str
+    times: float = 0.0  # executions per run of the program
+
+    @property
+    def op_name(self) -> str:
+        """The JAX call path that it came from; "" where the compiler does not say."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found.group(1) if found else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate for one execution; 0 where it gives none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(found.group(1)) if found else 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(shape_bytes(*shape) for shape in self.shapes)
+
+    @property
+    def called(self) -> list[tuple[str, str]]:
+        """(how, computation)."""
+        named = _CALLED.findall(self.text)
+        for branches in _BRANCHES.findall(self.text):
+            named += [("branch", name.strip().lstrip("%")) for name in branches.split(",")]
+        return named
+
+
+@dataclass
+class Program:
+    computations: dict[str, list[Instruction]] = field(default_factory=dict)
+    entry: str = ""
+    fused: set[str] = field(default_factory=set)  # computations that are the inside of one instruction
+    unknown_loops: list[str] = field(default_factory=list)  # counted as one trip
+
+    def executed(self) -> Iterator[Instruction]:
+        """Instructions that run by themselves, those inside fusions left out; `times` says how often."""
+        for name, instructions in self.computations.items():
+            if name not in self.fused:
+                yield from (instruction for instruction in instructions if instruction.times)
+
+
+@dataclass(frozen=True)
+class Collective:
+    kind: str
+    op_name: str
+    bytes_in: int  # what a device puts in
+    bytes_out: int  # what a device has afterwards
+    group_size: int
+    times: float  # per step
+
+    @property
+    def bytes_received(self) -> float:
+        """Per device and execution, by the ring algorithms: (g-1)/g of a gather's result, twice that for a sum."""
+        share = (self.group_size - 1) / self.group_size
+        return {
+            "all-gather": self.bytes_out * share,
+            "reduce-scatter": self.bytes_in * share,
+            "all-reduce": 2 * self.bytes_in * share,
+            "all-to-all": self.bytes_in * share,
+        }.get(self.kind, float(self.bytes_out))
+
+
+def parse(text: str) -> Program:
+    """Reads HLO text and multiplies every loop body by its trip count."""
+    program, current = Program(), None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = program.computations.setdefault(header.group(2), [])
+            if header.group(1):
+                program.entry = header.group(2)
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            name, rest = found.groups()
+            # Everything before the opcode is the result's shape; layouts in it hold parentheses too.
+            opcode = next((m for m in _OPCODE.finditer(rest) if not re.match(r"[TS]$", m.group(1))), None)
+            if opcode:
+                shapes = [_shape(*s) for s in _SHAPE.findall(rest[: opcode.start(1)])]
+                current.append(Instruction(name, opcode.group(1), shapes, rest[opcode.start(1) :]))
+    _count(program)
+    return program
+
+
+def collectives(program: Program, num_devices: int) -> list[Collective]:
+    """Every collective once, with how often it runs.
+
+    An asynchronous one may appear in pieces, in several fusions between its start and its end: pieces share their
+    channel, and the rarest of them says how often the whole runs.
+    """
+    found: dict[str, Collective] = {}
+    for name, instructions in program.computations.items():
+        for one in instructions:
+            kind = one.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES or not one.times:
+                continue
+            channel = re.search(r"channel_id=(\d+)", one.text)
+            key = channel.group(1) if channel else f"{name}/{one.name}"
+            result = one.bytes
+            if one.opcode.endswith("-start") and kind != "all-reduce":
+                result = result / 2 if kind == "collective-permute" else max(shape_bytes(*s) for s in one.shapes)
+            size = _group_size(one.text, num_devices)
+            into = {"all-gather": result / size, "reduce-scatter": result * size}.get(kind, result)
+            item = Collective(kind, one.op_name, int(into), int(result), size, one.times)
+            if key not in found or item.times < found[key].times:
+                found[key] = item
+    return [item for item in found.values() if item.group_size > 1]
+
+
+def shapes_in(text: str) -> set[tuple[int, ...]]:
+    """The dimensions of every array that a program mentions."""
+    return {_shape(kind, dims)[1] for kind, dims in _SHAPE.findall(text)}
+
+
+def shape_bytes(kind: str, dims: tuple[int, ...]) -> int:
+    bits = re.search(r"\d+", kind)
+    size = BYTES.get(kind) or (int(bits.group()) / 8 if bits else 0)
+    return int(math.prod(dims) * size)
+
+
+def _shape(kind: str, dims: str) -> tuple[str, tuple[int, ...]]:
+    return kind, tuple(int(d) for d in dims.split(",") if d)
+
+
+def _count(program: Program) -> None:
+    """Fills in `times` and `fused`, from the entry down."""
+    times: dict[str, float] = defaultdict(float)
+    pending = [(program.entry, 1.0, False)]
+    while pending:
+        name, factor, fused = pending.pop()
+        times[name] += factor
+        if fused:
+            program.fused.add(name)
+        for one in program.computations.get(name, []):
+            trips = _trip_count(one, program) if one.opcode == "while" else 1.0
+            for how, called in one.called:
+                inside = fused or how in ("calls", "to_apply") and one.opcode not in ("call", "async-start")
+                pending.append((called, factor * (trips if how in ("body", "condition") else 1.0), inside))
+    for name, instructions in program.computations.items():
+        for one in instructions:
+            one.times = times[name]
+
+
+def _trip_count(loop: Instruction, program: Program) -> float:
+    known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.text)
+    if known:
+        return float(known.group(1))
+    condition = program.computations.get(dict(loop.called).get("condition", ""), [])
+    compares = [one for one in condition if one.opcode == "compare" and "direction=LT" in one.text]
+    constants = {one.name: one.text for one in condition if one.opcode == "constant"}
+    for compare in compares:
+        for operand in re.findall(r"%?([\w.\-]+)", compare.text.split("(", 1)[1].split(")", 1)[0]):
+            if operand in constants and (value := re.match(r"constant\((\d+)\)", constants[operand])):
+                return float(value.group(1))
+    program.unknown_loops.append(loop.name)
+    return 1.0
+
+
+def _group_size(text: str, num_devices: int) -> int:
+    """Devices that take part together."""
+    if "source_target_pairs" in text:
+        return num_devices
+    if explicit := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(explicit.group(1).split(","))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+        return int(iota.group(2))
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\s*\{([^}]*)\})?", text):
+        sizes = dict(re.findall(r"'?([\w]+)'?=(\d+)", named.group(1)))
+        used = re.findall(r"[\w]+", named.group(2) or "") or list(sizes)
+        return math.prod(int(sizes[axis]) for axis in used if axis in sizes)
+    return num_devices

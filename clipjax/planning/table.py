@@ -1,0 +1,167 @@
+"""Plans as text: what fits, what moves, where the time goes, and how each figure is known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from clipjax.planning.chips import GIB
+
+EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    if plan.get("memory") and "collectives" not in plan:
+        return _does_not_fit(plan)
+    lines = [
+        "",
+        f"{plan['topology']}: {plan['devices']} x {plan['device_kind']}, mesh {_mesh(plan['mesh'])}, global batch "
+        f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {plan['loss']['name']} "
+        f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s",
+        *_memory_lines(plan),
+        *_collective_lines(plan),
+        *_time_lines(plan),
+    ]
+    if plan["loops_of_unknown_length"]:
+        lines.append(f"Loops of unknown length, counted once: {', '.join(plan['loops_of_unknown_length'])}")
+    return "\n".join(lines)
+
+
+def compare_table(plans: list[dict[str, Any]]) -> str:
+    """The figures one compares, side by side."""
+    rows = [("", *(plan["overrides"] or "the experiment" for plan in plans))]
+    for title, figure in (
+        ("fits", lambda p: {True: "yes", False: "no", None: "-"}[p["fits"]]),
+        ("memory a device, GiB", lambda p: f"{p['memory']['total'] / GIB:.2f}"),
+        ("temporaries, GiB", lambda p: f"{p['memory']['temporaries'] / GIB:.2f}"),
+        (
+            "received a device, MB",
+            lambda p: f"{sum(c['bytes_received'] * c['times'] for c in p['collectives']) / 1e6:,.0f}",
+        ),
+        ("of that for the loss, MB", lambda p: f"{_received(p, 'loss') / 1e6:,.1f}"),
+        ("step, ms (estimated)", lambda p: f"{p['time']['estimated_seconds'] * 1e3:.1f}"),
+        ("of that the loss, ms", lambda p: f"{p['time']['estimated_seconds_by_part'].get('loss', 0) * 1e3:.2f}"),
+        ("MFU (estimated)", lambda p: f"{p['time']['estimated_mfu']:.1%}"),
+    ):
+        rows.append((title, *(_or_dash(figure, plan) for plan in plans)))
+    return "\n" + "\n".join(_columns(rows))
+
+
+def _does_not_fit(plan: dict[str, Any]) -> str:
+    memory = plan["memory"]
+    lines = [
+        "",
+        f"{plan['topology']}: does not fit. A device needs {memory['total'] / GIB:.2f} GiB for temporaries alone and "
+        f"has {memory['available'] / GIB:.2f} GiB ({plan['message']})",
+    ]
+    if plan["nearest"]:
+        lines += [f"Nearest that fits: {plan['nearest']['change']}", plan_table(plan["nearest"])]
+    else:
+        lines.append("Use more devices, a smaller global_batch_size, config.mesh.fsdp, or accumulation_steps.")
+    return "\n".join(lines)
+
+
+def _memory_lines(plan: dict[str, Any]) -> list[str]:
+    memory, rows = plan["memory"], [("memory a device", "GiB", "")]
+    for title, name, known in (
+        ("parameters", "params", EXACT),
+        ("optimizer and EMA", "optimizer", EXACT),
+        ("batch", "batch", EXACT),
+        ("temporaries", "temporaries", EXACT),
+        ("  of those gradients", "gradients", ESTIMATED),
+        ("  activations and buffers", "activations", ESTIMATED),
+        ("all, with outputs and code", "total", EXACT),
+    ):
+        rows.append((title, f"{memory[name] / GIB:.2f}", known))
+    if memory["available"]:
+        free = memory["available"] - memory["total"]
+        rows.append(
+            (
+                "available",
+                f"{memory['available'] / GIB:.2f}",
+                f"{'fits, free' if free >= 0 else 'MISSING'}: {abs(free) / GIB:.2f}",
+            )
+        )
+    return ["", *_columns(rows)]
+
+
+def _collective_lines(plan: dict[str, Any]) -> list[str]:
+    rows = [("collective (counted)", "for", "devices", "times", "MB in", "MB received", "at least ms")]
+    grouped: dict[tuple, list[dict]] = defaultdict(list)
+    for c in plan["collectives"]:
+        grouped[c["kind"], c["part"], c["group_size"], c["times"]].append(c)
+    for (kind, part, size, times), same in grouped.items():
+        received = sum(c["bytes_received"] for c in same)
+        slow = sum((c["seconds_at_least"] or 0) * c["times"] for c in same) * 1e3
+        rows.append(
+            (
+                kind + (f" x {len(same)}" if len(same) > 1 else ""),
+                part,
+                str(size),
+                f"{times:g}",
+                f"{sum(c['bytes_in'] for c in same) / 1e6:,.2f}",
+                f"{received * times / 1e6:,.2f}",
+                f"{slow:.2f}" if slow else "-",
+            )
+        )
+    if len(rows) == 1:
+        rows.append(("none", "", "", "", "", "", ""))
+    return ["", *_columns(rows)]
+
+
+def _time_lines(plan: dict[str, Any]) -> list[str]:
+    time, flops = plan["time"], plan["flops"]
+    rows = [("part", "model TFLOP (counted)", "ms (estimated)", "MFU (estimated)")]
+    parts = time["estimated_seconds_by_part"] if time else {}
+    for part in dict.fromkeys([*flops, *parts]):
+        rows.append(
+            (
+                part,
+                f"{flops[part] / 1e12:,.2f}" if part in flops else "-",
+                f"{parts[part] * 1e3:.2f}" if part in parts else "-",
+                f"{time['estimated_mfu_by_part'][part]:.1%}" if time and part in time["estimated_mfu_by_part"] else "-",
+            )
+        )
+    step = time and time["estimated_seconds"]
+    rows.append(
+        (
+            "step, all devices",
+            f"{sum(flops.values()) / 1e12:,.2f}",
+            f"{step * 1e3:.2f}" if step else "-",
+            f"{time['estimated_mfu']:.1%}" if step else "-",
+        )
+    )
+    lines = ["", *_columns(rows)]
+    if time:
+        bounds = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in time["at_least"].items())
+        lines.append(f"At least (peak rates, nothing overlapped twice): {bounds}")
+    if step:
+        lines.append(
+            f"{plan['global_batch_size'] / step:,.0f} images/s if every transfer hides behind computation (estimated)"
+        )
+    return lines
+
+
+def _received(plan: dict[str, Any], part: str) -> float:
+    return sum(c["bytes_received"] * c["times"] for c in plan["collectives"] if c["part"] == part)
+
+
+def _or_dash(figure: Any, plan: dict[str, Any]) -> str:
+    try:
+        return figure(plan)
+    except (KeyError, TypeError):
+        return "-"
+
+
+def _mesh(mesh: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Aligned columns: the first two of a collective to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return [line.rstrip() for line in lines]

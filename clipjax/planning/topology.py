@@ -1,0 +1,87 @@
+"""--topology -> devices to compile for, present or not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from typing import NamedTuple
+
+import jax
+
+from clipjax.config import ConfigError, require
+from clipjax.planning.chips import CHIPS, Chip, chip_of_kind, get_chip
+
+
+class Topology(NamedTuple):
+    name: str
+    devices: list[jax.Device]
+    chip: Chip | None  # None: no figures known, as for CPUs
+
+
+def open_topology(name: str) -> Topology:
+    """The devices of "v5e:16x16" (a slice), "v5e:16x16*2" (two of them over the data-centre network), "cpu:8", "local".
+
+    A TPU slice needs the libtpu package and no TPU. "cpu:8" needs a process that was started with as many host
+    devices (see host_devices_flag). Raises ConfigError: unknown chip, impossible shape, no libtpu, too few devices.
+    """
+    if name == "local":
+        return Topology(name, jax.devices(), chip_of_kind(jax.devices()[0].device_kind))
+    found = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name)
+    require(
+        found is not None,
+        f"--topology={name} is not understood. Expected CHIP:AxB or CHIP:AxBxC, such as v5e:16x16 or v5p:8x8x4, "
+        "*2 behind it for two slices; cpu:8; or local for the devices present. Chips: " + ", ".join(CHIPS) + ".",
+    )
+    kind, shape, slices = found.groups()
+    if kind == "cpu":
+        return Topology(name, _cpu_devices(shape), None)
+    chip = get_chip(kind)
+    return Topology(name, _tpu_devices(name, chip, shape, int(slices or 1)), chip)
+
+
+def host_devices_flag(name: str) -> str | None:
+    """The XLA_FLAGS that --topology=cpu:N needs before JAX starts; None for others."""
+    found = re.fullmatch(r"cpu:(\d+)", name)
+    return f"--xla_force_host_platform_device_count={found.group(1)}" if found else None
+
+
+def _cpu_devices(shape: str) -> list[jax.Device]:
+    require(shape.isdigit() and int(shape) > 0, f"--topology=cpu:{shape}: expected a number of devices, such as cpu:8.")
+    devices = jax.devices("cpu")
+    require(
+        len(devices) >= int(shape),
+        f"--topology=cpu:{shape}: this process has {len(devices)} CPU device(s). Start it with "
+        f"XLA_FLAGS={host_devices_flag(f'cpu:{shape}')}.",
+    )
+    return devices[: int(shape)]
+
+
+def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Device]:
+    require(
+        importlib.util.find_spec("libtpu") is not None,
+        f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
+        'pip install "clipjax[tpu]", or pip install -e ".[tpu]" in the project\'s folder.',
+    )
+    # What libtpu would look up on a TPU machine and wait for elsewhere.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip.name}-1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    options: dict = dict(chip.topology_options)
+    if all(int(side) == 1 for side in shape.split("x")):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        options["num_slices"] = slices
+    try:
+        return list(topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        version, reason = importlib.metadata.version("libtpu"), str(error).splitlines()[0]
+        example = f"{chip.name}:{'x'.join(['4'] * chip.torus)}"
+        raise ConfigError(
+            f"--topology={name}: libtpu {version} refuses it: {reason} A {chip.name} slice has {chip.torus} "
+            f"dimensions, such as {example}."
+        ) from None
