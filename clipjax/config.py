@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict, config_dict
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); quick_gelu is OpenAI CLIP's
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "attention", "dots", "offload", "full"]  # see docs/mesh.md for what each costs
 Init = Literal["clip", "big_vision"]  # whose initial weights
 Dtype = Literal["float32", "bfloat16"]
 
@@ -89,6 +89,7 @@ class DecoderConfig:
     init: Init = "clip"
     dropout: float = 0.0
     drop_path: float = 0.0
+    remat: Remat = "none"
 
 
 @dataclass(frozen=True)

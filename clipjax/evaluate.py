@@ -154,7 +154,7 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
     embed_images(params, image [B, H, W, 3] uint8 global array) -> [B, embed_dim] float32, sharded as the batch.
     embed_texts(params, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
     """
-    model = DualEncoder(config.model)
+    model = DualEncoder(config.model, batch_sharding(mesh))
     pixels, batch_size = config.data.pixels, config.eval.batch_size
     shapes = checkpoints.abstract_state(config, mesh).params
     params_sharding = param_shardings(shapes, mesh)

@@ -30,7 +30,7 @@ def make_loss_and_gradients(config: ExperimentConfig, mesh: Mesh, teacher: Teach
     2101.06983). The sum is the gradient of the whole batch, not an average of small batches' losses; it costs one
     more forward pass. A micro-batch takes its share from every device's rows, so nothing moves between devices.
     """
-    model = DualEncoder(config.model)
+    model = DualEncoder(config.model, batch_sharding(mesh))
     loss_fn = make_loss(config.loss, mesh)
     optimizer, pixels = config.optimizer, config.data.pixels
     towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}

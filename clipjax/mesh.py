@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,9 +53,24 @@ def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes ("data", "fsdp", "tensor") over all devices, laid out for the network's topology."""
+    """Mesh with axes ("data", "fsdp", "tensor") over all devices, laid out for the network's topology.
+
+    Devices of several TPU slices (joined by the data-centre network, far slower than the links inside one) split the
+    data axis: its outermost part runs over the slices, so that only gradients and the loss's embeddings cross.
+    Raises ConfigError where the slices do not divide the data axis.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices > 1:
+        require(
+            shape[0] % slices == 0,
+            f"config.mesh.data={shape[0]} does not divide over {slices} slices: fsdp={config.fsdp} and "
+            f"tensor={config.tensor} must fit one slice of {len(devices) // slices} devices.",
+        )
+        inside = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

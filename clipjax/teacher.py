@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from clipjax import checkpoint as checkpoints
 from clipjax.config import ExperimentConfig, require
 from clipjax.losses import LOSSES
+from clipjax.mesh import batch_sharding
 from clipjax.models.teacher import Teacher
 
 
@@ -34,4 +35,4 @@ def load_teacher(
     else:
         params = checkpoints.restore_params(manager, step, trained, mesh)
     manager.close()
-    return Teacher(trained, params)
+    return Teacher(trained, params, batch_sharding(mesh))

@@ -90,7 +90,7 @@ def test_two_runs_are_equal_to_the_bit():
     assert_equal(a, b)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["attention", "dots", "offload", "full"])
 def test_remat_changes_memory_not_numbers(remat):
     def config(remat):
         config = tiny_config()

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from clipjax.config import DecoderConfig
 from clipjax.models.layers import LayerNorm, Linear, Mlp, attention, dot
-from clipjax.models.transformer import Block, block_initializers
+from clipjax.models.transformer import Block, block_initializers, rematerialised
 
 
 class CaptionDecoder(nn.Module):
@@ -22,6 +22,7 @@ class CaptionDecoder(nn.Module):
     config: DecoderConfig
     vocab_size: int
     dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(
@@ -29,9 +30,11 @@ class CaptionDecoder(nn.Module):
     ) -> jax.Array:
         c, init = self.config, block_initializers(self.config)
         x = Linear(c.width, init["out"], False, dtype=self.dtype, name="text_projection")(text_tokens[:, :-1])
+        block = rematerialised(Block, c.remat, static_argnums=(3,))
+        cross_block = rematerialised(CrossBlock, c.remat)
         for i in range(c.depth):
-            x, _ = Block(c, True, self.dtype, name=f"block_{i}")(x, 0.0, train)
-            x = CrossBlock(c, self.dtype, name=f"cross_block_{i}")(x, image_tokens)
+            x, _ = block(c, True, self.dtype, self.activations, name=f"block_{i}")(x, 0.0, train)
+            x = cross_block(c, self.dtype, name=f"cross_block_{i}")(x, image_tokens)
         x = LayerNorm(c.norm_eps, name="ln_final")(x)
         vocabulary = self.param("vocabulary", nn.initializers.normal(c.width**-0.5), (c.width, self.vocab_size))
         return caption_nll(x, vocabulary, text[:, 1:], counted, self.dtype)

@@ -12,7 +12,7 @@ from clipjax.models.decoder import CaptionDecoder
 from clipjax.models.text import TextTransformer, end_of_text
 from clipjax.models.vit import VisionTransformer
 
-# name -> linen module made from (tower config, embed_dim, dtype)
+# name -> linen module made from (tower config, embed_dim, dtype, sharding of activations)
 IMAGE_TOWERS = {"vit": VisionTransformer}
 TEXT_TOWERS = {"transformer": TextTransformer}
 
@@ -34,6 +34,7 @@ class DualEncoder(nn.Module):
     """
 
     config: ModelConfig
+    activations: jax.sharding.Sharding | None = None  # of [batch, ...]; None: left to the compiler
 
     @nn.compact
     def __call__(
@@ -47,15 +48,18 @@ class DualEncoder(nn.Module):
             require(name in table, f"config.model.{side}.name='{name}' is unknown.{nearest(name, table)}")
         image_embedding = text_embedding = nll = None
         if image is not None:
-            tower = IMAGE_TOWERS[config.image.name](config.image, config.embed_dim, dtype, name="image")
+            tower = IMAGE_TOWERS[config.image.name](
+                config.image, config.embed_dim, dtype, self.activations, name="image"
+            )
             pooled, image_tokens = tower(image, train)
             image_embedding = unit_length(pooled)
         if text is not None:
-            tower = TEXT_TOWERS[config.text.name](config.text, config.embed_dim, dtype, name="text")
+            make = TEXT_TOWERS[config.text.name]
+            tower = make(config.text, config.embed_dim, dtype, self.activations, name="text")
             pooled, text_tokens = tower(text, train)
             text_embedding = unit_length(pooled)
         if config.decoder.depth and image is not None and text is not None:
-            decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, name="decoder")
+            decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, self.activations, name="decoder")
             nll = decoder(text_tokens, image_tokens, text, counted_tokens(text, config.text.eos_id), train)
         constant = nn.initializers.constant
         log_scale = self.param("logit_scale", constant(jnp.log(config.logit_scale_init)), ())

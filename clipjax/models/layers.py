@@ -110,6 +110,12 @@ def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.A
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
 
 
+def constrain(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """x laid out as told. Without, a compiler may cut activations the way FSDP cuts the weights, and sum over devices
+    what each could compute alone."""
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, computed in float32, returned in x's dtype."""
 
@@ -130,7 +136,10 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width]."""
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width].
+
+    remat: keep q, k, v for the backward pass and not the [length, length] weights of every head.
+    """
 
     num_heads: int
     causal: bool
@@ -138,13 +147,16 @@ class SelfAttention(nn.Module):
     out_init: Callable
     bias_init: Callable
     dtype: jnp.dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
+        attend = functools.partial(attention, causal=self.causal)
+        attend = jax.checkpoint(attend) if self.remat else attend
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        y = attention(q, k, v, causal=self.causal).reshape(x.shape)
+        y = attend(q, k, v).reshape(x.shape)
         y = checkpoint_name(y, "attended")
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
 

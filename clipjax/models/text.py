@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from clipjax.config import TextTowerConfig
-from clipjax.models.layers import LayerNorm, Linear
+from clipjax.models.layers import LayerNorm, Linear, constrain
 from clipjax.models.transformer import transformer
 
 
@@ -22,25 +26,43 @@ class TextTransformer(nn.Module):
     config: TextTowerConfig
     embed_dim: int
     dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(self, text: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         c = self.config
         normal = nn.initializers.normal
         clip = c.init == "clip"
-        embedding = nn.Embed(
-            c.vocab_size, c.width, embedding_init=normal(0.02 if clip else c.width**-0.5), name="token_embedding"
+        embedding = TokenEmbedding(
+            c.vocab_size, c.width, normal(0.02 if clip else c.width**-0.5), self.activations, name="token_embedding"
         )
         position = self.param(
             "position_embedding", normal(0.01 if clip else c.width**-0.5), (c.context_length, c.width)
         )
         x = (embedding(text) + position[: text.shape[1]]).astype(self.dtype)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
-        x = transformer(x, c, causal=c.causal, dtype=self.dtype, train=train)
+        x = transformer(x, c, causal=c.causal, dtype=self.dtype, train=train, activations=self.activations)
         tokens = LayerNorm(c.norm_eps, name="ln_final")(x)
         x = pool_text(tokens, text, c)
         init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
         return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x), tokens
+
+
+class TokenEmbedding(nn.Module):
+    """ids [B, L] int32 -> rows of a table [vocab_size, width] float32."""
+
+    vocab_size: int
+    width: int
+    embedding_init: Callable
+    activations: jax.sharding.Sharding | None
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        table = self.param("embedding", self.embedding_init, (self.vocab_size, self.width))
+        if self.activations is not None:
+            # Gather FSDP's slices of the table, not of what is looked up: B x L rows are more than the vocabulary.
+            table = constrain(table, NamedSharding(self.activations.mesh, P()))
+        return constrain(jnp.take(table, ids, axis=0), self.activations)
 
 
 def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Array:

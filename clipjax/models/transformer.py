@@ -10,32 +10,42 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.config import ImageTowerConfig, TextTowerConfig
-from clipjax.models.layers import LayerNorm, Mlp, SelfAttention
+from clipjax.models.layers import LayerNorm, Mlp, SelfAttention, constrain
 
-# What the backward pass may keep; everything else it computes again.
+PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up")  # 9 widths a token; with mlp_dim = 4 widths
+# What the backward pass of a block may keep; everything else it computes again. "attention" is not among them: there
+# only attention() is computed again, see SelfAttention.
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names("qkv", "attended", "mlp_up", "attention_out"),
+    "dots": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(PRODUCTS),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 def transformer(
-    x: jax.Array, config: ImageTowerConfig | TextTowerConfig, *, causal: bool, dtype: jnp.dtype, train: bool
+    x: jax.Array,
+    config: ImageTowerConfig | TextTowerConfig,
+    *,
+    causal: bool,
+    dtype: jnp.dtype,
+    train: bool,
+    activations: jax.sharding.Sharding | None,
 ) -> jax.Array:
     """config.depth blocks on x [batch, length, width]; called from a tower's compact method, whose parameters they are.
 
     scan_layers=True compiles one block and loops over parameters stacked under "blocks"; False unrolls
     into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
     """
-    block = Block
-    if config.remat != "none":
-        block = nn.remat(
-            Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers, static_argnums=(3,)
-        )
+    block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
     if not config.scan_layers:
         for i, rate in enumerate(drop_path):
-            x, _ = block(config, causal, dtype, name=f"block_{i}")(x, rate, train)
+            x, _ = block(config, causal, dtype, activations, name=f"block_{i}")(x, rate, train)
         return x
     blocks = nn.scan(
         block,
@@ -44,7 +54,12 @@ def transformer(
         in_axes=(0, nn.broadcast),
         length=config.depth,
     )
-    return blocks(config, causal, dtype, name="blocks")(x, jnp.asarray(drop_path, jnp.float32), train)[0]
+    return blocks(config, causal, dtype, activations, name="blocks")(x, jnp.asarray(drop_path, jnp.float32), train)[0]
+
+
+def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
+    """The module with config.remat's policy around its call."""
+    return nn.remat(block, policy=REMAT_POLICIES[remat], **options) if remat in REMAT_POLICIES else block
 
 
 class Block(nn.Module):
@@ -53,13 +68,22 @@ class Block(nn.Module):
     config: ImageTowerConfig | TextTowerConfig
     causal: bool
     dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_path: float | jax.Array, train: bool) -> tuple[jax.Array, None]:
         config = self.config
         init = block_initializers(config)
+        x = constrain(x, self.activations)
         attention = SelfAttention(
-            config.num_heads, self.causal, init["qkv"], init["out"], init["bias"], self.dtype, name="attention"
+            config.num_heads,
+            self.causal,
+            init["qkv"],
+            init["out"],
+            init["bias"],
+            self.dtype,
+            remat=config.remat == "attention",
+            name="attention",
         )
         mlp = Mlp(config.mlp_dim, config.activation, init["up"], init["down"], init["bias"], self.dtype, name="mlp")
 
@@ -72,7 +96,7 @@ class Block(nn.Module):
 
         x = x + checkpoint_name(residual(attention(LayerNorm(config.norm_eps, name="ln_1")(x))), "attention_out")
         x = x + residual(mlp(LayerNorm(config.norm_eps, name="ln_2")(x)))
-        return x, None
+        return constrain(x, self.activations), None
 
 
 def block_initializers(config: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:

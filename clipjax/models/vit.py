@@ -20,6 +20,7 @@ class VisionTransformer(nn.Module):
     config: ImageTowerConfig
     embed_dim: int
     dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -34,7 +35,7 @@ class VisionTransformer(nn.Module):
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         if c.pre_norm:
             x = LayerNorm(c.norm_eps, name="ln_pre")(x)
-        x = transformer(x, c, causal=False, dtype=self.dtype, train=train)
+        x = transformer(x, c, causal=False, dtype=self.dtype, train=train, activations=self.activations)
         ln_post = LayerNorm(c.norm_eps, name="ln_post")
         tokens = ln_post(x)
         if c.pool == "cls":

@@ -1,0 +1,77 @@
+"""What the compiled step says of itself: nothing is as large as the batch squared, FSDP gathers parameters only."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from clipjax.config import OptimizerConfig
+from clipjax.mesh import make_mesh
+from clipjax.planning.hlo import collectives, parse, shapes_in
+from clipjax.train_step import abstract_state, lower_step
+from tests.tiny import tiny_config
+
+BATCH = 1024
+
+
+def compiled_text(config, devices=8):
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    return lower_step(config, mesh, abstract_state(config, mesh), None).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("loss", "comm", "mesh", "accumulation"),
+    [
+        ("softmax", "all_gather", (8, 1, 1), 1),
+        ("softmax", "ring", (4, 2, 1), 1),
+        ("sigmoid", "all_gather", (2, 2, 2), 4),
+    ],
+)
+def test_no_array_of_the_step_is_as_large_as_the_similarities(loss, comm, mesh, accumulation):
+    config = tiny_config(mesh, loss=loss, comm=comm)
+    config = replace(
+        config, global_batch_size=BATCH, accumulation_steps=accumulation, loss=replace(config.loss, tile=64)
+    )
+    rows = BATCH // (mesh[0] * mesh[1])
+    shapes = shapes_in(compiled_text(config))
+    assert (64, 64) in shapes, "the tile"
+    large = {BATCH, rows}
+    assert not [s for s in shapes if len(s) >= 2 and set(s[-2:]) <= large and BATCH in s[-2:]]
+    # Dense has what the others have not, so the search does find it.
+    if comm == "ring":
+        dense = shapes_in(compiled_text(replace(config, loss=replace(config.loss, comm="dense"))))
+        assert {(BATCH, BATCH), (rows, BATCH)} & dense
+
+
+def shards(tree):
+    return [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "bv_adam"])
+def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
+    config = replace(tiny_config((1, 8, 1)), global_batch_size=BATCH)
+    config = replace(config, optimizer=OptimizerConfig(name=name, learning_rate=1e-3, weight_decay=1e-4))
+    mesh = make_mesh(config.mesh, jax.devices())
+    state = abstract_state(config, mesh)
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    sharded = sum(4 * int(np.prod(shape)) for shape in shards(state.params))
+    assert sharded < 0.25 * params, "parameters lie on the devices in eighths, but for those no rule cuts"
+
+    moved = collectives(parse(compiled_text(config)), 8)
+    gathered = [c for c in moved if c.kind == "all-gather"]
+    # Forward, backward (and once more where a layer is rematerialised): never moments, which would be 2 more.
+    assert 0 < sum(c.bytes_out * c.times for c in gathered if "shard_map" not in c.op_name) <= 2.1 * params
+    assert not [c for c in gathered if "/optimizer/" in c.op_name]
+    # Nor is an activation summed over devices that hold slices of a width: a layer's norms stay at home.
+    assert not [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
+
+
+def test_tensor_parallel_computes_a_share_of_every_block():
+    config = replace(tiny_config((1, 1, 4)), global_batch_size=64)
+    shapes = shapes_in(compiled_text(config, devices=4))
+    mlp = config.model.image.mlp_dim
+    rows = 64 * 16  # tokens of the whole batch: the batch is not sharded here
+    assert (rows, mlp // 4) in shapes
+    assert (rows, mlp) not in shapes
