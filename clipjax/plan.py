@@ -69,31 +69,35 @@ def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
         try:
             with tree.ignore_type():
                 tree.update_from_flattened_dict({name: parsed})
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, ValueError) as error:
             raise ConfigError(f"--compare={overrides}: config.{name} does not exist ({error}).") from None
     return from_config_dict(ConfigDict(tree))
 
 
 def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: bool) -> dict[str, Any]:
+    """plan_step's answer; where that does not fit, with "nearest": the plan of the smallest change that does."""
     found = plan_step(config, topology)
-    if not isinstance(found, OutOfMemory):
+    if isinstance(found, OutOfMemory):
+        found = {
+            "topology": topology.name,
+            "devices": len(topology.devices),
+            "fits": False,
+            "memory": {"total": found.needed, "available": found.available},
+            "message": found.message,
+        }
+    if found["fits"] is not False:
         return found
-    result = {
-        "topology": topology.name,
-        "devices": len(topology.devices),
-        "fits": False,
-        "memory": {"total": found.needed, "available": found.available},
-        "message": found.message,
-        "nearest": None,
-    }
+    found["nearest"] = None
+    memory = found["memory"]
     for change, candidate in nearest_that_may_fit(config) if search else ():
         print(
-            f"Needs {found.needed / GIB:.1f} of {found.available / GIB:.2f} GiB a device. Trying {change} ...",
+            f"Needs {memory['total'] / GIB:.1f} of {memory['available'] / GIB:.2f} GiB a device. Trying {change} ...",
             flush=True,
         )
-        if not isinstance(plan := plan_step(candidate, topology), OutOfMemory):
-            return result | {"nearest": {"change": change} | plan}
-    return result
+        other = plan_step(candidate, topology)
+        if not isinstance(other, OutOfMemory) and other["fits"]:
+            return found | {"nearest": {"change": change} | other}
+    return found
 
 
 def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, ExperimentConfig]]:

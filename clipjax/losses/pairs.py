@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clipjax.losses.collectives import AxisName, all_gather, own_rows, ring, row_ids
-from clipjax.losses.tiles import choose_tile, over_tiles
+from clipjax.losses.tiles import over_tiles, tile_shape
 from clipjax.mesh import BATCH_AXES
 
 Tree = Any
@@ -72,9 +72,8 @@ def over_all_pairs(
 
     def sharded(with_grads: bool) -> Callable:
         def device(*args):
-            tile_of = _Tiles(loss, repeats, choose_tile(jax.tree.leaves(args[0])[0].shape[0], tile))
             run = _one_pass if loss.per_example is None else _two_passes
-            return run(tile_of, *args, BATCH_AXES, comm, with_grads)
+            return run(_Tiles(loss, repeats, _count(args[0]), tile), *args, BATCH_AXES, comm, with_grads)
 
         return jax.shard_map(
             device,
@@ -100,7 +99,7 @@ def dense(loss: Loss, repeats: str) -> Callable[[Tree, Tree, jax.Array | None], 
     """The same function with the whole [B, B] matrix as one tile and plain autodiff: the textbook form."""
 
     def mean_loss(rows, columns, pair_id):
-        size = jax.tree.leaves(rows)[0].shape[0]
+        size = _count(rows)
         ids = _ids(jnp.arange(size, dtype=jnp.int32), pair_id)
         found = loss.terms(rows, columns, _pairs(ids, ids, repeats))
         results = [
@@ -123,7 +122,7 @@ def _two_passes(
     With e.g. s = logits, r_i = logsumexp_j s_ij and dr_i the loss's derivative by it, ds_ij = dr_i exp(s_ij - r_i):
     two vectors a term stand for the whole matrix, so each device finishes the gradients of its own rows by itself.
     """
-    size, devices = jax.tree.leaves(rows)[0].shape[0], jax.lax.axis_size(axis_name)
+    size, devices = _count(rows), jax.lax.axis_size(axis_name)
     ids = _ids(row_ids(size, axis_name), pair_id)
     rows_, columns_ = (rows, ids), (columns, ids)
     row_empty, column_empty = tiles.empty(rows_, columns_, size)
@@ -169,7 +168,7 @@ def _one_pass(
     tiles: _Tiles, rows: Tree, columns: Tree, pair_id, axis_name: AxisName, comm: str, with_grads: bool
 ) -> tuple:
     """Per device, for a loss that is a plain sum over pairs: its derivative by a term is 1 / B before any is known."""
-    size, devices = jax.tree.leaves(rows)[0].shape[0], jax.lax.axis_size(axis_name)
+    size, devices = _count(rows), jax.lax.axis_size(axis_name)
     ids = _ids(row_ids(size, axis_name), pair_id)
     rows_, columns_ = (rows, ids), (columns, ids)
     states, _ = tiles.empty(rows_, columns_, size)
@@ -197,15 +196,16 @@ class _Tiles:
     rows and columns are (features, ids), or (features, ids, results, cotangents) once those are known.
     """
 
-    def __init__(self, loss: Loss, repeats: str, tile: int):
-        self.loss, self.repeats, self.tile = loss, repeats, tile
+    def __init__(self, loss: Loss, repeats: str, own: int, tile: int):
+        self.loss, self.repeats = loss, repeats
+        self.shape = lambda rows, columns: tile_shape(_count(rows), _count(columns), own, tile)
         self.kinds: tuple[dict, dict] = ({}, {})
 
     def empty(self, rows: Tree, columns: Tree, column_count: int) -> tuple[dict, dict]:
         """States before any tile: of the rows given, and of column_count columns."""
         found = jax.eval_shape(self._terms, rows, columns)
         self.kinds = tuple({name: type(term) for name, term in terms.items()} for terms in found)
-        counts = jax.tree.leaves(rows)[0].shape[0], column_count
+        counts = _count(rows), column_count
         return tuple(
             {name: kind.empty(count) for name, kind in kinds.items()}
             for kinds, count in zip(self.kinds, counts, strict=True)
@@ -222,7 +222,7 @@ class _Tiles:
         def visit(row, column, *states):
             return self._collected(self._terms(row, column), *states)
 
-        return over_tiles(visit, rows, columns, row_states, column_states, self.tile)
+        return over_tiles(visit, rows, columns, row_states, column_states, self.shape(rows, columns))
 
     def differentiate(self, rows: Tree, columns: Tree, drows: Tree, dcolumns: Tree) -> tuple[Tree, Tree]:
         """Adds to the gradients; None: not wanted."""
@@ -231,7 +231,7 @@ class _Tiles:
             _, grads = self._gradients(row, column)
             return tuple(_add_wanted(d, g) for d, g in zip((drow, dcolumn), grads, strict=True))
 
-        return over_tiles(visit, rows, columns, drows, dcolumns, self.tile)
+        return over_tiles(visit, rows, columns, drows, dcolumns, self.shape(rows, columns))
 
     def collect_and_differentiate(self, rows: Tree, columns: Tree, row_sums: Tree, dcolumns: Tree):
         def visit(row, column, row_sums, dcolumn):
@@ -240,7 +240,7 @@ class _Tiles:
             states, _ = self._collected(terms, states, {})
             return (states, _add_wanted(drow, grads[0])), _add_wanted(dcolumn, grads[1])
 
-        return over_tiles(visit, rows, columns, row_sums, dcolumns, self.tile)
+        return over_tiles(visit, rows, columns, row_sums, dcolumns, self.shape(rows, columns))
 
     def _terms(self, row: Tree, column: Tree) -> tuple[dict, dict]:
         return self.loss.terms(row[0], column[0], _pairs(row[1], column[1], self.repeats))
@@ -274,6 +274,10 @@ def _pairs(row: dict, column: dict, repeats: str) -> Pairs:
     if repeats == "ignore":
         return Pairs(diagonal, diagonal, same & ~diagonal, False)
     return Pairs(diagonal, diagonal | same, None, True)
+
+
+def _count(tree: Tree) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]
 
 
 def _add(a: Tree, b: Tree) -> Tree:

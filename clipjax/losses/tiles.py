@@ -14,13 +14,14 @@ Tree = Any
 LARGEST_DEFAULT_TILE = 512
 
 
-def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, tile: int):
+def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, shape: tuple[int, int]):
     """Accumulates over all tiles of the rows x columns matrix; returns (row_sums, column_sums).
 
-    rows, row_sums: trees of [r, ...]; columns, column_sums: trees of [c, ...]; tile divides r and c.
+    rows, row_sums: trees of [r, ...]; columns, column_sums: trees of [c, ...].
+    shape: of a tile; its sides divide r and c.
     body(row_tile, column_tile, row_sums_tile, column_sums_tile) -> the two sums' tiles, updated.
     """
-    split = lambda tree: jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), tree)  # noqa: E731
+    split = lambda tree, side: jax.tree.map(lambda a: a.reshape(-1, side, *a.shape[1:]), tree)  # noqa: E731
     join = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)  # noqa: E731
     at = lambda tree, i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), tree)  # noqa: E731
     count = lambda tree: jax.tree.leaves(tree)[0].shape[0]  # noqa: E731
@@ -29,7 +30,8 @@ def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column
         # In place: the loops carry one copy of the sums, and update a tile of it.
         return jax.tree.map(lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, i, 0), tree, values)
 
-    rows, columns, row_sums, column_sums = split(rows), split(columns), split(row_sums), split(column_sums)
+    rows, row_sums = split(rows, shape[0]), split(row_sums, shape[0])
+    columns, column_sums = split(columns, shape[1]), split(column_sums, shape[1])
 
     def row_step(i, carry):
         row_sums, column_sums = carry
@@ -57,6 +59,23 @@ def similarities(x: jax.Array, y: jax.Array) -> jax.Array:
 def scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
     """x [r, D] times scale [r], float32."""
     return x.astype(jnp.float32) * scale[:, None]
+
+
+def tile_shape(rows: int, columns: int, own: int, tile: int) -> tuple[int, int]:
+    """Sides of the tiles for `rows` x `columns`, of which a device's `own` rows (choose_tile's side) are one side.
+
+    The other, gathered side is as long as makes the tile no larger than a square one: long products keep a matrix unit
+    busy where a device has few rows.
+    """
+    side = choose_tile(own, tile)
+    area = (tile or LARGEST_DEFAULT_TILE) ** 2
+
+    def long(count: int) -> int:
+        return side * max(
+            d for d in range(1, count // side + 1) if (count // side) % d == 0 and side * d * side <= area
+        )
+
+    return (side if rows == own else long(rows)), (side if columns == own else long(columns))
 
 
 def choose_tile(rows: int, tile: int) -> int:

@@ -112,26 +112,35 @@ def parse(text: str) -> Program:
 def collectives(program: Program, num_devices: int) -> list[Collective]:
     """Every collective once, with how often it runs.
 
-    An asynchronous one may appear in pieces, in several fusions between its start and its end: pieces share their
-    channel, and the rarest of them says how often the whole runs.
+    A TPU's asynchronous collective appears in pieces, inside the fusions that run between its start and its end, and
+    counts where it starts. A sum of which each device keeps a slice, both in one fusion, is a reduce-scatter.
     """
-    found: dict[str, Collective] = {}
+    found = []
     for name, instructions in program.computations.items():
         for one in instructions:
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES or not one.times:
                 continue
-            channel = re.search(r"channel_id=(\d+)", one.text)
-            key = channel.group(1) if channel else f"{name}/{one.name}"
-            result = one.bytes
-            if one.opcode.endswith("-start") and kind != "all-reduce":
-                result = result / 2 if kind == "collective-permute" else max(shape_bytes(*s) for s in one.shapes)
-            size = _group_size(one.text, num_devices)
-            into = {"all-gather": result / size, "reduce-scatter": result * size}.get(kind, result)
-            item = Collective(kind, one.op_name, int(into), int(result), size, one.times)
-            if key not in found or item.times < found[key].times:
-                found[key] = item
-    return [item for item in found.values() if item.group_size > 1]
+            if name in program.fused:
+                starts = any("AsyncCollectiveStart" in other.text for other in instructions)
+                if kind != "all-reduce" and not starts:
+                    continue
+                if kind == "all-reduce" and any(other.opcode == "dynamic-slice" for other in instructions):
+                    kind = "reduce-scatter"
+            found.append(_collective(kind, one, num_devices))
+    return [item for item in found if item.group_size > 1]
+
+
+def _collective(kind: str, one: Instruction, num_devices: int) -> Collective:
+    size, result = _group_size(one.text, num_devices), float(one.bytes)
+    if one.opcode.endswith("-start") and kind != "all-reduce":
+        # The start's result is (operand, result, ...).
+        result = result / 2 if kind == "collective-permute" else max(shape_bytes(*s) for s in one.shapes)
+    if kind == "reduce-scatter":
+        summed = result if one.opcode.startswith("all-reduce") else result * size
+        return Collective(kind, one.op_name, int(summed), int(summed / size), size, one.times)
+    into = result / size if kind == "all-gather" else result
+    return Collective(kind, one.op_name, int(into), int(result), size, one.times)
 
 
 def shapes_in(text: str) -> set[tuple[int, ...]]:
@@ -191,8 +200,10 @@ def _group_size(text: str, num_devices: int) -> int:
         return len(explicit.group(1).split(","))
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
         return int(iota.group(2))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\s*\{([^}]*)\})?", text):
-        sizes = dict(re.findall(r"'?([\w]+)'?=(\d+)", named.group(1)))
-        used = re.findall(r"[\w]+", named.group(2) or "") or list(sizes)
+    if named := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\)[^)]*\))?(?:\s*\{([^}]*)\})?", text
+    ):
+        sizes = dict(re.findall(r"'?(\w+)'?=(\d+)", named.group(1)))
+        used = re.findall(r"\w+", named.group(2) or "") or list(sizes)
         return math.prod(int(sizes[axis]) for axis in used if axis in sizes)
     return num_devices

@@ -11,7 +11,7 @@ EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    if plan.get("memory") and "collectives" not in plan:
+    if "collectives" not in plan:
         return _does_not_fit(plan)
     lines = [
         "",
@@ -24,7 +24,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     ]
     if plan["loops_of_unknown_length"]:
         lines.append(f"Loops of unknown length, counted once: {', '.join(plan['loops_of_unknown_length'])}")
-    return "\n".join(lines)
+    return "\n".join(lines + _nearest_lines(plan))
 
 
 def compare_table(plans: list[dict[str, Any]]) -> str:
@@ -51,14 +51,18 @@ def _does_not_fit(plan: dict[str, Any]) -> str:
     memory = plan["memory"]
     lines = [
         "",
-        f"{plan['topology']}: does not fit. A device needs {memory['total'] / GIB:.2f} GiB for temporaries alone and "
-        f"has {memory['available'] / GIB:.2f} GiB ({plan['message']})",
+        f"{plan['topology']}: does not fit: it needs {memory['total'] / GIB:.2f} GiB a device and has "
+        f"{memory['available'] / GIB:.2f}. The compiler: {plan['message']}",
     ]
+    return "\n".join(lines + _nearest_lines(plan))
+
+
+def _nearest_lines(plan: dict[str, Any]) -> list[str]:
+    if plan["fits"] is not False:
+        return []
     if plan["nearest"]:
-        lines += [f"Nearest that fits: {plan['nearest']['change']}", plan_table(plan["nearest"])]
-    else:
-        lines.append("Use more devices, a smaller global_batch_size, config.mesh.fsdp, or accumulation_steps.")
-    return "\n".join(lines)
+        return ["", f"Nearest that fits: {plan['nearest']['change']}", plan_table(plan["nearest"])]
+    return ["Use more devices, a smaller global_batch_size, config.mesh.fsdp, or more accumulation_steps."]
 
 
 def _memory_lines(plan: dict[str, Any]) -> list[str]:

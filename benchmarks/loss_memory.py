@@ -1,0 +1,199 @@
+"""Peak memory, time and traffic of the losses by how the embeddings meet, beside gather + reduce-scatter.
+
+    python -m benchmarks.loss_memory                        # one and eight CPU devices; minutes
+    python -m benchmarks.loss_memory --topology=v5e:16x16   # planned for a slice, to a million (needs libtpu)
+
+Writes benchmarks/results/loss_memory[_TOPOLOGY].json and prints the tables of docs/losses.md. Forms:
+
+  dense       the textbook formula on one device's or GSPMD's [B, B] matrix, plain autodiff
+  reference   what open_clip does with local_loss and gather_with_grad: all-gather, [b, B] logits of images and of
+              texts, autodiff, which reduce-scatters the gradients (softmax), written here in a dozen lines
+  all_gather, ring   clipjax's
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH = 512
+MEASURED = (4096, 8192, 16_384)
+COMPILED = (32_768, 65_536, 131_072, 262_144)
+PLANNED = (32_768, 131_072, 524_288, 1_048_576)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", default="cpu:8", help="cpu:8 (measured) or a slice such as v5e:16x16 (planned)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form, interleaved")
+    args = parser.parse_args()
+    planned = not args.topology.startswith("cpu")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from clipjax.planning.topology import open_topology
+
+    topology = open_topology(args.topology)
+    document = {"topology": args.topology, "width": WIDTH, "jax": jax.__version__, "tables": {}}
+    if planned:
+        for name in ("softmax", "sigmoid"):
+            document["tables"][name] = [row for batch in PLANNED for row in plan_rows(name, batch, topology)]
+    else:
+        one = functools.partial(measured_rows, devices=topology.devices[:1], rounds=args.rounds)
+        document["tables"]["one device"] = [*one("softmax", 8192), *one("sigmoid", 8192)]
+        for name in ("softmax", "sigmoid"):
+            rows = [r for b in MEASURED for r in measured_rows(name, b, devices=topology.devices, rounds=args.rounds)]
+            rows += [r for b in COMPILED for r in measured_rows(name, b, devices=topology.devices, rounds=0)]
+            document["tables"][name] = rows
+    RESULTS.mkdir(exist_ok=True)
+    out = RESULTS / f"loss_memory{'_' + args.topology.replace(':', '_') if planned else ''}.json"
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    for title, rows in document["tables"].items():
+        print(f"\n{title}\n{markdown(rows)}")
+    print(f"\nWrote {out}", file=sys.stderr)
+
+
+def forms(name: str, devices: int) -> list[str]:
+    clipjax = ["dense", "all_gather", "ring"]
+    return clipjax[:2] if devices == 1 else (["reference"] if name == "softmax" else []) + clipjax
+
+
+def compiled_loss(name: str, form: str, batch: int, devices: list):
+    """Value and gradients by both embeddings, the scale and the bias, compiled for [batch, WIDTH] float32."""
+    import jax
+    import jax.numpy as jnp
+
+    from clipjax.config import LossConfig, MeshConfig
+    from clipjax.losses import make_loss
+    from clipjax.mesh import batch_sharding, make_mesh, replicated
+
+    mesh = make_mesh(MeshConfig(), devices)
+    if form == "reference":
+        loss = reference_softmax(mesh)
+    else:
+        loss_fn = make_loss(LossConfig(name, form), mesh)
+        loss = lambda x, y, scale, bias: loss_fn(x, y, logit_scale=scale, logit_bias=bias)[0]  # noqa: E731
+    rows, scalar = batch_sharding(mesh), replicated(mesh)
+    embedding = jax.ShapeDtypeStruct((batch, WIDTH), jnp.float32, sharding=rows)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=(scalar, (rows, rows, scalar, scalar)))
+    return step.lower(embedding, embedding, number, number).compile(), rows, scalar
+
+
+def reference_softmax(mesh):
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec as P
+
+    from clipjax.mesh import BATCH_AXES
+
+    def device(x, y, scale):
+        all_x, all_y = (jax.lax.all_gather(a, BATCH_AXES, tiled=True) for a in (x, y))
+        own = jax.lax.axis_index(BATCH_AXES) * len(x) + jnp.arange(len(x))
+        entropy = 0.0
+        for mine, others in ((x, all_y), (y, all_x)):
+            logits = scale * jnp.matmul(mine, others.T, precision=jax.lax.Precision.HIGHEST)
+            picked = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
+            entropy += 0.5 * (jax.nn.logsumexp(logits, axis=1) - picked).mean()
+        return jax.lax.pmean(entropy, BATCH_AXES)
+
+    rows = P(BATCH_AXES)
+    sharded = jax.shard_map(device, mesh=mesh, in_specs=(rows, rows, P()), out_specs=P())
+    return lambda x, y, scale, bias: sharded(x, y, scale) + 0.0 * bias
+
+
+def measured_rows(name: str, batch: int, *, devices: list, rounds: int) -> list[dict]:
+    """A row a form: temporaries by the compiler's account, median time of interleaved runs (rounds=0: none)."""
+    import jax
+    import numpy as np
+
+    from clipjax.planning.hlo import collectives, parse
+
+    steps, rows = {}, []
+    for form in forms(name, len(devices)):
+        compiled, sharding, scalar = compiled_loss(name, form, batch, devices)
+        moved = collectives(parse(compiled.as_text()), len(devices))
+        rows.append(
+            {
+                "loss": name,
+                "batch": batch,
+                "form": form,
+                "temporaries_a_device": compiled.memory_analysis().temp_size_in_bytes,
+                "received_a_device": sum(c.bytes_received * c.times for c in moved),
+            }
+        )
+        steps[form] = compiled
+    if rounds:
+        rng = np.random.default_rng(0)
+        x, y = (rng.normal(size=(batch, WIDTH)).astype(np.float32) for _ in range(2))
+        x, y = (jax.device_put(a / np.linalg.norm(a, axis=1, keepdims=True), sharding) for a in (x, y))
+        numbers = [jax.device_put(np.float32(v), scalar) for v in (10.0, -10.0)]
+        seconds: dict[str, list[float]] = {form: [] for form in steps}
+        for turn in range(rounds + 1):
+            for form, step in steps.items():
+                started = time.perf_counter()
+                jax.block_until_ready(step(x, y, *numbers))
+                if turn:  # the first run warms up
+                    seconds[form].append(time.perf_counter() - started)
+        for row in rows:
+            row["seconds"] = statistics.median(seconds[row["form"]])
+            row["samples"] = [round(s, 4) for s in seconds[row["form"]]]
+    return rows
+
+
+def plan_rows(name: str, batch: int, topology) -> list[dict]:
+    from clipjax.planning.compile import out_of_memory
+    from clipjax.planning.hlo import collectives, parse
+
+    rows = []
+    for form in forms(name, len(topology.devices)):
+        if form == "dense" and batch > PLANNED[0]:
+            continue
+        try:
+            compiled, _, _ = compiled_loss(name, form, batch, topology.devices)
+        except Exception as error:
+            memory = out_of_memory(str(error))
+            if memory is None:
+                raise
+            rows.append(
+                {"loss": name, "batch": batch, "form": form, "temporaries_a_device": memory.needed, "fits": False}
+            )
+            continue
+        program = parse(compiled.as_text())
+        moved = collectives(program, len(topology.devices))
+        rows.append(
+            {
+                "loss": name,
+                "batch": batch,
+                "form": form,
+                "temporaries_a_device": compiled.memory_analysis().temp_size_in_bytes,
+                "received_a_device": sum(c.bytes_received * c.times for c in moved),
+                "seconds": sum(i.cycles * i.times for i in program.executed()) / topology.chip.clock,
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| loss | global batch | form | temporaries a device, MB | received a device, MB | ms |",
+        "|" + " --- |" * 6,
+    ]
+    for row in rows:
+        received = f"{row['received_a_device'] / 1e6:,.1f}" if "received_a_device" in row else "-"
+        ms = f"{row['seconds'] * 1e3:,.1f}" if "seconds" in row else "-"
+        temporaries = f"{row['temporaries_a_device'] / 1e6:,.1f}" + ("" if row.get("fits", True) else " (does not fit)")
+        lines.append(f"| {row['loss']} | {row['batch']:,} | {row['form']} | {temporaries} | {received} | {ms} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""`clipjax plan`: real compiles for CPUs and, where libtpu is installed, for TPU slices nobody has here."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import jax
+import pytest
+
+from clipjax import plan
+from clipjax.config import ConfigError, MeshConfig
+from clipjax.mesh import make_mesh
+from clipjax.models.presets import PRESETS
+from clipjax.plan import nearest_that_may_fit, override, run
+from clipjax.planning import topology
+from clipjax.planning.chips import GIB
+from clipjax.planning.compile import OutOfMemory
+from clipjax.planning.flops import step_flops
+from clipjax.planning.topology import open_topology
+from tests import runs
+from tests.tiny import tiny_config
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def test_a_plan_for_the_devices_of_this_process(tmp_path, capsys):
+    config = replace(tiny_config((4, 2, 1)), global_batch_size=64)
+    ours, other = run(config, "cpu:8", compare="loss.comm=ring", out=tmp_path / "plan.json")
+    assert ours["devices"] == 8
+    assert ours["fits"] is None
+    shards = ours["memory"]
+    # Two moments a parameter, in the parameter's layout, and a few counters.
+    assert shards["optimizer"] == pytest.approx(2 * shards["params"], rel=0.01)
+    assert shards["params"] < 4 * ours["parameters"]
+    assert shards["batch"] == 64 // 8 * (16 * 16 * 3 + 8 * 4)
+    kinds = [{c["kind"] for c in p["collectives"] if c["part"] == "loss"} for p in (ours, other)]
+    assert "all-gather" in kinds[0]
+    assert kinds[1] >= {"collective-permute"}
+    assert "all-gather" not in kinds[1]
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps([ours, other]))
+    printed = capsys.readouterr().out
+    assert "loss.comm=ring" in printed
+    assert "collective-permute" in printed
+
+
+def test_model_flops_are_those_of_the_published_tables():
+    """GFLOPs of a forward pass as in open_clip's model_profile.csv: image and text towers of ViT-B/32 and ViT-L/14."""
+    for preset, image, text in (("clip_vit_b32", 8.82, 5.96), ("clip_vit_l14", 162.0, 13.3)):
+        config = replace(tiny_config(), model=PRESETS[preset], global_batch_size=1)
+        flops = step_flops(config)
+        assert (flops["image tower"] + flops["image attention"]) / 3e9 == pytest.approx(image, rel=0.01)
+        assert (flops["text tower"] + flops["text attention"]) / 3e9 == pytest.approx(text, rel=0.01)
+    frozen = replace(config, optimizer=replace(config.optimizer, image_lr_multiplier=0.0))
+    assert step_flops(frozen)["image tower"] == pytest.approx(flops["image tower"] / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5x:16x16", "'v5x' is not a chip that plans are made for. Did you mean 'v5"),
+        ("v5e-256", "is not understood. Expected CHIP:AxB"),
+        ("cpu:99", "this process has 8 CPU device.*xla_force_host_platform_device_count=99"),
+    ],
+)
+def test_unknown_topologies_are_refused_with_what_is_known(name, message):
+    with pytest.raises(ConfigError, match=message):
+        open_topology(name)
+
+
+def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the libtpu package.*no TPU is needed.*\[tpu\]"):
+        open_topology("v5e:16x16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(mesh=MeshConfig(3, 1, 1)), "does not fit 8 device"),
+        (dict(accumulation_steps=5), "accumulation_steps=5 does not divide the 8 rows of one device"),
+        (dict(global_batch_size=60), "config.global_batch_size=60 does not divide over the mesh"),
+    ],
+)
+def test_impossible_combinations_are_refused_before_compiling(changes, message):
+    config = replace(replace(tiny_config(), global_batch_size=64), **changes)
+    with pytest.raises(ConfigError, match=message):
+        run(config, "cpu:8")
+
+
+def test_a_tile_that_does_not_divide_is_refused_before_compiling():
+    config = replace(tiny_config(), global_batch_size=64)
+    with pytest.raises(ConfigError, match="config.loss.tile=3 does not divide the 8 rows"):
+        run(replace(config, loss=replace(config.loss, tile=3)), "cpu:8")
+
+
+def test_overrides_are_checked_like_the_command_lines():
+    config = tiny_config()
+    assert override(config, "loss.comm=ring, model.image.remat=full").model.image.remat == "full"
+    assert override(config, "optimizer.learning_rate=0.5").optimizer.learning_rate == 0.5
+    with pytest.raises(ConfigError, match="Unknown field config.loss.com. Did you mean .comm"):
+        override(config, "loss.com=ring")
+    with pytest.raises(ConfigError, match="config.loss.comm='rings' is not a choice. Did you mean 'ring'"):
+        override(config, "loss.comm=rings")
+
+
+def test_the_search_goes_from_the_least_change_to_the_greatest():
+    changes = [change for change, _ in nearest_that_may_fit(tiny_config())]
+    assert changes[0] == "model.image.remat=dots model.text.remat=dots"
+    assert "remat=full" in changes[1]
+    assert changes[2].endswith("accumulation_steps=2")
+
+
+def test_the_command_prints_a_table_without_a_device(tmp_path):
+    runs.build_data(tmp_path)
+    experiment = runs.write_experiment(tmp_path)
+    process = runs.start("plan", f"--config={experiment}", "--topology=cpu:4", devices=1)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "cpu:4: 4 x cpu, mesh data 4" in output
+    assert "parameters" in output
+
+
+@needs_libtpu
+def test_a_slice_that_is_not_here():
+    config = replace(tiny_config((4, 2, 2)), global_batch_size=256)
+    (found,) = run(config, "v5e:4x4")
+    assert found["fits"] is True
+    assert found["memory"]["available"] == 15.75 * GIB
+    parts = found["time"]["estimated_seconds_by_part"]
+    assert {"image tower", "image attention", "text tower", "loss", "optimizer"} <= parts.keys()
+    assert 0 < found["time"]["estimated_mfu"] < 1
+    assert all(bound > 0 for bound in found["time"]["at_least"].values())
+    assert found["time"]["estimated_seconds"] > found["time"]["at_least"]["matrix units"]
+
+
+@needs_libtpu
+def test_slices_split_the_data_axis_and_nothing_else():
+    devices = open_topology("v5e:2x2*2").devices
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2), devices)
+    for part, index in ((mesh.devices[:2], 0), (mesh.devices[2:], 1)):
+        assert {device.slice_index for device in part.ravel()} == {index}
+    with pytest.raises(ConfigError, match="data=1 does not divide over 2 slices: fsdp=8"):
+        make_mesh(MeshConfig(data=1, fsdp=8), devices)
+
+
+def test_what_does_not_fit_is_said_with_the_nearest_that_does(monkeypatch, capsys):
+    """The compiler gives up, then compiles something a little too large, then something that fits."""
+    config = replace(tiny_config(), global_batch_size=64)
+    (good,) = run(config, "cpu:8")
+    too_large = good | {"fits": False}
+    answers = [OutOfMemory(34 * GIB, 15.75 * GIB, "Ran out of memory"), too_large, good | {"fits": True}]
+    monkeypatch.setattr(plan, "plan_step", lambda config, topology: answers.pop(0))
+    (found,) = run(config, "cpu:8")
+    assert found["fits"] is False
+    assert found["nearest"]["change"] == "model.image.remat=full model.text.remat=full"
+    assert found["nearest"]["fits"] is True
+    printed = capsys.readouterr().out
+    assert "does not fit: it needs 34.00 GiB a device and has 15.75" in printed
+    assert "Nearest that fits: model.image.remat=full" in printed
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_compiler_running_out_of_memory_is_an_answer_not_an_error():
+    config = tiny_config((1, 1, 1), loss="softmax", comm="dense")
+    (found,) = run(replace(config, global_batch_size=131_072), "v5e:1x1", search=False)
+    assert found["fits"] is False
+    assert found["memory"]["total"] > found["memory"]["available"] == 15.75 * GIB
+
+
+def test_local_is_what_is_here():
+    assert open_topology("local").devices == jax.devices()
