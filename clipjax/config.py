@@ -52,6 +52,7 @@ class ImageTowerConfig:
     drop_path: float = 0.0
     scan_layers: bool = True
     remat: Remat = "none"
+    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class TextTowerConfig:
     drop_path: float = 0.0
     scan_layers: bool = True
     remat: Remat = "none"
+    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class DecoderConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: Remat = "none"
+    attention_chunk: int = 0
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class Block(nn.Module):
             init["bias"],
             self.dtype,
             remat=config.remat == "attention",
+            chunk=config.attention_chunk,
+            activations=self.activations,
             name="attention",
         )
         mlp = Mlp(config.mlp_dim, config.activation, init["up"], init["down"], init["bias"], self.dtype, name="mlp")
