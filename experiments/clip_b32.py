@@ -22,7 +22,6 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     config.model.dtype = "bfloat16"
     for tower in (config.model.image, config.model.text):
         tower.remat = "dots"
-    config.model.image.attention_chunk = 8
     config.loss.dtype = "bfloat16"
     config.model.text.eos_id = 1
     config.loss.name = "softmax"
