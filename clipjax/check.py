@@ -41,11 +41,27 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
             f"config.mesh.tensor={shape[2]} does not divide {where}.num_heads={tower.num_heads} and "
             f"mlp_dim={tower.mlp_dim}; use a tensor axis that divides both.",
         )
-        for field_name in ("dropout", "drop_path"):
+        axes = (2 if name == "image" else 1) * 2
+        require(
+            not tower.rope or tower.width // tower.num_heads % axes == 0,
+            f"{where}.rope=True needs heads of a multiple of {axes} channels, but width={tower.width} over "
+            f"num_heads={tower.num_heads} gives {tower.width / tower.num_heads:g}.",
+        )
+        for field_name in ("dropout", "drop_path", *(["patch_dropout"] if name == "image" else [])):
             rate = getattr(tower, field_name)
             require(0 <= rate < 1, f"{where}.{field_name}={rate} must be in [0, 1).")
+    by_attention = image.pool in ("attentional", "parallel", "cascade")
     require(
-        image.projection or image.width == model.embed_dim,
+        not by_attention or (image.pooler_queries > 1 and model.embed_dim % image.pooler_heads == 0),
+        f"config.model.image.pool='{image.pool}' needs pooler_queries of at least 2 (found {image.pooler_queries}) and "
+        f"config.model.embed_dim={model.embed_dim} to be a multiple of pooler_heads={image.pooler_heads}.",
+    )
+    require(
+        image.pool in ("cls", "gap") or not image.norm_after_pool,
+        f"config.model.image.norm_after_pool=True goes with pool 'cls' or 'gap', not '{image.pool}'.",
+    )
+    require(
+        by_attention or image.projection or image.width == model.embed_dim,
         f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
         f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
     )
@@ -75,10 +91,12 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.loss.name='{config.loss.name}' with config.model.decoder.depth={model.decoder.depth}: loss 'coca', "
         "and no other, needs a decoder (depth 6 for CoCa-Base).",
     )
+    decoder = model.decoder
     require(
-        not model.decoder.depth or (text.causal and model.decoder.width % model.decoder.num_heads == 0),
-        "config.model.decoder needs config.model.text.causal=True (it predicts the next word from the text tower's "
-        "tokens) and a width that is a multiple of its num_heads.",
+        not decoder.depth or (text.causal and decoder.width == text.width and decoder.width % decoder.num_heads == 0),
+        "config.model.decoder reads the text tower's tokens and predicts the next word: it needs "
+        f"config.model.text.causal=True (found {text.causal}) and the text tower's width of {text.width} (found "
+        f"{decoder.width}), a multiple of its num_heads={decoder.num_heads}.",
     )
     require(
         config.loss.name != "sigmoid" or model.logit_bias_init is not None,

@@ -32,7 +32,20 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageTowerConfig:
+class BlockConfig:
+    """What a transformer's blocks are made of, for both towers and the decoder; the defaults are CLIP's."""
+
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
+    mlp: Literal["plain", "swiglu"] = "plain"  # swiglu: silu(gate) * up in the activation's place
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"  # which of query, key and value have a bias (EVA: qv)
+    attention_norm: bool = False  # a norm between attention and its output matrix (EVA-02's sub-LN)
+    mlp_norm: bool = False  # a norm before the MLP's last matrix (EVA-02's sub-LN)
+    layer_scale: float = 0.0  # initial value of a learned factor per channel on every branch; 0: none
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig(BlockConfig):
     name: str = "vit"  # a row of clipjax.models.IMAGE_TOWERS
     image_size: int = 224  # pixels; images are square
     patch_size: int = 32
@@ -40,32 +53,19 @@ class ImageTowerConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    pool: Literal["cls", "gap", "map"] = "cls"
-    position: Literal["learned", "sincos"] = "learned"
+    pool: Literal["cls", "gap", "map", "attentional", "parallel", "cascade"] = "cls"  # docs/models.md
+    pooler_queries: int = 256  # pool attentional, parallel, cascade: how many tokens the pooler makes (CoCa)
+    pooler_heads: int = 8
+    class_token: bool = False  # one that is not pooled, where pool is not "cls" (CLIPA, CoCa)
+    norm_after_pool: bool = False  # ln_post on what pool "cls" or "gap" gives and not on all tokens (CLIPA)
+    position: Literal["learned", "sincos", "none"] = "learned"
+    rope: bool = False  # rotary positions in two dimensions (EVA-02)
+    rope_theta: float = 10_000.0
+    rope_grid: int = 16  # rows and columns are scaled to as many, whatever the resolution; 0: not scaled
     pre_norm: bool = True  # CLIP's LayerNorm between the position embedding and the first block
     patch_bias: bool = False
-    projection: bool = True  # linear map without bias to embed_dim; False: width == embed_dim
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-5
-    init: Init = "clip"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    scan_layers: bool = True
-    remat: Remat = "none"
-
-
-@dataclass(frozen=True)
-class TextTowerConfig:
-    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
-    vocab_size: int = 49408
-    context_length: int = 77
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_dim: int = 2048
-    causal: bool = True
-    pool: Literal["eos", "last", "gap"] = "eos"  # last: the last position, padding included (SigLIP)
-    eos_id: int = -1  # pool="eos": the first position with this id; < 0: the largest id (OpenAI)
+    patch_dropout: float = 0.0  # share of the patches left out, training only (FLIP, 2212.00794)
+    projection: bool = True  # linear map to embed_dim; False: width == embed_dim
     projection_bias: bool = False
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
@@ -77,11 +77,37 @@ class TextTowerConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class TextTowerConfig(BlockConfig):
+    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    causal: bool = True
+    pool: Literal["eos", "last", "gap", "cls"] = "eos"  # last: padding included (SigLIP); cls: appended (CoCa)
+    eos_id: int = -1  # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
+    pad_id: int = 0  # pool="cls": not attended to
+    position: Literal["learned", "none"] = "learned"
+    rope: bool = False  # rotary positions
+    rope_theta: float = 10_000.0
+    projection_bias: bool = False
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    init: Init = "clip"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan_layers: bool = True
+    remat: Remat = "none"
+
+
+@dataclass(frozen=True)
+class DecoderConfig(BlockConfig):
     """The captioner of loss "coca"; depth 0: none."""
 
     depth: int = 0  # pairs of a self-attention and a cross-attention block
-    width: int = 512
+    width: int = 512  # the text tower's
     num_heads: int = 8
     mlp_dim: int = 2048
     activation: Activation = "gelu"

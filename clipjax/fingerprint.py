@@ -10,6 +10,13 @@ from typing import Any
 
 from clipjax.config import ExperimentConfig
 
+# Options that change what weights mean and no shape, younger than the first checkpoints: written down only where they
+# are not the default, so that a checkpoint without them has the default.
+OPTIONS = {
+    "image": ("post_norm", "norm_after_pool", "rope", "rope_theta", "rope_grid"),
+    "text": ("post_norm", "rope", "rope_theta", "pad_id"),
+}
+
 
 class FingerprintError(ValueError):
     """Weights and the settings they are to be used with disagree."""
@@ -21,7 +28,7 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
     tokenizer: what clipjax.data.text.make_tokenizer returned for config.tokenizer.
     """
     image, text, pixels = config.model.image, config.model.text, config.data.pixels
-    return {
+    found = {
         "tokenizer.name": config.tokenizer.name,
         "tokenizer.sha256": tokenizer.sha256,
         "tokenizer.vocab_size": tokenizer.vocab_size,
@@ -47,6 +54,11 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
         "pixels.mean": list(pixels.mean),
         "pixels.std": list(pixels.std),
     }
+    for side, tower in (("image", image), ("text", text)):
+        default = type(tower)()
+        changed = [name for name in OPTIONS[side] if getattr(tower, name) != getattr(default, name)]
+        found |= {f"{side}.{name}": getattr(tower, name) for name in changed}
+    return found
 
 
 def check_fingerprint(found: dict[str, Any], expected: dict[str, Any], *, where: str) -> None:

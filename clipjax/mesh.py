@@ -28,12 +28,12 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias", P("tensor")),
     (r"attention/out/kernel", P("tensor", "fsdp")),
-    (r"mlp/up/kernel", P("fsdp", "tensor")),
-    (r"mlp/up/bias", P("tensor")),
+    (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),
+    (r"mlp/(up|gate)/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
-    (r"(projection|text_projection)/kernel", P("fsdp", None)),
+    (r"projection/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
 )
 
