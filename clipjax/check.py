@@ -55,6 +55,13 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         for field_name in ("dropout", "drop_path", *(["patch_dropout"] if name == "image" else [])):
             rate = getattr(tower, field_name)
             require(0 <= rate < 1, f"{where}.{field_name}={rate} must be in [0, 1).")
+    if image.name == "naflex":
+        check_naflex(config)
+    require(
+        text.projection == "linear" or text.width == model.embed_dim,
+        f"config.model.text.projection='{text.projection}' needs width == embed_dim, but width={text.width} and "
+        f"config.model.embed_dim={model.embed_dim}; set projection='linear' or make them equal.",
+    )
     by_attention = image.pool in ("attentional", "parallel", "cascade")
     require(
         not by_attention or (image.pooler_queries > 1 and model.embed_dim % image.pooler_heads == 0),
@@ -126,6 +133,21 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     require(
         not best or config.eval.every_steps > 0,
         "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
+    )
+
+
+def check_naflex(config: ExperimentConfig) -> None:
+    """Refuses settings of config.model.image that the naflex tower does not read. Raises ConfigError."""
+    image, where = config.model.image, "config.model.image"
+    require(image.max_patches >= 1, f"{where}.max_patches={image.max_patches} must be at least 1.")
+    default = type(image)()
+    unread = ("class_token", "norm_after_pool", "position", "rope", "patch_dropout", "norm")
+    changed = [name for name in unread if getattr(image, name) != getattr(default, name)]
+    require(
+        image.pool in ("map", "gap") and not changed,
+        f"{where}.name='naflex' with pool='{image.pool}'"
+        + "".join(f", {name}={getattr(image, name)!r}" for name in changed)
+        + f": it pools by 'map' or 'gap' and leaves {', '.join(unread)} at their defaults.",
     )
 
 

@@ -47,8 +47,9 @@ class BlockConfig:
 @dataclass(frozen=True)
 class ImageTowerConfig(BlockConfig):
     name: str = "vit"  # a row of clipjax.models.IMAGE_TOWERS
-    image_size: int = 224  # pixels; images are square
+    image_size: int = 224  # pixels; images are square. naflex: the side of the grid of positions, in pixels
     patch_size: int = 32
+    max_patches: int = 256  # naflex: patches an image has at most; batches are padded to as many
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -99,6 +100,7 @@ class TextTowerConfig(BlockConfig):
     rope: bool = False  # rotary positions
     rope_theta: float = 10_000.0
     projection_bias: bool = False
+    projection: Literal["linear", "none"] = "linear"  # none: width == embed_dim
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     init: Init = "clip"

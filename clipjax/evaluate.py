@@ -26,6 +26,7 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ExperimentConfig, from_config_dict, require, to_json_dict
+from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
@@ -34,7 +35,7 @@ from clipjax.eval import EVALUATORS
 from clipjax.fingerprint import check_fingerprint, fingerprint
 from clipjax.mesh import batch_sharding, make_mesh, param_shardings, replicated, to_host
 from clipjax.models import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.report.html import write_html
 from clipjax.report.table import format_table
 from clipjax.train_step import abstract_state, eval_variables
@@ -66,7 +67,10 @@ def run(
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
     # How the tree is laid out (scanned or not, EMA or not) is the checkpoint's, not this evaluation's.
-    config = dataclasses.replace(config, model=trained.model, optimizer=trained.optimizer)
+    # The budget of patches is no part of the weights: a naflex model may be evaluated at another.
+    image = dataclasses.replace(trained.model.image, max_patches=config.model.image.max_patches)
+    model = dataclasses.replace(trained.model, image=image)
+    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
     variables = checkpoints.restore_variables(manager, number, config, mesh)
     manager.close()
 
@@ -79,6 +83,7 @@ def run(
         "fingerprint": trained_fingerprint,
         "eval": to_json_dict(config)["eval"],
         "mesh": dict(mesh.shape),
+        **({"max_patches": image.max_patches} if image.name == "naflex" else {}),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if jax.process_index() == 0:
@@ -120,7 +125,7 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             results[name] = EVALUATORS[evaluator.name](
                 evaluator,
                 batches=lambda source=sources[name]: global_batches(config, mesh, tokenizer, source),
-                embed_images=lambda batch: embed_images(variables, batch["image"]),
+                embed_images=lambda batch: embed_images(variables, image_of(batch)),
                 embed_texts=lambda tokens: embed_texts(variables, tokens),
                 tokenizer=tokenizer,
                 class_names=sources[name].class_names,
@@ -139,6 +144,7 @@ def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source:
         tokenizer=tokenizer,
         pixels=config.data.pixels,
         image_size=config.model.image.image_size,
+        budget=budget_of(config.model.image),
         batch_size=config.eval.batch_size,
         num_threads=config.data.num_threads,
         process_index=jax.process_index(),
@@ -154,7 +160,7 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
     """(embed_images, embed_texts) for this model on this mesh, jitted.
 
     variables: {"params", "batch_stats"}, see train_step.eval_variables.
-    embed_images(variables, image [B, H, W, 3] uint8 global array) -> [B, embed_dim] float32, sharded as the batch.
+    embed_images(variables, pixels.image_of(a batch of global arrays)) -> [B, embed_dim] float32, sharded as the batch.
     embed_texts(variables, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
     """
     model = DualEncoder(config.model, batch_sharding(mesh))

@@ -13,7 +13,7 @@ from clipjax.config import ExperimentConfig
 # Options that change what weights mean and no shape, younger than the first checkpoints: written down only where they
 # are not the default, so that a checkpoint without them has the default.
 OPTIONS = {
-    "image": ("post_norm", "norm_after_pool", "rope", "rope_theta", "rope_grid"),
+    "image": ("name", "post_norm", "norm_after_pool", "rope", "rope_theta", "rope_grid"),
     "text": ("post_norm", "rope", "rope_theta", "pad_id"),
 }
 

@@ -14,7 +14,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.losses import make_loss
 from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
 from clipjax.models import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.models.teacher import Teacher
 
 Batch = dict[str, jax.Array]
@@ -46,7 +46,7 @@ def make_loss_and_gradients(config: ExperimentConfig, mesh: Mesh, teacher: Teach
         """(what the loss takes of each example: arrays [b, ...], batch_stats with this batch in them)."""
         # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
         params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
-        image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         variables = {"params": params, "batch_stats": batch_stats}
         out, changed = model.apply(
             variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable

@@ -31,6 +31,13 @@ def load_teacher(
             f"config.loss.teacher={config.loss.teacher} has {name}={found[name]!r}, this experiment "
             f"{fingerprint.get(name)!r}: teacher and student must read the same tokens and images.",
         )
+    naflex = [c.model.image.name == "naflex" for c in (config, trained)]
+    image, wanted = trained.model.image, config.model.image
+    require(
+        naflex[0] == naflex[1] and (not naflex[0] or image.patch_size == wanted.patch_size),
+        f"config.loss.teacher={config.loss.teacher} has tower '{image.name}' (patches of {image.patch_size}), "
+        f"this experiment '{wanted.name}' ({wanted.patch_size}): naflex towers read other batches than the others.",
+    )
     if shapes_only:
         variables = eval_variables(abstract_state(trained, mesh))
     else:

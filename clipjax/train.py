@@ -28,6 +28,7 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
@@ -78,6 +79,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
         source=open_source(config.data.train),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
+        budget=budget_of(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         process_index=jax.process_index(),

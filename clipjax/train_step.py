@@ -15,6 +15,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import batch_sharding, param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder
+from clipjax.models.pixels import image_columns, image_of, normalize_pixels
 from clipjax.models.teacher import Teacher
 from clipjax.optim import make_optimizer, make_schedule
 
@@ -45,8 +46,8 @@ def make_train_step(
     Args:
       state: shapes are enough (jax.eval_shape of create_state).
       teacher: for loss "distill"; the step then takes its variables as a third argument.
-    Batch: {"image": [B, H, W, 3] uint8, "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats
-      asks for it}, global arrays over (data, fsdp).
+    Batch: what batch_shapes says, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
+      clipjax.data.naflex), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
@@ -122,9 +123,8 @@ def lower_step(config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher:
 
 def batch_shapes(config: ExperimentConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
-    size, image = config.global_batch_size, config.model.image.image_size
-    shapes = {
-        "image": ((size, image, image, 3), jnp.uint8),
+    size = config.global_batch_size
+    shapes = image_columns(config.model.image, size) | {
         "text": ((size, config.model.text.context_length), jnp.int32),
     }
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
@@ -152,11 +152,14 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
 
     def init() -> TrainState:
         params_key, step_key = jax.random.split(jax.random.key(config.seed))
-        image, text = config.model.image, config.model.text
+        columns = {
+            name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(config.model.image, 1).items()
+        }
+        pixels = config.data.pixels
         variables = DualEncoder(config.model).init(
             params_key,
-            image=jnp.zeros((1, image.image_size, image.image_size, 3)),
-            text=jnp.zeros((1, text.context_length), jnp.int32),
+            image=normalize_pixels(image_of(columns), pixels.mean, pixels.std),
+            text=jnp.zeros((1, config.model.text.context_length), jnp.int32),
         )
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         tx = make_optimizer(config.optimizer, params, config.total_steps)

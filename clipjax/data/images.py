@@ -52,7 +52,7 @@ def train_image(
     if augment.name == "none":
         array = eval_image(data, size, pixels)
     else:
-        image, box = _read(data, lambda width, height: crop_box(width, height, augment, rng), size)
+        image, box = read_box(data, lambda width, height: crop_box(width, height, augment, rng), size)
         array = np.asarray(image.resize((size, size), FILTERS[pixels.interpolation], box=box))
     return np.ascontiguousarray(array[:, ::-1]) if rng.random() < augment.flip else array
 
@@ -63,7 +63,7 @@ def open_image(data: bytes, at_least: int | None = None) -> Image.Image:
     at_least: a JPEG is decoded at a half, quarter or eighth of its size while both sides stay that long.
     Raises RecordError for what is empty, unknown, truncated or larger than MAX_PIXELS.
     """
-    return _read(data, lambda width, height: (0, 0, width, height), at_least)[0]
+    return read_box(data, lambda width, height: (0, 0, width, height), at_least)[0]
 
 
 def center_box(width: int, height: int, size: int) -> Box:
@@ -92,7 +92,7 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
     return (left, top, left + w, top + h)
 
 
-def _read(data: bytes, choose_box: Callable[[int, int], Box], size: int | None) -> tuple[Image.Image, Box]:
+def read_box(data: bytes, choose_box: Callable[[int, int], Box], size: int | None) -> tuple[Image.Image, Box]:
     """(decoded upright RGB image, box in its coordinates), where choose_box(width, height) -> box of the full image.
 
     With a size the image may be a smaller version of the file, in which the box is still `size` pixels a side

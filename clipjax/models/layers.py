@@ -283,7 +283,8 @@ class PatchEmbed(nn.Module):
 class MapHead(nn.Module):
     """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
 
-    x [batch, length, width] -> [batch, width]. Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
+    x [batch, length, width], mask as attention()'s -> [batch, width].
+    Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
     """
 
     num_heads: int
@@ -293,11 +294,11 @@ class MapHead(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, _, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
-        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x)
+        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x, mask)
         mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
         return y + mlp(LayerNorm(self.eps, name="ln")(y))
 
@@ -309,14 +310,14 @@ class ProbeAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, probe: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, probe: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, _, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
         k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
         v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
         q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
-        y = attention(q, k, v).reshape(batch, width)
+        y = attention(q, k, v, mask=mask).reshape(batch, width)
         return Linear(width, xavier, dtype=self.dtype, name="out")(y)
 
 

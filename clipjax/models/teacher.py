@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from clipjax.config import ExperimentConfig
 from clipjax.models.dual_encoder import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.pixels import image_of, normalize_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Teacher:
     def embed(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{"teacher_image_embedding", "teacher_text_embedding" [B, D], "teacher_logit_scale" ()}; traceable."""
         pixels, model = self.config.data.pixels, self.config.model
-        image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(model.dtype))
+        image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(model.dtype))
         out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch["text"])
         names = ("image_embedding", "text_embedding", "logit_scale")
         return {f"teacher_{name}": jax.lax.stop_gradient(getattr(out, name)) for name in names}

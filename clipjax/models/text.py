@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import TextTowerConfig
+from clipjax.models.hidden import Hidden
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
 from clipjax.models.transformer import transformer
@@ -24,7 +25,8 @@ class TextTransformer(nn.Module):
     context_length as long as every EOS is in them: the result is the same.
 
     pool="cls" is open_clip's CoCa: a class token behind the last column, padding masked, ln_final on the class token
-    alone, so that the tokens are the last block's.
+    alone, so that the tokens are the last block's. hidden_layers: see hidden.Hidden, of which a third value then is a
+    tuple.
     """
 
     config: TextTowerConfig
@@ -33,7 +35,7 @@ class TextTransformer(nn.Module):
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, text: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
         c = self.config
         normal = nn.initializers.normal
         clip = c.init == "clip"
@@ -52,7 +54,7 @@ class TextTransformer(nn.Module):
         x = x.astype(self.dtype)
         rotation = rotary_1d(x.shape[1], c.width // c.num_heads, c.rope_theta) if c.rope else None
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
-        x = transformer(
+        x, states = transformer(
             x,
             c,
             causal=c.causal,
@@ -61,6 +63,7 @@ class TextTransformer(nn.Module):
             activations=self.activations,
             rotation=rotation,
             mask=mask,
+            hidden_layers=hidden_layers,
         )
         ln_final = NORMS[c.norm](c.norm_eps, name="ln_final")
         if c.pool == "cls":
@@ -68,8 +71,11 @@ class TextTransformer(nn.Module):
         else:
             tokens = ln_final(x)
             x = pool_text(tokens, text, c)
-        init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
-        return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x), tokens
+        if c.projection == "linear":
+            init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
+            x = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
+        hidden = tuple(Hidden(state, ln_final(state)) for state in states)
+        return (x, tokens, hidden) if hidden_layers else (x, tokens)
 
 
 class TokenEmbedding(nn.Module):

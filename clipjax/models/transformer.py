@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.config import BlockConfig, ImageTowerConfig, TextTowerConfig
+from clipjax.models.hidden import layer_indices
 from clipjax.models.layers import NORMS, CrossAttention, Mlp, SelfAttention, constrain
 from clipjax.models.rotary import Rotation
 
@@ -40,9 +41,11 @@ def transformer(
     activations: jax.sharding.Sharding | None,
     rotation: Rotation | None = None,
     mask: jax.Array | None = None,
-) -> jax.Array:
+    hidden_layers: tuple[int, ...] = (),
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """config.depth blocks on x [batch, length, width]; called from a tower's compact method, whose parameters they are.
 
+    Returns (x, the states of hidden_layers), see hidden.layer_indices.
     rotation, mask: every layer's, see SelfAttention.
 
     scan_layers=True compiles one block and loops over parameters stacked under "blocks"; False unrolls
@@ -50,19 +53,30 @@ def transformer(
     """
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+    wanted = layer_indices(hidden_layers, config.depth)
     if not config.scan_layers:
+        states = [x]
         for i, rate in enumerate(drop_path):
             x, _ = block(config, causal, dtype, activations, name=f"block_{i}")(x, rate, train, rotation, mask)
-        return x
-    blocks = nn.scan(
-        block,
+            states.append(x)
+        return x, tuple(states[i] for i in wanted)
+
+    def layer(block: nn.Module, carry: tuple, rate: jax.Array, i: jax.Array) -> tuple[tuple, None]:
+        x, states = carry
+        # Only the states asked for are carried along, not all layers' stacked.
+        states = tuple(jnp.where(i == k, x, state) for k, state in zip(wanted, states, strict=True))
+        return (block(x, rate, train, rotation, mask)[0], states), None
+
+    scan = nn.scan(
+        layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.depth,
     )
-    blocks = blocks(config, causal, dtype, activations, name="blocks")
-    return blocks(x, jnp.asarray(drop_path, jnp.float32), train, rotation, mask)[0]
+    blocks = block(config, causal, dtype, activations, name="blocks")
+    carry = (x, (x,) * len(wanted))
+    (x, states), _ = scan(blocks, carry, jnp.asarray(drop_path, jnp.float32), jnp.arange(config.depth))
+    return x, tuple(x if i == config.depth else state for i, state in zip(wanted, states, strict=True))
 
 
 def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:

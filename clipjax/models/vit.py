@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig
+from clipjax.models.hidden import Hidden
 from clipjax.models.layers import NORMS, Linear, MapHead, PatchEmbed, sincos_2d
 from clipjax.models.pooling import pool_by_attention
 from clipjax.models.rotary import Rotation, rotary_2d
@@ -19,7 +20,8 @@ class VisionTransformer(nn.Module):
     """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, L, width]), both in dtype.
 
     The tokens are the last block's, after ln_post, the class token first where there is one; with norm_after_pool they
-    are not normalised. The attentional poolers make their own, [B, N, embed_dim].
+    are not normalised. The attentional poolers make their own, [B, N, embed_dim]. hidden_layers: see hidden.Hidden, of
+    which a third value then is a tuple.
     """
 
     config: ImageTowerConfig
@@ -28,7 +30,7 @@ class VisionTransformer(nn.Module):
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
         c = self.config
         normal = nn.initializers.normal
         patch_init = nn.initializers.lecun_normal() if c.init == "big_vision" else normal((3 * c.patch_size**2) ** -0.5)
@@ -50,11 +52,20 @@ class VisionTransformer(nn.Module):
         norm = functools.partial(NORMS[c.norm], c.norm_eps)
         if c.pre_norm:
             x = norm(name="ln_pre")(x)
-        x = transformer(
-            x, c, causal=False, dtype=self.dtype, train=train, activations=self.activations, rotation=rotation
+        x, states = transformer(
+            x,
+            c,
+            causal=False,
+            dtype=self.dtype,
+            train=train,
+            activations=self.activations,
+            rotation=rotation,
+            hidden_layers=hidden_layers,
         )
         ln_post = norm(name="ln_post")
-        if c.pool in ("attentional", "parallel", "cascade"):
+        by_attention = c.pool in ("attentional", "parallel", "cascade")
+        hidden = tuple(Hidden(state, None if by_attention else ln_post(state)) for state in states)
+        if by_attention:
             x, tokens = pool_by_attention(self, x, ln_post)
         else:
             tokens = x if c.norm_after_pool else ln_post(x)
@@ -68,7 +79,7 @@ class VisionTransformer(nn.Module):
         if c.projection:
             init = normal(c.width**-0.5)
             x = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
-        return x, tokens
+        return (x, tokens, hidden) if hidden_layers else (x, tokens)
 
 
 def position_embedding(tower: nn.Module, image_shape: tuple[int, ...], length: int) -> jax.Array:

@@ -19,7 +19,7 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     """
     model, batch = config.model, config.global_batch_size
     image, text = model.image, model.text
-    patches = (image.image_size // image.patch_size) ** 2
+    patches = image.max_patches if image.name == "naflex" else (image.image_size // image.patch_size) ** 2
     length = image_length(image, patches)
     words = text.context_length + (text.pool == "cls")
     forward = {
