@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, nearest
-from clipjax.interop import hf_clip
+from clipjax.interop import hf_clip, hf_siglip
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
 
@@ -23,6 +23,9 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "hf_clip": Family(hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", r".*\.position_ids"),
+    "hf_siglip": Family(
+        hf_siglip.tensors, hf_siglip.matches, hf_siglip.read, hf_siglip.write, "hf", r".*\.position_ids"
+    ),
 }
 
 
