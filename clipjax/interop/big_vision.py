@@ -1,6 +1,7 @@
 """big_vision's .npz of two_towers: per layer ("encoderblock_0", ...) or all layers stacked ("encoderblock").
 
-From big_vision models/vit.py, models/proj/image_text/{two_towers,text_transformer}.py, utils.py (names with "/"). The file says nothing but its arrays; sizes are read from them.
+From big_vision models/vit.py, models/proj/image_text/{two_towers,text_transformer}.py, utils.py.
+The file says nothing but its arrays; sizes are read from them.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12, 
 # Fields that must have this value, or be absent: what else they could say is for other families, or not computed.
 VISION_FIXED = dict(
     ls_init_value=None, attentional_pool=False, no_ln_pre=False, pos_embed_type="learnable", final_ln_after_pool=False,
-    pool_type="tok", block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False, scale_attn_inner=False,
-    scale_attn=False, scale_fc=False, timm_model_name=None,
+    pool_type="tok", block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False,
+    scale_attn_inner=False, scale_attn=False, scale_fc=False, timm_model_name=None,
 )  # fmt: skip
 TEXT_FIXED = dict(
     ls_init_value=None, embed_cls=False, final_ln_after_pool=False, proj_type="linear", block_type=None, qk_norm=False,
@@ -196,8 +196,10 @@ def read_pixels(config: Mapping[str, Any]) -> PixelConfig:
     """preprocess_cfg as ours. Raises InteropError for a resize that is not ours."""
     mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
-        raise InteropError(f"{CONFIG}: preprocess_cfg has resize_mode='{mode}', interpolation='{interpolation}'; known: "
-                           "shortest or squash, bicubic or bilinear.")  # fmt: skip
+        raise InteropError(
+            f"{CONFIG}: preprocess_cfg has resize_mode='{mode}', interpolation='{interpolation}'; "
+            "known: shortest or squash, bicubic or bilinear."
+        )
     return PixelConfig(
         resize="squash" if mode == "squash" else "center_crop",
         interpolation=interpolation,
