@@ -13,12 +13,14 @@ from clipjax import checkpoint as checkpoints
 from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.fingerprint import check_fingerprint
 from clipjax.interop.names import flatten
+from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
 from clipjax.optim import make_optimizer
 from clipjax.train_step import TrainState, abstract_state, create_state, eval_variables
 
-# What may differ: other sizes are a matter of shapes, other images of the data.
-MAY_DIFFER = ("image.image_size", "text.context_length", "pixels.resize", "pixels.interpolation")
+# What may differ: positions are resampled to other sizes, other images are a matter of the data, and a tower of another
+# name has other parameters, but for naflex, which goes on from vit's.
+MAY_DIFFER = ("image.name", "image.image_size", "text.context_length", "pixels.resize", "pixels.interpolation")
 
 
 def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) -> TrainState:
@@ -63,6 +65,7 @@ def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig
             params[tower] = stack_layers(params[tower])
         elif scanned and not wanted and "blocks" in params[tower]:
             params[tower] = unstack_layers(params[tower])
+    params = resample_positions(params, source, target)
     if target.logit_bias_init is None:
         params.pop("logit_bias", None)
     elif "logit_bias" not in params:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, PixelConfig, nearest
-from clipjax.interop import big_vision, hf_clip, hf_siglip, open_clip, open_clip_siglip
+from clipjax.interop import big_vision, hf_clip, hf_siglip, hf_siglip2, open_clip, open_clip_siglip
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
 
@@ -30,6 +30,15 @@ FAMILIES: dict[str, Family] = {
         hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", POSITION_IDS, pixels=hf_clip.PIXELS
     ),
     "hf_siglip": Family(hf_siglip.tensors, hf_siglip.matches, hf_siglip.read, hf_siglip.write, "hf", POSITION_IDS),
+    "hf_siglip2": Family(
+        hf_siglip2.tensors,
+        hf_siglip2.matches,
+        hf_siglip2.read,
+        hf_siglip2.write,
+        "hf",
+        POSITION_IDS,
+        pixels=hf_siglip2.PIXELS,
+    ),
     "open_clip": Family(
         open_clip.tensors,
         open_clip.matches,

@@ -1,9 +1,11 @@
-"""Learned positions of one resolution or context length, made to fit another. NumPy, once, as weights are read."""
+"""Learned positions of one resolution or context length, made to fit another. Traceable; done as weights are read."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipjax.config import ModelConfig, require
@@ -11,7 +13,7 @@ from clipjax.config import ModelConfig, require
 Method = Literal["bicubic", "bilinear", "corners"]
 
 
-def resample(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], method: Method = "bicubic") -> np.ndarray:
+def resample(table: jax.Array, old: tuple[int, int], new: tuple[int, int], method: Method = "bicubic") -> jax.Array:
     """A table [prefix + rows * columns, width] of a grid `old` -> of a grid `new`; the prefix (class token) stays.
 
     method: "bicubic", antialiased with half-pixel centres, is open_clip's resize_pos_embed and timm's; "bilinear", the
@@ -22,19 +24,19 @@ def resample(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], meth
     require(0 <= prefix <= 1, f"A table of {len(table)} positions is not of a grid of {old[0]} x {old[1]} patches.")
     if old == new:
         return table
-    grid = np.asarray(table[prefix:], np.float64).reshape(*old, -1)
-    rows, columns = (_matrix(a, b, method) for a, b in zip(old, new, strict=True))
-    grid = np.einsum("ij,jkw,lk->ilw", rows, grid, columns, optimize=True).reshape(-1, table.shape[1])
-    return np.concatenate([np.asarray(table[:prefix]), grid.astype(table.dtype)])
+    grid = jnp.reshape(table[prefix:], (*old, -1))
+    rows, columns = (_matrix(a, b, method).astype(np.float32) for a, b in zip(old, new, strict=True))
+    grid = jnp.einsum("ij,jkw,lk->ilw", rows, grid, columns, precision="highest")
+    return jnp.concatenate([table[:prefix], grid.reshape(-1, table.shape[1]).astype(table.dtype)])
 
 
-def stretch(table: np.ndarray, length: int) -> np.ndarray:
+def stretch(table: jax.Array, length: int) -> jax.Array:
     """Text positions [L, width] -> [length, width], linear with half-pixel centres, as open_clip's
     resize_text_pos_embed, which stretches and shortens alike."""
     old = len(table)
     at = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
     low = np.minimum(at.astype(int), max(old - 2, 0))
-    share = (at - low)[:, None]
+    share = np.float32(at - low)[:, None]
     mixed = table[low] * (1 - share) + table[np.minimum(low + 1, old - 1)] * share
     return table if old == length else mixed.astype(table.dtype)
 
@@ -42,21 +44,20 @@ def stretch(table: np.ndarray, length: int) -> np.ndarray:
 def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: Method = "bicubic") -> Any:
     """Parameters of `old` as those of `new`, which may differ in image size and context length. Nothing else changes.
 
-    A grid keeps its rows and columns of patches per pixel, so a smaller patch of the same image is a larger grid, whose
-    patch_embed fits no more; that stays the caller's to see. Towers without learned positions are left alone.
+    Towers without learned positions are left alone.
     """
     params = {side: dict(tree) if isinstance(tree, dict) else tree for side, tree in params.items()}
     image, text = params.get("image", {}), params.get("text", {})
     if "position_embedding" in image:
         grids = [(c.image.image_size // c.image.patch_size,) * 2 for c in (old, new)]
-        image["position_embedding"] = resample(np.asarray(image["position_embedding"]), *grids, method)
+        image["position_embedding"] = resample(image["position_embedding"], *grids, method)
     if "position_embedding" in text and old.text.context_length != new.text.context_length:
-        table = np.asarray(text["position_embedding"])
+        table = text["position_embedding"]
         # CoCa's class token has the last position, which is nobody else's.
         appended = len(table) - old.text.context_length
         require(0 <= appended <= 1, f"A table of {len(table)} positions is not of {old.text.context_length} tokens.")
         words = stretch(table[: len(table) - appended], new.text.context_length)
-        text["position_embedding"] = np.concatenate([words, table[len(table) - appended :]])
+        text["position_embedding"] = jnp.concatenate([words, table[len(table) - appended :]])
     return params
 
 

@@ -12,11 +12,13 @@ from clipjax.interop.convert import read_variables, their_arrays
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.names import InteropError, check_tensors, flatten, stored, their_shapes
 from clipjax.models import DualEncoder
+from clipjax.models.pixels import image_columns, image_of, normalize_pixels
 from clipjax.models.presets import get_preset
 
 PRESETS = {
     "hf_clip": "clip_vit_b32",
     "hf_siglip": "siglip_b16",
+    "hf_siglip2": "siglip2_naflex_b16",
     "open_clip": "clip_vit_b32",
     "open_clip_siglip": "siglip_b16",
     "big_vision": "siglip_b16",
@@ -34,12 +36,11 @@ def tiny(preset: str, scan_layers: bool = False) -> ModelConfig:
 
 def shapes_of(model: ModelConfig) -> dict:
     """{"params": tree of jax.ShapeDtypeStruct}, as a model makes it."""
-    image, text = model.image, model.text
+    columns = {name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(model.image, 1).items()}
+    image, text = normalize_pixels(image_of(columns), 3 * [0.5], 3 * [0.5]), model.text
     return jax.eval_shape(
         lambda: DualEncoder(model).init(
-            jax.random.key(0),
-            image=jnp.zeros((1, image.image_size, image.image_size, 3)),
-            text=jnp.zeros((1, text.context_length), jnp.int32),
+            jax.random.key(0), image=image, text=jnp.zeros((1, text.context_length), jnp.int32)
         )
     )
 

@@ -178,3 +178,40 @@ def test_presets_have_the_parameters_of_open_clips_configurations(name):
     with torch.device("meta"):
         theirs = open_clip.create_model(OPEN_CLIP[name], device="meta", load_weights=False)
     assert parameters(get_preset(name)) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_naflex_is_exported_for_transformers_and_read_again_bit_for_bit(pair, tmp_path):
+    """transformers' directory -> our parameters -> transformers' directory, every tensor as it was."""
+    import json
+
+    from safetensors.numpy import save_file
+
+    from clipjax.interop.convert import read_variables, their_arrays
+    from clipjax.interop.families import recognise
+    from clipjax.interop.source import open_weights
+
+    hf, model, image, text = pair
+    hf.save_pretrained(tmp_path / "theirs")
+    source = open_weights(tmp_path / "theirs")
+    name, family = recognise(source.description)
+    meaning = family.read(source.description)
+    wanted = replace(model, image=replace(model.image, max_patches=256))
+    unrolled = {side: replace(getattr(meaning.model, side), scan_layers=False) for side in ("image", "text")}
+    assert (name, replace(meaning.model, **unrolled)) == ("hf_siglip2", wanted)
+    expected = ours_of(arrays(hf))
+    shapes = {"params": jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), expected)}
+    variables = read_variables(family.tensors(model), model, source.tensors, shapes)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], expected)
+
+    out = tmp_path / "ours"
+    out.mkdir()
+    for file, content in family.write(meaning._replace(model=wanted)).items():
+        (out / file).write_text(json.dumps(content))
+    exported = {name: np.ascontiguousarray(a) for name, a in their_arrays(family.tensors(model), model, variables)}
+    save_file(exported, out / "model.safetensors", metadata={"format": "pt"})
+    again, info = transformers.Siglip2Model.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()), info
+    for (name, a), b in zip(hf.named_parameters(), again.eval().parameters(), strict=True):
+        assert torch.equal(a, b), name
+    with torch.no_grad():
+        assert torch.equal(theirs_of(hf, image, text).logits_per_image, theirs_of(again, image, text).logits_per_image)
