@@ -16,10 +16,12 @@ from PIL import Image
 from clipjax import checkpoint as checkpoints
 from clipjax.config import ExperimentConfig, MeshConfig
 from clipjax.data.images import eval_image
+from clipjax.data.naflex import budget_of, eval_patches
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_embed
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host
+from clipjax.models.pixels import image_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Loaded:
     config: ExperimentConfig
     params: Any  # on the mesh
     tokenizer: Any  # None where the weights came without one
-    embed_images: Callable[[Any], np.ndarray]  # PIL images, encoded bytes, [H, W, 3] uint8; or [B, S, S, 3] uint8
+    # PIL images, encoded bytes, [H, W, 3] uint8; or, but for naflex, [B, S, S, 3] uint8.
+    embed_images: Callable[[Any], np.ndarray]
     embed_texts: Callable[[Any], np.ndarray]  # strings; or [B, L] int32 ids
     # Both return [B, embed_dim] float32 of unit length.
 
@@ -59,20 +62,20 @@ def load(
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=rows))
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length) if config.tokenizer.path else None
     images_of, texts_of = make_embed(config, mesh)
-    size, sharding = config.model.image.image_size, batch_sharding(mesh)
+    sharding = batch_sharding(mesh)
 
     def embed_images(images: Any) -> np.ndarray:
-        if not isinstance(images, np.ndarray):
-            images = np.stack([eval_image(_encoded(image), size, config.data.pixels) for image in images])
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 [B, {size}, {size}, 3].")
-        blocks = []
-        for start in range(0, len(images), rows):
-            block = images[start : start + rows]
-            padded = np.zeros((rows, *block.shape[1:]), np.uint8)
-            padded[: len(block)] = block
-            array = jax.make_array_from_callback(padded.shape, sharding, lambda index, x=padded: x[index])
-            blocks.append(np.asarray(to_host(images_of(variables, array)))[: len(block)])
+        columns = _columns(images, config)
+        count, blocks = len(columns["image"]), []
+        for start in range(0, count, rows):
+            batch = {}
+            for name, column in columns.items():
+                block = column[start : start + rows]
+                padded = np.ones((rows, *block.shape[1:]), block.dtype)
+                padded[: len(block)] = block
+                put = lambda index, x=padded: x[index]  # noqa: E731
+                batch[name] = jax.make_array_from_callback(padded.shape, sharding, put)
+            blocks.append(np.asarray(to_host(images_of(variables, image_of(batch))))[: min(rows, count - start)])
         return np.concatenate(blocks)
 
     def embed_texts(texts: Any) -> np.ndarray:
@@ -83,6 +86,19 @@ def load(
         return texts_of(variables, np.asarray(texts, np.int32))
 
     return Loaded(config, variables["params"], tokenizer, embed_images, embed_texts)
+
+
+def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
+    """The image columns of a batch. Raises ValueError for an array of another shape than the tower's."""
+    size, budget, pixels = config.model.image.image_size, budget_of(config.model.image), config.data.pixels
+    if budget:
+        rows = [eval_patches(_encoded(image), budget, pixels) for image in images]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    if not isinstance(images, np.ndarray):
+        images = np.stack([eval_image(_encoded(image), size, pixels) for image in images])
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 [B, {size}, {size}, 3].")
+    return {"image": images}
 
 
 def _encoded(image: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 from clipjax.interop.foreign import Foreign
 from clipjax.mesh import to_host
 from clipjax.models import DualEncoder
+from clipjax.models.naflex import patch_mask
+from clipjax.models.pixels import Patches, image_columns
 
 EXAMPLES = 4
 Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of unit length, logits [B, B]
@@ -22,8 +25,12 @@ def report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dic
     """(what parity.json holds, one line about it). Without the original library: which one, and why not."""
     model = foreign.config.model
     rng = np.random.default_rng(0)
-    side, last = model.image.image_size, model.text.vocab_size - 1
-    image = rng.normal(size=(EXAMPLES, side, side, 3)).astype(np.float32)
+    last = model.text.vocab_size - 1
+    columns = image_columns(model.image, EXAMPLES)
+    image = rng.normal(size=columns["image"][0]).astype(np.float32)
+    if model.image.name == "naflex":
+        side = math.isqrt(model.image.max_patches)
+        image = Patches(image, np.array([[side, max(1, side - i)] for i in range(EXAMPLES)], np.int32))
     text = rng.integers(3, last, (EXAMPLES, model.text.context_length)).astype(np.int32)
     text[:, -1] = model.text.eos_id if 0 <= model.text.eos_id <= last else last
     original = ORIGINALS.get(foreign.family.format)
@@ -35,7 +42,7 @@ def report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dic
     except (ImportError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"
         return {"compared": False, "why": why}, f"No parity report: the original library does not run here ({why})."
-    out = jax.jit(DualEncoder(model).apply)(variables, image=jnp.asarray(image), text=jnp.asarray(text))
+    out = jax.jit(DualEncoder(model).apply)(variables, image=jax.tree.map(jnp.asarray, image), text=jnp.asarray(text))
     out = jax.tree.map(np.asarray, to_host(out))
     ours = {
         "image_embedding": out.image_embedding,
@@ -53,14 +60,20 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {"max_abs_error": float(np.abs(a - b).max()), "cosine_error": float((1 - cosine).max())}
 
 
-def _transformers(foreign: Foreign, image: np.ndarray, text: np.ndarray) -> Outputs:
+def _transformers(foreign: Foreign, image: np.ndarray | Patches, text: np.ndarray) -> Outputs:
     import torch
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(foreign.source.path, dtype=torch.float32, local_files_only=True).eval()
     with torch.no_grad():
-        pixels = torch.tensor(image.transpose(0, 3, 1, 2))
-        out = model(input_ids=torch.tensor(text).long(), pixel_values=pixels)
+        if isinstance(image, Patches):
+            mask = np.asarray(patch_mask(jnp.asarray(image.spatial_shape), image.pixels.shape[1]), np.int32)
+            shapes = torch.tensor(image.spatial_shape).long()
+            pixels = dict(pixel_attention_mask=torch.tensor(mask), spatial_shapes=shapes)
+            pixels["pixel_values"] = torch.tensor(image.pixels)
+        else:
+            pixels = dict(pixel_values=torch.tensor(image.transpose(0, 3, 1, 2)))
+        out = model(input_ids=torch.tensor(text).long(), **pixels)
     names = {"image_embedding": "image_embeds", "text_embedding": "text_embeds", "logits": "logits_per_image"}
     return {ours: getattr(out, theirs).numpy() for ours, theirs in names.items()}
 

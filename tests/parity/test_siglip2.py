@@ -215,3 +215,31 @@ def test_naflex_is_exported_for_transformers_and_read_again_bit_for_bit(pair, tm
         assert torch.equal(a, b), name
     with torch.no_grad():
         assert torch.equal(theirs_of(hf, image, text).logits_per_image, theirs_of(again, image, text).logits_per_image)
+
+
+def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
+    from clipjax import loading
+    from clipjax.config import MeshConfig
+    from clipjax.interop.foreign import load_variables, open_foreign
+    from clipjax.interop.parity import report
+    from clipjax.mesh import make_mesh
+
+    hf, _, _, text = pair
+    hf.save_pretrained(tmp_path)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    foreign = open_foreign(str(tmp_path), "", "")
+    found, _ = report(foreign, load_variables(foreign, mesh), mesh)
+    assert found["compared"] and found["outputs"]["image_embedding"]["max_abs_error"] < 2e-6
+
+    loaded = loading.load(tmp_path, mesh=mesh, batch_size=2)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 90), (70, 30), (9, 9))]
+    processor = transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil(
+        patch_size=PATCH, max_num_patches=256
+    )
+    with torch.no_grad():
+        pooled = hf.vision_model(**processor(images=images, return_tensors="pt")).pooler_output
+    expected = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+    # Pixels are rounded to eight bits by Pillow in both.
+    np.testing.assert_allclose(loaded.embed_images(images), expected, atol=2e-3)
+    assert loaded.embed_texts(text).shape == (len(text), WIDTH)
