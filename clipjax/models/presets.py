@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig, nearest, require
 from clipjax.models.presets_conv import CONV_PRESETS
+from clipjax.models.presets_eva import EVA_PRESETS
+from clipjax.models.presets_open_clip import OPEN_CLIP_PRESETS
 
 
 def get_preset(name: str) -> ModelConfig:
@@ -87,4 +89,6 @@ PRESETS: dict[str, ModelConfig] = {
     "siglip_so400m14_224": _SIGLIP_SO400M14,
     "siglip_so400m14_384": _at(_SIGLIP_SO400M14, 384, context=64),
     **CONV_PRESETS,
+    **EVA_PRESETS,
+    **OPEN_CLIP_PRESETS,
 }
