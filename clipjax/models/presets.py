@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig, nearest, require
 from clipjax.models.presets_conv import CONV_PRESETS
+from clipjax.models.presets_eva import EVA_PRESETS
+from clipjax.models.presets_open_clip import OPEN_CLIP_PRESETS
 from clipjax.models.presets_siglip import SIGLIP_PRESETS
 
 
@@ -37,4 +39,6 @@ PRESETS: dict[str, ModelConfig] = {
     "clip_vit_l14_336": _clip(336, 14, 1024, 24, 768, 768),
     **SIGLIP_PRESETS,
     **CONV_PRESETS,
+    **EVA_PRESETS,
+    **OPEN_CLIP_PRESETS,
 }
