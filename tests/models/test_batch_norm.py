@@ -18,9 +18,8 @@ from clipjax.planning.hlo import collectives, parse
 from clipjax.train_step import abstract_state, create_state, eval_variables, lower_step
 from tests.tiny import start, tiny_batches, tiny_config
 
-BATCH = {
-    name: value.repeat(2, 1).repeat(2, 2) if name == "image" else value for name, value in tiny_batches(1)[0].items()
-}
+BATCH = tiny_batches(1)[0]
+BATCH["image"] = BATCH["image"].repeat(2, 1).repeat(2, 2)  # 32 x 32, the least a ResNet takes
 
 
 def resnet_config(mesh=(1, 1, 1), width=4, **optimizer):

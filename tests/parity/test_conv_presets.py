@@ -8,6 +8,7 @@ from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
 from clipjax.models.presets_conv import CONV_PRESETS
+from clipjax.planning.flops import conv_tower_flops
 from tests.parity.conv_towers import image_tower_shapes
 from tests.torch_reference import import_torch
 
@@ -43,3 +44,17 @@ def test_presets_are_the_published_models(name):
         assert heads["visual.attnpool"].num_heads == model.image.num_heads
     else:
         assert {m.eps for n, m in heads.items() if n.startswith("visual.")} == {model.image.norm_eps}
+
+
+@pytest.mark.parametrize("name", ["clip_rn50", "open_clip_convnext_base_w"])
+def test_model_flops_are_those_pytorch_counts(name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = get_preset(name)
+    theirs = {"clip_rn50": "RN50"}.get(name, name.removeprefix("open_clip_"))
+    with torch.device("meta"):
+        visual = open_clip.model.CLIP(**open_clip.get_model_config(theirs)).visual.eval()
+        pixels = torch.zeros(1, 3, model.image.image_size, model.image.image_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            visual(pixels)
+    assert conv_tower_flops(model.image, model.embed_dim) == pytest.approx(counter.get_total_flops(), rel=0.01)
