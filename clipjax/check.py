@@ -6,6 +6,7 @@ from clipjax.config import ExperimentConfig, nearest, require
 from clipjax.losses import LOSSES
 from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
+from clipjax.models.bert import check_bert
 from clipjax.optim import check_optimizer
 
 
@@ -49,6 +50,14 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
         f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
     )
+    if text.name == "bert":
+        check_bert(text, model.embed_dim)
+    else:
+        require(
+            text.pool in ("eos", "last", "gap") and text.projection == "linear" and not text.pooler,
+            f"config.model.text.pool='{text.pool}', projection='{text.projection}', pooler={text.pooler}: 'cls', "
+            "'mean', 'pooler' and another projection than 'linear' are those of config.model.text.name='bert'.",
+        )
     require(
         model.logit_scale_init > 0,
         f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
+from clipjax.models.bert import BertEncoder
 from clipjax.models.decoder import CaptionDecoder
 from clipjax.models.text import TextTransformer, end_of_text
 from clipjax.models.vit import VisionTransformer
 
 # name -> linen module made from (tower config, embed_dim, dtype, sharding of activations)
 IMAGE_TOWERS = {"vit": VisionTransformer}
-TEXT_TOWERS = {"transformer": TextTransformer}
+TEXT_TOWERS = {"transformer": TextTransformer, "bert": BertEncoder}
 
 
 @flax.struct.dataclass
