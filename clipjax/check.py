@@ -7,6 +7,8 @@ from clipjax.losses import LOSSES
 from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
 from clipjax.models.bert import check_bert
+from clipjax.models.dual_encoder import BATCH_NORM_TOWERS, CONV_TOWERS
+from clipjax.models.efficientnet import block_shapes
 from clipjax.optim import check_optimizer
 
 
@@ -33,6 +35,9 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     )
     for name, tower in (("image", image), ("text", text)):
         where = f"config.model.{name}"
+        if tower.name in CONV_TOWERS:
+            check_conv_tower(config)
+            continue
         require(
             tower.width % tower.num_heads == 0,
             f"{where}.width={tower.width} is not a multiple of num_heads={tower.num_heads}.",
@@ -112,4 +117,50 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     require(
         not best or config.eval.every_steps > 0,
         "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
+    )
+
+
+def check_conv_tower(config: ExperimentConfig) -> None:
+    """Refuses settings of config.model.image that its convolutional tower has no use for. Raises ConfigError."""
+    image, where = config.model.image, "config.model.image"
+    of_tower = f"{where}.name='{image.name}'"
+    require(
+        not image.scan_layers and image.dropout == 0,
+        f"{of_tower} with scan_layers={image.scan_layers} and dropout={image.dropout}: its blocks differ in shape, so "
+        "they are not scanned, and it has no dropout. Set scan_layers=False and dropout=0.0 (drop_path is what "
+        "efficientnet and convnext have).",
+    )
+    require(
+        0 <= image.drop_path < 1 and (image.drop_path == 0 or image.name != "resnet"),
+        f"{of_tower} with drop_path={image.drop_path}: it must be in [0, 1), and 0 for resnet, which has none.",
+    )
+    if image.name == "efficientnet":
+        width = block_shapes(image)[-1].outputs
+        require(
+            image.width == width,
+            f"{where}.width={image.width}, but with width_coefficient={image.width_coefficient} the last stage is "
+            f"{width} wide; set width={width}.",
+        )
+    else:
+        require(
+            len(image.stages) == 4 and min(image.stages) > 0 and image.projection,
+            f"{of_tower} needs four stages of blocks, such as stages=(3, 4, 6, 3), and projection=True, because its "
+            f"head is what maps to embed_dim; found stages={image.stages}, projection={image.projection}.",
+        )
+        require(
+            image.image_size % 32 == 0,
+            f"{where}.image_size={image.image_size} must be a multiple of 32, the strides of '{image.name}'.",
+        )
+    require(
+        image.name != "resnet" or 32 * image.width % image.num_heads == 0,
+        f"{where}.num_heads={image.num_heads} does not divide 32 width = {32 * image.width}, what is pooled.",
+    )
+    require(
+        image.name not in BATCH_NORM_TOWERS
+        or config.accumulation_steps == 1
+        or config.optimizer.image_lr_multiplier == 0,
+        f"config.accumulation_steps={config.accumulation_steps} with {of_tower}: BatchNorm normalises by statistics of "
+        "the whole batch, which a micro-batch does not have, so the gradient would be another one. Use "
+        f"accumulation_steps=1 with {where}.remat='full' or more devices, a tower without BatchNorm (vit, convnext), "
+        "or freeze it (config.optimizer.image_lr_multiplier=0).",
     )

@@ -52,6 +52,12 @@ class ImageTowerConfig:
     drop_path: float = 0.0
     scan_layers: bool = True
     remat: Remat = "none"
+    stages: tuple[int, ...] = ()  # resnet, convnext: blocks of each; stage i is 2^i width wide (resnet: 2^(i + 2))
+    norm_momentum: float = 0.9  # resnet, efficientnet: how much of BatchNorm's running statistics a step keeps
+    width_coefficient: float = 1.0  # efficientnet
+    depth_coefficient: float = 1.0  # efficientnet
+    depthwise_padding: tuple[int, ...] = ()  # efficientnet: blocks with a stride of 2 whose input has an odd size
+    head: Literal["linear", "mlp"] = "linear"  # convnext
 
 
 @dataclass(frozen=True)

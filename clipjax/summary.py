@@ -51,7 +51,7 @@ def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
 
 
 def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Any], dict]:
-    """params -> {"similarity" [n, n], "images" [n, H, W, 3] uint8, "captions"} of n held-out pairs.
+    """{"params", "batch_stats"} -> {"similarity" [n, n], "images" [n, H, W, 3] uint8, "captions"} of n held-out pairs.
 
     Collective: all processes call it together. The pairs are spread over the first evaluation batch and
     have different captions.
@@ -59,16 +59,16 @@ def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) ->
     source = open_source(next(iter(config.eval.evaluators.values())).source)
     embed_images, embed_texts = make_embed(config, mesh)
 
-    def held_out(params: Any) -> dict:
+    def held_out(variables: Any) -> dict:
         with contextlib.closing(global_batches(config, mesh, tokenizer, source)) as batches:
             batch = next(batches)
         images, text, index, valid = to_host(tuple(batch[k] for k in ("image", "text", "index", "valid")))
-        image_embedding = to_host(embed_images(params, batch["image"]))
+        image_embedding = to_host(embed_images(variables, batch["image"]))
         _, first = np.unique(text[valid], axis=0, return_index=True)
         rows = np.flatnonzero(valid)[np.sort(first)]
         rows = rows[np.linspace(0, len(rows) - 1, min(NUM_PAIRS, len(rows))).astype(int)]
         return {
-            "similarity": image_embedding[rows] @ embed_texts(params, text[rows]).T,
+            "similarity": image_embedding[rows] @ embed_texts(variables, text[rows]).T,
             "images": images[rows],
             "captions": [source[int(i)]["texts"][0] for i in index[rows]],
         }

@@ -9,6 +9,7 @@ from clipjax.config import ExperimentConfig, require
 from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding
 from clipjax.models.teacher import Teacher
+from clipjax.train_step import abstract_state, eval_variables
 
 
 def load_teacher(
@@ -31,8 +32,8 @@ def load_teacher(
             f"{fingerprint.get(name)!r}: teacher and student must read the same tokens and images.",
         )
     if shapes_only:
-        params = checkpoints.abstract_state(trained, mesh).params
+        variables = eval_variables(abstract_state(trained, mesh))
     else:
-        params = checkpoints.restore_params(manager, step, trained, mesh)
+        variables = checkpoints.restore_variables(manager, step, trained, mesh)
     manager.close()
-    return Teacher(trained, params, batch_sharding(mesh))
+    return Teacher(trained, variables, batch_sharding(mesh))

@@ -41,7 +41,14 @@ from clipjax.preemption import Preemption
 from clipjax.progress import progress_line
 from clipjax.summary import draw_summary, make_held_out, record_before
 from clipjax.teacher import load_teacher
-from clipjax.train_step import TrainState, abstract_state, batch_shapes, create_state, lower_step
+from clipjax.train_step import (
+    TrainState,
+    abstract_state,
+    batch_shapes,
+    create_state,
+    eval_variables,
+    lower_step,
+)
 
 # Steps the host may run ahead of the devices: enough to hide dispatch, few enough that a non-finite
 # loss is seen soon.
@@ -88,11 +95,11 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             if start == 0:
-                results = evaluate(eval_params(state))
+                results = evaluate(eval_variables(state))
                 check_best_metric(config, results)
                 log.write(0, results)
                 if held_out:
-                    record_before(workdir, held_out(eval_params(state)), results)
+                    record_before(workdir, held_out(eval_variables(state)), results)
             save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             with contextlib.closing(stream):
@@ -102,7 +109,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command goes on from there.")
             return {}
         if held_out:
-            draw_summary(workdir, held_out(eval_params(state)), results)
+            draw_summary(workdir, held_out(eval_variables(state)), results)
     return results
 
 
@@ -121,7 +128,7 @@ def loop(
     started_at = int(state.step)
     window = Window(config.global_batch_size)
     in_flight: collections.deque = collections.deque()
-    results = evaluate(eval_params(state)) if started_at >= total else {}
+    results = evaluate(eval_variables(state)) if started_at >= total else {}
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
             batch, data_state, data_wait = next(stream)
@@ -140,7 +147,7 @@ def loop(
             evaluates = step == total or (every > 0 and step % every == 0)
             saves = step == total or preempted or step % config.checkpoint.every_steps == 0
             if evaluates:
-                results = evaluate(eval_params(state))
+                results = evaluate(eval_variables(state))
                 log.write(step, results)
                 announce(f"evaluated step {step}: {headline(results)}")
             if saves:
@@ -157,7 +164,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) 
     started = time.perf_counter()
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
-    extra = (teacher.params,) if teacher else ()
+    extra = (teacher.variables,) if teacher else ()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     announce(
         f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
@@ -187,17 +194,13 @@ def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints
     return state
 
 
-def eval_params(state: TrainState) -> Any:
-    return state.params if state.ema_params is None else state.ema_params
-
-
 def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:
     """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
 
-    def flattened(params: Any) -> dict[str, float]:
+    def flattened(variables: Any) -> dict[str, float]:
         return {
             f"{name}/{metric}": float(value)
-            for name, result in evaluate(params).items()
+            for name, result in evaluate(variables).items()
             for metric, value in result.items()
             if isinstance(value, int | float)
         }

@@ -9,12 +9,17 @@ from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
 from clipjax.models.bert import BertEncoder
+from clipjax.models.convnext import ConvNeXt
 from clipjax.models.decoder import CaptionDecoder
+from clipjax.models.efficientnet import EfficientNet
+from clipjax.models.resnet import ResNet
 from clipjax.models.text import TextTransformer, end_of_text
 from clipjax.models.vit import VisionTransformer
 
 # name -> linen module made from (tower config, embed_dim, dtype, sharding of activations)
-IMAGE_TOWERS = {"vit": VisionTransformer}
+IMAGE_TOWERS = {"vit": VisionTransformer, "resnet": ResNet, "efficientnet": EfficientNet, "convnext": ConvNeXt}
+CONV_TOWERS = ("resnet", "efficientnet", "convnext")
+BATCH_NORM_TOWERS = ("resnet", "efficientnet")  # those with running statistics, collection "batch_stats"
 TEXT_TOWERS = {"transformer": TextTransformer, "bert": BertEncoder}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig, nearest, require
+from clipjax.models.presets_conv import CONV_PRESETS
 
 
 def get_preset(name: str) -> ModelConfig:
@@ -85,4 +86,5 @@ PRESETS: dict[str, ModelConfig] = {
     "siglip_l16_384": _at(_SIGLIP_L16, 384),
     "siglip_so400m14_224": _SIGLIP_SO400M14,
     "siglip_so400m14_384": _at(_SIGLIP_SO400M14, 384, context=64),
+    **CONV_PRESETS,
 }

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from clipjax.config import ImageTowerConfig, TextTowerConfig
 from clipjax.models.layers import LayerNorm, Mlp, SelfAttention, constrain
 
-PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up")  # 9 widths a token; with mlp_dim = 4 widths
+PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 widths a token; with mlp_dim = 4 widths
 # What the backward pass of a block may keep; everything else it computes again. "attention" is not among them: there
 # only attention() is computed again, see SelfAttention.
 REMAT_POLICIES = {

@@ -179,7 +179,7 @@ def test_scanned_layers_equal_unrolled_ones(pair):
     np.testing.assert_allclose(a.text_embedding, b.text_embedding, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS])
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].image.name == "vit"])
 def test_presets_have_exactly_the_published_parameters(name):
     """Counted on transformers' models of the published sizes, built without storage."""
     model = get_preset(name)
