@@ -107,6 +107,17 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         values = getattr(config.data.pixels, name)
         require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
     require(min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive.")
+    pixels = config.data.pixels
+    require(
+        pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
+        f"config.data.pixels.antialias=False is bilinear without padding; found interpolation='{pixels.interpolation}' "
+        f"and resize='{pixels.resize}'.",
+    )
+    require(
+        not pixels.scale_to or (pixels.scale_to >= image.image_size and pixels.resize != "pad"),
+        f"config.data.pixels.scale_to={pixels.scale_to} must be at least config.model.image.image_size="
+        f"{image.image_size}, which is then cut from the centre; 'pad' has nothing to cut.",
+    )
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric
     require(

@@ -200,8 +200,13 @@ class SourceConfig:
 class PixelConfig:
     """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
 
-    resize: Literal["squash", "center_crop"] = "squash"  # evaluation
+    resize: Literal["squash", "center_crop", "pad"] = "squash"  # evaluation; pad: the longer side to size, then fill
+    scale_to: int = 0  # squash, center_crop: the sides, or the shorter one, before the centre is cut; 0: image_size
+    center: Literal["round", "floor"] = "round"  # half of an odd margin: to even (torchvision), or down (transformers)
+    fill: int = 0  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True  # False: bilinear between four pixels whatever the scale (big_vision)
+    alpha: Literal["white", "drop"] = "white"  # transparent pixels: over white, or whatever colour they hide
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 

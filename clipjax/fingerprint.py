@@ -19,6 +19,11 @@ BEFORE = {
     "text.name": "transformer",
     "text.pad_id": -1,
     "text.positions_after_padding": False,
+    "pixels.scale_to": 0,
+    "pixels.center": "round",
+    "pixels.fill": 0,
+    "pixels.antialias": True,
+    "pixels.alpha": "white",
 }
 
 
@@ -60,7 +65,12 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
         "image.activation": image.activation,
         "image.norm_eps": image.norm_eps,
         "pixels.resize": pixels.resize,
+        "pixels.scale_to": pixels.scale_to,
+        "pixels.center": pixels.center,
+        "pixels.fill": pixels.fill,
         "pixels.interpolation": pixels.interpolation,
+        "pixels.antialias": pixels.antialias,
+        "pixels.alpha": pixels.alpha,
         "pixels.mean": list(pixels.mean),
         "pixels.std": list(pixels.std),
     }
