@@ -62,7 +62,7 @@ class ImageTowerConfig:
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
+    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS; what is marked "bert" is read by that one only
     vocab_size: int = 49408
     context_length: int = 77
     width: int = 512
@@ -70,9 +70,17 @@ class TextTowerConfig:
     num_heads: int = 8
     mlp_dim: int = 2048
     causal: bool = True
-    pool: Literal["eos", "last", "gap"] = "eos"  # last: the last position, padding included (SigLIP)
+    # last: the last position, padding included (SigLIP). bert: cls, the first position; mean, of all but padding;
+    # pooler, BERT's tanh layer on the first position.
+    pool: Literal["eos", "last", "gap", "cls", "mean", "pooler"] = "eos"
     eos_id: int = -1  # pool="eos": the first position with this id; < 0: the largest id (OpenAI)
     projection_bias: bool = False
+    projection: Literal["linear", "mlp", "none"] = "linear"  # bert: mlp, two maps with a GELU between (open_clip)
+    pad_id: int = -1  # bert: the padding, which nothing attends to
+    num_positions: int = 0  # bert: rows of the position table; 0: context_length
+    positions_after_padding: bool = False  # bert: counted from pad_id + 1 on, padding not counted (RoBERTa)
+    token_types: int = 2  # bert: rows of the token type table, of which the first is used
+    pooler: bool = False  # bert: has the parameters of BERT's pooler; ALIGN has them and does not use them
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     init: Init = "clip"
@@ -115,6 +123,7 @@ class LossConfig:
     name: str = "softmax"  # a row of clipjax.losses.LOSSES
     comm: Literal["dense", "all_gather", "ring"] = "all_gather"
     tile: int = 0  # rows of the local block compared at a time; 0: chosen by the loss
+    dtype: Dtype = "float32"  # what embeddings are rounded to before they meet; bfloat16 halves what moves
     repeats: Literal["negatives", "positives", "ignore"] = "negatives"  # what pairs with an equal pair_id are
     label_smoothing: float = 0.1  # label_smoothing only
     in_modal_weight: float = 0.25  # cyclip only
@@ -160,12 +169,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
+    """Part of the checkpoint's fingerprint. None is what the originals of that kind do: see docs/tokenizers.md."""
+
     name: str = "sentencepiece"  # a row of clipjax.data.text.TOKENIZERS
-    path: str = ""  # the .model file
-    lowercase: bool = True
+    # sentencepiece: the .model file; hf: tokenizer.json or its folder; clip_bpe: bpe_simple_vocab_16e6.txt.gz, or a
+    # folder with vocab.json and merges.txt
+    path: str = ""
+    clean: bool | None = None  # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
+    lowercase: bool | None = None
     canonicalize: bool = False  # also drop punctuation and repeated white space (big_vision's zero-shot text)
-    add_bos: bool = False
-    add_eos: bool = True
+    drop_underscore: bool = False  # canonicalize: "_" is dropped (transformers' SigLIP), not made a space (big_vision)
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    eos_to_pad: bool = False  # the end of text counts for truncation and then becomes padding (CLIPA)
     pad_id: int | None = None  # None: the tokenizer's own pad id, or its EOS id where it has none
 
 
@@ -184,8 +200,13 @@ class SourceConfig:
 class PixelConfig:
     """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
 
-    resize: Literal["squash", "center_crop"] = "squash"  # evaluation
+    resize: Literal["squash", "center_crop", "pad"] = "squash"  # evaluation; pad: the longer side to size, then fill
+    scale_to: int = 0  # squash, center_crop: the sides, or the shorter one, before the centre is cut; 0: image_size
+    center: Literal["round", "floor"] = "round"  # half of an odd margin: to even (torchvision), or down (transformers)
+    fill: int = 0  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True  # False: bilinear between four pixels whatever the scale (big_vision)
+    alpha: Literal["white", "drop"] = "white"  # transparent pixels: over white, or whatever colour they hide
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 

@@ -33,7 +33,7 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
-    (r"(projection|text_projection)/kernel", P("fsdp", None)),
+    (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
     # Convolutions by output channel.
     (r"(conv_\d|shortcut_conv|stem|downsample_\d|expand|depthwise|squeeze|excite|project)/kernel", P(None, "fsdp")),

@@ -136,7 +136,7 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width].
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
 
     remat: keep q, k, v for the backward pass and not the [length, length] weights of every head.
     """
@@ -150,23 +150,30 @@ class SelfAttention(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         attend = functools.partial(attention, causal=self.causal)
         attend = jax.checkpoint(attend) if self.remat else attend
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        y = attend(q, k, v).reshape(x.shape)
+        y = attend(q, k, v, mask=mask).reshape(x.shape)
         y = checkpoint_name(y, "attended")
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q."""
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q.
+
+    mask: [batch, keys] bool, False where a key is padding that nothing attends to.
+    """
     logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if causal:
         visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
