@@ -57,4 +57,8 @@ def test_model_flops_are_those_pytorch_counts(name):
         pixels = torch.zeros(1, 3, model.image.image_size, model.image.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             visual(pixels)
-    assert conv_tower_flops(model.image, model.embed_dim) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    expected = counter.get_total_flops()
+    if name == "clip_rn50":
+        # PyTorch computes the pool's query, attention and output for all 50 tokens and keeps the mean token's.
+        expected -= 2 * 49 * (2048 * 2048 + 2048 * 1024) + 4 * 49 * 50 * 2048
+    assert conv_tower_flops(model.image, model.embed_dim) == pytest.approx(expected, rel=1e-3)
