@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, nearest
-from clipjax.interop import hf_clip
+from clipjax.interop import hf_align, hf_clip
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
 
@@ -22,6 +22,9 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
+    "hf_align": Family(
+        hf_align.tensors, hf_align.matches, hf_align.read, hf_align.write, "hf", r".*\.(position|token_type)_ids"
+    ),
     "hf_clip": Family(hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", r".*\.position_ids"),
 }
 

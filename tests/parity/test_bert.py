@@ -43,9 +43,7 @@ OURS = TextTowerConfig(
 )
 ALIGN = replace(OURS, pool="cls", pooler=True, pad_id=0, norm_eps=1e-12, projection_bias=True)
 BERT = replace(ALIGN, pool="pooler", projection_bias=False)
-XLMR = replace(
-    OURS, pool="mean", pooler=True, pad_id=1, positions_after_padding=True, token_types=1, projection="mlp"
-)
+XLMR = replace(OURS, pool="mean", pooler=True, pad_id=1, positions_after_padding=True, token_types=1, projection="mlp")
 
 
 class AlignText(torch.nn.Module):
