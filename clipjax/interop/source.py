@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from clipjax.interop.described import Description
@@ -123,4 +124,4 @@ def _read_npz(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
         array = archive[name]
     # big_vision saves bfloat16 as two raw bytes, which is what NumPy makes of it.
-    return array.view("bfloat16") if array.dtype == np.dtype("V2") else array
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
