@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from clipjax import checkpoint as checkpoints
 from clipjax.check import check
 from clipjax.config import CheckpointConfig, ConfigError, ImageTowerConfig
 from clipjax.gradients import make_loss_and_gradients
-from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.mesh import batch_sharding, make_mesh, partition_spec
 from clipjax.models.conv import BatchNorm
 from clipjax.planning.hlo import collectives, parse
 from clipjax.train_step import abstract_state, create_state, eval_variables, lower_step
@@ -164,3 +165,12 @@ def test_fsdp_gathers_convolutions_and_no_activations():
     forward = [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
     statistics = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.batch_stats))
     assert 0 < sum(c.bytes_out * c.times for c in forward) <= 1.01 * statistics
+
+
+def test_depthwise_kernels_stay_whole_and_the_others_are_cut_by_output_channel():
+    """A cut depthwise kernel makes the partitioner cut, and move, the activations by channel."""
+    mesh = make_mesh(replace(resnet_config().mesh, data=1, fsdp=8))
+    for name in ("stage_0_block_0/depthwise", "block_3/depthwise"):
+        assert partition_spec(f"image/{name}/kernel", (7, 7, 1, 64), mesh) == P()
+    for name in ("stem", "downsample_1", "block_3/expand", "block_3/project", "stage_0_block_0/conv_2"):
+        assert partition_spec(f"image/{name}/kernel", (1, 1, 64, 64), mesh) == P(None, None, None, "fsdp")
