@@ -6,6 +6,7 @@ from clipjax.config import ExperimentConfig, nearest, require
 from clipjax.losses import LOSSES
 from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
+from clipjax.models.bert import check_bert
 from clipjax.models.dual_encoder import BATCH_NORM_TOWERS, CONV_TOWERS
 from clipjax.models.efficientnet import block_shapes
 from clipjax.optim import check_optimizer
@@ -58,7 +59,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     if image.name == "naflex":
         check_naflex(config)
     require(
-        text.projection == "linear" or text.width == model.embed_dim,
+        text.projection != "none" or text.width == model.embed_dim,
         f"config.model.text.projection='{text.projection}' needs width == embed_dim, but width={text.width} and "
         f"config.model.embed_dim={model.embed_dim}; set projection='linear' or make them equal.",
     )
@@ -77,6 +78,14 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.model.image.projection=False needs width == embed_dim, but width={image.width} and "
         f"config.model.embed_dim={model.embed_dim}; set projection=True or make them equal.",
     )
+    if text.name == "bert":
+        check_bert(text, model.embed_dim)
+    else:
+        require(
+            text.pool in ("eos", "last", "gap", "cls") and text.projection != "mlp" and not text.pooler,
+            f"config.model.text.pool='{text.pool}', projection='{text.projection}', pooler={text.pooler}: 'mean', "
+            "'pooler' and the projection 'mlp' are those of config.model.text.name='bert'.",
+        )
     require(
         model.logit_scale_init > 0,
         f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
@@ -123,6 +132,17 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         values = getattr(config.data.pixels, name)
         require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
     require(min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive.")
+    pixels = config.data.pixels
+    require(
+        pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
+        f"config.data.pixels.antialias=False is bilinear without padding; found interpolation='{pixels.interpolation}' "
+        f"and resize='{pixels.resize}'.",
+    )
+    require(
+        not pixels.scale_to or (pixels.scale_to >= image.image_size and pixels.resize != "pad"),
+        f"config.data.pixels.scale_to={pixels.scale_to} must be at least config.model.image.image_size="
+        f"{image.image_size}, which is then cut from the centre; 'pad' has nothing to cut.",
+    )
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric
     require(

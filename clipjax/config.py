@@ -85,7 +85,7 @@ class ImageTowerConfig(BlockConfig):
 
 @dataclass(frozen=True)
 class TextTowerConfig(BlockConfig):
-    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
+    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS; what is marked "bert" is read by that one only
     vocab_size: int = 49408
     context_length: int = 77
     width: int = 512
@@ -93,14 +93,21 @@ class TextTowerConfig(BlockConfig):
     num_heads: int = 8
     mlp_dim: int = 2048
     causal: bool = True
-    pool: Literal["eos", "last", "gap", "cls"] = "eos"  # last: padding included (SigLIP); cls: appended (CoCa)
+    # eos: at eos_id. last: the last position, padding included (SigLIP). cls: a token appended (CoCa), or bert's first
+    # position. bert: mean, of all but padding; pooler, BERT's tanh layer on the first position.
+    pool: Literal["eos", "last", "gap", "cls", "mean", "pooler"] = "eos"
     eos_id: int = -1  # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
-    pad_id: int = 0  # pool="cls": not attended to
+    pad_id: int = 0  # pool="cls" and bert: the padding, which nothing attends to
     position: Literal["learned", "none"] = "learned"
     rope: bool = False  # rotary positions
     rope_theta: float = 10_000.0
     projection_bias: bool = False
-    projection: Literal["linear", "none"] = "linear"  # none: width == embed_dim
+    # none: width == embed_dim. bert: mlp, two maps with a GELU between (open_clip).
+    projection: Literal["linear", "mlp", "none"] = "linear"
+    num_positions: int = 0  # bert: rows of the position table; 0: context_length
+    positions_after_padding: bool = False  # bert: counted from pad_id + 1 on, padding not counted (RoBERTa)
+    token_types: int = 2  # bert: rows of the token type table, of which the first is used
+    pooler: bool = False  # bert: has the parameters of BERT's pooler; ALIGN has them and does not use them
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     init: Init = "clip"
@@ -189,12 +196,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
+    """Part of the checkpoint's fingerprint. None is what the originals of that kind do: see docs/tokenizers.md."""
+
     name: str = "sentencepiece"  # a row of clipjax.data.text.TOKENIZERS
-    path: str = ""  # the .model file
-    lowercase: bool = True
+    # sentencepiece: the .model file; hf: tokenizer.json or its folder; clip_bpe: bpe_simple_vocab_16e6.txt.gz, or a
+    # folder with vocab.json and merges.txt
+    path: str = ""
+    clean: bool | None = None  # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
+    lowercase: bool | None = None
     canonicalize: bool = False  # also drop punctuation and repeated white space (big_vision's zero-shot text)
-    add_bos: bool = False
-    add_eos: bool = True
+    drop_underscore: bool = False  # canonicalize: "_" is dropped (transformers' SigLIP), not made a space (big_vision)
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    eos_to_pad: bool = False  # the end of text counts for truncation and then becomes padding (CLIPA)
     pad_id: int | None = None  # None: the tokenizer's own pad id, or its EOS id where it has none
 
 
@@ -213,8 +227,13 @@ class SourceConfig:
 class PixelConfig:
     """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
 
-    resize: Literal["squash", "center_crop"] = "squash"  # evaluation
+    resize: Literal["squash", "center_crop", "pad"] = "squash"  # evaluation; pad: the longer side to size, then fill
+    scale_to: int = 0  # squash, center_crop: the sides, or the shorter one, before the centre is cut; 0: image_size
+    center: Literal["round", "floor"] = "round"  # half of an odd margin: to even (torchvision), or down (transformers)
+    fill: int = 0  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True  # False: bilinear between four pixels whatever the scale (big_vision)
+    alpha: Literal["white", "drop"] = "white"  # transparent pixels: over white, or whatever colour they hide
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 

@@ -33,8 +33,12 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
-    (r"projection/kernel", P("fsdp", None)),
+    (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
+    # Convolutions by output channel; not the depthwise ones, which are small, and for whose sake a compiler would cut
+    # the activations by channel.
+    (r"(conv_\d|shortcut_conv|stem|downsample_\d|expand|squeeze|excite|project)/kernel", P(None, "fsdp")),
+    (r"(attention_pool/(query|key|value|out)|head_up)/kernel", P("fsdp", None)),
 )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import AugmentConfig, ImageTowerConfig, PixelConfig
-from clipjax.data.images import FILTERS, Box, crop_box, open_image, read_box
+from clipjax.data.images import crop_box, open_image, read_box
+from clipjax.data.resize import Box, resize
 
 Columns = dict[str, np.ndarray]
 
@@ -29,7 +30,7 @@ def eval_patches(data: bytes, budget: PatchBudget, pixels: PixelConfig) -> Colum
 
     The rest of N is zeros. Raises RecordError.
     """
-    image = open_image(data)
+    image = open_image(data, alpha=pixels.alpha)
     return _patches(image, (0, 0, *image.size), budget, pixels)
 
 
@@ -42,7 +43,8 @@ def train_patches(
     else:
         # A JPEG's shorter side need not be longer than a square's of the whole budget, and is shorter where it is not.
         size = budget.patch_size * math.isqrt(budget.max_patches)
-        image, box = read_box(data, lambda width, height: crop_box(width, height, augment, rng), size)
+        choose = lambda width, height: crop_box(width, height, augment, rng)  # noqa: E731
+        image, box = read_box(data, choose, size, pixels.alpha)
         columns = _patches(image, box, budget, pixels)
     if rng.random() < augment.flip:
         picture = from_patches(columns, budget.patch_size)
@@ -87,5 +89,5 @@ def from_patches(columns: Columns, patch_size: int) -> np.ndarray:
 def _patches(image: Image.Image, box: Box, budget: PatchBudget, pixels: PixelConfig) -> Columns:
     rows, columns = patch_grid(box[3] - box[1], box[2] - box[0], budget)
     size = (columns * budget.patch_size, rows * budget.patch_size)
-    picture = np.asarray(image.resize(size, FILTERS[pixels.interpolation], box=box))
+    picture = resize(image, size, box, pixels)
     return {"image": to_patches(picture, budget), "spatial_shape": np.array([rows, columns], np.int32)}

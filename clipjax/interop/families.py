@@ -7,7 +7,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, PixelConfig, nearest
-from clipjax.interop import big_vision, hf_clip, hf_siglip, hf_siglip2, open_clip, open_clip_siglip
+from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.interop import (
+    big_vision,
+    hf_align,
+    hf_clip,
+    hf_siglip,
+    hf_siglip2,
+    open_clip,
+    open_clip_conv,
+    open_clip_siglip,
+)
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
 
@@ -24,8 +34,17 @@ class Family(NamedTuple):
     pixels: PixelConfig = PixelConfig()  # with --preset, where no file says
 
 
-POSITION_IDS = r".*\.position_ids"
+POSITION_IDS = r".*\.(position|token_type)_ids"
 FAMILIES: dict[str, Family] = {
+    "hf_align": Family(
+        hf_align.tensors,
+        hf_align.matches,
+        hf_align.read,
+        hf_align.write,
+        "hf",
+        POSITION_IDS,
+        pixels=PIXEL_PRESETS["align"],
+    ),
     "hf_clip": Family(
         hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", POSITION_IDS, pixels=hf_clip.PIXELS
     ),
@@ -55,6 +74,38 @@ FAMILIES: dict[str, Family] = {
         open_clip.matches_openai,
         open_clip.read_openai,
         open_clip.write,
+        "",
+        open_clip.IGNORED,
+        renamed=open_clip.renamed,
+        pixels=hf_clip.PIXELS,
+    ),
+    "open_clip_resnet": Family(
+        open_clip_conv.resnet_tensors,
+        open_clip_conv.matches_resnet,
+        open_clip_conv.read_resnet,
+        open_clip_conv.write_resnet,
+        "open_clip",
+        open_clip.IGNORED,
+        renamed=open_clip.renamed,
+        weights="open_clip_model.safetensors",
+        pixels=hf_clip.PIXELS,
+    ),
+    "open_clip_convnext": Family(
+        open_clip_conv.convnext_tensors,
+        open_clip_conv.matches_convnext,
+        open_clip_conv.read_convnext,
+        open_clip_conv.write_convnext,
+        "open_clip",
+        open_clip.IGNORED,
+        renamed=open_clip.renamed,
+        weights="open_clip_model.safetensors",
+        pixels=hf_clip.PIXELS,
+    ),
+    "openai_resnet": Family(
+        open_clip_conv.resnet_tensors,
+        open_clip_conv.matches_openai,
+        open_clip_conv.read_openai,
+        open_clip_conv.write_resnet,
         "",
         open_clip.IGNORED,
         renamed=open_clip.renamed,

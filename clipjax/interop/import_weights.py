@@ -23,7 +23,7 @@ from absl import flags
 
 from clipjax import checkpoint as checkpoints
 from clipjax import cli
-from clipjax.config import ExperimentConfig, MeshConfig, to_json_dict
+from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.text import make_tokenizer
 from clipjax.fingerprint import fingerprint
 from clipjax.interop.foreign import load_variables, open_foreign
@@ -31,7 +31,7 @@ from clipjax.interop.names import InteropError
 from clipjax.interop.parity import report
 from clipjax.mesh import make_mesh
 
-NO_TOKENIZER = SimpleNamespace(sha256="", vocab_size=0, pad_id=0, eos_id=0)
+NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
 
 
 def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:

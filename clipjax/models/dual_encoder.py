@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
+from clipjax.models.bert import BertEncoder
 from clipjax.models.convnext import ConvNeXt
 from clipjax.models.decoder import CaptionDecoder
 from clipjax.models.efficientnet import EfficientNet
@@ -31,7 +32,7 @@ IMAGE_TOWERS = {
 LAYERED_TOWERS = ("vit", "naflex", "transformer")  # those that give hidden states
 CONV_TOWERS = ("resnet", "efficientnet", "convnext")
 BATCH_NORM_TOWERS = ("resnet", "efficientnet")  # those with running statistics, collection "batch_stats"
-TEXT_TOWERS = {"transformer": TextTransformer}
+TEXT_TOWERS = {"transformer": TextTransformer, "bert": BertEncoder}
 
 
 @flax.struct.dataclass

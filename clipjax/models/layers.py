@@ -157,7 +157,7 @@ BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias ->
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width].
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
 
     rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
     norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the

@@ -1,8 +1,9 @@
-"""Published models with convolutional image towers: CLIP's ResNets, OpenCLIP's ConvNeXts."""
+"""Published models with convolutional image towers: CLIP's ResNets, OpenCLIP's ConvNeXts, ALIGN."""
 
 from __future__ import annotations
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.models.efficientnet import COEFFICIENTS
 
 
 def _resnet(image_size: int, stages: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ModelConfig:
@@ -45,6 +46,41 @@ def _text(width: int, depth: int, activation: str) -> TextTowerConfig:
     return TextTowerConfig(width=width, depth=depth, num_heads=width // 64, mlp_dim=4 * width, activation=activation)
 
 
+def _align() -> ModelConfig:
+    """transformers' align-base: EfficientNet-B7 without a projection, BERT-base; the scale starts at 1."""
+    width_coefficient, depth_coefficient = COEFFICIENTS["b7"]
+    image = ImageTowerConfig(
+        name="efficientnet",
+        image_size=289,
+        width_coefficient=width_coefficient,
+        depth_coefficient=depth_coefficient,
+        width=640,
+        norm_eps=1e-3,
+        norm_momentum=0.99,
+        drop_path=0.2,
+        projection=False,
+        scan_layers=False,
+    )
+    text = TextTowerConfig(
+        name="bert",
+        vocab_size=30522,
+        context_length=64,
+        num_positions=512,
+        width=768,
+        depth=12,
+        num_heads=12,
+        mlp_dim=3072,
+        causal=False,
+        pool="cls",
+        pooler=True,
+        pad_id=0,
+        projection_bias=True,
+        norm_eps=1e-12,
+        dropout=0.1,
+    )
+    return ModelConfig(image=image, text=text, embed_dim=640, logit_scale_init=1.0, logit_scale_max=0.0)
+
+
 _STAGES = (3, 3, 27, 3)
 
 CONV_PRESETS: dict[str, ModelConfig] = {
@@ -59,4 +95,5 @@ CONV_PRESETS: dict[str, ModelConfig] = {
     "open_clip_convnext_large_d": _convnext(256, _STAGES, 192, 768, 16, "mlp"),
     "open_clip_convnext_large_d_320": _convnext(320, _STAGES, 192, 768, 16, "mlp"),
     "open_clip_convnext_xxlarge": _convnext(256, (3, 4, 30, 3), 384, 1024, 24, norm_eps=1e-5),
+    "align_base": _align(),
 }

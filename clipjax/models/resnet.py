@@ -45,7 +45,7 @@ class ResNet(nn.Module):
                 make = block(c, c.width << stage, stride, self.dtype, self.activations, name=f"stage_{stage}_block_{i}")
                 x = make(x, train)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        pool = AttentionPool(c.num_heads, self.embed_dim, self.dtype, name="attention_pool")
+        pool = AttentionPool(c.num_heads, self.embed_dim, self.dtype, self.activations, name="attention_pool")
         return pool(tokens), tokens
 
 
@@ -87,6 +87,7 @@ class AttentionPool(nn.Module):
     num_heads: int
     features: int
     dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,7 +98,7 @@ class AttentionPool(nn.Module):
         x = x + positions.astype(x.dtype)
 
         def linear(name: str, features: int, x: jax.Array) -> jax.Array:
-            return Linear(features, normal(width**-0.5), dtype=self.dtype, name=name)(x)
+            return constrain(Linear(features, normal(width**-0.5), dtype=self.dtype, name=name)(x), self.activations)
 
         with_heads = (x.shape[0], -1, self.num_heads, width // self.num_heads)
         q, k, v = (

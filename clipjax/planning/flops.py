@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
+
 from clipjax.config import BlockConfig, ExperimentConfig, ImageTowerConfig, ModelConfig
+from clipjax.models.dual_encoder import CONV_TOWERS, IMAGE_TOWERS
+from clipjax.planning.traced_flops import traced_flops
 
 
 def step_flops(config: ExperimentConfig) -> dict[str, float]:
@@ -19,16 +24,24 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     """
     model, batch = config.model, config.global_batch_size
     image, text = model.image, model.text
-    patches = image.max_patches if image.name == "naflex" else (image.image_size // image.patch_size) ** 2
-    length = image_length(image, patches)
-    words = text.context_length + (text.pool == "cls")
+    if image.name in CONV_TOWERS:
+        # Attention, where there is some at the end, is a thousandth and stays with its tower.
+        image_tower, image_attention = conv_tower_flops(image, model.embed_dim), 0
+        seen, seen_width = (image.image_size // 32) ** 2, conv_tokens_width(image)
+    else:
+        patches = image.max_patches if image.name == "naflex" else (image.image_size // image.patch_size) ** 2
+        length = image_length(image, patches)
+        image_tower = _matrices(image, length) + 2 * patches * 3 * image.patch_size**2 * image.width
+        image_tower += _image_head(model, length)
+        image_attention = _attention(image, length)
+        seen, seen_width = image_tokens(model, length)
+    words = text.context_length + (text.name == "transformer" and text.pool == "cls")
     forward = {
-        "image tower": _matrices(image, length) + 2 * patches * 3 * image.patch_size**2 * image.width,
-        "image attention": _attention(image, length),
+        "image tower": image_tower,
+        "image attention": image_attention,
         "text tower": _matrices(text, words) + 2 * text.width * model.embed_dim,
         "text attention": _attention(text, words),
     }
-    forward["image tower"] += _image_head(model, length)
     factors = {
         "image": 3 if config.optimizer.image_lr_multiplier else 1,
         "text": 3 if config.optimizer.text_lr_multiplier else 1,
@@ -38,9 +51,8 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     decoder = model.decoder
     if decoder.depth:
         positions = text.context_length - 1
-        seen, width = image_tokens(model, length)
         layers = _matrices(decoder, positions) + _attention(decoder, positions)
-        layers += decoder.depth * _cross_attention(positions, decoder.width, seen, width)
+        layers += decoder.depth * _cross_attention(positions, decoder.width, seen, seen_width)
         layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim
         flops["captioner"] = 3.0 * batch * (layers + 2 * positions * decoder.width * text.vocab_size)
     return {part: float(value) for part, value in flops.items()}
@@ -49,6 +61,19 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
 def image_length(image: ImageTowerConfig, patches: int) -> int:
     """Tokens that a training step's blocks see of one image."""
     return max(1, int(patches * (1 - image.patch_dropout))) + (image.pool == "cls" or image.class_token)
+
+
+def conv_tower_flops(image: ImageTowerConfig, embed_dim: int) -> int:
+    """FLOPs of one image's forward pass, read off the traced tower."""
+    tower = IMAGE_TOWERS[image.name](image, embed_dim, jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, image.image_size, image.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(tower.init, jax.random.key(0), pixels)
+    return traced_flops(tower.apply, variables, pixels)
+
+
+def conv_tokens_width(image: ImageTowerConfig) -> int:
+    """Channels of the last feature map."""
+    return image.width * {"resnet": 32, "convnext": 8, "efficientnet": 1}[image.name]
 
 
 def image_tokens(model: ModelConfig, length: int) -> tuple[int, int]:
