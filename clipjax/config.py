@@ -115,6 +115,7 @@ class LossConfig:
     name: str = "softmax"  # a row of clipjax.losses.LOSSES
     comm: Literal["dense", "all_gather", "ring"] = "all_gather"
     tile: int = 0  # rows of the local block compared at a time; 0: chosen by the loss
+    dtype: Dtype = "float32"  # what embeddings are rounded to before they meet; bfloat16 halves what moves
     repeats: Literal["negatives", "positives", "ignore"] = "negatives"  # what pairs with an equal pair_id are
     label_smoothing: float = 0.1  # label_smoothing only
     in_modal_weight: float = 0.25  # cyclip only

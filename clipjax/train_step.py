@@ -66,6 +66,7 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(state.params, updates)
             if scale_max > 0:
                 # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
@@ -91,7 +92,7 @@ def make_train_step(
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "learning_rate": schedule(state.step - 1),
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,

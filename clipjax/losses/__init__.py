@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.config import LossConfig, nearest, require
@@ -42,6 +43,8 @@ def make_loss(
       B x B is kept. metrics: the parts of a loss that has several.
     comm: "all_gather" moves the embeddings once and needs no gradient collective; "ring" sends blocks of texts around
       in both directions and never holds more than three of them; "dense" is the textbook formula with autodiff.
+    dtype: "bfloat16" rounds the embeddings first, straight through for the gradient, and sends them as two bytes; the
+      loss and the gradients of what was rounded are float32's.
     losses: the table to look in; a loss of your own may come from outside.
 
     Raises ConfigError for an unknown loss, a tile that does not divide a device's rows, or (at trace time) a batch
@@ -54,10 +57,12 @@ def make_loss(
     if mesh is None or config.comm == "dense":
         mean_loss = dense(loss, config.repeats)
     else:
-        mean_loss = over_all_pairs(loss, mesh, comm=config.comm, tile=config.tile, repeats=config.repeats)
+        mean_loss = over_all_pairs(
+            loss, mesh, comm=config.comm, tile=config.tile, repeats=config.repeats, dtype=config.dtype
+        )
 
     def loss_fn(image_embedding: jax.Array, text_embedding: jax.Array, *, logit_scale, logit_bias, **others):
-        inputs = Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others)
+        inputs = rounded(Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others), config.dtype)
         batch = image_embedding.shape[0]
         require(
             batch % shards == 0,
@@ -74,3 +79,17 @@ def make_loss(
         return value, {f"{name}_loss": part for name, part in metrics.items()} if len(metrics) > 1 else {}
 
     return loss_fn
+
+
+def rounded(inputs: Inputs, dtype: str) -> Inputs:
+    """inputs with embeddings, arrays [B, D], at dtype's precision, still float32; their gradient passes unchanged."""
+    if dtype == "float32":
+        return inputs
+    kind = jnp.finfo(dtype)
+
+    def straight_through(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        # Not astype there and back, which XLA may leave out.
+        return x + jax.lax.stop_gradient(jax.lax.reduce_precision(x, kind.nexp, kind.nmant) - x)
+
+    return Inputs(*(straight_through(a) if getattr(a, "ndim", 0) == 2 else a for a in inputs))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clipjax.losses.collectives import AxisName, all_gather, own_rows, ring, row_ids
+from clipjax.losses.collectives import AxisName, all_gather, own_rows, packed, ring, row_ids, unpacked
 from clipjax.losses.tiles import over_tiles, tile_shape
 from clipjax.mesh import BATCH_AXES
 
@@ -61,7 +61,7 @@ class Loss(NamedTuple):
 
 
 def over_all_pairs(
-    loss: Loss, mesh: Mesh, *, comm: str, tile: int, repeats: str
+    loss: Loss, mesh: Mesh, *, comm: str, tile: int, repeats: str, dtype: str
 ) -> Callable[[Tree, Tree, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]:
     """(rows, columns, pair_id) -> (mean of the loss over the global batch, its parts), differentiable.
 
@@ -73,7 +73,7 @@ def over_all_pairs(
     def sharded(with_grads: bool) -> Callable:
         def device(*args):
             run = _one_pass if loss.per_example is None else _two_passes
-            return run(_Tiles(loss, repeats, _count(args[0]), tile), *args, BATCH_AXES, comm, with_grads)
+            return run(_Tiles(loss, repeats, _count(args[0]), tile, dtype), *args, BATCH_AXES, comm, with_grads)
 
         return jax.shard_map(
             device,
@@ -129,15 +129,16 @@ def _two_passes(
     gathers = comm == "all_gather" and devices > 1
 
     if gathers:
-        all_columns = all_gather(columns_, axis_name)
+        all_columns = all_gather(columns_, axis_name, tiles.dtype)
         empty = tiles.empty(rows_, columns_, size * devices)[1]
         row_states, all_states = tiles.collect(rows_, all_columns, row_empty, empty)
         all_results = tiles.finish(1, {n: tiles.kinds[1][n].across(s, axis_name) for n, s in all_states.items()})
         column_results = own_rows(all_results, size, axis_name)
     else:
-        meet = lambda states, visitor, sums: tiles.collect(rows_, visitor, states, sums)  # noqa: E731
+        meet = lambda states, visitor, sums: tiles.collect(rows_, unpacked(visitor), states, sums)  # noqa: E731
+        visitor = packed(columns_, tiles.dtype)
         row_states, column_states = ring(
-            meet, tiles.merge, row_empty, columns_, column_empty, empty=column_empty, axis_name=axis_name
+            meet, tiles.merge, row_empty, visitor, column_empty, empty=column_empty, axis_name=axis_name
         )
         column_results = tiles.finish(1, column_states)
     row_results = tiles.finish(0, row_states)
@@ -156,11 +157,12 @@ def _two_passes(
     if gathers:
         all_columns = (*all_columns, all_results, all_gather(column_cotangents, axis_name))
         drows, _ = tiles.differentiate(rows_, all_columns, drows, None)
-        _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name), columns_, None, dcolumns)
+        _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name, tiles.dtype), columns_, None, dcolumns)
     else:
         zeros = jax.tree.map(jnp.zeros_like, dcolumns)
-        meet = lambda drows, visitor, dvisitor: tiles.differentiate(rows_, visitor, drows, dvisitor)  # noqa: E731
-        drows, dcolumns = ring(meet, _add, drows, columns_, dcolumns, empty=zeros, axis_name=axis_name)
+        meet = lambda drows, visitor, dvisitor: tiles.differentiate(rows_, unpacked(visitor), drows, dvisitor)  # noqa: E731
+        visitor = packed(columns_, tiles.dtype)
+        drows, dcolumns = ring(meet, _add, drows, visitor, dcolumns, empty=zeros, axis_name=axis_name)
     return of_all((value, parts)), (drows, dcolumns)
 
 
@@ -177,14 +179,15 @@ def _one_pass(
     drows, dcolumns = jax.tree.map(jnp.zeros_like, (rows, columns)) if with_grads else (None, None)
 
     if comm == "all_gather" and devices > 1:
-        all_columns = all_gather(columns_, axis_name)
+        all_columns = all_gather(columns_, axis_name, tiles.dtype)
         (states, drows), _ = tiles.collect_and_differentiate(rows_, all_columns, (states, drows), None)
         if with_grads:
-            _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name), columns_, None, dcolumns)
+            _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name, tiles.dtype), columns_, None, dcolumns)
     else:
-        meet = lambda *args: tiles.collect_and_differentiate(rows_, args[1], args[0], args[2])  # noqa: E731
+        meet = lambda *args: tiles.collect_and_differentiate(rows_, unpacked(args[1]), args[0], args[2])  # noqa: E731
+        visitor = packed(columns_, tiles.dtype)
         (states, drows), dcolumns = ring(
-            meet, _add, (states, drows), columns_, dcolumns, empty=dcolumns, axis_name=axis_name
+            meet, _add, (states, drows), visitor, dcolumns, empty=dcolumns, axis_name=axis_name
         )
     total = sum(values.sum() for (values,) in states.values()) / (size * devices)
     return (jax.lax.psum(total, axis_name), {}), ((drows, dcolumns) if with_grads else None)
@@ -196,8 +199,8 @@ class _Tiles:
     rows and columns are (features, ids), or (features, ids, results, cotangents) once those are known.
     """
 
-    def __init__(self, loss: Loss, repeats: str, own: int, tile: int):
-        self.loss, self.repeats = loss, repeats
+    def __init__(self, loss: Loss, repeats: str, own: int, tile: int, dtype: str):
+        self.loss, self.repeats, self.dtype = loss, repeats, dtype
         self.shape = lambda rows, columns: tile_shape(_count(rows), _count(columns), own, tile)
         self.kinds: tuple[dict, dict] = ({}, {})
 

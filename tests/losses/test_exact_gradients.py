@@ -10,6 +10,7 @@ import pytest
 from clipjax.config import ConfigError, LossConfig, MeshConfig
 from clipjax.losses import LOSSES, make_loss
 from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.planning.hlo import collectives, parse
 from tests.losses import references
 from tests.torch_reference import import_torch
 
@@ -111,6 +112,34 @@ def test_repeats_are_positives_or_ignored_as_float64_says(name, comm, repeats):
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_tiles_change_no_number(name, comm, tile):
     assert_equals_float64(LossConfig(name, comm, tile), (8, 1, 1))
+
+
+@pytest.mark.parametrize("comm", FORMS)
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "distill"])
+def test_bfloat16_embeddings_meet_exactly_as_they_were_rounded(name, comm):
+    """The float64 loss of the rounded embeddings; the gradient reaches the unrounded ones unchanged."""
+    x, y = embeddings(noise=0.7)
+    to_bfloat16 = lambda a: a.astype(jnp.bfloat16).astype(np.float32)  # noqa: E731
+    rest = others(name)
+    by_rounded = {n: to_bfloat16(a) if np.ndim(a) == 2 else a for n, a in rest.items()}
+    config = LossConfig(name, comm, tile=4, dtype="bfloat16")
+    expected = references.value_and_grads(config, to_bfloat16(x), to_bfloat16(y), 4.0, -3.0, **by_rounded)
+    assert_close(value_and_grads(config, (8, 1, 1), x, y, 4.0, -3.0, **rest), expected, rtol=5e-6)
+    unrounded = references.value_and_grads(config, x, y, 4.0, -3.0, **rest)
+    assert np.abs(np.asarray(unrounded[1]) - expected[1]).max() > 1e-4 * np.abs(expected[1]).max(), "it does round"
+
+
+@pytest.mark.parametrize(("comm", "kind"), [("all_gather", "all-gather"), ("ring", "collective-permute")])
+def test_bfloat16_halves_what_embeddings_move(comm, kind):
+    def bytes_of_embeddings(dtype):
+        moved = collectives(parse(compiled_text(LossConfig("softmax", comm, dtype=dtype))), 8)
+        return sum(c.bytes_received * c.times for c in moved if c.kind == kind)
+
+    exact, rounded = bytes_of_embeddings("float32"), bytes_of_embeddings("bfloat16")
+    scalars = 7 / 8 * 512 * 4 * 8  # log-sum-exps, scales, cotangents and positions
+    # The ring's gradients of visitors travel in float32.
+    share = 0.5 if comm == "all_gather" else 0.75
+    assert rounded <= share * exact + scalars
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
