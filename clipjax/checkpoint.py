@@ -95,7 +95,8 @@ def save_weights(workdir: str | Path, variables: dict, *, config: ExperimentConf
 
 def refuse_weights_alone(manager: ocp.CheckpointManager, step: int) -> None:
     """Raises CheckpointError for a checkpoint that no training can go on from."""
-    if manager.item_metadata(step)["train"] is None:
+    metadata = manager.item_metadata(step)
+    if "train" not in metadata.keys() or metadata["train"] is None:
         raise CheckpointError(
             f"{manager.directory}/{step} holds weights and no training state. To train from them, use another "
             f"--workdir and --config.init_from={manager.directory.parent}."

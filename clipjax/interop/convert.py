@@ -111,7 +111,8 @@ def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
     array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
     if target.sharding is None:
         return array
-    return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    placed = jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    return jax.block_until_ready(placed)  # copies run behind; without waiting, many parameters' would be alive
 
 
 def _host(array: Any) -> np.ndarray:
