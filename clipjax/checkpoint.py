@@ -82,6 +82,27 @@ def save(
     manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
+def save_weights(workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict) -> None:
+    """Writes a step 0 of weights alone into workdir: to evaluate, to teach or to start from, not to go on with.
+
+    variables: {"params", "batch_stats"}.
+    """
+    meta = {"format": "clipjax-checkpoint/1", "config": to_json_dict(config), "fingerprint": fingerprint}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in variables.items() if tree}
+    with open_checkpoints(workdir, config.checkpoint) as manager:
+        manager.save(0, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+
+
+def refuse_weights_alone(manager: ocp.CheckpointManager, step: int) -> None:
+    """Raises CheckpointError for a checkpoint that no training can go on from."""
+    metadata = manager.item_metadata(step)
+    if "train" not in metadata.keys() or metadata["train"] is None:
+        raise CheckpointError(
+            f"{manager.directory}/{step} holds weights and no training state. To train from them, use another "
+            f"--workdir and --config.init_from={manager.directory.parent}."
+        )
+
+
 def restore(
     manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh
 ) -> tuple[TrainState, list[dict]]:

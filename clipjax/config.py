@@ -273,6 +273,7 @@ class ExperimentConfig:
     seed: int = 0
     total_steps: int = 10_000
     global_batch_size: int = 1024
+    init_from: str = ""  # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     accumulation_steps: int = 1  # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -34,6 +34,7 @@ from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_evaluate
 from clipjax.fingerprint import check_fingerprint, fingerprint
+from clipjax.init_from import initial_state
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.metrics_log import MetricsLog
 from clipjax.models.teacher import Teacher
@@ -178,7 +179,8 @@ def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints
     """The state to go on from; sets the data iterator to the batch that follows it."""
     step = manager.latest_step()
     if step is None:
-        return create_state(config, mesh)
+        return initial_state(config, mesh, prints) if config.init_from else create_state(config, mesh)
+    checkpoints.refuse_weights_alone(manager, step)
     trained, found = checkpoints.read_meta(manager, step)
     where = f"{manager.directory}/{step}"
     check_fingerprint(found, prints, where=where)

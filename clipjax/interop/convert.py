@@ -19,6 +19,7 @@ from clipjax.interop.names import (
     stacked_there,
     their_names,
     unflatten,
+    whole,
 )
 from clipjax.mesh import to_host
 
@@ -48,7 +49,21 @@ def their_arrays(
 
     One of our parameters is on the host at a time.
     """
-    ours = flatten(variables)
+    pending: dict[str, list[np.ndarray]] = {}
+    for entry, array in _entries(tensors, model, flatten(variables)):
+        name, _, count = whole(entry)
+        if count == 1:
+            yield name, array
+            continue
+        parts = pending.setdefault(name, [])
+        parts.append(array)
+        if len(parts) == count:
+            yield name, np.concatenate(pending.pop(name))
+
+
+def _entries(
+    tensors: Sequence[Tensor], model: ModelConfig, ours: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
     for tensor in tensors:
         names, rows = our_names(tensor, model), their_names(tensor, model)
         depth = layers(tensor, model)
@@ -69,10 +84,10 @@ def their_arrays(
 def _read(tensor: Tensor, model: ModelConfig, found: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     names, rows = our_names(tensor, model), their_names(tensor, model)
     if stacked_there(tensor):
-        whole = [found[name].read() for name in tensor.theirs]
-        parts: Iterator[list[np.ndarray]] = ([array[i] for array in whole] for i in range(layers(tensor, model)))
+        stacks = [found[name].read() for name in tensor.theirs]
+        parts: Iterator[list[np.ndarray]] = ([array[i] for array in stacks] for i in range(layers(tensor, model)))
     else:
-        parts = ([found[name].read() for name in row] for row in rows)
+        parts = ([_entry(found, name) for name in row] for row in rows)
     converted = (tensor.layout.read([np.asarray(a, np.float32) for a in arrays]) for arrays in parts)
     if not scanned_here(tensor, model):
         yield from zip(names, converted, strict=True)
@@ -85,12 +100,19 @@ def _read(tensor: Tensor, model: ModelConfig, found: Mapping[str, Stored]) -> It
     yield names[0], stacked
 
 
+def _entry(found: Mapping[str, Stored], entry: str) -> np.ndarray:
+    name, index, count = whole(entry)
+    array = found[name].read()
+    return np.split(array, count)[index] if count > 1 else array
+
+
 def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
     # Memory of its own: JAX on a CPU may go on using what it is given, and a view would keep the whole of it alive.
     array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
     if target.sharding is None:
         return array
-    return jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    placed = jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    return jax.block_until_ready(placed)  # copies run behind; without waiting, many parameters' would be alive
 
 
 def _host(array: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
+from clipjax.interop.names import InteropError
 
 
 class Description(NamedTuple):
@@ -22,3 +23,12 @@ class Meaning(NamedTuple):
     model: ModelConfig
     pixels: PixelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()  # path: a file of the directory; "" where there is none
+
+
+def config_of(description: Description, name: str) -> Mapping[str, Any]:
+    """The content of a configuration file. Raises InteropError where it is not beside the weights."""
+    if name not in description.files:
+        raise InteropError(
+            f"There is no {name} beside the weights: say what they are with --preset, such as siglip_b16."
+        )
+    return description.files[name]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from clipjax.config import ModelConfig, nearest
-from clipjax.interop import hf_clip
+from clipjax.config import ModelConfig, PixelConfig, nearest
+from clipjax.interop import big_vision, hf_clip, hf_siglip, open_clip, open_clip_siglip
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
 
@@ -17,12 +17,68 @@ class Family(NamedTuple):
     matches: Callable[[Description], bool]  # whether files are of this family
     read: Callable[[Description], Meaning]  # raises InteropError for what we cannot compute
     write: Callable[[Meaning], dict[str, Any]]  # the JSON files beside the weights, by name
-    format: str  # what `clipjax export --format` calls it; several families may share one
-    ignored: str = r"(?!)"  # regular expression of tensors that hold no weights
+    format: str  # what `clipjax export --format` calls it; several families may share one; "": not written
+    ignored: str = r"(?!)"  # regular expression of (renamed) tensors that hold no weights
+    renamed: Callable[[str], str] = lambda name: name  # a name in a file -> the table's; files differ in a prefix
+    weights: str = "model.safetensors"  # the file that an export writes
+    pixels: PixelConfig = PixelConfig()  # with --preset, where no file says
 
 
+POSITION_IDS = r".*\.position_ids"
 FAMILIES: dict[str, Family] = {
-    "hf_clip": Family(hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", r".*\.position_ids"),
+    "hf_clip": Family(
+        hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", POSITION_IDS, pixels=hf_clip.PIXELS
+    ),
+    "hf_siglip": Family(hf_siglip.tensors, hf_siglip.matches, hf_siglip.read, hf_siglip.write, "hf", POSITION_IDS),
+    "open_clip": Family(
+        open_clip.tensors,
+        open_clip.matches,
+        open_clip.read,
+        open_clip.write,
+        "open_clip",
+        open_clip.IGNORED,
+        renamed=open_clip.renamed,
+        weights="open_clip_model.safetensors",
+        pixels=hf_clip.PIXELS,
+    ),
+    "openai": Family(
+        open_clip.tensors,
+        open_clip.matches_openai,
+        open_clip.read_openai,
+        open_clip.write,
+        "",
+        open_clip.IGNORED,
+        renamed=open_clip.renamed,
+        pixels=hf_clip.PIXELS,
+    ),
+    "open_clip_siglip": Family(
+        open_clip_siglip.tensors,
+        open_clip_siglip.matches,
+        open_clip_siglip.read,
+        open_clip_siglip.write,
+        "open_clip",
+        weights="open_clip_model.safetensors",
+    ),
+    "big_vision": Family(
+        big_vision.tensors,
+        big_vision.matches,
+        big_vision.read,
+        big_vision.write,
+        "big_vision",
+        big_vision.IGNORED,
+        renamed=big_vision.renamed,
+        weights="checkpoint.npz",
+    ),
+    "big_vision_stacked": Family(
+        big_vision.stacked_tensors,
+        big_vision.matches_stacked,
+        big_vision.read,
+        big_vision.write,
+        "big_vision_stacked",
+        big_vision.IGNORED,
+        renamed=big_vision.renamed,
+        weights="checkpoint.npz",
+    ),
 }
 
 
@@ -46,5 +102,6 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
 
 
 def weights(family: Family, found: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a file without those that hold no weights (position ids, sizes)."""
-    return {name: value for name, value in found.items() if not re.fullmatch(family.ignored, name)}
+    """The tensors of a file under the table's names, without those that hold no weights (position ids, sizes)."""
+    named = {family.renamed(name): value for name, value in found.items()}
+    return {name: value for name, value in named.items() if not re.fullmatch(family.ignored, name)}

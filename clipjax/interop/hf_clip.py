@@ -7,7 +7,7 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.interop import hf
-from clipjax.interop.described import Description, Meaning
+from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, patch_conv
 from clipjax.interop.names import Tensor, norm, weight_and_bias
 
@@ -59,7 +59,7 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    config = description.files["config.json"]
+    config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})
     eos = text["eos_token_id"]

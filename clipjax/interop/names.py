@@ -3,11 +3,13 @@
 `ours` is a path in the tree with unrolled layers, "image/block_{i}/mlp/up/kernel"; "{i}" stands for every layer of that
 tower. `theirs` has the same "{i}", or none where their array has a leading layer axis. Whether our tree is scanned
 (one array per tower under "blocks") is the configuration's matter and not the table's. Non-parameter state is called
-"batch_stats:image/...".
+"batch_stats:image/...". A name of theirs that ends in "[1/3]" is the second of three equal parts of their first axis:
+one in_proj_weight for what we keep apart as query, key and value. All parts must be named, in their order.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +82,12 @@ def scanned_here(tensor: Tensor, model: ModelConfig) -> bool:
     return "{i}" in tensor.ours and getattr(_tower(tensor, model), "scan_layers", False)
 
 
+def whole(name: str) -> tuple[str, int, int]:
+    """(name of their tensor, index of the part, number of parts) of an entry of Tensor.theirs."""
+    match = re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", name)
+    return (match[1], int(match[2]), int(match[3])) if match else (name, 0, 1)
+
+
 def stacked_there(tensor: Tensor) -> bool:
     """Whether ours is a layer's and theirs has all layers in one array."""
     return "{i}" in tensor.ours and not any("{i}" in name for name in tensor.theirs)
@@ -106,8 +114,14 @@ def their_shapes(tensors: Iterable[Tensor], model: ModelConfig, ours: Mapping[st
         # No memory: one number seen at every index.
         parts = [part.shape for part in tensor.layout.write(np.broadcast_to(np.float32(0), shape))]
         for row in their_names(tensor, model):
-            for name, part in zip(row, parts, strict=True):
-                shapes[name] = (depth, *part) if stacked_there(tensor) else part
+            for entry, part in zip(row, parts, strict=True):
+                name, index, count = whole(entry)
+                if stacked_there(tensor):
+                    shapes[name] = (depth, *part)
+                elif count == 1:
+                    shapes[name] = part
+                elif index == count - 1:  # complete: the order in which convert.their_arrays gives them
+                    shapes[name] = (count * part[0], *part[1:])
     if missing:
         raise InteropError(f"The format has no place for {_listed(sorted(missing))}.")
     return shapes

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from clipjax.interop.described import Description
@@ -66,7 +67,9 @@ def _weights_of(directory: Path) -> Path:
     others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES)
     if len(others) != 1:
         found = f"has {len(others)} files that could be: name one of them" if others else "has no weights"
-        raise InteropError(f"{directory} {found}. Expected one of {', '.join(WEIGHTS)}, or a file *{', *'.join(SUFFIXES)}.")
+        raise InteropError(
+            f"{directory} {found}. Expected one of {', '.join(WEIGHTS)}, or a file *{', *'.join(SUFFIXES)}."
+        )
     return others[0]
 
 
@@ -121,4 +124,4 @@ def _read_npz(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
         array = archive[name]
     # big_vision saves bfloat16 as two raw bytes, which is what NumPy makes of it.
-    return array.view("bfloat16") if array.dtype == np.dtype("V2") else array
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array

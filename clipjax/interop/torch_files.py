@@ -32,8 +32,11 @@ STORAGES = {
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
-LITERALS = ("BININT BININT1 BININT2 LONG1 LONG4 LONG INT BINFLOAT FLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE "
-            "BINSTRING SHORT_BINSTRING STRING BINBYTES SHORT_BINBYTES BINBYTES8").split()  # fmt: skip
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "LONG", "INT", "BINFLOAT", "FLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
 
 
 class Global(NamedTuple):
@@ -54,7 +57,7 @@ class Inert:
 
 
 def open_torch(path: str | Path) -> dict[str, Stored]:
-    """name -> tensor of a state dict, of a checkpoint with one under "state_dict" or "model", or of a TorchScript module.
+    """name -> tensor of a state dict, a checkpoint with one under "state_dict" or "model", or a TorchScript module.
 
     A prefix "module." on every name (DistributedDataParallel) is dropped. Raises InteropError for a truncated file, one
     of PyTorch's format before 1.6, or one without tensors.
@@ -71,8 +74,8 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
     except zipfile.BadZipFile as error:
         raise InteropError(
-            f"{path} is truncated, or no PyTorch file of version 1.6 or later: {error}. An older file becomes a new one "
-            "by loading it with weights_only=True and saving it with torch.save, where PyTorch is installed."
+            f"{path} is truncated, or no PyTorch file of version 1.6 or later: {error}. Where PyTorch is installed, an "
+            "older file becomes a new one by loading it with weights_only=True and saving it with torch.save."
         ) from error
     if byteorder != b"little":
         raise InteropError(f"{path} was written on a machine with byte order {byteorder.decode()}; expected little.")

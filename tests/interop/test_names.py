@@ -14,7 +14,14 @@ from clipjax.interop.names import InteropError, check_tensors, flatten, stored, 
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
 
-PRESETS = {"hf_clip": "clip_vit_b32"}
+PRESETS = {
+    "hf_clip": "clip_vit_b32",
+    "hf_siglip": "siglip_b16",
+    "open_clip": "clip_vit_b32",
+    "open_clip_siglip": "siglip_b16",
+    "big_vision": "siglip_b16",
+    "big_vision_stacked": "siglip_b16",
+}
 
 
 def tiny(preset: str, scan_layers: bool = False) -> ModelConfig:
