@@ -39,7 +39,7 @@ def ours(name):
 
 def original(name):
     text = dict(vocab_size=VOCAB, context_length=CONTEXT, width=24, heads=2, layers=1)
-    image = dict(image_size=IMAGE, patch_size=PATCH, width=32, layers=1)
+    image = dict(image_size=IMAGE, patch_size=PATCH, width=32, layers=1, head_width=16)
     clip = open_clip.model.CustomTextCLIP(EMBED, image, text)
     clip.visual = torch.nn.Module()
     sizes = dict(img_size=IMAGE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=2)
@@ -122,7 +122,8 @@ def test_the_small_trunks_are_timm_s(name, trunk):
     assert {n: shape for n, shape in expected.items() if n.startswith("visual.")} == found
 
 
-@pytest.mark.parametrize(("name", "billions"), [("eva_clip_8b", 8.1), ("eva_clip_18b", 18.1)])
-def test_the_largest_have_the_published_totals(name, billions):
-    total = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(get_preset(name))))
-    assert total / 1e9 == pytest.approx(billions, abs=0.06)
+@pytest.mark.parametrize(("name", "billions"), [("eva_clip_8b", 7.5), ("eva_clip_18b", 17.5)])
+def test_the_largest_image_towers_have_the_published_sizes(name, billions):
+    """Nobody's installed code has them; 2402.04252 gives one digit behind the point."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(get_preset(name))["params"]["image"]))
+    assert total / 1e9 == pytest.approx(billions, rel=0.01)
