@@ -10,7 +10,6 @@ from typing import Any
 
 from clipjax.config import ExperimentConfig
 
-
 # What a checkpoint has that was written before the entry existed.
 BEFORE = {
     "tokenizer.clean": False,

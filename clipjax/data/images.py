@@ -76,9 +76,7 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
     return (left, top, left + w, top + h)
 
 
-def _read(
-    data: bytes, choose_box: Callable[[int, int], Box], size: int | None, alpha: str
-) -> tuple[Image.Image, Box]:
+def _read(data: bytes, choose_box: Callable[[int, int], Box], size: int | None, alpha: str) -> tuple[Image.Image, Box]:
     """(decoded upright RGB image, box in its coordinates), where choose_box(width, height) -> box of the full image.
 
     With a size the image may be a smaller version of the file, in which the box is still `size` pixels a side

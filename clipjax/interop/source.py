@@ -66,7 +66,9 @@ def _weights_of(directory: Path) -> Path:
     others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES)
     if len(others) != 1:
         found = f"has {len(others)} files that could be: name one of them" if others else "has no weights"
-        raise InteropError(f"{directory} {found}. Expected one of {', '.join(WEIGHTS)}, or a file *{', *'.join(SUFFIXES)}.")
+        raise InteropError(
+            f"{directory} {found}. Expected one of {', '.join(WEIGHTS)}, or a file *{', *'.join(SUFFIXES)}."
+        )
     return others[0]
 
 

@@ -84,7 +84,7 @@ class BertEncoder(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """LN(x + attention(x)), then LN(x + MLP(x)); x [B, L, width], visible [B, L] bool. Returns (x, None) for nn.scan."""
+    """LN(x + attention(x)), then LN(x + MLP(x)); x [B, L, width], visible [B, L] bool. Returns (x, None)."""
 
     config: TextTowerConfig
     dtype: jnp.dtype
@@ -106,7 +106,9 @@ class PostNormBlock(nn.Module):
 def check_bert(config: TextTowerConfig, embed_dim: int) -> None:
     """Raises ConfigError for a text tower that BertEncoder cannot be."""
     where, c = "config.model.text", config
-    require(c.pool in ("cls", "mean", "pooler"), f"{where}.name='bert' pools by 'cls', 'mean' or 'pooler', not '{c.pool}'.")
+    require(
+        c.pool in ("cls", "mean", "pooler"), f"{where}.name='bert' pools by 'cls', 'mean' or 'pooler', not '{c.pool}'."
+    )
     require(c.pooler or c.pool != "pooler", f"{where}.pool='pooler' needs {where}.pooler=True.")
     require(not c.causal, f"{where}.name='bert' has no causal mask; set {where}.causal=False.")
     require(c.drop_path == 0, f"{where}.name='bert' has no drop_path; set {where}.drop_path=0.0.")

@@ -44,7 +44,13 @@ def assert_close(found, expected, pixels):
 
 def open_clip(image, pixels, mode):
     preprocess = transform.image_transform(
-        SIZE, False, pixels.mean, pixels.std, resize_mode=mode, interpolation=pixels.interpolation, fill_color=pixels.fill
+        SIZE,
+        False,
+        pixels.mean,
+        pixels.std,
+        resize_mode=mode,
+        interpolation=pixels.interpolation,
+        fill_color=pixels.fill,
     )
     return preprocess(image).permute(1, 2, 0).numpy()
 
