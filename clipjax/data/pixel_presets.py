@@ -2,8 +2,8 @@
 
     config.data.pixels = to_config_dict(PIXEL_PRESETS["siglip2_hf"])
 
-Without a mean and deviation of their own they have 0.5: pixels in [-1, 1]. One set of weights has had several pipelines:
-SigLIP was trained with "big_vision", published scores of transformers and open_clip come from the others.
+Without a mean and deviation of their own they have 0.5, pixels in [-1, 1]. One set of weights has had several
+pipelines: SigLIP was trained with "big_vision", published scores of transformers and open_clip come from the others.
 """
 
 from __future__ import annotations

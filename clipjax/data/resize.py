@@ -20,8 +20,8 @@ def to_square(image: Image.Image, size: int, pixels: PixelConfig) -> np.ndarray:
     """RGB image -> [size, size, 3] uint8 by pixels.resize.
 
     "squash" scales both sides to size (SigLIP), or to pixels.scale_to and cuts the centre (ALIGN). "center_crop" scales
-    the shorter side and cuts the centre, as torchvision's Resize and CenterCrop (CLIP). "pad" scales the longer side and
-    fills the rest, as open_clip's resize mode "longest".
+    the shorter side and cuts the centre, as torchvision's Resize and CenterCrop (CLIP). "pad" scales the longer side
+    and fills the rest, as open_clip's resize mode "longest".
     """
     if pixels.resize == "pad":
         return pad(image, size, pixels)
@@ -48,8 +48,8 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box, pixels: PixelCon
 
 
 def center(scaled: tuple[int, int], size: int, rounding: str) -> tuple[int, int]:
-    """(left, top) of the size x size in the centre of a scaled image (width, height). An odd margin is halved to the even
-    number ("round", torchvision's CenterCrop) or down ("floor", transformers)."""
+    """(left, top) of the size x size in the centre of a scaled image (width, height). An odd margin is halved to the
+    even number ("round", torchvision's CenterCrop) or down ("floor", transformers)."""
     halve = round if rounding == "round" else int
     left, top = (halve((side - size) / 2) for side in scaled)
     return left, top

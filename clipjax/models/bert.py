@@ -84,7 +84,7 @@ class BertEncoder(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """LN(x + attention(x)), then LN(x + MLP(x)); x [B, L, width], visible [B, L] bool. Returns (x, None) for nn.scan."""
+    """LN(x + attention(x)), then LN(x + MLP(x)); x [B, L, width], visible [B, L] bool. Returns (x, None)."""
 
     config: TextTowerConfig
     dtype: jnp.dtype

@@ -1,8 +1,10 @@
 """CLIP's BPE and tokenizer.json keep their contract: fixed length, the end kept, padding, errors that name the file."""
 
 import gzip
+import html
 import json
 import pickle
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipjax.config import ConfigError, TokenizerConfig
+from clipjax.data import clean_text
 from clipjax.data.clean_text import make_clean, repair
 from clipjax.data.clip_bpe import byte_letters
 from clipjax.data.rust_tokenizer import files_sha256
@@ -18,9 +21,9 @@ from clipjax.data.text import make_tokenizer
 from tests.data.hard_texts import HARD_TEXTS, SPECIAL_TEXTS
 
 tokenizers = pytest.importorskip("tokenizers")
-MERGES = ["d o", "do g</w>", "c a", "ca t</w>", "a </w>"]
-# After 256 bytes and 256 ends of words: do, dog, ca, cat, "a </w>" merges nothing; then SOT and EOT.
-DOG, CAT, SOT, EOT = 513, 515, 517, 518
+MERGES = ["d o", "do g</w>", "c a", "ca t</w>"]
+# After 256 bytes and 256 ends of words: do, dog, ca, cat, SOT, EOT.
+DOG, CAT, SOT, EOT = 513, 515, 516, 517
 BEFORE_END = {letter: i for i, letter in enumerate(byte_letters())}
 
 
@@ -41,7 +44,7 @@ def word_end(letter):
 
 def test_ids_are_start_merged_pieces_end_and_zeros(vocabulary):
     tokenizer = clip(vocabulary)
-    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (519, 0, EOT)
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (518, 0, EOT)
     expected = [SOT, word_end("a"), DOG, CAT, EOT, 0, 0, 0]
     ids = tokenizer(["a dog cat", "  A\tDOG &amp;lt;&nbsp; ", "\u201cdog\u201d"])
     assert ids.dtype == np.int32 and ids[0].tolist() == expected
@@ -137,24 +140,18 @@ def test_missing_and_broken_files_are_named(tmp_path, vocabulary, word_piece):
     (tmp_path / "tokenizer.json").write_text("{}")
     refuse("is not a tokenizer.json", "hf", tmp_path)
     refuse("context_length=2 has no room for text beside 2 special", "clip_bpe", vocabulary, 2)
-    refuse("pad_id=519 is not an id of", "clip_bpe", vocabulary, pad_id=519)
+    refuse("pad_id=518 is not an id of", "clip_bpe", vocabulary, pad_id=518)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(max_codepoint=126), max_size=40))
 def test_plain_ascii_needs_no_ftfy(text):
     """The short way round ftfy gives what ftfy gives."""
-    import html
-
     ftfy = pytest.importorskip("ftfy")
     assert repair(text) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def test_cleaning_needs_ftfy_and_says_so(monkeypatch):
-    import sys
-
-    from clipjax.data import clean_text
-
     clean_text._ftfy.cache_clear()
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ConfigError, match=r"config.tokenizer.clean needs ftfy.*clipjax\[interop\]"):

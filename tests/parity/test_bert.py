@@ -1,4 +1,4 @@
-"""The BERT text tower equals transformers' AlignTextModel and open_clip's HFTextEncoder with the same random weights."""
+"""The BERT text tower equals transformers' AlignTextModel and open_clip's HFTextEncoder on random weights."""
 
 import os
 from dataclasses import replace
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.config import TextTowerConfig
+from clipjax.config import ModelConfig, TextTowerConfig
+from clipjax.interop.names import our_names, their_names
+from clipjax.interop.open_clip_bert import text_tensors
 from clipjax.models.bert import BertEncoder
 from clipjax.models.transformer import stack_layers
 from tests.torch_reference import import_torch
@@ -166,3 +168,23 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(pair):
     for remat in ("none", "attention", "full"):
         scanned = replace(config, scan_layers=True, remat=remat)
         np.testing.assert_allclose(embed(scanned, stack_layers(params), text), expected, atol=1e-6)
+
+
+def test_the_table_of_open_clips_text_towers_is_theirs(pair):
+    """Every tensor of theirs once, read into the parameters that the comparison above used, and written back equal."""
+    config, theirs, params, _ = pair
+    model = ModelConfig(text=config, embed_dim=EMBED)
+    found = {f"text.{name}": p.detach().numpy() for name, p in theirs.named_parameters()}
+    seen = []
+    for tensor in text_tensors(model):
+        for i, names in enumerate(their_names(tensor, model)):
+            path = our_names(tensor, model)[i].removeprefix("text/").split("/")
+            leaf = params
+            for part in path:
+                leaf = leaf[part]
+            arrays = [found[name] for name in names]
+            np.testing.assert_array_equal(tensor.layout.read(arrays), leaf)
+            for array, back in zip(arrays, tensor.layout.write(np.asarray(leaf)), strict=True):
+                np.testing.assert_array_equal(back, array)
+            seen += names
+    assert sorted(seen) == sorted(found)

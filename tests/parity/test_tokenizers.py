@@ -115,7 +115,7 @@ def spiece(tmp_path_factory):
 def test_sentencepiece_equals_transformers_siglip_tokenizer(spiece):
     reference = transformers.SiglipTokenizer(str(spiece))
     config = TokenizerConfig(path=str(spiece), canonicalize=True, drop_underscore=True, pad_id=1)
-    # The original makes a space of SentencePiece's own mark. One letter hundreds of times over can be cut in many ways of
+    # The original makes a space of SentencePiece's own mark. One letter hundreds of times over can be cut in ways of
     # equal score, and which is found depends on the "<unk>" that the original puts in front and takes away.
     texts = [text.replace("\u2581", " ") for text in HARD_TEXTS + noise(500) if len(set(text)) > 1 or len(text) < 100]
     for context in (64, 16):
