@@ -81,6 +81,7 @@ class ImageTowerConfig(BlockConfig):
     depth_coefficient: float = 1.0  # efficientnet
     depthwise_padding: tuple[int, ...] = ()  # efficientnet: blocks with a stride of 2 whose input has an odd size
     head: Literal["linear", "mlp"] = "linear"  # convnext
+    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class TextTowerConfig(BlockConfig):
     drop_path: float = 0.0
     scan_layers: bool = True
     remat: Remat = "none"
+    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class DecoderConfig(BlockConfig):
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: Remat = "none"
+    attention_chunk: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     config.total_steps = 390_625  # 12.8 billion pairs
     config.model = to_config_dict(get_preset(preset))
     config.model.dtype = "bfloat16"
+    for tower in (config.model.image, config.model.text):
+        tower.remat = "dots"
+    config.loss.dtype = "bfloat16"
     config.model.text.eos_id = 1
     config.loss.name = "softmax"
     config.optimizer.update(name="adamw", learning_rate=5e-4, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6)

@@ -41,7 +41,10 @@ def to_square(image: Image.Image, size: int, pixels: PixelConfig) -> np.ndarray:
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box, pixels: PixelConfig) -> np.ndarray:
-    """The box of an RGB image, scaled to size (width, height) -> [height, width, 3] uint8. The filter sees the image beyond the box's border."""
+    """The box of an RGB image, scaled to size (width, height) -> [height, width, 3] uint8.
+
+    The filter sees the image beyond the box's border.
+    """
     if not pixels.antialias:
         return sample_bilinear(np.asarray(image), size, box)
     return np.asarray(image.resize(size, FILTERS[pixels.interpolation], box=box))

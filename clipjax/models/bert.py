@@ -95,7 +95,10 @@ class PostNormBlock(nn.Module):
         c, zeros = self.config, nn.initializers.zeros
         remat = c.remat == "attention"
         x = constrain(x, self.activations)
-        attention = SelfAttention(c.num_heads, False, NORMAL, NORMAL, zeros, self.dtype, remat=remat, name="attention")
+        chunk = dict(chunk=c.attention_chunk, activations=self.activations)
+        attention = SelfAttention(
+            c.num_heads, False, NORMAL, NORMAL, zeros, self.dtype, remat=remat, **chunk, name="attention"
+        )
         mlp = Mlp(c.mlp_dim, c.activation, NORMAL, NORMAL, zeros, self.dtype, name="mlp")
         dropout = lambda y: nn.Dropout(c.dropout, deterministic=not train)(y)  # noqa: E731
         x = LayerNorm(c.norm_eps, name="ln_1")(x + dropout(attention(x, mask=visible)))

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from clipjax.models.chunks import in_chunks
 from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -107,8 +108,9 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A matrix unit sums many rows several times faster than vector units do.
-    ones = jnp.ones((1, dy.shape[0]), dy.dtype)
+    # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones, a register's worth:
+    # the compiler would turn a product with one row into a sum again.
+    ones = jnp.ones((8, dy.shape[0]), dy.dtype)
     return dy, _product(ones, dy, ((1,), (0,)))[0].astype(bias.dtype)
 
 
@@ -161,7 +163,7 @@ class SelfAttention(nn.Module):
 
     rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
     norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
-    backward pass and not the [length, length] weights of every head.
+    backward pass and not the [length, length] weights of every head. chunk: see in_chunks.
     """
 
     num_heads: int
@@ -171,20 +173,24 @@ class SelfAttention(nn.Module):
     bias_init: Callable
     dtype: jnp.dtype
     remat: bool = False
+    chunk: int = 0
+    activations: jax.sharding.NamedSharding | None = None
     qkv_bias: str = "qkv"
     norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
-        attend = functools.partial(attention, causal=self.causal)
+        attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
         attend = jax.checkpoint(attend) if self.remat else attend
+        if self.chunk:
+            attend = in_chunks(attend, self.chunk, self.activations)
         biased = BIASED[self.qkv_bias]
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        y = attend(q, k, v, mask=mask).reshape(x.shape)
+        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
         y = checkpoint_name(y, "attended")
         if self.norm is not None:
             y = self.norm(name="ln")(y)

@@ -123,6 +123,8 @@ class Block(nn.Module):
                 init["bias"],
                 self.dtype,
                 remat=config.remat == "attention",
+                chunk=config.attention_chunk,
+                activations=self.activations,
                 qkv_bias=config.qkv_bias,
                 norm=norm if config.attention_norm else None,
                 name="attention",

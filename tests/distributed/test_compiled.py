@@ -1,14 +1,19 @@
 """What the compiled step says of itself: nothing is as large as the batch squared, FSDP gathers parameters only."""
 
+import functools
 import re
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from clipjax.config import OptimizerConfig
-from clipjax.mesh import make_mesh
+from clipjax.config import MeshConfig, OptimizerConfig
+from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.models.chunks import in_chunks
+from clipjax.models.layers import attention
 from clipjax.planning.hlo import collectives, parse, shapes_in
 from clipjax.train_step import abstract_state, lower_step
 from tests.tiny import tiny_config
@@ -75,3 +80,21 @@ def test_tensor_parallel_computes_a_share_of_every_block():
     rows = 64 * 16  # tokens of the whole batch: the batch is not sharded here
     assert (rows, mlp // 4) in shapes
     assert (rows, mlp) not in shapes
+
+
+def test_attention_in_chunks_is_attention_and_stays_on_its_device():
+    """Values and gradients, heads over tensor; a chunk that does not divide a device's examples shrinks."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
+    q, k, v, g = (jax.random.normal(jax.random.key(i), (24, 5, 4, 8)) for i in range(4))
+
+    def value_and_grads(attend):
+        return jax.jit(lambda *args: (attend(*args), *jax.vjp(attend, *args)[1](g)), in_shardings=(sharding,) * 3)
+
+    whole = functools.partial(attention, causal=True)
+    chunked = value_and_grads(in_chunks(whole, 4, batch_sharding(mesh)))
+    for found, expected in zip(chunked(q, k, v), value_and_grads(whole)(q, k, v), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    text = chunked.lower(q, k, v).compile().as_text()
+    assert not collectives(parse(text), 8)
+    assert (3, 2, 5, 5) in shapes_in(text), "three of a device's six examples at a time"
