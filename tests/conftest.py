@@ -3,8 +3,8 @@
 import os
 
 # Tests compile much and run little: without LLVM's optimisations the compiler takes half the time.
-# With fewer cores than devices, a schedule made for concurrency can start different collectives on different devices and
-# have them wait for one another until XLA aborts.
+# With fewer cores than devices, a schedule made for concurrency can start different collectives on different devices,
+# which then wait for one another until XLA aborts.
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",

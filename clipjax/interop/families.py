@@ -67,7 +67,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "openai": Family(
         open_clip.tensors,
@@ -77,7 +77,7 @@ FAMILIES: dict[str, Family] = {
         "",
         open_clip.IGNORED,
         renamed=open_clip.renamed,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_resnet": Family(
         open_clip_conv.resnet_tensors,
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_convnext": Family(
         open_clip_conv.convnext_tensors,
@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "openai_resnet": Family(
         open_clip_conv.resnet_tensors,
@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
         "",
         open_clip.IGNORED,
         renamed=open_clip.renamed,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_siglip": Family(
         open_clip_siglip.tensors,
