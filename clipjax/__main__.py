@@ -9,6 +9,8 @@ import sys
 COMMANDS = {
     "train": ("clipjax.train", "train a dual encoder, or go on with a stopped run"),
     "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
+    "import": ("clipjax.interop.import_weights", "published weights -> a directory to evaluate or train from"),
+    "export": ("clipjax.interop.export", "a run -> the files that transformers, open_clip or big_vision read"),
     "plan": ("clipjax.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }
 

@@ -2,6 +2,8 @@
 
     workdir/checkpoints/1200/params       the towers, logit_scale, logit_bias
                              ema_params   the same tree, when the run keeps an average
+                             batch_stats  BatchNorm's running statistics, for towers that have them
+                             ema_batch_stats  likewise averaged
                              train        optimiser state, step, PRNG key, skip counters
                              meta         JSON: config, fingerprint, data state of every process
 
@@ -23,7 +25,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
 from clipjax.mesh import path_name
-from clipjax.train_step import TrainState, abstract_state
+from clipjax.train_step import TrainState, abstract_state, eval_variables
+
+OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
 
 
 class CheckpointError(RuntimeError):
@@ -74,9 +78,29 @@ def save(
         "train": ocp.args.StandardSave(_train_item(state)),
         "meta": ocp.args.JsonSave(meta),
     }
-    if state.ema_params is not None:
-        items["ema_params"] = ocp.args.StandardSave(state.ema_params)
+    items |= {name: ocp.args.StandardSave(tree) for name, tree in _optional_items(state).items()}
     manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+
+def save_weights(workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict) -> None:
+    """Writes a step 0 of weights alone into workdir: to evaluate, to teach or to start from, not to go on with.
+
+    variables: {"params", "batch_stats"}.
+    """
+    meta = {"format": "clipjax-checkpoint/1", "config": to_json_dict(config), "fingerprint": fingerprint}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in variables.items() if tree}
+    with open_checkpoints(workdir, config.checkpoint) as manager:
+        manager.save(0, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+
+
+def refuse_weights_alone(manager: ocp.CheckpointManager, step: int) -> None:
+    """Raises CheckpointError for a checkpoint that no training can go on from."""
+    metadata = manager.item_metadata(step)
+    if "train" not in metadata.keys() or metadata["train"] is None:
+        raise CheckpointError(
+            f"{manager.directory}/{step} holds weights and no training state. To train from them, use another "
+            f"--workdir and --config.init_from={manager.directory.parent}."
+        )
 
 
 def restore(
@@ -87,23 +111,26 @@ def restore(
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
     target = abstract_state(config, mesh)
-    wanted = {"params": target.params, "train": _train_item(target)}
-    if target.ema_params is not None:
-        wanted["ema_params"] = target.ema_params
+    optional = _optional_items(target)
+    wanted = {"params": target.params, "train": _train_item(target)} | optional
     for name, tree in wanted.items():
         _check_same_tree(manager, step, name, tree)
     items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     found = manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
-    state = TrainState(params=found["params"], ema_params=found.get("ema_params"), **found["train"])
-    return state, found["meta"]["data_states"]
+    restored = {name: found[name] for name in optional}
+    return target.replace(params=found["params"], **found["train"], **restored), found["meta"]["data_states"]
 
 
-def restore_params(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> Any:
-    """The parameters to evaluate with, EMA where the run kept one, on any mesh; nothing else is read."""
-    target = abstract_state(config, mesh).params
-    name = "ema_params" if config.optimizer.ema_decay > 0 else "params"
-    _check_same_tree(manager, step, name, target)
-    return manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
+def restore_variables(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> dict:
+    """{"params", "batch_stats"} to evaluate with, EMA where the run kept one, on any mesh; nothing else is read."""
+    prefix = "ema_" if config.optimizer.ema_decay > 0 else ""
+    variables = eval_variables(abstract_state(config, mesh))
+    targets = {f"{prefix}{name}": tree for name, tree in variables.items() if tree}
+    for name, tree in targets.items():
+        _check_same_tree(manager, step, name, tree)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    found = manager.restore(step, args=ocp.args.Composite(**items))
+    return variables | {name.removeprefix(prefix): found[name] for name in targets}
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> tuple[ExperimentConfig, dict]:
@@ -149,8 +176,13 @@ def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
     """Who reads each item, so that its tree can be compared before any of it is restored."""
-    trees = {name: ocp.StandardCheckpointHandler() for name in ("params", "ema_params", "train")}
+    trees = {name: ocp.StandardCheckpointHandler() for name in ("params", *OPTIONAL_ITEMS, "train")}
     return {**trees, "meta": ocp.JsonCheckpointHandler()}
+
+
+def _optional_items(state: TrainState) -> dict[str, Any]:
+    """What only some runs have; what is None or {} is no item."""
+    return {name: getattr(state, name) for name in OPTIONAL_ITEMS if getattr(state, name)}
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

@@ -56,6 +56,14 @@ def parse(
     return values
 
 
+def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
+    """(command, the first `count` arguments, the flags after them); --help alone passes as a flag."""
+    places = [arg for arg in argv[1 : count + 1] if not arg.startswith("-")]
+    if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
+        fail(f"usage: {usage}. Try --help.")
+    return argv[0], places, list(argv[1 + len(places) :])
+
+
 def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
     """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
     if not flags.FLAGS.is_parsed():

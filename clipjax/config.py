@@ -32,41 +32,41 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageTowerConfig:
+class BlockConfig:
+    """What a transformer's blocks are made of, for both towers and the decoder; the defaults are CLIP's."""
+
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
+    mlp: Literal["plain", "swiglu"] = "plain"  # swiglu: silu(gate) * up in the activation's place
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"  # which of query, key and value have a bias (EVA: qv)
+    attention_norm: bool = False  # a norm between attention and its output matrix (EVA-02's sub-LN)
+    mlp_norm: bool = False  # a norm before the MLP's last matrix (EVA-02's sub-LN)
+    layer_scale: float = 0.0  # initial value of a learned factor per channel on every branch; 0: none
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig(BlockConfig):
     name: str = "vit"  # a row of clipjax.models.IMAGE_TOWERS
-    image_size: int = 224  # pixels; images are square
+    image_size: int = 224  # pixels; images are square. naflex: the side of the grid of positions, in pixels
     patch_size: int = 32
+    max_patches: int = 256  # naflex: patches an image has at most; batches are padded to as many
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    pool: Literal["cls", "gap", "map"] = "cls"
-    position: Literal["learned", "sincos"] = "learned"
+    pool: Literal["cls", "gap", "map", "attentional", "parallel", "cascade"] = "cls"  # docs/models.md
+    pooler_queries: int = 256  # pool attentional, parallel, cascade: how many tokens the pooler makes (CoCa)
+    pooler_heads: int = 8
+    class_token: bool = False  # one that is not pooled, where pool is not "cls" (CLIPA, CoCa)
+    norm_after_pool: bool = False  # ln_post on what pool "cls" or "gap" gives and not on all tokens (CLIPA)
+    position: Literal["learned", "sincos", "none"] = "learned"
+    rope: bool = False  # rotary positions in two dimensions (EVA-02)
+    rope_theta: float = 10_000.0
+    rope_grid: int = 16  # rows and columns are scaled to as many, whatever the resolution; 0: not scaled
     pre_norm: bool = True  # CLIP's LayerNorm between the position embedding and the first block
     patch_bias: bool = False
-    projection: bool = True  # linear map without bias to embed_dim; False: width == embed_dim
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-5
-    init: Init = "clip"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    scan_layers: bool = True
-    remat: Remat = "none"
-    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
-
-
-@dataclass(frozen=True)
-class TextTowerConfig:
-    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS
-    vocab_size: int = 49408
-    context_length: int = 77
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_dim: int = 2048
-    causal: bool = True
-    pool: Literal["eos", "last", "gap"] = "eos"  # last: the last position, padding included (SigLIP)
-    eos_id: int = -1  # pool="eos": the first position with this id; < 0: the largest id (OpenAI)
+    patch_dropout: float = 0.0  # share of the patches left out, training only (FLIP, 2212.00794)
+    projection: bool = True  # linear map to embed_dim; False: width == embed_dim
     projection_bias: bool = False
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
@@ -75,15 +75,56 @@ class TextTowerConfig:
     drop_path: float = 0.0
     scan_layers: bool = True
     remat: Remat = "none"
+    stages: tuple[int, ...] = ()  # resnet, convnext: blocks of each; stage i is 2^i width wide (resnet: 2^(i + 2))
+    norm_momentum: float = 0.9  # resnet, efficientnet: how much of BatchNorm's running statistics a step keeps
+    width_coefficient: float = 1.0  # efficientnet
+    depth_coefficient: float = 1.0  # efficientnet
+    depthwise_padding: tuple[int, ...] = ()  # efficientnet: blocks with a stride of 2 whose input has an odd size
+    head: Literal["linear", "mlp"] = "linear"  # convnext
     attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class TextTowerConfig(BlockConfig):
+    name: str = "transformer"  # a row of clipjax.models.TEXT_TOWERS; what is marked "bert" is read by that one only
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    causal: bool = True
+    # eos: at eos_id. last: the last position, padding included (SigLIP). cls: a token appended (CoCa), or bert's first
+    # position. bert: mean, of all but padding; pooler, BERT's tanh layer on the first position.
+    pool: Literal["eos", "last", "gap", "cls", "mean", "pooler"] = "eos"
+    eos_id: int = -1  # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
+    pad_id: int = 0  # pool="cls" and bert: the padding, which nothing attends to
+    position: Literal["learned", "none"] = "learned"
+    rope: bool = False  # rotary positions
+    rope_theta: float = 10_000.0
+    projection_bias: bool = False
+    # none: width == embed_dim. bert: mlp, two maps with a GELU between (open_clip).
+    projection: Literal["linear", "mlp", "none"] = "linear"
+    num_positions: int = 0  # bert: rows of the position table; 0: context_length
+    positions_after_padding: bool = False  # bert: counted from pad_id + 1 on, padding not counted (RoBERTa)
+    token_types: int = 2  # bert: rows of the token type table, of which the first is used
+    pooler: bool = False  # bert: has the parameters of BERT's pooler; ALIGN has them and does not use them
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    init: Init = "clip"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan_layers: bool = True
+    remat: Remat = "none"
+    attention_chunk: int = 0  # a device's examples whose attention weights exist at a time; 0: all
+
+
+@dataclass(frozen=True)
+class DecoderConfig(BlockConfig):
     """The captioner of loss "coca"; depth 0: none."""
 
     depth: int = 0  # pairs of a self-attention and a cross-attention block
-    width: int = 512
+    width: int = 512  # the text tower's
     num_heads: int = 8
     mlp_dim: int = 2048
     activation: Activation = "gelu"
@@ -158,12 +199,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
+    """Part of the checkpoint's fingerprint. None is what the originals of that kind do: see docs/tokenizers.md."""
+
     name: str = "sentencepiece"  # a row of clipjax.data.text.TOKENIZERS
-    path: str = ""  # the .model file
-    lowercase: bool = True
+    # sentencepiece: the .model file; hf: tokenizer.json or its folder; clip_bpe: bpe_simple_vocab_16e6.txt.gz, or a
+    # folder with vocab.json and merges.txt
+    path: str = ""
+    clean: bool | None = None  # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
+    lowercase: bool | None = None
     canonicalize: bool = False  # also drop punctuation and repeated white space (big_vision's zero-shot text)
-    add_bos: bool = False
-    add_eos: bool = True
+    drop_underscore: bool = False  # canonicalize: "_" is dropped (transformers' SigLIP), not made a space (big_vision)
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    eos_to_pad: bool = False  # the end of text counts for truncation and then becomes padding (CLIPA)
     pad_id: int | None = None  # None: the tokenizer's own pad id, or its EOS id where it has none
 
 
@@ -182,8 +230,13 @@ class SourceConfig:
 class PixelConfig:
     """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
 
-    resize: Literal["squash", "center_crop"] = "squash"  # evaluation
+    resize: Literal["squash", "center_crop", "pad"] = "squash"  # evaluation; pad: the longer side to size, then fill
+    scale_to: int = 0  # squash, center_crop: the sides, or the shorter one, before the centre is cut; 0: image_size
+    center: Literal["round", "floor"] = "round"  # half of an odd margin: to even (torchvision), or down (transformers)
+    fill: int = 0  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True  # False: bilinear between four pixels whatever the scale (big_vision)
+    alpha: Literal["white", "drop"] = "white"  # transparent pixels: over white, or whatever colour they hide
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -244,6 +297,7 @@ class ExperimentConfig:
     seed: int = 0
     total_steps: int = 10_000
     global_batch_size: int = 1024
+    init_from: str = ""  # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     accumulation_steps: int = 1  # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

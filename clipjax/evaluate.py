@@ -26,6 +26,7 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ExperimentConfig, from_config_dict, require, to_json_dict
+from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
@@ -34,9 +35,10 @@ from clipjax.eval import EVALUATORS
 from clipjax.fingerprint import check_fingerprint, fingerprint
 from clipjax.mesh import batch_sharding, make_mesh, param_shardings, replicated, to_host
 from clipjax.models import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.report.html import write_html
 from clipjax.report.table import format_table
+from clipjax.train_step import abstract_state, eval_variables
 
 
 def run(
@@ -65,12 +67,15 @@ def run(
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
     # How the tree is laid out (scanned or not, EMA or not) is the checkpoint's, not this evaluation's.
-    config = dataclasses.replace(config, model=trained.model, optimizer=trained.optimizer)
-    params = checkpoints.restore_params(manager, number, config, mesh)
+    # The budget of patches is no part of the weights: a naflex model may be evaluated at another.
+    image = dataclasses.replace(trained.model.image, max_patches=config.model.image.max_patches)
+    model = dataclasses.replace(trained.model, image=image)
+    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
+    variables = checkpoints.restore_variables(manager, number, config, mesh)
     manager.close()
 
     started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer)(params)
+    results = make_evaluate(config, mesh, tokenizer)(variables)
     document = {
         "checkpoint": str(checkpoint),
         "step": number,
@@ -78,6 +83,7 @@ def run(
         "fingerprint": trained_fingerprint,
         "eval": to_json_dict(config)["eval"],
         "mesh": dict(mesh.shape),
+        **({"max_patches": image.max_patches} if image.name == "naflex" else {}),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if jax.process_index() == 0:
@@ -97,7 +103,8 @@ def run(
 
 
 def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Callable[[Any], dict[str, dict[str, Any]]]:
-    """Opens every evaluator's data once; the returned function maps params to {evaluator: result}.
+    """Opens every evaluator's data once; the returned function maps {"params", "batch_stats"} to
+    {evaluator: result}.
 
     All processes must call it together. Raises before anything is compiled when a source or an
     evaluator's name is wrong.
@@ -111,15 +118,15 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
         sources[name] = open_source(evaluator.source)
     embed_images, embed_texts = make_embed(config, mesh)
 
-    def evaluate(params: Any) -> dict[str, dict[str, Any]]:
+    def evaluate(variables: Any) -> dict[str, dict[str, Any]]:
         results = {}
         for name, evaluator in config.eval.evaluators.items():
             started = time.perf_counter()
             results[name] = EVALUATORS[evaluator.name](
                 evaluator,
                 batches=lambda source=sources[name]: global_batches(config, mesh, tokenizer, source),
-                embed_images=lambda batch: embed_images(params, batch["image"]),
-                embed_texts=lambda tokens: embed_texts(params, tokens),
+                embed_images=lambda batch: embed_images(variables, image_of(batch)),
+                embed_texts=lambda tokens: embed_texts(variables, tokens),
                 tokenizer=tokenizer,
                 class_names=sources[name].class_names,
                 mesh=mesh,
@@ -137,6 +144,7 @@ def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source:
         tokenizer=tokenizer,
         pixels=config.data.pixels,
         image_size=config.model.image.image_size,
+        budget=budget_of(config.model.image),
         batch_size=config.eval.batch_size,
         num_threads=config.data.num_threads,
         process_index=jax.process_index(),
@@ -151,33 +159,33 @@ def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source:
 def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable]:
     """(embed_images, embed_texts) for this model on this mesh, jitted.
 
-    embed_images(params, image [B, H, W, 3] uint8 global array) -> [B, embed_dim] float32, sharded as the batch.
-    embed_texts(params, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
+    variables: {"params", "batch_stats"}, see train_step.eval_variables.
+    embed_images(variables, pixels.image_of(a batch of global arrays)) -> [B, embed_dim] float32, sharded as the batch.
+    embed_texts(variables, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
     """
     model = DualEncoder(config.model, batch_sharding(mesh))
     pixels, batch_size = config.data.pixels, config.eval.batch_size
-    shapes = checkpoints.abstract_state(config, mesh).params
-    params_sharding = param_shardings(shapes, mesh)
+    shardings = param_shardings(eval_variables(abstract_state(config, mesh)), mesh)
     sharding = batch_sharding(mesh)
 
-    def image_embedding(params: Any, image: jax.Array) -> jax.Array:
+    def image_embedding(variables: Any, image: jax.Array) -> jax.Array:
         image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
-        return model.apply({"params": params}, image=image, text=None).image_embedding
+        return model.apply(variables, image=image, text=None).image_embedding
 
-    def text_embedding(params: Any, text: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, image=None, text=text).text_embedding
+    def text_embedding(variables: Any, text: jax.Array) -> jax.Array:
+        return model.apply(variables, image=None, text=text).text_embedding
 
-    embed_images = jax.jit(image_embedding, in_shardings=(params_sharding, sharding), out_shardings=sharding)
-    embed_block = jax.jit(text_embedding, in_shardings=(params_sharding, sharding), out_shardings=replicated(mesh))
+    embed_images = jax.jit(image_embedding, in_shardings=(shardings, sharding), out_shardings=sharding)
+    embed_block = jax.jit(text_embedding, in_shardings=(shardings, sharding), out_shardings=replicated(mesh))
 
-    def embed_texts(params: Any, tokens: np.ndarray) -> np.ndarray:
+    def embed_texts(variables: Any, tokens: np.ndarray) -> np.ndarray:
         blocks = []
         for start in range(0, len(tokens), batch_size):
             block = tokens[start : start + batch_size]
             padded = np.zeros((batch_size, tokens.shape[1]), np.int32)
             padded[: len(block)] = block
             array = jax.make_array_from_callback(padded.shape, sharding, lambda index, x=padded: x[index])
-            blocks.append(to_host(embed_block(params, array))[: len(block)])
+            blocks.append(to_host(embed_block(variables, array))[: len(block)])
         return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
 
     return embed_images, embed_texts

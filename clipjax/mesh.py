@@ -28,13 +28,17 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"attention/(query|key|value)/kernel", P("fsdp", "tensor")),
     (r"attention/(query|key|value)/bias", P("tensor")),
     (r"attention/out/kernel", P("tensor", "fsdp")),
-    (r"mlp/up/kernel", P("fsdp", "tensor")),
-    (r"mlp/up/bias", P("tensor")),
+    (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),
+    (r"mlp/(up|gate)/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
-    (r"(projection|text_projection)/kernel", P("fsdp", None)),
+    (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
+    # Convolutions by output channel; not the depthwise ones, which are small, and for whose sake a compiler would cut
+    # the activations by channel.
+    (r"(conv_\d|shortcut_conv|stem|downsample_\d|expand|squeeze|excite|project)/kernel", P(None, "fsdp")),
+    (r"(attention_pool/(query|key|value|out)|head_up)/kernel", P("fsdp", None)),
 )
 
 

@@ -19,7 +19,7 @@ import optax
 from clipjax.config import OptimizerConfig
 
 # Parameters that say how far or from where, not in which direction: AdamW and its relatives leave them alone.
-NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe")
+NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", "ls_1", "ls_2")
 
 
 def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 
 from clipjax.atomic import write_text
 from clipjax.config import ExperimentConfig
+from clipjax.data.naflex import from_patches
 from clipjax.data.sources import open_source
 from clipjax.data.text import Tokenizer
 from clipjax.evaluate import global_batches, make_embed
 from clipjax.mesh import to_host
 from clipjax.metrics_log import read_metrics
+from clipjax.models.pixels import image_of
 from clipjax.report.figures import training_summary
 
 NUM_PAIRS = 8
@@ -51,7 +53,9 @@ def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
 
 
 def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Any], dict]:
-    """params -> {"similarity" [n, n], "images" [n, H, W, 3] uint8, "captions"} of n held-out pairs.
+    """{"params", "batch_stats"} -> {"similarity" [n, n], "images", "captions"} of n held-out pairs.
+
+    images: n of [H, W, 3] uint8.
 
     Collective: all processes call it together. The pairs are spread over the first evaluation batch and
     have different captions.
@@ -59,21 +63,29 @@ def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) ->
     source = open_source(next(iter(config.eval.evaluators.values())).source)
     embed_images, embed_texts = make_embed(config, mesh)
 
-    def held_out(params: Any) -> dict:
+    def held_out(variables: Any) -> dict:
         with contextlib.closing(global_batches(config, mesh, tokenizer, source)) as batches:
             batch = next(batches)
-        images, text, index, valid = to_host(tuple(batch[k] for k in ("image", "text", "index", "valid")))
-        image_embedding = to_host(embed_images(params, batch["image"]))
+        image_embedding = to_host(embed_images(variables, image_of(batch)))
+        batch = to_host(batch)
+        text, index, valid = (batch[k] for k in ("text", "index", "valid"))
         _, first = np.unique(text[valid], axis=0, return_index=True)
         rows = np.flatnonzero(valid)[np.sort(first)]
         rows = rows[np.linspace(0, len(rows) - 1, min(NUM_PAIRS, len(rows))).astype(int)]
         return {
-            "similarity": image_embedding[rows] @ embed_texts(params, text[rows]).T,
-            "images": images[rows],
+            "similarity": image_embedding[rows] @ embed_texts(variables, text[rows]).T,
+            "images": [_picture(batch, row, config) for row in rows],
             "captions": [source[int(i)]["texts"][0] for i in index[rows]],
         }
 
     return held_out
+
+
+def _picture(batch: dict[str, np.ndarray], row: int, config: ExperimentConfig) -> np.ndarray:
+    if config.model.image.name != "naflex":
+        return batch["image"][row]
+    columns = {name: batch[name][row] for name in ("image", "spatial_shape")}
+    return from_patches(columns, config.model.image.patch_size)
 
 
 def _zero_shot(results: dict[str, float]) -> dict[str, float]:

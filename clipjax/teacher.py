@@ -9,6 +9,7 @@ from clipjax.config import ExperimentConfig, require
 from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding
 from clipjax.models.teacher import Teacher
+from clipjax.train_step import abstract_state, eval_variables
 
 
 def load_teacher(
@@ -30,9 +31,16 @@ def load_teacher(
             f"config.loss.teacher={config.loss.teacher} has {name}={found[name]!r}, this experiment "
             f"{fingerprint.get(name)!r}: teacher and student must read the same tokens and images.",
         )
+    naflex = [c.model.image.name == "naflex" for c in (config, trained)]
+    image, wanted = trained.model.image, config.model.image
+    require(
+        naflex[0] == naflex[1] and (not naflex[0] or image.patch_size == wanted.patch_size),
+        f"config.loss.teacher={config.loss.teacher} has tower '{image.name}' (patches of {image.patch_size}), "
+        f"this experiment '{wanted.name}' ({wanted.patch_size}): naflex towers read other batches than the others.",
+    )
     if shapes_only:
-        params = checkpoints.abstract_state(trained, mesh).params
+        variables = eval_variables(abstract_state(trained, mesh))
     else:
-        params = checkpoints.restore_params(manager, step, trained, mesh)
+        variables = checkpoints.restore_variables(manager, step, trained, mesh)
     manager.close()
-    return Teacher(trained, params, batch_sharding(mesh))
+    return Teacher(trained, variables, batch_sharding(mesh))

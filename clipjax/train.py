@@ -28,12 +28,14 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_evaluate
 from clipjax.fingerprint import check_fingerprint, fingerprint
+from clipjax.init_from import initial_state
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.metrics_log import MetricsLog
 from clipjax.models.teacher import Teacher
@@ -41,7 +43,14 @@ from clipjax.preemption import Preemption
 from clipjax.progress import progress_line
 from clipjax.summary import draw_summary, make_held_out, record_before
 from clipjax.teacher import load_teacher
-from clipjax.train_step import TrainState, abstract_state, batch_shapes, create_state, lower_step
+from clipjax.train_step import (
+    TrainState,
+    abstract_state,
+    batch_shapes,
+    create_state,
+    eval_variables,
+    lower_step,
+)
 
 # Steps the host may run ahead of the devices: enough to hide dispatch, few enough that a non-finite
 # loss is seen soon.
@@ -71,6 +80,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
         source=open_source(config.data.train),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
+        budget=budget_of(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
@@ -88,11 +98,11 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             if start == 0:
-                results = evaluate(eval_params(state))
+                results = evaluate(eval_variables(state))
                 check_best_metric(config, results)
                 log.write(0, results)
                 if held_out:
-                    record_before(workdir, held_out(eval_params(state)), results)
+                    record_before(workdir, held_out(eval_variables(state)), results)
             save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             with contextlib.closing(stream):
@@ -102,7 +112,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command goes on from there.")
             return {}
         if held_out:
-            draw_summary(workdir, held_out(eval_params(state)), results)
+            draw_summary(workdir, held_out(eval_variables(state)), results)
     return results
 
 
@@ -121,7 +131,7 @@ def loop(
     started_at = int(state.step)
     window = Window(config.global_batch_size)
     in_flight: collections.deque = collections.deque()
-    results = evaluate(eval_params(state)) if started_at >= total else {}
+    results = evaluate(eval_variables(state)) if started_at >= total else {}
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
             batch, data_state, data_wait = next(stream)
@@ -140,7 +150,7 @@ def loop(
             evaluates = step == total or (every > 0 and step % every == 0)
             saves = step == total or preempted or step % config.checkpoint.every_steps == 0
             if evaluates:
-                results = evaluate(eval_params(state))
+                results = evaluate(eval_variables(state))
                 log.write(step, results)
                 announce(f"evaluated step {step}: {headline(results)}")
             if saves:
@@ -157,7 +167,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) 
     started = time.perf_counter()
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
-    extra = (teacher.params,) if teacher else ()
+    extra = (teacher.variables,) if teacher else ()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
     announce(
         f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
@@ -171,7 +181,8 @@ def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints
     """The state to go on from; sets the data iterator to the batch that follows it."""
     step = manager.latest_step()
     if step is None:
-        return create_state(config, mesh)
+        return initial_state(config, mesh, prints) if config.init_from else create_state(config, mesh)
+    checkpoints.refuse_weights_alone(manager, step)
     trained, found = checkpoints.read_meta(manager, step)
     where = f"{manager.directory}/{step}"
     check_fingerprint(found, prints, where=where)
@@ -187,17 +198,13 @@ def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints
     return state
 
 
-def eval_params(state: TrainState) -> Any:
-    return state.params if state.ema_params is None else state.ema_params
-
-
 def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:
     """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
 
-    def flattened(params: Any) -> dict[str, float]:
+    def flattened(variables: Any) -> dict[str, float]:
         return {
             f"{name}/{metric}": float(value)
-            for name, result in evaluate(params).items()
+            for name, result in evaluate(variables).items()
             for metric, value in result.items()
             if isinstance(value, int | float)
         }
@@ -233,11 +240,18 @@ def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:
         f"{config.tokenizer.path} has {tokenizer.vocab_size} pieces, more than "
         f"config.model.text.vocab_size={text.vocab_size}; set vocab_size to at least {tokenizer.vocab_size}.",
     )
-    if text.pool == "eos" and text.eos_id != tokenizer.eos_id:
+    # The largest id is the end of text where the vocabulary ends with it, as CLIP's does.
+    largest = text.eos_id < 0 and tokenizer.eos_id == tokenizer.vocab_size - 1
+    if text.pool == "eos" and not largest and text.eos_id != tokenizer.eos_id:
         raise ConfigError(
             f"config.model.text.pool='eos' looks for id eos_id={text.eos_id}, but the tokenizer ends texts with "
             f"{tokenizer.eos_id}; set config.model.text.eos_id={tokenizer.eos_id}."
         )
+    require(
+        text.name != "bert" or text.pad_id == tokenizer.pad_id,
+        f"config.model.text.pad_id={text.pad_id} is what the tower takes for padding, but the tokenizer pads with "
+        f"{tokenizer.pad_id}; set config.model.text.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
+    )
 
 
 def headline(results: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import batch_sharding, param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder
+from clipjax.models.pixels import image_columns, image_of, normalize_pixels
 from clipjax.models.teacher import Teacher
 from clipjax.optim import make_optimizer, make_schedule
 
@@ -33,6 +34,8 @@ class TrainState:
     rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
     skipped: jax.Array  # int32, steps skipped for a non-finite loss or gradient, ever
     skipped_in_a_row: jax.Array  # int32, of those the ones up to now without a good step between
+    batch_stats: Any = flax.struct.field(default_factory=dict)  # BatchNorm's running float32; {} for towers without
+    ema_batch_stats: Any = None  # as ema_params of params
 
 
 def make_train_step(
@@ -42,13 +45,13 @@ def make_train_step(
 
     Args:
       state: shapes are enough (jax.eval_shape of create_state).
-      teacher: for loss "distill"; the step then takes its parameters as a third argument.
-    Batch: {"image": [B, H, W, 3] uint8, "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats
-      asks for it}, global arrays over (data, fsdp).
+      teacher: for loss "distill"; the step then takes its variables as a third argument.
+    Batch: what batch_shapes says, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
+      clipjax.data.naflex), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
-    A step whose loss or gradient is not finite leaves params, opt_state and ema_params as they were.
+    A step whose loss or gradient is not finite leaves all but the counters as it was.
     """
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
@@ -56,9 +59,11 @@ def make_train_step(
     ema_decay = config.optimizer.ema_decay
     scale_max = config.model.logit_scale_max
 
-    def train_step(state: TrainState, batch: Batch, teacher_params: Any = None) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, metrics, grads = loss_and_gradients(state.params, batch, key, teacher_params)
+        loss, metrics, grads, batch_stats = loss_and_gradients(
+            state.params, state.batch_stats, batch, key, teacher_variables
+        )
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -68,21 +73,20 @@ def make_train_step(
                 # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
                 # leave a scale beyond the bound without a gradient to come back.
                 params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
-            ema_params = state.ema_params
+            averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
             if ema_decay > 0:
-                ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+                now = {"ema_params": params, "ema_batch_stats": batch_stats}
+                averages = optax.incremental_update(now, averages, 1 - ema_decay)
 
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-            new = (params, opt_state, ema_params)
-            old = (state.params, state.opt_state, state.ema_params)
-            params, opt_state, ema_params = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
+            old = {name: getattr(state, name) for name in new}
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=ema_params,
             rng=state.rng,
+            **new,
             skipped=state.skipped + bad,
             skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
         )
@@ -97,9 +101,10 @@ def make_train_step(
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     shardings = train_state_shardings(state, mesh)
+    extra = [param_shardings(teacher.variables, mesh)] if teacher else []
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh), *([param_shardings(teacher.params, mesh)] if teacher else [])),
+        in_shardings=(shardings, batch_sharding(mesh), *extra),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -112,15 +117,14 @@ def lower_step(config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in batch_shapes(config).items()
     }
-    extra = (teacher.params,) if teacher else ()
+    extra = (teacher.variables,) if teacher else ()
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
 def batch_shapes(config: ExperimentConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
-    size, image = config.global_batch_size, config.model.image.image_size
-    shapes = {
-        "image": ((size, image, image, 3), jnp.uint8),
+    size = config.global_batch_size
+    shapes = image_columns(config.model.image, size) | {
         "text": ((size, config.model.text.context_length), jnp.int32),
     }
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
@@ -148,25 +152,39 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
 
     def init() -> TrainState:
         params_key, step_key = jax.random.split(jax.random.key(config.seed))
-        image, text = config.model.image, config.model.text
-        params = DualEncoder(config.model).init(
+        columns = {
+            name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(config.model.image, 1).items()
+        }
+        pixels = config.data.pixels
+        variables = DualEncoder(config.model).init(
             params_key,
-            image=jnp.zeros((1, image.image_size, image.image_size, 3)),
-            text=jnp.zeros((1, text.context_length), jnp.int32),
-        )["params"]
+            image=normalize_pixels(image_of(columns), pixels.mean, pixels.std),
+            text=jnp.zeros((1, config.model.text.context_length), jnp.int32),
+        )
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
         tx = make_optimizer(config.optimizer, params, config.total_steps)
         zero = jnp.zeros((), jnp.int32)
+        averaged = config.optimizer.ema_decay > 0
         return TrainState(
             step=zero,
             params=params,
             opt_state=tx.init(params),
-            ema_params=jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay > 0 else None,
+            ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
             rng=jax.random.key_data(step_key),
             skipped=zero,
             skipped_in_a_row=zero,
+            batch_stats=batch_stats,
+            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if averaged else None,
         )
 
     return init
+
+
+def eval_variables(state: TrainState) -> dict[str, Any]:
+    """{"params", "batch_stats"} to evaluate with: the averages where the run keeps them."""
+    if state.ema_params is None:
+        return {"params": state.params, "batch_stats": state.batch_stats}
+    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
 
 
 def train_state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -180,4 +198,6 @@ def train_state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
         rng=every,
         skipped=every,
         skipped_in_a_row=every,
+        batch_stats=param_shardings(state.batch_stats, mesh),
+        ema_batch_stats=None if state.ema_batch_stats is None else param_shardings(state.ema_batch_stats, mesh),
     )

@@ -3,10 +3,16 @@
 import os
 
 # Tests compile much and run little: without LLVM's optimisations the compiler takes half the time.
-FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+# With fewer cores than devices, a schedule made for concurrency can start different collectives on different devices,
+# which then wait for one another until XLA aborts.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FLAGS if flag.split("=")[0] not in given)]).strip()
-# XLA's threads, of which every waiting collective of every device takes one: with as many as devices, two collectives at
-# a time can starve each other.
+# XLA's threads, of which every waiting collective of every device takes one: with no more than devices, two collectives
+# at a time can starve each other.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -15,7 +15,7 @@ from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import normalize_pixels
 from clipjax.models.teacher import Teacher
-from clipjax.train_step import abstract_state, batch_shapes, create_state, lower_step, make_train_step
+from clipjax.train_step import abstract_state, batch_shapes, create_state, eval_variables, lower_step, make_train_step
 from tests.tiny import tiny_batches, tiny_config
 
 BATCH = 64
@@ -34,7 +34,8 @@ def gradients(config, devices, teacher=None):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     state = create_state(config, mesh)
     run = jax.jit(make_loss_and_gradients(config, mesh, teacher))
-    loss, _, grads = run(state.params, batch_of(config, mesh), KEY, teacher.params if teacher else None)
+    extra = (teacher.variables,) if teacher else ()
+    loss, _, grads, _ = run(state.params, state.batch_stats, batch_of(config, mesh), KEY, *extra)
     return float(loss), grads
 
 
@@ -140,7 +141,7 @@ def test_a_student_learns_from_its_teachers_similarities():
     mesh = make_mesh(MeshConfig(4, 2, 1), jax.devices())
     config = config_for("distill", (4, 2, 1))
     teacher_config = replace(config_for("softmax", (4, 2, 1)), seed=1)
-    teacher = Teacher(teacher_config, create_state(teacher_config, mesh).params)
+    teacher = Teacher(teacher_config, eval_variables(create_state(teacher_config, mesh)))
     for count in (1, 2):
         loss, grads = gradients(replace(config, accumulation_steps=count), 8, teacher)
         if count == 1:
@@ -152,7 +153,7 @@ def test_a_student_learns_from_its_teachers_similarities():
     step = make_train_step(config, mesh, state, teacher)
     batch, distill = batch_of(config, mesh), []
     for _ in range(20):
-        state, metrics = step(state, batch, teacher.params)
+        state, metrics = step(state, batch, teacher.variables)
         distill.append(float(metrics["distill_loss"]))
         assert float(metrics["loss"]) == pytest.approx(float(metrics["softmax_loss"]) + distill[-1], rel=1e-6)
     assert distill[-1] < distill[0] - 0.01

@@ -10,6 +10,7 @@ import numpy as np
 from clipjax.config import DataConfig, PixelConfig
 from clipjax.data.bad_records import BadRecord, bad_record
 from clipjax.data.images import eval_image, train_image
+from clipjax.data.naflex import PatchBudget, eval_patches, train_patches
 from clipjax.data.read_ahead import Rows
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
@@ -29,11 +30,19 @@ class TrainExamples:
     are drawn from a generator seeded by (seed, i), and so is the record that replaces it when it is bad.
     """
 
-    def __init__(self, data: DataConfig, source: Source, tokenizer: Tokenizer, image_size: int, seed: int):
+    def __init__(
+        self,
+        data: DataConfig,
+        source: Source,
+        tokenizer: Tokenizer,
+        image_size: int,
+        seed: int,
+        budget: PatchBudget | None = None,
+    ):
         if not len(source):
             raise DataError("The training source has no records.")
         self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
-        self.seed = seed
+        self.seed, self.budget = seed, budget
         shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
         self.order = shuffled.repeat(None, reseed_each_epoch=True)
 
@@ -41,22 +50,29 @@ class TrainExamples:
         bad: list[BadRecord] = []
         examples = [self.example(i, bad) for i in range(first, first + count)]
         images, texts, pair_ids = zip(*examples, strict=True)
-        rows = {"image": np.stack(images), "text": self.tokenizer(texts), "pair_id": np.array(pair_ids, np.int32)}
+        rows = {name: np.stack([columns[name] for columns in images]) for name in images[0]}
+        rows |= {"text": self.tokenizer(texts), "pair_id": np.array(pair_ids, np.int32)}
         return rows, bad
 
-    def example(self, i: int, bad: list[BadRecord]) -> tuple[np.ndarray, str, int]:
+    def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], str, int]:
         rng = np.random.default_rng((self.seed, i))
         index = int(self.order[i])
         for _ in range(MAX_ATTEMPTS):
             try:
                 record = self.source[index]
-                image = train_image(record["image"], self.image_size, self.data.pixels, self.data.augment, rng)
+                image = self.image(record["image"], rng)
                 texts = record["texts"]
                 return image, texts[int(rng.integers(len(texts)))], record["pair_id"]
             except RecordError as error:
                 bad.append(bad_record(self.source, index, error))
                 index = int(rng.integers(len(self.source)))
         raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
+
+    def image(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pixels, augment = self.data.pixels, self.data.augment
+        if self.budget:
+            return train_patches(data, self.budget, pixels, augment, rng)
+        return {"image": train_image(data, self.image_size, pixels, augment, rng)}
 
 
 class EvalExamples:
@@ -65,13 +81,21 @@ class EvalExamples:
     Row i is record i. Beyond the last record index is -1; there and for a bad record valid is False.
     """
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, pixels: PixelConfig, image_size: int):
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        pixels: PixelConfig,
+        image_size: int,
+        budget: PatchBudget | None = None,
+    ):
+        self.budget = budget
         self.source, self.tokenizer, self.pixels, self.image_size = source, tokenizer, pixels, image_size
 
     def __call__(self, first: int, count: int) -> Rows:
         bad: list[BadRecord] = []
         rows: dict[str, Any] = {
-            "image": np.zeros((count, self.image_size, self.image_size, 3), np.uint8),
+            **self.no_images(count),
             "label": np.full(count, -1, np.int32),
             "pair_id": np.full(count, -1, np.int32),
             "index": np.full(count, -1, np.int32),
@@ -82,7 +106,8 @@ class EvalExamples:
             index = rows["index"][row] = first + row
             try:
                 record = self.source[index]
-                rows["image"][row] = eval_image(record["image"], self.image_size, self.pixels)
+                for name, value in self.image(record["image"]).items():
+                    rows[name][row] = value
             except RecordError as error:
                 bad.append(bad_record(self.source, index, error))
                 continue
@@ -90,3 +115,15 @@ class EvalExamples:
             rows["label"][row], rows["pair_id"][row], rows["valid"][row] = record["label"], record["pair_id"], True
         rows["text"] = self.tokenizer(texts)
         return rows, bad
+
+    def image(self, data: bytes) -> dict[str, np.ndarray]:
+        if self.budget:
+            return eval_patches(data, self.budget, self.pixels)
+        return {"image": eval_image(data, self.image_size, self.pixels)}
+
+    def no_images(self, count: int) -> dict[str, np.ndarray]:
+        """What stands in the rows without an image; one patch where there must be one."""
+        if self.budget:
+            shape = (count, self.budget.max_patches, 3 * self.budget.patch_size**2)
+            return {"image": np.zeros(shape, np.uint8), "spatial_shape": np.ones((count, 2), np.int32)}
+        return {"image": np.zeros((count, self.image_size, self.image_size, 3), np.uint8)}

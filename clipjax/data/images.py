@@ -12,8 +12,8 @@ from PIL import Image
 
 from clipjax.config import AugmentConfig, PixelConfig
 from clipjax.data.records import RecordError
+from clipjax.data.resize import Box, resize, to_square
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_PIXELS = 64 * 1024 * 1024  # decoded RGB of 192 MiB; larger files are refused by their header
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # EXIF orientation -> what turns the stored image upright.
@@ -28,18 +28,10 @@ TURNS = {
 }
 EXIF_ORIENTATION = 0x0112
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-
 
 def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
-    """[size, size, 3] uint8 without augmentation. Raises RecordError.
-
-    pixels.resize: "squash" scales both sides to size (SigLIP); "center_crop" scales the shorter side to size
-    and cuts the centre, with torchvision's Resize + CenterCrop pixel for pixel (CLIP).
-    """
-    image = open_image(data)
-    box = (0, 0, *image.size) if pixels.resize == "squash" else center_box(*image.size, size)
-    return np.asarray(image.resize((size, size), FILTERS[pixels.interpolation], box=box))
+    """[size, size, 3] uint8 without augmentation, by pixels: see clipjax.data.resize. Raises RecordError."""
+    return to_square(open_image(data, alpha=pixels.alpha), size, pixels)
 
 
 def train_image(
@@ -52,27 +44,19 @@ def train_image(
     if augment.name == "none":
         array = eval_image(data, size, pixels)
     else:
-        image, box = _read(data, lambda width, height: crop_box(width, height, augment, rng), size)
-        array = np.asarray(image.resize((size, size), FILTERS[pixels.interpolation], box=box))
+        choose = lambda width, height: crop_box(width, height, augment, rng)  # noqa: E731
+        image, box = read_box(data, choose, size, pixels.alpha)
+        array = resize(image, (size, size), box, pixels)
     return np.ascontiguousarray(array[:, ::-1]) if rng.random() < augment.flip else array
 
 
-def open_image(data: bytes, at_least: int | None = None) -> Image.Image:
-    """A decoded RGB image: EXIF rotation applied, transparency over white, first frame of an animation.
+def open_image(data: bytes, at_least: int | None = None, alpha: str = "white") -> Image.Image:
+    """A decoded RGB image: EXIF rotation applied, first frame of an animation; transparency over white, or dropped.
 
     at_least: a JPEG is decoded at a half, quarter or eighth of its size while both sides stay that long.
     Raises RecordError for what is empty, unknown, truncated or larger than MAX_PIXELS.
     """
-    return _read(data, lambda width, height: (0, 0, width, height), at_least)[0]
-
-
-def center_box(width: int, height: int, size: int) -> Box:
-    """The part of the image that Resize(shorter side = size) and CenterCrop(size) keep, in image coordinates."""
-    short = min(width, height)
-    scaled_width, scaled_height = int(width * size / short), int(height * size / short)
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    x, y = width / scaled_width, height / scaled_height
-    return (left * x, top * y, (left + size) * x, (top + size) * y)
+    return read_box(data, lambda width, height: (0, 0, width, height), at_least, alpha)[0]
 
 
 def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
@@ -92,7 +76,9 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
     return (left, top, left + w, top + h)
 
 
-def _read(data: bytes, choose_box: Callable[[int, int], Box], size: int | None) -> tuple[Image.Image, Box]:
+def read_box(
+    data: bytes, choose_box: Callable[[int, int], Box], size: int | None, alpha: str
+) -> tuple[Image.Image, Box]:
     """(decoded upright RGB image, box in its coordinates), where choose_box(width, height) -> box of the full image.
 
     With a size the image may be a smaller version of the file, in which the box is still `size` pixels a side
@@ -118,7 +104,7 @@ def _read(data: bytes, choose_box: Callable[[int, int], Box], size: int | None) 
                 shrink = stored[0] / drafted[1][2]
         image.load()
         upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
-        return _to_rgb(upright), tuple(edge / shrink for edge in box)
+        return _to_rgb(upright, alpha), tuple(edge / shrink for edge in box)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -128,7 +114,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -137,7 +123,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.uint8(np.clip(grey / 257.0, 0, 255) + 0.5)).convert("RGB")
     if image.mode == "F":
         raise RecordError("corrupt image", "pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
+    if alpha == "white" and image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

@@ -15,6 +15,7 @@ from absl import logging
 from clipjax.config import DataConfig, PixelConfig, require
 from clipjax.data.bad_records import BadRecordCounts
 from clipjax.data.examples import DataError, EvalExamples, TrainExamples
+from clipjax.data.naflex import PatchBudget
 from clipjax.data.read_ahead import Rows, read_batches
 from clipjax.data.sources import Source
 from clipjax.data.text import Tokenizer
@@ -28,6 +29,7 @@ def make_train_iterator(
     source: Source,
     tokenizer: Tokenizer,
     image_size: int,
+    budget: PatchBudget | None = None,
     global_batch_size: int,
     seed: int,
     process_index: int = 0,
@@ -35,10 +37,12 @@ def make_train_iterator(
 ) -> TrainIterator:
     """The endless training stream of this process; see TrainIterator. Epochs wrap within a batch.
 
+    budget: patches instead of images of image_size; "image" and "spatial_shape" are then as clipjax.data.naflex's.
+
     Raises ConfigError when the batch does not divide over the processes, DataError for an empty source.
     """
     rows = _rows_of_process("config.global_batch_size", global_batch_size, process_count)
-    examples = TrainExamples(data, source, tokenizer, image_size, seed)
+    examples = TrainExamples(data, source, tokenizer, image_size, seed, budget)
     return TrainIterator(data, examples, global_batch_size, rows, rows * process_index)
 
 
@@ -97,6 +101,7 @@ def eval_batches(
     tokenizer: Tokenizer,
     pixels: PixelConfig,
     image_size: int,
+    budget: PatchBudget | None = None,
     batch_size: int,
     num_threads: int = 2,
     process_index: int = 0,
@@ -111,7 +116,7 @@ def eval_batches(
     """
     rows = _rows_of_process("config.eval.batch_size", batch_size, process_count)
     stream = read_batches(
-        EvalExamples(source, tokenizer, pixels, image_size),
+        EvalExamples(source, tokenizer, pixels, image_size, budget),
         rows=rows,
         first=rows * process_index,
         stride=batch_size,

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:
-    """attend(q, k, v) on [batch, length, heads, d], computed for at most `chunk` of a device's examples at a time.
+    """attend(q, k, v) on [batch, length, heads, d], or attend(q, k, v, mask [batch, length]), computed for at most
+    `chunk` of a device's examples at a time.
 
     Their [length, length] weights are computed again in the backward pass, chunk by chunk. A TPU keeps those of a
     chunk in vector memory (8 images of 196 tokens and 12 heads: 19 MB) where those of a batch go through HBM five
@@ -25,6 +26,8 @@ def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> C
 
     if sharding is None:
         return local
-    spec = P(*sharding.spec, None, "tensor")
+    specs = {4: P(*sharding.spec, None, "tensor"), 2: sharding.spec}  # by rank
     # Every device goes through its own examples: without, a loop over chunks of the whole batch would move them.
-    return jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return lambda *args: jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=tuple(specs[a.ndim] for a in args), out_specs=specs[4], check_vma=False
+    )(*args)

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import DecoderConfig
-from clipjax.models.layers import LayerNorm, Linear, Mlp, attention, dot
-from clipjax.models.transformer import Block, block_initializers, rematerialised
+from clipjax.models.layers import NORMS, dot
+from clipjax.models.transformer import Block, rematerialised
 
 
 class CaptionDecoder(nn.Module):
     """Negative log-likelihood of every caption given its image, [B] float32, summed over its tokens.
 
-    text_tokens: [B, L, width] of a causal text tower; image_tokens: [B, N, image width]; text: [B, L] int32;
+    text_tokens: [B, L, width] of a causal text tower; image_tokens: [B, N, any width]; text: [B, L] int32;
     counted: [B, L - 1] bool, which of text[:, 1:] are to be predicted. Blocks of causal self-attention alternate with
-    blocks of cross-attention, as open_clip's MultimodalTransformer; the image tokens are not pooled first.
+    blocks of cross-attention, as open_clip's MultimodalTransformer.
     """
 
     config: DecoderConfig
@@ -28,46 +28,15 @@ class CaptionDecoder(nn.Module):
     def __call__(
         self, text_tokens: jax.Array, image_tokens: jax.Array, text: jax.Array, counted: jax.Array, train: bool
     ) -> jax.Array:
-        c, init = self.config, block_initializers(self.config)
-        x = Linear(c.width, init["out"], False, dtype=self.dtype, name="text_projection")(text_tokens[:, :-1])
+        c, x = self.config, text_tokens[:, :-1]
         block = rematerialised(Block, c.remat, static_argnums=(3,))
-        cross_block = rematerialised(CrossBlock, c.remat)
         for i in range(c.depth):
             x, _ = block(c, True, self.dtype, self.activations, name=f"block_{i}")(x, 0.0, train)
-            x = cross_block(c, self.dtype, name=f"cross_block_{i}")(x, image_tokens)
-        x = LayerNorm(c.norm_eps, name="ln_final")(x)
+            cross_block = block(c, False, self.dtype, self.activations, cross=True, name=f"cross_block_{i}")
+            x, _ = cross_block(x, 0.0, train, context=image_tokens)
+        x = NORMS[c.norm](c.norm_eps, name="ln_final")(x)
         vocabulary = self.param("vocabulary", nn.initializers.normal(c.width**-0.5), (c.width, self.vocab_size))
         return caption_nll(x, vocabulary, text[:, 1:], counted, self.dtype)
-
-
-class CrossBlock(nn.Module):
-    """x + attention from x to the image tokens, then + MLP; x [B, L, width]."""
-
-    config: DecoderConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, image_tokens: jax.Array) -> jax.Array:
-        c, init = self.config, block_initializers(self.config)
-        q = LayerNorm(c.norm_eps, name="ln_1")(x)
-        context = LayerNorm(c.norm_eps, name="ln_context")(image_tokens)
-        x = x + CrossAttention(c, self.dtype, name="attention")(q, context)
-        mlp = Mlp(c.mlp_dim, c.activation, init["up"], init["down"], init["bias"], self.dtype, name="mlp")
-        return x + mlp(LayerNorm(c.norm_eps, name="ln_2")(x))
-
-
-class CrossAttention(nn.Module):
-    config: DecoderConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        c, init = self.config, block_initializers(self.config)
-        matrix = nn.initializers.normal(c.width**-0.5)
-        linear = lambda name, init: Linear(c.width, init, dtype=self.dtype, name=name)  # noqa: E731
-        heads = lambda a: a.reshape(*a.shape[:2], c.num_heads, -1)  # noqa: E731
-        q, k, v = (heads(linear(n, matrix)(a)) for n, a in (("query", x), ("key", context), ("value", context)))
-        return linear("out", init["out"])(attention(q, k, v).reshape(x.shape))
 
 
 def caption_nll(

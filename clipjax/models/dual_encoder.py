@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
+from clipjax.models.bert import BertEncoder
+from clipjax.models.convnext import ConvNeXt
 from clipjax.models.decoder import CaptionDecoder
+from clipjax.models.efficientnet import EfficientNet
+from clipjax.models.hidden import Hidden
+from clipjax.models.naflex import NaFlexTransformer
+from clipjax.models.pixels import Patches
+from clipjax.models.resnet import ResNet
 from clipjax.models.text import TextTransformer, end_of_text
 from clipjax.models.vit import VisionTransformer
 
 # name -> linen module made from (tower config, embed_dim, dtype, sharding of activations)
-IMAGE_TOWERS = {"vit": VisionTransformer}
-TEXT_TOWERS = {"transformer": TextTransformer}
+IMAGE_TOWERS = {
+    "vit": VisionTransformer,
+    "naflex": NaFlexTransformer,
+    "resnet": ResNet,
+    "efficientnet": EfficientNet,
+    "convnext": ConvNeXt,
+}
+LAYERED_TOWERS = ("vit", "naflex", "transformer")  # those that give hidden states
+CONV_TOWERS = ("resnet", "efficientnet", "convnext")
+BATCH_NORM_TOWERS = ("resnet", "efficientnet")  # those with running statistics, collection "batch_stats"
+TEXT_TOWERS = {"transformer": TextTransformer, "bert": BertEncoder}
 
 
 @flax.struct.dataclass
@@ -24,10 +42,15 @@ class DualEncoderOutput:
     logit_scale: jax.Array  # () float32, the scale itself (exp of the parameter)
     logit_bias: jax.Array  # () float32, 0 where the model has none
     caption_nll: jax.Array | None = None  # [B] float32, with a decoder and both inputs: see CaptionDecoder
+    image_hidden: tuple[Hidden, ...] = ()  # of the hidden_layers asked for, in their order
+    text_hidden: tuple[Hidden, ...] = ()
 
 
 class DualEncoder(nn.Module):
-    """image [B, H, W, 3] normalised pixels and/or text [B, L] int32 -> DualEncoderOutput.
+    """image [B, H, W, 3] normalised pixels (naflex: Patches) and/or text [B, L] int32 -> DualEncoderOutput.
+
+    hidden_layers: whose states the output holds too, counted as transformers counts hidden_states (0: what enters the
+    first block, -1: what leaves the last), before and after the tower's last norm. () costs nothing.
 
     Parameters: image, text, logit_scale (its logarithm), and logit_bias and decoder where config has them. The scale is
     not clipped here but after each update, by the train step. Raises ConfigError for an unknown tower.
@@ -38,7 +61,11 @@ class DualEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array | None = None, text: jax.Array | None = None, train: bool = False
+        self,
+        image: jax.Array | Patches | None = None,
+        text: jax.Array | None = None,
+        train: bool = False,
+        hidden_layers: tuple[int, ...] = (),
     ) -> DualEncoderOutput:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         for side, name, table in (
@@ -47,16 +74,17 @@ class DualEncoder(nn.Module):
         ):
             require(name in table, f"config.model.{side}.name='{name}' is unknown.{nearest(name, table)}")
         image_embedding = text_embedding = nll = None
+        image_hidden = text_hidden = ()
         if image is not None:
             tower = IMAGE_TOWERS[config.image.name](
                 config.image, config.embed_dim, dtype, self.activations, name="image"
             )
-            pooled, image_tokens = tower(image, train)
+            pooled, image_tokens, image_hidden = run_tower(tower, image, train, hidden_layers)
             image_embedding = unit_length(pooled)
         if text is not None:
             make = TEXT_TOWERS[config.text.name]
             tower = make(config.text, config.embed_dim, dtype, self.activations, name="text")
-            pooled, text_tokens = tower(text, train)
+            pooled, text_tokens, text_hidden = run_tower(tower, text, train, hidden_layers)
             text_embedding = unit_length(pooled)
         if config.decoder.depth and image is not None and text is not None:
             decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, self.activations, name="decoder")
@@ -66,11 +94,22 @@ class DualEncoder(nn.Module):
         bias = jnp.zeros(())
         if config.logit_bias_init is not None:
             bias = self.param("logit_bias", constant(config.logit_bias_init), ())
-        return DualEncoderOutput(image_embedding, text_embedding, jnp.exp(log_scale), bias, nll)
+        return DualEncoderOutput(
+            image_embedding, text_embedding, jnp.exp(log_scale), bias, nll, image_hidden, text_hidden
+        )
 
     def caption_tokens(self, text: jax.Array) -> jax.Array:
         """[B] float32: how many tokens caption_nll sums over; needs no parameters."""
         return counted_tokens(text, self.config.text.eos_id).sum(axis=1, dtype=jnp.float32)
+
+
+def run_tower(tower: nn.Module, x: Any, train: bool, hidden_layers: tuple[int, ...]) -> tuple:
+    """(pooled, tokens, hidden states). Raises ConfigError where a tower has none to give."""
+    if not hidden_layers:
+        return (*tower(x, train), ())
+    name = tower.config.name
+    require(name in LAYERED_TOWERS, f"hidden_layers={hidden_layers}: tower '{name}' has no states of layers to give.")
+    return tower(x, train, hidden_layers)
 
 
 def counted_tokens(text: jax.Array, eos_id: int) -> jax.Array:

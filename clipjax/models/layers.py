@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.models.chunks import in_chunks
+from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -51,8 +52,8 @@ class Linear(nn.Module):
 class Projections(nn.Module):
     """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` times [..., width].
 
-    kernel [in, count, width], bias [count, width]. Separate products: slicing one wide result costs a TPU a copy of it,
-    slicing the kernel next to nothing.
+    kernel [in, count, width], bias [len(biased), width], of the maps `biased` (None: of all). Separate products:
+    slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing.
     """
 
     count: int
@@ -60,13 +61,16 @@ class Projections(nn.Module):
     kernel_init: Callable
     bias_init: Callable
     dtype: jnp.dtype
+    biased: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.count, self.width))
-        bias = self.param("bias", self.bias_init, (self.count, self.width))
+        biased = tuple(range(self.count)) if self.biased is None else self.biased
+        bias = self.param("bias", self.bias_init, (len(biased), self.width)) if biased else None
         flat = x.reshape(-1, x.shape[-1])
-        parts = (add_bias(dot(flat, kernel[:, i], self.dtype), bias[i]) for i in range(self.count))
+        parts = [dot(flat, kernel[:, i], self.dtype) for i in range(self.count)]
+        parts = [add_bias(y, bias[biased.index(i)]) if i in biased else y for i, y in enumerate(parts)]
         return tuple(checkpoint_name(y.reshape(*x.shape[:-1], self.width), "qkv") for y in parts)
 
 
@@ -138,10 +142,28 @@ class LayerNorm(nn.Module):
         return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width].
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis (1910.07467), computed in float32, returned in x's dtype."""
 
-    remat: keep q, k, v for the backward pass and not the [length, length] weights of every head. chunk: see in_chunks.
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale).astype(x.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
+
+    rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
+    norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
+    backward pass and not the [length, length] weights of every head. chunk: see in_chunks.
     """
 
     num_heads: int
@@ -153,44 +175,88 @@ class SelfAttention(nn.Module):
     remat: bool = False
     chunk: int = 0
     activations: jax.sharding.NamedSharding | None = None
+    qkv_bias: str = "qkv"
+    norm: Callable | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
-        attend = functools.partial(attention, causal=self.causal)
+        attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
         attend = jax.checkpoint(attend) if self.remat else attend
         if self.chunk:
             attend = in_chunks(attend, self.chunk, self.activations)
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, name="qkv")(x)
+        biased = BIASED[self.qkv_bias]
+        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        y = attend(q, k, v).reshape(x.shape)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
         y = checkpoint_name(y, "attended")
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q."""
+class CrossAttention(nn.Module):
+    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width] -> as x."""
+
+    num_heads: int
+    kernel_init: Callable
+    out_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        def heads(name: str, a: jax.Array) -> jax.Array:
+            y = Linear(x.shape[-1], self.kernel_init, dtype=self.dtype, name=name)(a)
+            return y.reshape(*a.shape[:2], self.num_heads, -1)
+
+        y = attention(heads("query", x), heads("key", context), heads("value", context)).reshape(x.shape)
+        return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q.
+
+    mask: [batch, keys] bool, the keys that may be seen; where causal or mask leave a query none, it sees all alike.
+    """
     logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if causal:
         visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
 
 class Mlp(nn.Module):
+    """Two matrices with an activation between them, or three: down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
+
+    norm: makes the norm before the last matrix, where there is one.
+    """
+
     mlp_dim: int
     activation: str
     up_init: Callable
     down_init: Callable
     bias_init: Callable
     dtype: jnp.dtype
+    gated: bool = False
+    norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = Linear(self.mlp_dim, self.up_init, bias_init=self.bias_init, dtype=self.dtype, name="up")(x)
-        y = checkpoint_name(y, "mlp_up")
-        y = ACTIVATIONS[self.activation](y)
+        def widen(name: str) -> jax.Array:
+            y = Linear(self.mlp_dim, self.up_init, bias_init=self.bias_init, dtype=self.dtype, name=name)(x)
+            return checkpoint_name(y, "mlp_up")
+
+        y = widen("up")
+        y = jax.nn.silu(widen("gate")) * y if self.gated else ACTIVATIONS[self.activation](y)
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
         return Linear(x.shape[-1], self.down_init, bias_init=self.bias_init, dtype=self.dtype, name="down")(y)
 
 
@@ -223,7 +289,8 @@ class PatchEmbed(nn.Module):
 class MapHead(nn.Module):
     """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
 
-    x [batch, length, width] -> [batch, width]. Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
+    x [batch, length, width], mask as attention()'s -> [batch, width].
+    Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
     """
 
     num_heads: int
@@ -233,11 +300,11 @@ class MapHead(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, _, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
-        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x)
+        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x, mask)
         mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
         return y + mlp(LayerNorm(self.eps, name="ln")(y))
 
@@ -249,14 +316,14 @@ class ProbeAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, probe: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, probe: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, _, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
         k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
         v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
         q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
-        y = attention(q, k, v).reshape(batch, width)
+        y = attention(q, k, v, mask=mask).reshape(batch, width)
         return Linear(width, xavier, dtype=self.dtype, name="out")(y)
 
 

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 
 from clipjax.config import ExperimentConfig
 from clipjax.models.dual_encoder import DualEncoder
-from clipjax.models.pixels import normalize_pixels
+from clipjax.models.pixels import image_of, normalize_pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     config: ExperimentConfig  # the teacher's own
-    params: Any  # on the mesh, sharded like any parameters; or their shapes, to plan with
+    variables: Any  # {"params", "batch_stats"} on the mesh; or their shapes, to plan with
     activations: jax.sharding.Sharding | None = None
 
-    def embed(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def embed(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{"teacher_image_embedding", "teacher_text_embedding" [B, D], "teacher_logit_scale" ()}; traceable."""
         pixels, model = self.config.data.pixels, self.config.model
-        image = normalize_pixels(batch["image"], pixels.mean, pixels.std, jnp.dtype(model.dtype))
-        out = DualEncoder(model, self.activations).apply({"params": params}, image=image, text=batch["text"])
+        image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(model.dtype))
+        out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch["text"])
         names = ("image_embedding", "text_embedding", "logit_scale")
         return {f"teacher_{name}": jax.lax.stop_gradient(getattr(out, name)) for name in names}

@@ -11,7 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import TextTowerConfig
-from clipjax.models.layers import LayerNorm, Linear, constrain
+from clipjax.models.hidden import Hidden
+from clipjax.models.layers import NORMS, Linear, constrain
+from clipjax.models.rotary import rotary_1d
 from clipjax.models.transformer import transformer
 
 
@@ -21,6 +23,10 @@ class TextTransformer(nn.Module):
     Padding is attended to, as in CLIP (where causality hides it from the pooled position) and SigLIP
     (which always pads to the full context). A causal tower with EOS pooling may be given fewer columns than
     context_length as long as every EOS is in them: the result is the same.
+
+    pool="cls" is open_clip's CoCa: a class token behind the last column, padding masked, ln_final on the class token
+    alone, so that the tokens are the last block's. hidden_layers: see hidden.Hidden, of which a third value then is a
+    tuple.
     """
 
     config: TextTowerConfig
@@ -29,23 +35,47 @@ class TextTransformer(nn.Module):
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, text: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
         c = self.config
         normal = nn.initializers.normal
         clip = c.init == "clip"
         embedding = TokenEmbedding(
             c.vocab_size, c.width, normal(0.02 if clip else c.width**-0.5), self.activations, name="token_embedding"
         )
-        position = self.param(
-            "position_embedding", normal(0.01 if clip else c.width**-0.5), (c.context_length, c.width)
-        )
-        x = (embedding(text) + position[: text.shape[1]]).astype(self.dtype)
+        x, mask = embedding(text), None
+        if c.pool == "cls":
+            cls = self.param("cls_token", normal(0.01), (c.width,))
+            x = jnp.concatenate([x, jnp.broadcast_to(cls, (x.shape[0], 1, c.width))], axis=1)
+            mask = class_token_mask(text, c.pad_id)
+        if c.position == "learned":
+            size = (c.context_length + (c.pool == "cls"), c.width)
+            position = self.param("position_embedding", normal(0.01 if clip else c.width**-0.5), size)
+            x = x + position[: x.shape[1]]
+        x = x.astype(self.dtype)
+        rotation = rotary_1d(x.shape[1], c.width // c.num_heads, c.rope_theta) if c.rope else None
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
-        x = transformer(x, c, causal=c.causal, dtype=self.dtype, train=train, activations=self.activations)
-        tokens = LayerNorm(c.norm_eps, name="ln_final")(x)
-        x = pool_text(tokens, text, c)
-        init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
-        return Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x), tokens
+        x, states = transformer(
+            x,
+            c,
+            causal=c.causal,
+            dtype=self.dtype,
+            train=train,
+            activations=self.activations,
+            rotation=rotation,
+            mask=mask,
+            hidden_layers=hidden_layers,
+        )
+        ln_final = NORMS[c.norm](c.norm_eps, name="ln_final")
+        if c.pool == "cls":
+            tokens, x = x[:, :-1], ln_final(x[:, -1])
+        else:
+            tokens = ln_final(x)
+            x = pool_text(tokens, text, c)
+        if c.projection == "linear":
+            init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
+            x = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
+        hidden = tuple(Hidden(state, ln_final(state)) for state in states)
+        return (x, tokens, hidden) if hidden_layers else (x, tokens)
 
 
 class TokenEmbedding(nn.Module):
@@ -63,6 +93,15 @@ class TokenEmbedding(nn.Module):
             # Gather FSDP's slices of the table, not of what is looked up: B x L rows are more than the vocabulary.
             table = constrain(table, NamedSharding(self.activations.mesh, P()))
         return constrain(jnp.take(table, ids, axis=0), self.activations)
+
+
+def class_token_mask(text: jax.Array, pad_id: int) -> jax.Array:
+    """[B, L + 1] bool: which keys are attended to, the class token's being the last.
+
+    The published CoCa weights were trained with this mask one column too far to the right (open_clip transformer.py,
+    correct_cls_mask=False): the first padding is seen, and the class token sees itself only behind a full text.
+    """
+    return jnp.pad(text != pad_id, ((0, 0), (1, 0)), constant_values=True)
 
 
 def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Array:

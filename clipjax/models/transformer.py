@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from clipjax.config import ImageTowerConfig, TextTowerConfig
-from clipjax.models.layers import LayerNorm, Mlp, SelfAttention, constrain
+from clipjax.config import BlockConfig, ImageTowerConfig, TextTowerConfig
+from clipjax.models.hidden import layer_indices
+from clipjax.models.layers import NORMS, CrossAttention, Mlp, SelfAttention, constrain
+from clipjax.models.rotary import Rotation
 
-PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up")  # 9 widths a token; with mlp_dim = 4 widths
+PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 widths a token; with mlp_dim = 4 widths
 # What the backward pass of a block may keep; everything else it computes again. "attention" is not among them: there
 # only attention() is computed again, see SelfAttention.
 REMAT_POLICIES = {
@@ -35,26 +39,44 @@ def transformer(
     dtype: jnp.dtype,
     train: bool,
     activations: jax.sharding.Sharding | None,
-) -> jax.Array:
+    rotation: Rotation | None = None,
+    mask: jax.Array | None = None,
+    hidden_layers: tuple[int, ...] = (),
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """config.depth blocks on x [batch, length, width]; called from a tower's compact method, whose parameters they are.
+
+    Returns (x, the states of hidden_layers), see hidden.layer_indices.
+    rotation, mask: every layer's, see SelfAttention.
 
     scan_layers=True compiles one block and loops over parameters stacked under "blocks"; False unrolls
     into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
     """
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+    wanted = layer_indices(hidden_layers, config.depth)
     if not config.scan_layers:
+        states = [x]
         for i, rate in enumerate(drop_path):
-            x, _ = block(config, causal, dtype, activations, name=f"block_{i}")(x, rate, train)
-        return x
-    blocks = nn.scan(
-        block,
+            x, _ = block(config, causal, dtype, activations, name=f"block_{i}")(x, rate, train, rotation, mask)
+            states.append(x)
+        return x, tuple(states[i] for i in wanted)
+
+    def layer(block: nn.Module, carry: tuple, rate: jax.Array, i: jax.Array) -> tuple[tuple, None]:
+        x, states = carry
+        # Only the states asked for are carried along, not all layers' stacked.
+        states = tuple(jnp.where(i == k, x, state) for k, state in zip(wanted, states, strict=True))
+        return (block(x, rate, train, rotation, mask)[0], states), None
+
+    scan = nn.scan(
+        layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast),
         length=config.depth,
     )
-    return blocks(config, causal, dtype, activations, name="blocks")(x, jnp.asarray(drop_path, jnp.float32), train)[0]
+    blocks = block(config, causal, dtype, activations, name="blocks")
+    carry = (x, (x,) * len(wanted))
+    (x, states), _ = scan(blocks, carry, jnp.asarray(drop_path, jnp.float32), jnp.arange(config.depth))
+    return x, tuple(x if i == config.depth else state for i, state in zip(wanted, states, strict=True))
 
 
 def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
@@ -63,45 +85,81 @@ def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[n
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then + MLP(LN(x)). Returns (x, None): the form nn.scan needs."""
+    """x + attention(LN(x)), then + MLP(LN(x)), or what config says. Returns (x, None): the form nn.scan needs.
 
-    config: ImageTowerConfig | TextTowerConfig
+    cross: attention is to context [batch, any length, any width], normalised by itself, and not to x.
+    """
+
+    config: BlockConfig
     causal: bool
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
+    cross: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_path: float | jax.Array, train: bool) -> tuple[jax.Array, None]:
+    def __call__(
+        self,
+        x: jax.Array,
+        drop_path: float | jax.Array,
+        train: bool,
+        rotation: Rotation | None = None,
+        mask: jax.Array | None = None,
+        context: jax.Array | None = None,
+    ) -> tuple[jax.Array, None]:
         config = self.config
         init = block_initializers(config)
+        norm = functools.partial(NORMS[config.norm], config.norm_eps)
         x = constrain(x, self.activations)
-        attention = SelfAttention(
-            config.num_heads,
-            self.causal,
-            init["qkv"],
-            init["out"],
+        if self.cross:
+            matrix = nn.initializers.normal(config.width**-0.5)
+            attention = CrossAttention(config.num_heads, matrix, init["out"], self.dtype, name="attention")
+            attend = lambda y: attention(y, norm(name="ln_context")(context))  # noqa: E731
+        else:
+            attention = SelfAttention(
+                config.num_heads,
+                self.causal,
+                init["qkv"],
+                init["out"],
+                init["bias"],
+                self.dtype,
+                remat=config.remat == "attention",
+                chunk=config.attention_chunk,
+                activations=self.activations,
+                qkv_bias=config.qkv_bias,
+                norm=norm if config.attention_norm else None,
+                name="attention",
+            )
+            attend = lambda y: attention(y, rotation, mask)  # noqa: E731
+        mlp = Mlp(
+            config.mlp_dim,
+            config.activation,
+            init["up"],
+            init["down"],
             init["bias"],
             self.dtype,
-            remat=config.remat == "attention",
-            chunk=config.attention_chunk,
-            activations=self.activations,
-            name="attention",
+            gated=config.mlp == "swiglu",
+            norm=norm if config.mlp_norm else None,
+            name="mlp",
         )
-        mlp = Mlp(config.mlp_dim, config.activation, init["up"], init["down"], init["bias"], self.dtype, name="mlp")
 
-        def residual(branch: jax.Array) -> jax.Array:
-            branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
+        def branch(which: int, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+            ln = norm(name=f"ln_{which}")
+            y = ln(f(x)) if config.post_norm else f(ln(x))
+            if config.layer_scale:
+                scale = self.param(f"ls_{which}", nn.initializers.constant(config.layer_scale), (x.shape[-1],))
+                y = y * scale.astype(y.dtype)
+            y = nn.Dropout(config.dropout, deterministic=not train)(y)
             if config.drop_path > 0 and train:
-                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (branch.shape[0], 1, 1))
-                branch = jnp.where(keep, branch / (1 - drop_path), 0).astype(branch.dtype)
-            return branch
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0], 1, 1))
+                y = jnp.where(keep, y / (1 - drop_path), 0).astype(y.dtype)
+            return y
 
-        x = x + checkpoint_name(residual(attention(LayerNorm(config.norm_eps, name="ln_1")(x))), "attention_out")
-        x = x + residual(mlp(LayerNorm(config.norm_eps, name="ln_2")(x)))
+        x = x + checkpoint_name(branch(1, attend, x), "attention_out")
+        x = x + branch(2, mlp, x)
         return constrain(x, self.activations), None
 
 
-def block_initializers(config: ImageTowerConfig | TextTowerConfig) -> dict[str, Any]:
+def block_initializers(config: BlockConfig) -> dict[str, Any]:
     """Initialisers of a block's matrices and biases, by config.init.
 
     "clip": normal, std width^-0.5, outputs scaled by (2 depth)^-0.5 (openai/CLIP initialize_parameters).

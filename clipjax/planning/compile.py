@@ -108,7 +108,7 @@ def _memory(compiled: Any, state: TrainState, chip: Chip | None) -> dict[str, fl
     params = _bytes_per_device(state.params)
     return {
         "params": params,
-        "optimizer": _bytes_per_device((state.opt_state, state.ema_params)),
+        "optimizer": _bytes_per_device(state) - params,
         "batch": held - _bytes_per_device(state),
         "gradients": params,
         "activations": max(analysis.temp_size_in_bytes - params, 0),

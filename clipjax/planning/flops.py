@@ -1,14 +1,20 @@
 """Model FLOPs of one training step, counted from the configuration: products only, three times the forward pass.
 
 The convention of MFU (PaLM, 2204.02311, appendix B): what the mathematics needs, so neither recomputation nor padding
-count. A layer on L tokens of width W: 24 L W^2 for MLP = 4 W, and 4 L^2 W for attention.
+count. A layer on L tokens of width W: 24 L W^2 for MLP = 4 W, and 4 L^2 W for attention. Patches that training drops
+are not computed after their embedding and do not count there.
 """
 
 from __future__ import annotations
 
 import math
 
-from clipjax.config import ExperimentConfig, ImageTowerConfig, TextTowerConfig
+import jax
+import jax.numpy as jnp
+
+from clipjax.config import BlockConfig, ExperimentConfig, ImageTowerConfig, ModelConfig
+from clipjax.models.dual_encoder import CONV_TOWERS, IMAGE_TOWERS
+from clipjax.planning.traced_flops import traced_flops
 
 
 def step_flops(config: ExperimentConfig) -> dict[str, float]:
@@ -18,19 +24,23 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     """
     model, batch = config.model, config.global_batch_size
     image, text = model.image, model.text
-    tokens = (image.image_size // image.patch_size) ** 2
-    length = tokens + (image.pool == "cls")
-    head = 2 * image.width * model.embed_dim if image.projection else 0
-    if image.pool == "map":
-        # Keys and values of every token; the probe's query, its output and the MLP once.
-        head += 4 * length * image.width**2 + 4 * image.width**2 + 4 * image.width * image.mlp_dim
-        head += 4 * length * image.width
-    patches = 2 * tokens * 3 * image.patch_size**2 * image.width
+    if image.name in CONV_TOWERS:
+        # Attention, where there is some at the end, is a thousandth and stays with its tower.
+        image_tower, image_attention = conv_tower_flops(image, model.embed_dim), 0
+        seen, seen_width = (image.image_size // 32) ** 2, conv_tokens_width(image)
+    else:
+        patches = image.max_patches if image.name == "naflex" else (image.image_size // image.patch_size) ** 2
+        length = image_length(image, patches)
+        image_tower = _matrices(image, length) + 2 * patches * 3 * image.patch_size**2 * image.width
+        image_tower += _image_head(model, length)
+        image_attention = _attention(image, length)
+        seen, seen_width = image_tokens(model, length)
+    words = text.context_length + (text.name == "transformer" and text.pool == "cls")
     forward = {
-        "image tower": _matrices(image, length) + patches + head,
-        "image attention": _attention(image, length),
-        "text tower": _matrices(text, text.context_length) + 2 * text.width * model.embed_dim,
-        "text attention": _attention(text, text.context_length),
+        "image tower": image_tower,
+        "image attention": image_attention,
+        "text tower": _matrices(text, words) + 2 * text.width * model.embed_dim,
+        "text attention": _attention(text, words),
     }
     factors = {
         "image": 3 if config.optimizer.image_lr_multiplier else 1,
@@ -41,17 +51,62 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     decoder = model.decoder
     if decoder.depth:
         positions = text.context_length - 1
-        attended = 4 * positions * decoder.width * (positions + length)
-        cross = 4 * positions * decoder.width**2 + 4 * length * image.width * decoder.width
-        layer = 8 * positions * decoder.width**2 + 8 * positions * decoder.width * decoder.mlp_dim + cross + attended
-        words = 2 * positions * decoder.width * text.vocab_size + 2 * positions * text.width * decoder.width
-        flops["captioner"] = 3.0 * batch * (decoder.depth * layer + words)
+        layers = _matrices(decoder, positions) + _attention(decoder, positions)
+        layers += decoder.depth * _cross_attention(positions, decoder.width, seen, seen_width)
+        layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim
+        flops["captioner"] = 3.0 * batch * (layers + 2 * positions * decoder.width * text.vocab_size)
     return {part: float(value) for part, value in flops.items()}
 
 
-def _matrices(tower: ImageTowerConfig | TextTowerConfig, length: int) -> int:
-    return tower.depth * length * (8 * tower.width**2 + 4 * tower.width * tower.mlp_dim)
+def image_length(image: ImageTowerConfig, patches: int) -> int:
+    """Tokens that a training step's blocks see of one image."""
+    return max(1, int(patches * (1 - image.patch_dropout))) + (image.pool == "cls" or image.class_token)
 
 
-def _attention(tower: ImageTowerConfig | TextTowerConfig, length: int) -> int:
+def conv_tower_flops(image: ImageTowerConfig, embed_dim: int) -> int:
+    """FLOPs of one image's forward pass, read off the traced tower."""
+    tower = IMAGE_TOWERS[image.name](image, embed_dim, jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, image.image_size, image.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(tower.init, jax.random.key(0), pixels)
+    return traced_flops(tower.apply, variables, pixels)
+
+
+def conv_tokens_width(image: ImageTowerConfig) -> int:
+    """Channels of the last feature map."""
+    return image.width * {"resnet": 32, "convnext": 8, "efficientnet": 1}[image.name]
+
+
+def image_tokens(model: ModelConfig, length: int) -> tuple[int, int]:
+    """(how many, how wide): the tokens that an image tower of `length` tokens gives the captioner."""
+    if model.image.pool in ("attentional", "parallel", "cascade"):
+        return model.image.pooler_queries - (model.image.pool == "attentional"), model.embed_dim
+    return length, model.image.width
+
+
+def _image_head(model: ModelConfig, length: int) -> int:
+    image, embed_dim = model.image, model.embed_dim
+    by_attention = image.pool in ("attentional", "parallel", "cascade")
+    flops = 2 * (embed_dim if by_attention else image.width) * embed_dim if image.projection else 0
+    if image.pool == "map":
+        flops += _cross_attention(1, image.width, length, image.width) + 4 * image.width * image.mlp_dim
+    if by_attention:
+        flops += _cross_attention(image.pooler_queries, embed_dim, length, image.width)
+    if image.pool == "parallel":
+        flops += _cross_attention(1, embed_dim, length, image.width)
+    if image.pool == "cascade":
+        flops += _cross_attention(1, embed_dim, image.pooler_queries, embed_dim)
+    return flops
+
+
+def _matrices(tower: BlockConfig, length: int) -> int:
+    mlp = 3 if tower.mlp == "swiglu" else 2
+    return tower.depth * length * (8 * tower.width**2 + 2 * mlp * tower.width * tower.mlp_dim)
+
+
+def _attention(tower: BlockConfig, length: int) -> int:
     return tower.depth * 4 * math.prod((length, length, tower.width))
+
+
+def _cross_attention(queries: int, width: int, keys: int, key_width: int) -> int:
+    """Query and output matrices of the queries, key and value matrices of the keys, and both products."""
+    return 4 * queries * width**2 + 4 * keys * key_width * width + 4 * queries * keys * width

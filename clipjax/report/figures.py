@@ -24,14 +24,14 @@ def training_summary(
     similarity_before: np.ndarray,
     similarity_after: np.ndarray,
     captions: Sequence[str],
-    images: np.ndarray,
+    images: Sequence[np.ndarray],
     zero_shot_before: dict[str, float],
     zero_shot_after: dict[str, float],
 ) -> None:
     """One PNG of 1600 x 1000: loss curve, similarities of held-out pairs and zero-shot accuracy, before and after.
 
     curve: metric lines with "step" and "loss". similarity_*: [n, n] cosines, image by text.
-    images: [n, H, W, 3] uint8, captions: n, both in the matrices' order.
+    images: n of [H, W, 3] uint8, captions: n, both in the matrices' order.
     zero_shot_*: as clipjax.eval.zero_shot returns, "top1" at least; empty: the panel says so.
     """
     from matplotlib import rc_context
@@ -123,7 +123,7 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
 
 
 def _draw_similarity(
-    axes: Any, title: str, matrix: np.ndarray, captions: Sequence[str], images: np.ndarray, limit: float
+    axes: Any, title: str, matrix: np.ndarray, captions: Sequence[str], images: Sequence[np.ndarray], limit: float
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -148,7 +148,7 @@ def _draw_similarity(
             )
         axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=2, clip_on=False))
         thumbnail = axes.inset_axes((-1.5, i - 0.46, 0.92, 0.92), transform=axes.transData)
-        thumbnail.imshow(images[i], interpolation="nearest" if images.shape[1] < 64 else "antialiased")
+        thumbnail.imshow(images[i], interpolation="nearest" if images[i].shape[0] < 64 else "antialiased")
         thumbnail.set(xticks=[], yticks=[])
         thumbnail.spines[:].set_color("#e2e8f0")
     axes.set_yticks([])

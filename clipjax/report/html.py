@@ -88,7 +88,11 @@ def _pixels(config: dict[str, Any]) -> str:
     resize = {"squash": "squashed", "center_crop": "resized and cropped at the centre"}.get(pixels.get("resize"), "")
     mean, std = ([round(value, 4) for value in pixels.get(name, ())] for name in ("mean", "std"))
     size = image.get("image_size", "?")
-    return f"Images: {resize} to {size} x {size} ({pixels.get('interpolation')}), mean {mean}, std {std}."
+    shape = f"{resize} to {size} x {size}"
+    if image.get("name") == "naflex":
+        p = image["patch_size"]
+        shape = f"of their own aspect ratio, at most {image['max_patches']} patches of {p} x {p}"
+    return f"Images: {shape} ({pixels.get('interpolation')}), mean {mean}, std {std}."
 
 
 def _row(row: Row) -> str:

@@ -126,7 +126,7 @@ def test_restoring_on_another_mesh_gives_the_same_parameters_to_the_bit(config, 
     trees = []
     for shape in ((8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 4), (1, 2, 1), (1, 1, 1)):
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
-        trees.append(jax.tree.map(np.asarray, checkpoints.restore_params(manager, step, config, mesh)))
+        trees.append(jax.tree.map(np.asarray, checkpoints.restore_variables(manager, step, config, mesh)))
     for tree in trees[1:]:
         jax.tree.map(np.testing.assert_array_equal, trees[0], tree)
 
@@ -184,8 +184,8 @@ def test_a_run_of_non_finite_losses_stops_with_an_intact_checkpoint(folder, conf
         train.run(bad, workdir)
     manager, step = checkpoints.open_run(workdir)
     assert step == 6
-    params = checkpoints.restore_params(manager, step, config, make_mesh(config.mesh))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    variables = checkpoints.restore_variables(manager, step, config, make_mesh(config.mesh))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
 def test_a_best_metric_nobody_reports_is_refused_at_the_start(folder, config):

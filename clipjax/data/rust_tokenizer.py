@@ -1,0 +1,98 @@
+"""What a pipeline of the `tokenizers` library needs to be a Tokenizer: fixed length, an end, padding, rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from clipjax.config import ConfigError, TokenizerConfig, require
+
+
+class RustTokenizer:
+    """Tokenizer around a tokenizers.Tokenizer, whose post-processor adds what stands around a text.
+
+    config: with the kind's own rules in place of None. clean: what Python does to a text first. literals: matches what
+    must not be read as a special token in a text; a space goes behind the first character of each match. eos_id -1:
+    none.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        config: TokenizerConfig,
+        context_length: int,
+        *,
+        pad_id: int,
+        eos_id: int,
+        sha256: str,
+        clean: Callable[[str], str] | None,
+        literals: re.Pattern | None = None,
+    ):
+        self.config, self.context_length = config, context_length
+        self.pad_id, self.eos_id, self.sha256 = pad_id, eos_id, sha256
+        self.vocab_size = pipeline.get_vocab_size()
+        self.clean, self.literals, self.pipeline = clean, literals, pipeline
+        around = pipeline.num_special_tokens_to_add(is_pair=False)
+        require(
+            around < context_length,
+            f"config.model.text.context_length={context_length} has no room for text beside {around} special tokens.",
+        )
+        require(
+            0 <= pad_id < self.vocab_size,
+            f"config.tokenizer.pad_id={pad_id} is not an id of {config.path}, which has {self.vocab_size}.",
+        )
+        require(
+            eos_id >= 0 or not config.eos_to_pad,
+            f"config.tokenizer.eos_to_pad needs an end of text, and {config.path} has none.",
+        )
+        # Truncation before the post-processor adds its ids: the end of a text survives it.
+        pipeline.enable_truncation(context_length)
+        pipeline.no_padding()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        if self.clean:
+            texts = [self.clean(text) for text in texts]
+        if self.literals:
+            texts = [self.literals.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in texts]
+        ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        for row, encoding in zip(ids, self.pipeline.encode_batch_fast(list(texts)), strict=True):
+            row[: len(encoding)] = encoding.ids
+        if self.config.eos_to_pad:
+            ids[ids == self.eos_id] = self.pad_id
+        return ids
+
+
+def import_tokenizers() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ConfigError(
+            "config.tokenizer.name='hf' and 'clip_bpe' need the library tokenizers, which is not installed: "
+            "pip install 'clipjax[interop]'."
+        ) from error
+    return tokenizers
+
+
+def files_sha256(*paths: Path) -> str:
+    """sha256 of one file's bytes; of several: of the lines "name sha256" in the order given."""
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    if len(paths) == 1:
+        return hashes[0]
+    lines = "".join(f"{path.name} {digest}\n" for path, digest in zip(paths, hashes, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Raises ConfigError for a file that is missing or no JSON."""
+    require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error

@@ -1,0 +1,119 @@
+"""Their tensors -> our arrays on the mesh, and back, one parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipjax.config import ModelConfig
+from clipjax.interop.names import (
+    Stored,
+    Tensor,
+    flatten,
+    layers,
+    our_names,
+    scanned_here,
+    stacked_there,
+    their_names,
+    unflatten,
+    whole,
+)
+from clipjax.mesh import to_host
+
+
+def read_variables(
+    tensors: Sequence[Tensor], model: ModelConfig, found: Mapping[str, Stored], target: Mapping[str, Any]
+) -> dict[str, Any]:
+    """{"params": tree, and "batch_stats" where target has it} as target says, from the tensors of a file.
+
+    target: {"params": tree, ...} of jax.ShapeDtypeStruct. A leaf with a sharding becomes a jax.Array there, and the
+    host has held nothing but that parameter; a leaf without becomes a float32 NumPy array. The names and shapes of
+    `found` are those of names.their_shapes: check_tensors has been called.
+    """
+    wanted, result = flatten(target), {}
+    for tensor in tensors:
+        for name, array in _read(tensor, model, found):
+            result[name] = _place(array, wanted[name])
+            del array
+    # In the target's order: the tree must compare equal to one made by the model.
+    return unflatten({name: result[name] for name in wanted})
+
+
+def their_arrays(
+    tensors: Sequence[Tensor], model: ModelConfig, variables: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of everything a file of this family holds, float32, in the order of names.their_shapes.
+
+    One of our parameters is on the host at a time.
+    """
+    pending: dict[str, list[np.ndarray]] = {}
+    for entry, array in _entries(tensors, model, flatten(variables)):
+        name, _, count = whole(entry)
+        if count == 1:
+            yield name, array
+            continue
+        parts = pending.setdefault(name, [])
+        parts.append(array)
+        if len(parts) == count:
+            yield name, np.concatenate(pending.pop(name))
+
+
+def _entries(
+    tensors: Sequence[Tensor], model: ModelConfig, ours: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for tensor in tensors:
+        names, rows = our_names(tensor, model), their_names(tensor, model)
+        depth = layers(tensor, model)
+        if depth is None:
+            per_layer = [_host(ours[names[0]])]
+        elif scanned_here(tensor, model):
+            per_layer = _host(ours[names[0]])
+        else:
+            per_layer = (_host(ours[name]) for name in names)
+        if stacked_there(tensor):
+            written = [tensor.layout.write(np.asarray(layer)) for layer in per_layer]
+            yield from zip(tensor.theirs, (np.stack(parts) for parts in zip(*written, strict=True)), strict=True)
+            continue
+        for row, layer in zip(rows, per_layer, strict=True):
+            yield from zip(row, tensor.layout.write(layer), strict=True)
+
+
+def _read(tensor: Tensor, model: ModelConfig, found: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
+    names, rows = our_names(tensor, model), their_names(tensor, model)
+    if stacked_there(tensor):
+        stacks = [found[name].read() for name in tensor.theirs]
+        parts: Iterator[list[np.ndarray]] = ([array[i] for array in stacks] for i in range(layers(tensor, model)))
+    else:
+        parts = ([_entry(found, name) for name in row] for row in rows)
+    converted = (tensor.layout.read([np.asarray(a, np.float32) for a in arrays]) for arrays in parts)
+    if not scanned_here(tensor, model):
+        yield from zip(names, converted, strict=True)
+        return
+    first = next(converted)
+    stacked = np.empty((layers(tensor, model), *first.shape), np.float32)
+    stacked[0] = first
+    for i, array in enumerate(converted, 1):
+        stacked[i] = array
+    yield names[0], stacked
+
+
+def _entry(found: Mapping[str, Stored], entry: str) -> np.ndarray:
+    name, index, count = whole(entry)
+    array = found[name].read()
+    return np.split(array, count)[index] if count > 1 else array
+
+
+def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
+    # Memory of its own: JAX on a CPU may go on using what it is given, and a view would keep the whole of it alive.
+    array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
+    if target.sharding is None:
+        return array
+    placed = jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    return jax.block_until_ready(placed)  # copies run behind; without waiting, many parameters' would be alive
+
+
+def _host(array: Any) -> np.ndarray:
+    return np.asarray(to_host(array), np.float32)

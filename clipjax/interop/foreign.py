@@ -1,0 +1,56 @@
+"""Other people's weights as a configuration and arrays on a mesh."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from clipjax.config import DataConfig, ExperimentConfig
+from clipjax.interop.convert import read_variables
+from clipjax.interop.described import Meaning
+from clipjax.interop.families import FAMILIES, Family, recognise, weights
+from clipjax.interop.names import check_tensors, flatten, their_shapes
+from clipjax.interop.source import Source, open_weights
+from clipjax.mesh import make_mesh
+from clipjax.models.presets import get_preset
+from clipjax.train_step import abstract_state, eval_variables
+
+
+class Foreign(NamedTuple):
+    source: Source
+    name: str  # the family's
+    family: Family
+    meaning: Meaning
+    config: ExperimentConfig  # tokenizer.path is the file's, in source.directory
+
+
+def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
+    """Opens and checks; reads no numbers. family, preset: where the files do not say.
+
+    Raises InteropError naming what is missing, unexpected, misshapen or cannot be computed.
+    """
+    source = open_weights(path)
+    name, row = recognise(source.description, family)
+    meaning = Meaning(get_preset(preset), row.pixels) if preset else row.read(source.description)
+    tokenizer = meaning.tokenizer
+    if tokenizer.path:
+        tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
+    config = ExperimentConfig(model=meaning.model, data=DataConfig(pixels=meaning.pixels), tokenizer=tokenizer)
+    one = make_mesh(config.mesh)
+    target = flatten(eval_variables(abstract_state(config, one)))
+    expected = their_shapes(row.tensors(meaning.model), meaning.model, target)
+    check_tensors(weights(row, source.tensors), expected, where=str(path), family=name)
+    return Foreign(source, name, row, meaning, config)
+
+
+def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:
+    """{"params", "batch_stats"} on the mesh; one parameter passes through the host at a time."""
+    model = foreign.config.model
+    target = eval_variables(abstract_state(foreign.config, mesh))
+    found = weights(foreign.family, foreign.source.tensors)
+    return {"batch_stats": {}} | read_variables(foreign.family.tensors(model), model, found, target)
+
+
+def families_of(format: str) -> dict[str, Family]:
+    return {name: family for name, family in FAMILIES.items() if family.format == format and format}

@@ -1,0 +1,110 @@
+"""What the models of transformers share: names of blocks, activations, preprocessor_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipjax.config import ModelConfig, PixelConfig
+from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+
+# transformers' hidden_act -> ours. Their "gelu" is exact; the last three are one approximation.
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+THEIR_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+# PIL's numbers for a resize filter, as processors store them.
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+
+
+def blocks(ours: str, theirs: str) -> list[Tensor]:
+    """The blocks of CLIP's and SigLIP's towers; ours "image", theirs "vision_model"."""
+    at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layers.{{i}}"
+    return [
+        *norm(f"{at}/ln_1", f"{layer}.layer_norm1"),
+        Tensor(f"{at}/attention/qkv/kernel", tuple(f"{layer}.self_attn.{n}_proj.weight" for n in "qkv"), qkv_kernel),
+        Tensor(f"{at}/attention/qkv/bias", tuple(f"{layer}.self_attn.{n}_proj.bias" for n in "qkv"), qkv_bias),
+        *weight_and_bias(f"{at}/attention/out", f"{layer}.self_attn.out_proj", linear),
+        *norm(f"{at}/ln_2", f"{layer}.layer_norm2"),
+        *weight_and_bias(f"{at}/mlp/up", f"{layer}.mlp.fc1", linear),
+        *weight_and_bias(f"{at}/mlp/down", f"{layer}.mlp.fc2", linear),
+    ]
+
+
+def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields that an image and a text tower share, from vision_config or text_config.
+
+    defaults: transformers' own for this model, for what older files leave out. Raises InteropError for an activation
+    that is not ours.
+    """
+    c = {**defaults, **config}
+    if c["hidden_act"] not in ACTIVATIONS:
+        raise InteropError(f"{where}.hidden_act='{c['hidden_act']}' is not one of {', '.join(ACTIVATIONS)}.")
+    return dict(
+        width=c["hidden_size"],
+        depth=c["num_hidden_layers"],
+        num_heads=c["num_attention_heads"],
+        mlp_dim=c["intermediate_size"],
+        activation=ACTIVATIONS[c["hidden_act"]],
+        norm_eps=c["layer_norm_eps"],
+    )
+
+
+def their_tower(c: Any) -> dict[str, Any]:
+    """The reverse of tower: c is our image or text tower's config."""
+    return dict(
+        hidden_size=c.width,
+        num_hidden_layers=c.depth,
+        num_attention_heads=c.num_heads,
+        intermediate_size=c.mlp_dim,
+        hidden_act=THEIR_ACTIVATIONS[c.activation],
+        layer_norm_eps=c.norm_eps,
+    )
+
+
+def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
+    """What preprocessor_config.json says; default where there is no such file ({}).
+
+    A centre crop after a resize of the shorter side is "center_crop", a resize of both sides is "squash". Raises
+    InteropError for a resize filter that is not ours.
+    """
+    if not processor:
+        return default
+    resample = processor.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
+    if resample not in RESAMPLE:
+        raise InteropError(f"preprocessor_config.json has resample={resample}; known: {RESAMPLE}.")
+    size = processor.get("size", {})
+    shortest = "shortest_edge" in size if isinstance(size, Mapping) else default.resize == "center_crop"
+    crops = processor.get("do_center_crop", default.resize == "center_crop")
+    return PixelConfig(
+        resize="center_crop" if crops and shortest else "squash",
+        center="floor" if crops and shortest else "round",
+        interpolation=RESAMPLE[resample],
+        mean=tuple(map(float, processor.get("image_mean", default.mean))),
+        std=tuple(map(float, processor.get("image_std", default.std))),
+    )
+
+
+def processor(kind: str, p: PixelConfig, model: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json of an image processor class such as "CLIPImageProcessor"."""
+    side = model.image.image_size
+    crop = p.resize == "center_crop"
+    square = {"height": side, "width": side}
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side} if crop else square,
+        **({"do_center_crop": True, "crop_size": square} if crop else {}),
+        "resample": {name: number for number, name in RESAMPLE.items()}[p.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(p.mean),
+        "image_std": list(p.std),
+    }

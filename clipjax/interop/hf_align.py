@@ -1,0 +1,224 @@
+"""transformers' AlignModel: an EfficientNet and a BERT. Names and defaults from transformers models/align/.
+
+Their temperature divides the similarities, ours is the logarithm of a scale that multiplies them: the one array that is
+not only moved, and comes back within its last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
+from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.interop import hf, tokenizer_files
+from clipjax.interop.conv_towers import efficientnet
+from clipjax.interop.described import Description, Meaning
+from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.models.efficientnet import STAGES, block_shapes
+
+CONTEXT = 64  # tokens a text is padded or cut to; no file says it
+PROCESSOR = "preprocessor_config.json"
+# What our EfficientNet takes for granted.
+FIXED = dict(
+    depth_divisor=8,
+    num_block_repeats=[s[0] for s in STAGES],
+    kernel_sizes=[s[1] for s in STAGES],
+    strides=[s[2] for s in STAGES],
+    expand_ratios=[s[3] for s in STAGES],
+    in_channels=[s[4] for s in STAGES],
+    out_channels=[s[5] for s in STAGES],
+    squeeze_expansion_ratio=0.25,
+    hidden_act="swish",
+    pooling_type="mean",
+    num_channels=3,
+)
+VISION = dict(
+    image_size=600,
+    width_coefficient=2.0,
+    depth_coefficient=3.1,
+    depthwise_padding=[],
+    batch_norm_eps=1e-3,
+    batch_norm_momentum=0.99,
+    drop_connect_rate=0.2,
+)
+TEXT = dict(
+    vocab_size=30522,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    hidden_dropout_prob=0.1,
+    max_position_embeddings=512,
+    type_vocab_size=2,
+    layer_norm_eps=1e-12,
+    pad_token_id=0,
+)
+_temperature = Layout(
+    lambda theirs: np.float32(-np.log(np.float64(theirs[0]))),
+    lambda ours: [np.asarray(np.exp(-np.float64(ours)), np.float32)],
+)
+
+
+def tensors(model: ModelConfig) -> list[Tensor]:
+    text, embeddings = "text_model", "text_model.embeddings"
+    return [
+        Tensor("logit_scale", ("temperature",), _temperature),
+        Tensor("text/token_embedding/embedding", (f"{embeddings}.word_embeddings.weight",)),
+        Tensor("text/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
+        Tensor("text/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
+        *norm("text/ln_embedding", f"{embeddings}.LayerNorm"),
+        *bert_blocks("text", text),
+        *weight_and_bias("text/pooler", f"{text}.pooler.dense", linear),
+        *weight_and_bias("text/projection", "text_projection", linear),
+        *efficientnet(model),
+    ]
+
+
+def bert_blocks(ours: str, theirs: str) -> list[Tensor]:
+    """The layers of BERT under the encoder of `theirs`."""
+    at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layer.{{i}}"
+    qkv = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
+    return [
+        Tensor(f"{at}/attention/qkv/kernel", tuple(f"{name}.weight" for name in qkv), qkv_kernel),
+        Tensor(f"{at}/attention/qkv/bias", tuple(f"{name}.bias" for name in qkv), qkv_bias),
+        *weight_and_bias(f"{at}/attention/out", f"{layer}.attention.output.dense", linear),
+        *norm(f"{at}/ln_1", f"{layer}.attention.output.LayerNorm"),
+        *weight_and_bias(f"{at}/mlp/up", f"{layer}.intermediate.dense", linear),
+        *weight_and_bias(f"{at}/mlp/down", f"{layer}.output.dense", linear),
+        *norm(f"{at}/ln_2", f"{layer}.output.LayerNorm"),
+    ]
+
+
+def matches(description: Description) -> bool:
+    return description.files.get("config.json", {}).get("model_type") == "align"
+
+
+def read(description: Description) -> Meaning:
+    """Raises InteropError for an EfficientNet of other stages, or a processor that is not ours."""
+    config = description.files["config.json"]
+    vision, text = VISION | FIXED | config.get("vision_config", {}), TEXT | config.get("text_config", {})
+    for name, value in FIXED.items():
+        if vision[name] != value:
+            raise InteropError(f"config.json: vision_config.{name}={vision[name]}; computed here is {value} only.")
+    processor = description.files.get(PROCESSOR, {})
+    image = ImageTowerConfig(
+        name="efficientnet",
+        image_size=processor.get("crop_size", {}).get("height", vision["image_size"]),
+        width_coefficient=float(vision["width_coefficient"]),
+        depth_coefficient=float(vision["depth_coefficient"]),
+        depthwise_padding=tuple(vision["depthwise_padding"]),
+        norm_eps=vision["batch_norm_eps"],
+        norm_momentum=vision["batch_norm_momentum"],
+        drop_path=float(vision["drop_connect_rate"]),
+        projection=False,
+        scan_layers=False,
+    )
+    width = block_shapes(image)[-1].outputs
+    embed_dim = config.get("projection_dim", 640)
+    if width != embed_dim:
+        raise InteropError(
+            f"config.json: projection_dim={embed_dim}, but the image tower, which has no projection, ends with {width} "
+            "channels: nothing could be compared."
+        )
+    model = ModelConfig(
+        image=ImageTowerConfig(**{**vars(image), "width": width}),
+        text=TextTowerConfig(
+            name="bert",
+            vocab_size=text["vocab_size"],
+            context_length=min(CONTEXT, text["max_position_embeddings"]),
+            num_positions=text["max_position_embeddings"],
+            token_types=text["type_vocab_size"],
+            pad_id=text["pad_token_id"],
+            causal=False,
+            pool="cls",
+            pooler=True,
+            projection_bias=True,
+            dropout=float(text["hidden_dropout_prob"]),
+            **hf.tower(text, TEXT, "config.json: text_config"),
+        ),
+        embed_dim=embed_dim,
+        logit_scale_init=1 / config.get("temperature_init_value", 1.0),
+        logit_scale_max=0.0,
+    )
+    return Meaning(model, read_pixels(processor), tokenizer_files.tokenizer_json(description.beside))
+
+
+def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
+    """EfficientNetImageProcessor's settings of align-base: both sides to size, a centre crop, pixels in [-1, 1].
+
+    Raises InteropError for what it could do besides: normalise once or twice more, or not crop.
+    """
+    align = PIXEL_PRESETS["align"]
+    if not processor:
+        return align
+    expected = dict(do_center_crop=True, rescale_offset=True, do_normalize=False, include_top=False)
+    for name, value in expected.items():
+        if processor.get(name, value) != value:
+            raise InteropError(f"{PROCESSOR}: {name}={processor[name]}; read here is {value} only, as align-base has.")
+    if processor.get("resample", 2) not in hf.RESAMPLE or not math.isclose(
+        processor.get("rescale_factor", 1 / 127.5), 1 / 127.5, rel_tol=1e-6
+    ):
+        raise InteropError(
+            f"{PROCESSOR}: resample={processor.get('resample')} and rescale_factor={processor.get('rescale_factor')}; "
+            f"known are {hf.RESAMPLE} and 1/127.5, with rescale_offset pixels in [-1, 1]."
+        )
+    size = processor.get("size", {"height": align.scale_to})["height"]
+    return PixelConfig(
+        resize="squash", scale_to=size, center="floor", interpolation=hf.RESAMPLE[processor.get("resample", 2)]
+    )
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    model, image, text, pixels = meaning.model, meaning.model.image, meaning.model.text, meaning.pixels
+    if pixels.resize != "squash" or {*pixels.mean, *pixels.std} != {0.5}:
+        raise InteropError(f"EfficientNetImageProcessor squashes and has pixels in [-1, 1]; these are {pixels}.")
+    side, size = image.image_size, pixels.scale_to or image.image_size
+    return {
+        "config.json": {
+            "architectures": ["AlignModel"],
+            "model_type": "align",
+            "dtype": "float32",
+            "projection_dim": model.embed_dim,
+            "temperature_init_value": 1 / model.logit_scale_init,
+            "vision_config": FIXED
+            | dict(
+                model_type="align_vision_model",
+                image_size=side,
+                width_coefficient=image.width_coefficient,
+                depth_coefficient=image.depth_coefficient,
+                depthwise_padding=list(image.depthwise_padding),
+                batch_norm_eps=image.norm_eps,
+                batch_norm_momentum=image.norm_momentum,
+                drop_connect_rate=image.drop_path,
+                hidden_dim=image.width,
+            ),
+            "text_config": hf.their_tower(text)
+            | dict(
+                model_type="align_text_model",
+                vocab_size=text.vocab_size,
+                max_position_embeddings=text.num_positions or text.context_length,
+                type_vocab_size=text.token_types,
+                pad_token_id=text.pad_id,
+                hidden_dropout_prob=text.dropout,
+            ),
+        },
+        PROCESSOR: {
+            "image_processor_type": "EfficientNetImageProcessor",
+            "do_resize": True,
+            "size": {"height": size, "width": size},
+            "resample": {name: number for number, name in hf.RESAMPLE.items()}[pixels.interpolation],
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 127.5,
+            "rescale_offset": True,
+            "do_normalize": False,
+            "include_top": False,
+        },
+    }

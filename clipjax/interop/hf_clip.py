@@ -1,0 +1,110 @@
+"""transformers' CLIPModel. Names and defaults from transformers models/clip/{modeling,configuration}_clip.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.interop import hf, tokenizer_files
+from clipjax.interop.described import Description, Meaning, config_of
+from clipjax.interop.layouts import linear, patch_conv
+from clipjax.interop.names import Tensor, norm, weight_and_bias
+
+PIXELS = PIXEL_PRESETS["clip_hf"]
+SHARED = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
+TEXT = SHARED | dict(
+    hidden_size=512,
+    num_attention_heads=8,
+    intermediate_size=2048,
+    vocab_size=49408,
+    max_position_embeddings=77,
+    eos_token_id=49407,
+)
+VISION = SHARED | dict(
+    hidden_size=768, num_attention_heads=12, intermediate_size=3072, image_size=224, patch_size=32, num_channels=3
+)
+LARGEST_ID = 2  # eos_token_id=2 makes transformers pool at the largest id, as OpenAI's own code does
+
+
+def tensors(model: ModelConfig) -> list[Tensor]:
+    vision, text = "vision_model", "text_model"
+    return [
+        Tensor("logit_scale", ("logit_scale",)),
+        Tensor("text/token_embedding/embedding", (f"{text}.embeddings.token_embedding.weight",)),
+        Tensor("text/position_embedding", (f"{text}.embeddings.position_embedding.weight",)),
+        *hf.blocks("text", text),
+        *norm("text/ln_final", f"{text}.final_layer_norm"),
+        *weight_and_bias("text/projection", "text_projection", linear, bias=False),
+        Tensor("image/cls_token", (f"{vision}.embeddings.class_embedding",)),
+        *weight_and_bias(
+            "image/patch_embed", f"{vision}.embeddings.patch_embedding", patch_conv(model.image.patch_size), bias=False
+        ),
+        Tensor("image/position_embedding", (f"{vision}.embeddings.position_embedding.weight",)),
+        *norm("image/ln_pre", f"{vision}.pre_layrnorm"),  # their spelling
+        *hf.blocks("image", vision),
+        *norm("image/ln_post", f"{vision}.post_layernorm"),
+        *weight_and_bias("image/projection", "visual_projection", linear, bias=False),
+    ]
+
+
+def matches(description: Description) -> bool:
+    return description.files.get("config.json", {}).get("model_type") == "clip"
+
+
+def read(description: Description) -> Meaning:
+    config = config_of(description, "config.json")
+    vision = VISION | config.get("vision_config", {})
+    text = TEXT | config.get("text_config", {})
+    eos = text["eos_token_id"]
+    model = ModelConfig(
+        image=ImageTowerConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            **hf.tower(vision, VISION, "config.json: vision_config"),
+        ),
+        text=TextTowerConfig(
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+            eos_id=-1 if eos == LARGEST_ID else eos,
+            **hf.tower(text, TEXT, "config.json: text_config"),
+        ),
+        embed_dim=config.get("projection_dim", 512),
+        logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
+    )
+    pixels = hf.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
+    return Meaning(model, pixels, tokenizer_files.hf_clip(description.beside))
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    model, image, text = meaning.model, meaning.model.image, meaning.model.text
+    # The beginning and the padding mean nothing to the model; with eos 2 they are what OpenAI's own upload has.
+    special = dict(bos_token_id=0, pad_token_id=1) if text.eos_id < 0 else {}
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": "float32",
+        "projection_dim": model.embed_dim,
+        "logit_scale_init_value": math.log(model.logit_scale_init),
+        "vision_config": hf.their_tower(image)
+        | dict(
+            model_type="clip_vision_model",
+            image_size=image.image_size,
+            patch_size=image.patch_size,
+            projection_dim=model.embed_dim,
+        ),
+        "text_config": hf.their_tower(text)
+        | dict(
+            model_type="clip_text_model",
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.context_length,
+            projection_dim=model.embed_dim,
+            eos_token_id=LARGEST_ID if text.eos_id < 0 else text.eos_id,
+            **special,
+        ),
+    }
+    return {
+        "config.json": config,
+        "preprocessor_config.json": hf.processor("CLIPImageProcessor", meaning.pixels, model),
+    }

@@ -1,0 +1,126 @@
+"""transformers' SiglipModel: SigLIP, and SigLIP 2 of one fixed resolution, which is stored the same way.
+
+Names and defaults from transformers models/siglip/{modeling,configuration}_siglip.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.interop import hf
+from clipjax.interop.described import Description, Meaning, config_of
+from clipjax.interop.layouts import linear, patch_conv, reshape
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+
+PIXELS = PixelConfig()  # squashed to a square, [-1, 1]
+SHARED = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+TEXT = SHARED | dict(vocab_size=32000, max_position_embeddings=64)
+VISION = SHARED | dict(image_size=224, patch_size=16, vision_use_head=True)
+
+scalar = reshape(ours=(), theirs=(1,))
+
+
+def tensors(model: ModelConfig) -> list[Tensor]:
+    vision, text, head = "vision_model", "text_model", "vision_model.head"
+    ours, parts = "image/map_head/attention", ("query", "key", "value")
+    return [
+        Tensor("logit_scale", ("logit_scale",), scalar),
+        Tensor("logit_bias", ("logit_bias",), scalar),
+        Tensor("text/token_embedding/embedding", (f"{text}.embeddings.token_embedding.weight",)),
+        Tensor("text/position_embedding", (f"{text}.embeddings.position_embedding.weight",)),
+        *hf.blocks("text", text),
+        *norm("text/ln_final", f"{text}.final_layer_norm"),
+        *weight_and_bias("text/projection", f"{text}.head", linear),
+        *weight_and_bias(
+            "image/patch_embed", f"{vision}.embeddings.patch_embedding", patch_conv(model.image.patch_size)
+        ),
+        Tensor("image/position_embedding", (f"{vision}.embeddings.position_embedding.weight",)),
+        *hf.blocks("image", vision),
+        *norm("image/ln_post", f"{vision}.post_layernorm"),
+        Tensor("image/map_head/probe", (f"{head}.probe",), reshape(ours=(-1,), theirs=(1, 1, -1))),
+        *(
+            Tensor(f"{ours}/{name}/kernel", (f"{head}.attention.in_proj_weight[{i}/3]",), linear)
+            for i, name in enumerate(parts)
+        ),
+        *(Tensor(f"{ours}/{name}/bias", (f"{head}.attention.in_proj_bias[{i}/3]",)) for i, name in enumerate(parts)),
+        *weight_and_bias(f"{ours}/out", f"{head}.attention.out_proj", linear),
+        *norm("image/map_head/ln", f"{head}.layernorm"),
+        *weight_and_bias("image/map_head/mlp/up", f"{head}.mlp.fc1", linear),
+        *weight_and_bias("image/map_head/mlp/down", f"{head}.mlp.fc2", linear),
+    ]
+
+
+def matches(description: Description) -> bool:
+    return (
+        description.files.get("config.json", {}).get("model_type") == "siglip"
+        and "vision_model.head.probe" in description.shapes
+    )
+
+
+def read(description: Description) -> Meaning:
+    config = config_of(description, "config.json")
+    vision = VISION | config.get("vision_config", {})
+    text = TEXT | config.get("text_config", {})
+    if not vision["vision_use_head"]:
+        raise InteropError("config.json: vision_config.vision_use_head is false; SigLIP's pooling head is needed.")
+    model = ModelConfig(
+        image=ImageTowerConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            pool="map",
+            pre_norm=False,
+            patch_bias=True,
+            projection=False,
+            init="big_vision",
+            **hf.tower(vision, VISION, "config.json: vision_config"),
+        ),
+        text=TextTowerConfig(
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+            causal=False,
+            pool="last",
+            projection_bias=True,
+            init="big_vision",
+            **hf.tower(text, TEXT, "config.json: text_config"),
+        ),
+        embed_dim=vision["hidden_size"],
+        logit_scale_init=10.0,
+        logit_scale_max=0.0,
+        logit_bias_init=-10.0,
+    )
+    pixels = hf.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
+    return Meaning(model, pixels, tokenizer(description.beside))
+
+
+def tokenizer(beside: frozenset[str]) -> TokenizerConfig:
+    """SigLIP's rules for the SentencePiece model among the files: lower case, no punctuation, EOS, padding with EOS."""
+    name = "spiece.model" if "spiece.model" in beside else ""
+    return TokenizerConfig(path=name, canonicalize=True, drop_underscore=True, pad_id=1)
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    model, image, text = meaning.model, meaning.model.image, meaning.model.text
+    config = {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "dtype": "float32",
+        "vision_config": hf.their_tower(image)
+        | dict(model_type="siglip_vision_model", image_size=image.image_size, patch_size=image.patch_size),
+        "text_config": hf.their_tower(text)
+        | dict(
+            model_type="siglip_text_model",
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.context_length,
+            projection_size=model.embed_dim,
+        ),
+    }
+    kind = "SiglipImageProcessor"
+    return {"config.json": config, "preprocessor_config.json": hf.processor(kind, meaning.pixels, model)}

@@ -1,0 +1,72 @@
+"""transformers' Siglip2Model: SigLIP 2's NaFlex. SigLIP 2 of a fixed resolution is stored as SiglipModel.
+
+Names and defaults from transformers models/siglip2/{modeling,configuration}_siglip2.py. The tensors are SiglipModel's
+but for the patch embedding, which is a linear map of flattened patches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
+from clipjax.interop import hf_siglip
+from clipjax.interop.described import Description, Meaning
+from clipjax.interop.layouts import linear
+from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.tokenizer_files import tokenizer_json
+
+PIXELS = PixelConfig(interpolation="bilinear")
+PATCHES = 256  # a budget that no file states
+
+
+def tensors(model: ModelConfig) -> list[Tensor]:
+    patches = "image/patch_embed/kernel"
+    return [t._replace(layout=linear) if t.ours == patches else t for t in hf_siglip.tensors(model)]
+
+
+def matches(description: Description) -> bool:
+    return (
+        description.files.get("config.json", {}).get("model_type") == "siglip2"
+        and "vision_model.head.probe" in description.shapes
+    )
+
+
+def read(description: Description) -> Meaning:
+    config = description.files["config.json"]
+    vision = config.get("vision_config", {})
+    patch, count = vision.get("patch_size", 16), vision.get("num_patches", 256)
+    side = math.isqrt(count)
+    if side * side != count:
+        raise InteropError(f"config.json: vision_config.num_patches={count} is no square grid of positions.")
+    # The rest is SigLIP's, whose images have a side.
+    files = {**description.files, "config.json": {**config, "vision_config": {**vision, "image_size": side * patch}}}
+    processor = files.get("preprocessor_config.json", {})
+    square = {**processor, "size": None} if processor else {}
+    meaning = hf_siglip.read(description._replace(files={**files, "preprocessor_config.json": square}))
+    budget = processor.get("max_num_patches", PATCHES)
+    image = replace(meaning.model.image, name="naflex", max_patches=budget)
+    pixels = meaning.pixels if processor else PIXELS
+    tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
+    if "tokenizer.model" not in description.beside:
+        tokenizer = tokenizer_json(description.beside, lowercase=True, add_bos=False, add_eos=True)
+    return meaning._replace(model=replace(meaning.model, image=image), pixels=pixels, tokenizer=tokenizer)
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    image, files = meaning.model.image, hf_siglip.write(meaning)
+    config, processor = files["config.json"], files["preprocessor_config.json"]
+    side = image.image_size // image.patch_size
+    vision = {name: value for name, value in config["vision_config"].items() if name != "image_size"}
+    config |= {
+        "architectures": ["Siglip2Model"],
+        "model_type": "siglip2",
+        "vision_config": vision | dict(model_type="siglip2_vision_model", num_patches=side * side),
+        "text_config": config["text_config"] | dict(model_type="siglip2_text_model"),
+    }
+    del processor["size"]
+    processor |= dict(
+        image_processor_type="Siglip2ImageProcessor", patch_size=image.patch_size, max_num_patches=image.max_patches
+    )
+    return files

@@ -1,0 +1,139 @@
+"""SigLIP in OpenCLIP: timm's image tower under "visual.trunk", OpenCLIP's text tower under "text".
+
+From open_clip timm_model.py and timm vision_transformer.py (AttentionPoolLatent). Both often leave the exact GELU where
+SigLIP was trained with the approximation; what a file says is what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.interop import open_clip
+from clipjax.interop.described import Description, Meaning, config_of
+from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+
+# The word of timm's names -> (width, depth, heads, mlp_dim).
+SIZES = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giantopt": (1536, 40, 16, 6144),
+}
+# timm's models with the approximate GELU; the others of this name have the exact one.
+TANH = (
+    "vit_base_patch32_siglip_256",
+    "vit_large_patch16_siglip_512",
+    "vit_so400m_patch16_siglip_256",
+    "vit_so400m_patch16_siglip_384",
+    "vit_so400m_patch16_siglip_512",
+    "vit_giantopt_patch16_siglip_256",
+    "vit_giantopt_patch16_siglip_384",
+)
+PREPROCESS = dict(mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash")
+NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
+
+
+def tensors(model: ModelConfig) -> list[Tensor]:
+    width = model.image.width
+    trunk, at, layer = "visual.trunk", "image/block_{i}", "visual.trunk.blocks.{i}"
+    pool, ours = f"{trunk}.attn_pool", "image/map_head"
+    return [
+        *open_clip.scalars(model),
+        Tensor("image/position_embedding", (f"{trunk}.pos_embed",), reshape((-1, width), (1, -1, width))),
+        *weight_and_bias("image/patch_embed", f"{trunk}.patch_embed.proj", patch_conv(model.image.patch_size)),
+        *norm(f"{at}/ln_1", f"{layer}.norm1"),
+        Tensor(f"{at}/attention/qkv/kernel", (f"{layer}.attn.qkv.weight",), in_proj_kernel),
+        Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.qkv.bias",), in_proj_bias),
+        *weight_and_bias(f"{at}/attention/out", f"{layer}.attn.proj", linear),
+        *norm(f"{at}/ln_2", f"{layer}.norm2"),
+        *weight_and_bias(f"{at}/mlp/up", f"{layer}.mlp.fc1", linear),
+        *weight_and_bias(f"{at}/mlp/down", f"{layer}.mlp.fc2", linear),
+        *norm("image/ln_post", f"{trunk}.norm"),
+        Tensor(f"{ours}/probe", (f"{pool}.latent",), reshape((-1,), (1, 1, -1))),
+        *weight_and_bias(f"{ours}/attention/query", f"{pool}.q", linear),
+        *(
+            tensor
+            for i, name in enumerate(("key", "value"))
+            for tensor in (
+                Tensor(f"{ours}/attention/{name}/kernel", (f"{pool}.kv.weight[{i}/2]",), linear),
+                Tensor(f"{ours}/attention/{name}/bias", (f"{pool}.kv.bias[{i}/2]",)),
+            )
+        ),
+        *weight_and_bias(f"{ours}/attention/out", f"{pool}.proj", linear),
+        *norm(f"{ours}/ln", f"{pool}.norm"),
+        *weight_and_bias(f"{ours}/mlp/up", f"{pool}.mlp.fc1", linear),
+        *weight_and_bias(f"{ours}/mlp/down", f"{pool}.mlp.fc2", linear),
+        *open_clip.text_tensors(model, "text."),
+    ]
+
+
+def matches(description: Description) -> bool:
+    vision = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
+    return bool(NAME.fullmatch(vision.get("timm_model_name") or "")) and any(
+        name.startswith("visual.trunk.") for name in description.shapes
+    )
+
+
+def read(description: Description) -> Meaning:
+    config = config_of(description, open_clip.CONFIG)
+    model = config["model_cfg"]
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    match = NAME.fullmatch(vision.get("timm_model_name") or "")
+    if not match or match[1] not in SIZES or vision.get("timm_proj") != "none" or vision.get("timm_pool") != "map":
+        raise InteropError(
+            f"{open_clip.CONFIG}: vision_cfg {vision} is not one of timm's SigLIP models; known sizes: "
+            f"{', '.join(SIZES)}."
+        )
+    open_clip.refuse_others(text, open_clip.TEXT_FIXED, f"{open_clip.CONFIG}: text_cfg")
+    width, depth, heads, mlp_dim = SIZES[match[1]]
+    image = ImageTowerConfig(
+        image_size=int(match[3]),
+        patch_size=int(match[2]),
+        width=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_dim=mlp_dim,
+        pool="map",
+        pre_norm=False,
+        patch_bias=True,
+        projection=False,
+        activation="gelu_tanh" if match[0] in TANH else "gelu",
+        norm_eps=1e-6,
+        init="big_vision",
+    )
+    return Meaning(
+        ModelConfig(
+            image=image,
+            text=open_clip.read_text(model, text),
+            embed_dim=model["embed_dim"],
+            logit_scale_init=math.exp(model.get("init_logit_scale", math.log(10))),
+            logit_scale_max=0.0,
+            logit_bias_init=float(model.get("init_logit_bias", -10)),
+        ),
+        open_clip.read_pixels(PREPROCESS | config.get("preprocess_cfg", {})),
+    )
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    model, image = meaning.model, meaning.model.image
+    size = next((name for name, sizes in SIZES.items() if sizes[0] == image.width), "unknown")
+    config = dict(
+        embed_dim=model.embed_dim,
+        init_logit_bias=model.logit_bias_init,
+        init_logit_scale=math.log(model.logit_scale_init),
+        custom_text=True,
+        vision_cfg=dict(
+            image_size=image.image_size,
+            timm_model_name=f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}",
+            timm_model_pretrained=False,
+            timm_pool="map",
+            timm_proj="none",
+        ),
+        text_cfg=open_clip.write_text(model),
+    )
+    preprocess = open_clip.write_pixels(meaning.pixels, image.image_size)
+    return {open_clip.CONFIG: {"model_cfg": config, "preprocess_cfg": preprocess}}

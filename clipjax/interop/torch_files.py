@@ -1,0 +1,216 @@
+"""PyTorch's .pt, .bin and TorchScript archives, read without PyTorch and without executing pickle.
+
+Such a file is a zip: data.pkl describes objects, data/0, data/1, ... hold the numbers. The description is a program
+for pickle's machine, which can call any function; here its instructions are only looked at. Dicts, lists, tuples and
+tensors are understood; a call of anything else gives an inert object, and nothing is imported or called.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from clipjax.interop.names import InteropError, Stored
+
+STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "LONG", "INT", "BINFLOAT", "FLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
+
+
+class Global(NamedTuple):
+    name: str  # "torch FloatStorage": never imported
+
+
+class Tensor(NamedTuple):
+    storage: tuple  # ("storage", Global, key, device, elements)
+    offset: int  # elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+
+
+class Inert:
+    """What a call of an unknown function, or an object of an unknown class, would have been."""
+
+    state: Any = None
+
+
+def open_torch(path: str | Path) -> dict[str, Stored]:
+    """name -> tensor of a state dict, a checkpoint with one under "state_dict" or "model", or a TorchScript module.
+
+    A prefix "module." on every name (DistributedDataParallel) is dropped. Raises InteropError for a truncated file, one
+    of PyTorch's format before 1.6, or one without tensors.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            described = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            if described is None:
+                raise InteropError(f"{path} is a zip archive without data.pkl: not a PyTorch file.")
+            root = described.removesuffix("data.pkl")
+            byteorder = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+            content = _interpret(archive.read(described), path)
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+    except zipfile.BadZipFile as error:
+        raise InteropError(
+            f"{path} is truncated, or no PyTorch file of version 1.6 or later: {error}. Where PyTorch is installed, an "
+            "older file becomes a new one by loading it with weights_only=True and saving it with torch.save."
+        ) from error
+    if byteorder != b"little":
+        raise InteropError(f"{path} was written on a machine with byte order {byteorder.decode()}; expected little.")
+    tensors = dict(_walk(_state_dict(content), ""))
+    if not tensors:
+        raise InteropError(f"{path} holds no tensors where a state dict keeps them.")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name: _stored(path, root, name, tensor, sizes) for name, tensor in tensors.items()}
+
+
+def _state_dict(content: Any) -> Any:
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return content[key]
+    return content
+
+
+def _walk(value: Any, prefix: str) -> Any:
+    """(name, Tensor) of nested dicts and modules."""
+    if isinstance(value, Tensor):
+        yield prefix, value
+    elif isinstance(value, Inert):
+        yield from _walk(value.state, prefix)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _walk(child, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _stored(path: Path, root: str, name: str, tensor: Tensor, sizes: dict[str, int]) -> Stored:
+    _, kind, key, *_ = tensor.storage
+    member = f"{root}data/{key}"
+    dtype = STORAGES.get(kind.name.split()[-1])
+    if dtype is None:
+        raise InteropError(f"{path}: {name} is stored as {kind.name}, which is not known.")
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    elements = (last + 1) if math.prod(tensor.shape) else 0
+    if (tensor.offset + elements) * dtype.itemsize > sizes.get(member, -1) or min(tensor.strides, default=0) < 0:
+        raise InteropError(f"{path} is damaged: {name} {list(tensor.shape)} is longer than its storage {member}.")
+
+    def read() -> np.ndarray:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            file.seek(tensor.offset * dtype.itemsize)
+            flat = np.frombuffer(file.read(elements * dtype.itemsize), dtype)
+        steps = tuple(stride * dtype.itemsize for stride in tensor.strides)
+        return np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, steps))
+
+    return Stored(tensor.shape, read)
+
+
+def _interpret(program: bytes, path: Path) -> Any:
+    """The object that data.pkl describes, of dicts, lists, tuples, numbers, strings, Tensor, Global and Inert."""
+    stack: list = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def popped() -> list:
+        """Everything above the last mark."""
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            name = opcode.name
+            if name in ("PROTO", "FRAME"):
+                continue
+            elif name == "STOP":
+                return stack[-1]
+            elif name in LITERALS:
+                stack.append(argument)
+            elif name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            elif name in EMPTY:
+                stack.append(EMPTY[name]())
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name == "POP":
+                stack.pop()
+            elif name == "POP_MARK":
+                popped()
+            elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                memo[int(argument)] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET", "GET"):
+                stack.append(memo[int(argument)])
+            elif name == "TUPLE":
+                stack.append(tuple(popped()))
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            elif name == "LIST":
+                stack.append(popped())
+            elif name == "DICT":
+                items = popped()
+                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+                items = [stack.pop()] if name == "APPEND" else popped()
+                if isinstance(stack[-1], list):
+                    stack[-1].extend(items)
+            elif name in ("SETITEM", "SETITEMS"):
+                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else popped()
+                if isinstance(stack[-1], dict):
+                    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            elif name == "GLOBAL":
+                stack.append(Global(argument))
+            elif name == "STACK_GLOBAL":
+                stack[-2:] = [Global(f"{stack[-2]} {stack[-1]}")]
+            elif name == "BINPERSID":
+                stack.append(tuple(stack.pop()))
+            elif name in ("REDUCE", "NEWOBJ"):
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_called(function, arguments))
+            elif name == "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Inert):
+                    stack[-1].state = state
+            else:
+                raise InteropError(f"{path}: its description uses pickle's {name}, which no state dict needs.")
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InteropError):
+            raise
+        raise InteropError(f"{path} has a damaged description: {type(error).__name__} {error}.") from error
+    raise InteropError(f"{path} has a description without an end.")
+
+
+def _called(function: Any, arguments: tuple) -> Any:
+    name = function.name if isinstance(function, Global) else ""
+    if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"):
+        storage, offset, shape, strides = arguments[:4]
+        return Tensor(storage, offset, tuple(shape), tuple(strides))
+    if name == "torch._utils _rebuild_parameter":
+        return arguments[0]
+    if name == "collections OrderedDict":
+        return dict(arguments[0]) if arguments else {}
+    return Inert()

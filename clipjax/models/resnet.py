@@ -1,0 +1,113 @@
+"""CLIP's ResNets: a stem of three convolutions, average pools instead of strides, attention instead of a last pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clipjax.config import ImageTowerConfig
+from clipjax.models.conv import BatchNorm, Conv, average_pool
+from clipjax.models.layers import Linear, attention, constrain
+from clipjax.models.transformer import rematerialised
+
+EXPANSION = 4  # of a bottleneck
+
+
+class ResNet(nn.Module):
+    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, H W / 1024, 32 width]) in dtype.
+
+    config.stages blocks at widths width, 2 width, 4 width, 8 width (times 4 at a block's end). The tokens are the last
+    feature map, row by row. Source: openai/CLIP clip/model.py ModifiedResNet; He et al. 1512.03385; anti-aliased
+    strides after Zhang 1904.11486.
+    """
+
+    config: ImageTowerConfig
+    embed_dim: int
+    dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        x = image.astype(self.dtype)
+        for i, (features, stride) in enumerate(((c.width // 2, 2), (c.width // 2, 1), (c.width, 1)), start=1):
+            options = dict(padding=1, activations=self.activations, name=f"conv_{i}")
+            x = Conv(features, 3, torch_conv_init, self.dtype, stride, **options)(x)
+            x = nn.relu(BatchNorm(c.norm_eps, c.norm_momentum, name=f"bn_{i}")(x, train))
+        x = average_pool(x, 2)
+        block = rematerialised(Bottleneck, c.remat, static_argnums=(2,))
+        for stage, depth in enumerate(c.stages):
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                make = block(c, c.width << stage, stride, self.dtype, self.activations, name=f"stage_{stage}_block_{i}")
+                x = make(x, train)
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        pool = AttentionPool(c.num_heads, self.embed_dim, self.dtype, self.activations, name="attention_pool")
+        return pool(tokens), tokens
+
+
+class Bottleneck(nn.Module):
+    """relu(x + conv 1 x 1 (conv 3 x 3 (conv 1 x 1 (x)))); a stride is an average pool before the last convolution, and
+    before the shortcut's."""
+
+    config: ImageTowerConfig
+    features: int
+    stride: int
+    dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        out = self.features * EXPANSION
+
+        def conv(name: str, features: int, size: int, x: jax.Array) -> jax.Array:
+            pad = size // 2
+            make = Conv(features, size, torch_conv_init, self.dtype, 1, pad, activations=self.activations, name=name)
+            return make(x)
+
+        def norm(name: str, x: jax.Array, scale_init: Callable = nn.initializers.ones) -> jax.Array:
+            return BatchNorm(self.config.norm_eps, self.config.norm_momentum, scale_init, name=name)(x, train)
+
+        y = nn.relu(norm("bn_1", conv("conv_1", self.features, 1, x)))
+        y = nn.relu(norm("bn_2", conv("conv_2", self.features, 3, y)))
+        y = average_pool(y, self.stride)
+        # A block starts as the identity (Goyal et al. 1706.02677).
+        y = norm("bn_3", conv("conv_3", out, 1, y), nn.initializers.zeros)
+        if self.stride > 1 or x.shape[-1] != out:
+            x = norm("shortcut_bn", conv("shortcut_conv", out, 1, average_pool(x, self.stride)))
+        return constrain(nn.relu(x + y), self.activations)
+
+
+class AttentionPool(nn.Module):
+    """Attention of the mean token over itself and all tokens, with learned positions; x [B, L, C] -> [B, features]."""
+
+    num_heads: int
+    features: int
+    dtype: jnp.dtype
+    activations: jax.sharding.Sharding | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normal, width = nn.initializers.normal, x.shape[-1]
+        mean = x.astype(jnp.float32).mean(1, keepdims=True).astype(x.dtype)
+        x = jnp.concatenate([mean, x], axis=1)
+        positions = self.param("position_embedding", normal(width**-0.5), (x.shape[1], width))
+        x = x + positions.astype(x.dtype)
+
+        def linear(name: str, features: int, x: jax.Array) -> jax.Array:
+            return constrain(Linear(features, normal(width**-0.5), dtype=self.dtype, name=name)(x), self.activations)
+
+        with_heads = (x.shape[0], -1, self.num_heads, width // self.num_heads)
+        q, k, v = (
+            linear(name, width, source).reshape(with_heads)
+            for name, source in (("query", x[:, :1]), ("key", x), ("value", x))
+        )
+        return linear("out", self.features, attention(q, k, v).reshape(x.shape[0], width))
+
+
+def torch_conv_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Uniform within 1 / sqrt(fan-in): what PyTorch gives convolutions that nobody initialises, CLIP's among them."""
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
