@@ -10,6 +10,7 @@ from clipjax.config import ModelConfig, PixelConfig, nearest
 from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import (
     big_vision,
+    coca,
     hf_align,
     hf_clip,
     hf_siglip,
@@ -66,6 +67,16 @@ FAMILIES: dict[str, Family] = {
         "open_clip",
         open_clip.IGNORED,
         renamed=open_clip.renamed,
+        weights="open_clip_model.safetensors",
+        pixels=hf_clip.PIXELS,
+    ),
+    "open_clip_coca": Family(
+        coca.tensors,
+        coca.matches,
+        coca.read,
+        coca.write,
+        "open_clip",
+        open_clip.IGNORED,
         weights="open_clip_model.safetensors",
         pixels=hf_clip.PIXELS,
     ),
