@@ -16,6 +16,7 @@ from clipjax.interop import (
     hf_siglip,
     hf_siglip2,
     open_clip,
+    open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
 )
@@ -129,6 +130,15 @@ FAMILIES: dict[str, Family] = {
         open_clip_siglip.write,
         "open_clip",
         weights="open_clip_model.safetensors",
+    ),
+    "open_clip_hf_text": Family(
+        open_clip_bert.tensors,
+        open_clip_bert.matches,
+        open_clip_bert.read,
+        open_clip.write,
+        "",
+        open_clip_bert.IGNORED,
+        pixels=hf_clip.PIXELS,
     ),
     "big_vision": Family(
         big_vision.tensors,
