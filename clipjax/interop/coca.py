@@ -1,7 +1,7 @@
 """open_clip's CoCa: both towers and the captioner. Configuration from open_clip coca_model.py (MultimodalCfg).
 
-What the captioner's configuration says beside its width, heads and layers is not looked at by open_clip: its MLP is four
-times as wide, its activation is the model's, its LayerNorms have the usual epsilon.
+What the captioner's configuration says beside its width, heads and layers is not looked at by open_clip: its MLP is
+four times as wide, its activation is the model's, its LayerNorms have the usual epsilon.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ TEXT_FIXED = {name: value for name, value in open_clip.TEXT_FIXED.items() if nam
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    if not model.decoder.depth:
+        raise InteropError("open_clip's CoCa needs a captioner, and config.model.decoder.depth is 0.")
     return [*open_clip.scalars(model), *text_tower(model, "text."), *image_tower(model), *decoder()]
 
 

@@ -11,6 +11,7 @@ from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import (
     big_vision,
     coca,
+    eva,
     hf_align,
     hf_clip,
     hf_siglip,
@@ -130,6 +131,25 @@ FAMILIES: dict[str, Family] = {
         open_clip_siglip.write,
         "open_clip",
         weights="open_clip_model.safetensors",
+    ),
+    "open_clip_eva": Family(
+        eva.timm_tensors,
+        eva.matches,
+        eva.read,
+        eva.write,
+        "open_clip",
+        eva.IGNORED,
+        weights="open_clip_model.safetensors",
+        pixels=hf_clip.PIXELS,
+    ),
+    "eva_clip": Family(
+        eva.original_tensors,
+        eva.matches_original,
+        eva.read_original,
+        eva.write,
+        "",
+        eva.IGNORED,
+        pixels=hf_clip.PIXELS,
     ),
     "open_clip_hf_text": Family(
         open_clip_bert.tensors,
