@@ -1,9 +1,10 @@
 """Peak memory, time and traffic of the losses by how the embeddings meet, beside gather + reduce-scatter.
 
-    python -m benchmarks.loss_memory                        # one and eight CPU devices; minutes
+    python -m benchmarks.loss_memory --topology=cpu:1       # one CPU device; a minute
+    python -m benchmarks.loss_memory                        # eight CPU devices; minutes
     python -m benchmarks.loss_memory --topology=v5e:16x16   # planned for a slice, to a million (needs libtpu)
 
-Writes benchmarks/results/loss_memory[_TOPOLOGY].json and prints the tables of docs/losses.md. Forms:
+Writes benchmarks/results/loss_memory_TOPOLOGY.json and prints the tables of docs/losses.md. Forms:
 
   dense       the textbook formula on one device's or GSPMD's [B, B] matrix, plain autodiff
   reference   what open_clip does with local_loss and gather_with_grad: all-gather, [b, B] logits of images and of
@@ -32,30 +33,33 @@ PLANNED = (32_768, 131_072, 524_288, 1_048_576)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="cpu:8", help="cpu:8 (measured) or a slice such as v5e:16x16 (planned)")
+    parser.add_argument("--topology", default="cpu:8", help="cpu:1, cpu:8, or a slice such as v5e:16x16")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form, interleaved")
     args = parser.parse_args()
     planned = not args.topology.startswith("cpu")
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from clipjax.planning.topology import open_topology
+    from clipjax.planning.topology import host_devices_flag, open_topology
+
+    flags = (os.environ.get("XLA_FLAGS", ""), host_devices_flag(args.topology) or "")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
     topology = open_topology(args.topology)
     document = {"topology": args.topology, "width": WIDTH, "jax": jax.__version__, "tables": {}}
     if planned:
         for name in ("softmax", "sigmoid"):
             document["tables"][name] = [row for batch in PLANNED for row in plan_rows(name, batch, topology)]
-    else:
-        one = functools.partial(measured_rows, devices=topology.devices[:1], rounds=args.rounds)
+    elif len(topology.devices) == 1:
+        one = functools.partial(measured_rows, devices=topology.devices, rounds=args.rounds)
         document["tables"]["one device"] = [*one("softmax", 8192), *one("sigmoid", 8192)]
+    else:
         for name in ("softmax", "sigmoid"):
             rows = [r for b in MEASURED for r in measured_rows(name, b, devices=topology.devices, rounds=args.rounds)]
             rows += [r for b in COMPILED for r in measured_rows(name, b, devices=topology.devices, rounds=0)]
             document["tables"][name] = rows
     RESULTS.mkdir(exist_ok=True)
-    out = RESULTS / f"loss_memory{'_' + args.topology.replace(':', '_') if planned else ''}.json"
+    out = RESULTS / f"loss_memory_{args.topology.replace(':', '_')}.json"
     out.write_text(json.dumps(document, indent=1) + "\n")
     for title, rows in document["tables"].items():
         print(f"\n{title}\n{markdown(rows)}")

@@ -20,7 +20,18 @@ from clipjax.train_step import TrainState, abstract_state, create_state, eval_va
 
 # What may differ: positions are resampled to other sizes, other images are a matter of the data, and a tower of another
 # name has other parameters, but for naflex, which goes on from vit's.
-MAY_DIFFER = ("image.name", "image.image_size", "text.context_length", "pixels.resize", "pixels.interpolation")
+MAY_DIFFER = (
+    "image.name",
+    "image.image_size",
+    "text.context_length",
+    "pixels.resize",
+    "pixels.interpolation",
+    "pixels.scale_to",
+    "pixels.center",
+    "pixels.fill",
+    "pixels.antialias",
+    "pixels.alpha",
+)
 
 
 def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) -> TrainState:

@@ -56,7 +56,8 @@ def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
     """`python -m clipjax ...` in the background, seeing so many CPU devices."""
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # see conftest.py
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }

@@ -18,9 +18,9 @@ from clipjax.config import ConfigError, TokenizerConfig, require
 class RustTokenizer:
     """Tokenizer around a tokenizers.Tokenizer, whose post-processor adds what stands around a text.
 
-    config: with the kind's own rules in place of None. clean: what Python does to a text first. literals:
-    matches what must not be read as a special token in a text; a space goes
-    behind the first character of each match. eos_id -1: none.
+    config: with the kind's own rules in place of None. clean: what Python does to a text first. literals: matches what
+    must not be read as a special token in a text; a space goes behind the first character of each match. eos_id -1:
+    none.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ from clipjax.interop.families import FAMILIES, Family
 from clipjax.interop.foreign import families_of
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.interop.safetensors import write_safetensors
+from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.train_step import abstract_state, eval_variables
 
@@ -60,8 +61,8 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
             (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
         write = write_npz if family.weights.endswith(".npz") else write_safetensors
         write(temporary / family.weights, shapes, arrays)
-        if config.tokenizer.path and Path(config.tokenizer.path).is_file():
-            shutil.copy(config.tokenizer.path, temporary)
+        if config.tokenizer.path and Path(config.tokenizer.path).exists():
+            copy_tokenizer(config.tokenizer.path, temporary)
         temporary.chmod(0o755)
         temporary.rename(destination)
     finally:

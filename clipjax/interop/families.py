@@ -70,7 +70,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_coca": Family(
         coca.tensors,
@@ -80,7 +80,7 @@ FAMILIES: dict[str, Family] = {
         "open_clip",
         open_clip.IGNORED,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "openai": Family(
         open_clip.tensors,
@@ -90,7 +90,7 @@ FAMILIES: dict[str, Family] = {
         "",
         open_clip.IGNORED,
         renamed=open_clip.renamed,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_resnet": Family(
         open_clip_conv.resnet_tensors,
@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_convnext": Family(
         open_clip_conv.convnext_tensors,
@@ -112,7 +112,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.IGNORED,
         renamed=open_clip.renamed,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "openai_resnet": Family(
         open_clip_conv.resnet_tensors,
@@ -122,7 +122,7 @@ FAMILIES: dict[str, Family] = {
         "",
         open_clip.IGNORED,
         renamed=open_clip.renamed,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_siglip": Family(
         open_clip_siglip.tensors,
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         "open_clip",
         eva.IGNORED,
         weights="open_clip_model.safetensors",
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "eva_clip": Family(
         eva.original_tensors,
@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
         eva.write,
         "",
         eva.IGNORED,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "open_clip_hf_text": Family(
         open_clip_bert.tensors,
@@ -158,7 +158,7 @@ FAMILIES: dict[str, Family] = {
         open_clip.write,
         "",
         open_clip_bert.IGNORED,
-        pixels=hf_clip.PIXELS,
+        pixels=open_clip.PIXELS,
     ),
     "big_vision": Family(
         big_vision.tensors,

@@ -83,6 +83,7 @@ def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
     crops = processor.get("do_center_crop", default.resize == "center_crop")
     return PixelConfig(
         resize="center_crop" if crops and shortest else "squash",
+        center="floor" if crops and shortest else "round",
         interpolation=RESAMPLE[resample],
         mean=tuple(map(float, processor.get("image_mean", default.mean))),
         std=tuple(map(float, processor.get("image_std", default.std))),

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.data.pixel_presets import PIXEL_PRESETS
-from clipjax.interop import hf
+from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
@@ -146,7 +146,7 @@ def read(description: Description) -> Meaning:
         logit_scale_init=1 / config.get("temperature_init_value", 1.0),
         logit_scale_max=0.0,
     )
-    return Meaning(model, read_pixels(processor))
+    return Meaning(model, read_pixels(processor), tokenizer_files.tokenizer_json(description.beside))
 
 
 def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:

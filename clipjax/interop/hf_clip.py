@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
-from clipjax.interop import hf
+from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, patch_conv
 from clipjax.interop.names import Tensor, norm, weight_and_bias
 
-# OpenAI's, and so the default of every CLIP.
-PIXELS = PixelConfig(
-    resize="center_crop",
-    interpolation="bicubic",
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
-)
+PIXELS = PIXEL_PRESETS["clip_hf"]
 SHARED = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
 TEXT = SHARED | dict(
     hidden_size=512,
@@ -79,7 +74,7 @@ def read(description: Description) -> Meaning:
         logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
     )
     pixels = hf.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
-    return Meaning(model, pixels)
+    return Meaning(model, pixels, tokenizer_files.hf_clip(description.beside))
 
 
 def write(meaning: Meaning) -> dict[str, Any]:

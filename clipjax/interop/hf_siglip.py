@@ -103,7 +103,7 @@ def read(description: Description) -> Meaning:
 def tokenizer(beside: frozenset[str]) -> TokenizerConfig:
     """SigLIP's rules for the SentencePiece model among the files: lower case, no punctuation, EOS, padding with EOS."""
     name = "spiece.model" if "spiece.model" in beside else ""
-    return TokenizerConfig(path=name, canonicalize=True)
+    return TokenizerConfig(path=name, canonicalize=True, drop_underscore=True, pad_id=1)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from clipjax.interop import hf_siglip
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.tokenizer_files import tokenizer_json
 
 PIXELS = PixelConfig(interpolation="bilinear")
 PATCHES = 256  # a budget that no file states
@@ -47,8 +48,9 @@ def read(description: Description) -> Meaning:
     budget = processor.get("max_num_patches", PATCHES)
     image = replace(meaning.model.image, name="naflex", max_patches=budget)
     pixels = meaning.pixels if processor else PIXELS
-    name = "tokenizer.model" if "tokenizer.model" in description.beside else ""
-    tokenizer = TokenizerConfig(path=name, lowercase=True, pad_id=0)  # Gemma's
+    tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
+    if "tokenizer.model" not in description.beside:
+        tokenizer = tokenizer_json(description.beside, lowercase=True, add_bos=False, add_eos=True)
     return meaning._replace(model=replace(meaning.model, image=image), pixels=pixels, tokenizer=tokenizer)
 
 

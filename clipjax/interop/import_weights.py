@@ -29,6 +29,7 @@ from clipjax.fingerprint import fingerprint
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import report
+from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.mesh import make_mesh
 
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
@@ -49,8 +50,7 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
         config = foreign.config
         if config.tokenizer.path:
             make_tokenizer(config.tokenizer, config.model.text.context_length)  # refused before anything is written
-            name = Path(config.tokenizer.path).name
-            shutil.copy(config.tokenizer.path, temporary / name)
+            name = copy_tokenizer(config.tokenizer.path, temporary)
             tokenizer = dataclasses.replace(config.tokenizer, path=str((destination / name).absolute()))
             config = dataclasses.replace(config, tokenizer=tokenizer)
         prints = weights_fingerprint(foreign.config)

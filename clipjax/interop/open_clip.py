@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.interop import tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.hf_clip import PIXELS
 from clipjax.interop.names import InteropError, Tensor
 from clipjax.interop.open_clip_parts import image_tower, text_tower
 
 CONFIG = "open_clip_config.json"
+PIXELS = PIXEL_PRESETS["openai"]
+MODES = {"shortest": "center_crop", "squash": "squash", "longest": "pad"}
 IGNORED = r"input_resolution|context_length|vocab_size|.*attn_mask"
 # The prefix under which models with "custom_text" keep what is the text tower's.
 CUSTOM_TEXT = re.compile(r"text\.(?=(transformer|token_embedding|positional_embedding|ln_final|text_projection)\b)")
@@ -75,7 +78,13 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
             **options,
         ),
         read_pixels(config.get("preprocess_cfg", {})),
+        # CLIP's vocabulary beside weights with another tokenizer (CLIPA, BERT) is not theirs.
+        TokenizerConfig() if _other_tokenizer(model) else tokenizer_files.openai(description.beside),
     )
+
+
+def _other_tokenizer(model: Mapping[str, Any]) -> bool:
+    return any(model.get("text_cfg", {}).get(name) for name in ("hf_tokenizer_name", "hf_model_name"))
 
 
 def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
@@ -223,23 +232,25 @@ def write_text(model: ModelConfig) -> dict[str, Any]:
 def read_pixels(config: Mapping[str, Any]) -> PixelConfig:
     """preprocess_cfg as ours. Raises InteropError for a resize that is not ours."""
     mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
-    if mode not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
+    if mode not in MODES or interpolation not in ("bicubic", "bilinear"):
         raise InteropError(
             f"{CONFIG}: preprocess_cfg has resize_mode='{mode}', interpolation='{interpolation}'; "
-            "known: shortest or squash, bicubic or bilinear."
+            f"known: {', '.join(MODES)}, bicubic or bilinear."
         )
     return PixelConfig(
-        resize="squash" if mode == "squash" else "center_crop",
+        resize=MODES[mode],
         interpolation=interpolation,
+        fill=config.get("fill_color", 0),
+        alpha=PIXELS.alpha,
         mean=tuple(map(float, config.get("mean", PIXELS.mean))),
         std=tuple(map(float, config.get("std", PIXELS.std))),
     )
 
 
 def write_pixels(pixels: PixelConfig, size: int) -> dict[str, Any]:
-    mode = {"squash": "squash", "center_crop": "shortest"}[pixels.resize]
+    mode = {ours: theirs for theirs, ours in MODES.items()}[pixels.resize]
     shared = dict(mean=list(pixels.mean), std=list(pixels.std), interpolation=pixels.interpolation)
-    return dict(size=[size, size], mode="RGB", resize_mode=mode, **shared)
+    return dict(size=[size, size], mode="RGB", resize_mode=mode, fill_color=pixels.fill, **shared)
 
 
 def activation(model: Mapping[str, Any], tower: Mapping[str, Any]) -> str:
@@ -312,4 +323,5 @@ def read_openai(description: Description) -> Meaning:
             embed_dim=embed_dim,
         ),
         PIXELS,
+        tokenizer_files.openai(description.beside),
     )

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from clipjax.interop import open_clip
+from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.hf_clip import PIXELS
 from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.open_clip import PIXELS
 from clipjax.interop.open_clip_parts import text_tower
 
 # timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).
@@ -118,7 +118,9 @@ def read_openai(description: Description) -> Meaning:
         mlp_dim=4 * text_width,
         activation="quick_gelu",
     )
-    return Meaning(ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS)
+    return Meaning(
+        ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS, tokenizer_files.openai(description.beside)
+    )
 
 
 def write_resnet(meaning: Meaning) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:
-    """attend(q, k, v) on [batch, length, heads, d], and a mask [batch, length] where there is one, computed for at most `chunk` of a device's examples at a time.
+    """attend(q, k, v) on [batch, length, heads, d], or attend(q, k, v, mask [batch, length]), computed for at most
+    `chunk` of a device's examples at a time.
 
     Their [length, length] weights are computed again in the backward pass, chunk by chunk. A TPU keeps those of a
     chunk in vector memory (8 images of 196 tokens and 12 heads: 19 MB) where those of a batch go through HBM five

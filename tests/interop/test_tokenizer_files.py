@@ -1,0 +1,61 @@
+"""A tokenizer beside weights comes along: into the imported directory, into clipjax.load, and out again."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import clipjax
+from clipjax.interop import export, import_weights
+from tests.data.test_tokenizers import MERGES, byte_letters
+from tests.interop.test_commands import publish, tiny
+
+tokenizers = pytest.importorskip("tokenizers")
+TEXTS = ["a dog", "A  CAT", ""]
+
+
+def clip_vocabulary(folder):
+    letters = list(byte_letters())
+    pieces = letters + [f"{letter}</w>" for letter in letters] + [merge.replace(" ", "") for merge in MERGES]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n")
+    return len(pieces)
+
+
+def words_json(folder):
+    model = tokenizers.models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2, "dog": 3, "cat": 4}, unk_token="[UNK]")
+    pipeline = tokenizers.Tokenizer(model)
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pipeline.normalizer = tokenizers.normalizers.Lowercase()
+    pipeline.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    pipeline.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return pipeline.get_vocab_size()
+
+
+@pytest.mark.parametrize("kind", ["clip_bpe", "hf"])
+@pytest.mark.slow
+def test_strings_are_embedded_as_their_ids_from_every_directory(kind, tmp_path):
+    model = tiny("clip_vit_b32")
+    scratch = tmp_path / "vocabulary"
+    scratch.mkdir()
+    size = {"clip_bpe": clip_vocabulary, "hf": words_json}[kind](scratch)
+    eos = -1 if kind == "clip_bpe" else 1
+    model = replace(model, text=replace(model.text, vocab_size=size, eos_id=eos))
+    source = publish(tmp_path / "source", "hf_clip", model=model)
+    for file in scratch.iterdir():
+        shutil.copy(file, source)
+    import_weights.run(source, tmp_path / "run", parity=False)
+    export.run(tmp_path / "run", tmp_path / "out", format="hf")
+    shutil.rmtree(source)
+    run, out = clipjax.load(tmp_path / "run"), clipjax.load(tmp_path / "out")
+    assert run.config.tokenizer.name == out.config.tokenizer.name == kind
+    ids = run.tokenizer(TEXTS)
+    if kind == "hf":
+        assert ids[:, :3].tolist() == [[2, 3, 1], [2, 4, 1], [1, 1, 1]]
+    np.testing.assert_array_equal(out.tokenizer(TEXTS), ids)
+    np.testing.assert_array_equal(run.embed_texts(TEXTS), run.embed_texts(ids))
+    np.testing.assert_array_equal(out.embed_texts(TEXTS), run.embed_texts(TEXTS))
