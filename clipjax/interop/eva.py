@@ -1,11 +1,31 @@
-"""EVA-CLIP's tensors under both of their names: baaivision/EVA's own, and timm's inside OpenCLIP (visual.trunk)."""
+"""EVA-CLIP's tensors under both of their names: baaivision/EVA's own, and timm's inside OpenCLIP (visual.trunk).
+
+OpenCLIP's configuration names timm's trunk, whose settings are those of our presets; the originals have none.
+"""
 
 from __future__ import annotations
 
-from clipjax.config import ModelConfig
+from dataclasses import replace
+from typing import Any
+
+from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.interop import open_clip
+from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
-from clipjax.interop.names import Tensor, norm, weight_and_bias
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
+from clipjax.models.presets_eva import EVA_PRESETS
+
+# timm models/eva.py: the names that OpenCLIP's EVA01-* and EVA02-* take -> the preset whose image tower it is.
+TRUNKS: dict[str, ImageTowerConfig] = {
+    "eva_giant_patch14_224": EVA_PRESETS["eva01_clip_g14"].image,
+    "eva02_base_patch16_clip_224": EVA_PRESETS["eva02_clip_b16"].image,
+    "eva02_large_patch14_clip_224": EVA_PRESETS["eva02_clip_l14"].image,
+    "eva02_large_patch14_clip_336": EVA_PRESETS["eva02_clip_l14_336"].image,
+    "eva02_enormous_patch14_clip_224": EVA_PRESETS["eva02_clip_bige14"].image,
+}
+# What says how a trunk is trained or laid out, and not which one it is.
+TRAINING = ("init", "dropout", "drop_path", "patch_dropout", "scan_layers", "remat", "attention_chunk")
 
 # What timm's trunk calls it -> what the original calls it (rei/eva_clip/eva_vit_model.py).
 ORIGINAL = {
@@ -30,6 +50,54 @@ def original_tensors(model: ModelConfig) -> list[Tensor]:
     return _tensors(model, "visual", ORIGINAL)
 
 
+def matches(description: Description) -> bool:
+    return str(_vision(description).get("timm_model_name", "")).startswith(("eva_", "eva02_"))
+
+
+def read(description: Description) -> Meaning:
+    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    vision = model["vision_cfg"]
+    name, where = vision["timm_model_name"].partition(".")[0], f"{open_clip.CONFIG}: vision_cfg"
+    if name not in TRUNKS:
+        raise InteropError(f"{where}.timm_model_name='{name}' is not one of {', '.join(TRUNKS)}.")
+    if vision.get("timm_pool", "avg") != "token" or vision.get("timm_proj", "linear"):
+        raise InteropError(f"{where}: timm_pool and timm_proj must be 'token' and null, as in all EVA-CLIP: {vision}.")
+    image = replace(TRUNKS[name], patch_dropout=vision.get("patch_dropout", 0.0))
+    if vision.get("image_size", 224) != image.image_size:
+        raise InteropError(f"{where}.image_size={vision.get('image_size', 224)}, but {name} has {image.image_size}.")
+    return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    """Raises InteropError for a trunk that timm has no name for."""
+    image = meaning.model.image
+    names = [name for name, trunk in TRUNKS.items() if _fixed(trunk) == _fixed(image)]
+    if not names:
+        raise InteropError(f"config.model.image is none of timm's EVA trunks: {', '.join(TRUNKS)}.")
+    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
+    vision |= dict(timm_pool="token", timm_proj=None, patch_dropout=image.patch_dropout)
+    return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
+
+
+def matches_original(description: Description) -> bool:
+    """The original has q_bias and no trunk; EVA-CLIP-8B and 18B have no such bias and are said with --family."""
+    return "visual.cls_token" in description.shapes and "visual.blocks.0.attn.q_bias" in description.shapes
+
+
+def read_original(description: Description) -> Meaning:
+    raise InteropError(
+        f"The original EVA-CLIP files say nothing of themselves: name a preset, one of {', '.join(EVA_PRESETS)}."
+    )
+
+
+def _fixed(image: ImageTowerConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(image).items() if name not in TRAINING}
+
+
+def _vision(description: Description) -> dict[str, Any]:
+    return description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
+
+
 def _tensors(model: ModelConfig, theirs: str, renamed: dict[str, str]) -> list[Tensor]:
     image = model.image
     ours, at = "image/block_{i}", theirs + ".blocks.{i}"
@@ -51,7 +119,7 @@ def _tensors(model: ModelConfig, theirs: str, renamed: dict[str, str]) -> list[T
     if separate:
         qkv = Tensor(f"{ours}/attention/qkv/kernel", weights, qkv_kernel)
     tensors = [
-        Tensor("logit_scale", ("logit_scale",)),
+        *open_clip.scalars(model),
         *text_tower(model, "text."),
         Tensor("image/cls_token", (f"{theirs}.cls_token",), reshape((-1,), (1, 1, -1))),
         Tensor("image/position_embedding", (f"{theirs}.pos_embed",), reshape((-1, image.width), (1, -1, image.width))),

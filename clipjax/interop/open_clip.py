@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
 from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.open_clip_parts import image_tower, text_tower
 
 CONFIG = "open_clip_config.json"
 PIXELS = PIXEL_PRESETS["openai"]
@@ -27,47 +27,9 @@ CUSTOM_TEXT = re.compile(r"text\.(?=(transformer|token_embedding|positional_embe
 VISION = dict(image_size=224, patch_size=16, width=768, layers=12, head_width=64, mlp_ratio=4.0)
 TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12, mlp_ratio=4.0)
 # Fields that must have this value, or be absent: what else they could say is for other families, or not computed.
-VISION_FIXED = dict(
-    ls_init_value=None, attentional_pool=False, no_ln_pre=False, pos_embed_type="learnable", final_ln_after_pool=False,
-    pool_type="tok", block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False,
-    scale_attn_inner=False, scale_attn=False, scale_fc=False, timm_model_name=None,
-)  # fmt: skip
-TEXT_FIXED = dict(
-    ls_init_value=None, embed_cls=False, final_ln_after_pool=False, proj_type="linear", block_type=None, qk_norm=False,
-    scaled_cosine_attn=False, scale_heads=False, scale_attn_inner=False, scale_attn=False, scale_fc=False,
-    hf_model_name=None,
-)  # fmt: skip
-
-
-def blocks(ours: str, theirs: str) -> list[Tensor]:
-    """Residual attention blocks; theirs such as "visual.transformer"."""
-    at, layer = f"{ours}/block_{{i}}", f"{theirs}.resblocks.{{i}}"
-    return [
-        *norm(f"{at}/ln_1", f"{layer}.ln_1"),
-        Tensor(f"{at}/attention/qkv/kernel", (f"{layer}.attn.in_proj_weight",), in_proj_kernel),
-        Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.in_proj_bias",), in_proj_bias),
-        *weight_and_bias(f"{at}/attention/out", f"{layer}.attn.out_proj", linear),
-        *norm(f"{at}/ln_2", f"{layer}.ln_2"),
-        *weight_and_bias(f"{at}/mlp/up", f"{layer}.mlp.c_fc", linear),
-        *weight_and_bias(f"{at}/mlp/down", f"{layer}.mlp.c_proj", linear),
-    ]
-
-
-def text_tensors(model: ModelConfig, prefix: str = "") -> list[Tensor]:
-    """prefix: "text." for models with custom_text."""
-    projection = f"{prefix}text_projection"
-    return [
-        Tensor("text/position_embedding", (f"{prefix}positional_embedding",)),
-        Tensor("text/token_embedding/embedding", (f"{prefix}token_embedding.weight",)),
-        *blocks("text", f"{prefix}transformer"),
-        *norm("text/ln_final", f"{prefix}ln_final"),
-        # A matrix used as x @ m, not a linear layer, where there is no bias.
-        *(
-            weight_and_bias("text/projection", projection, linear)
-            if model.text.projection_bias
-            else [Tensor("text/projection/kernel", (projection,))]
-        ),
-    ]
+FIXED = dict(block_type="custom", qk_norm=False, scaled_cosine_attn=False, scale_heads=False, scale_attn=False)
+VISION_FIXED = FIXED | dict(pos_embed_type="learnable", timm_model_name=None)
+TEXT_FIXED = FIXED | dict(embed_cls=False, final_ln_after_pool=False, hf_model_name=None)
 
 
 def scalars(model: ModelConfig) -> list[Tensor]:
@@ -76,17 +38,7 @@ def scalars(model: ModelConfig) -> list[Tensor]:
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
-    return [
-        *scalars(model),
-        *text_tensors(model),
-        Tensor("image/cls_token", ("visual.class_embedding",)),
-        Tensor("image/position_embedding", ("visual.positional_embedding",)),
-        Tensor("image/projection/kernel", ("visual.proj",)),
-        Tensor("image/patch_embed/kernel", ("visual.conv1.weight",), patch_conv(model.image.patch_size)),
-        *norm("image/ln_pre", "visual.ln_pre"),
-        *blocks("image", "visual.transformer"),
-        *norm("image/ln_post", "visual.ln_post"),
-    ]
+    return [*scalars(model), *text_tower(model, ""), *image_tower(model)]
 
 
 def renamed(name: str) -> str:
@@ -94,93 +46,171 @@ def renamed(name: str) -> str:
 
 
 def matches(description: Description) -> bool:
-    vision = description.files.get(CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
+    model = description.files.get(CONFIG, {}).get("model_cfg", {})
+    vision = model.get("vision_cfg", {})
     return (
         isinstance(vision.get("layers", 12), int)
-        and not any(vision.get(key) for key in ("timm_model_name", "attentional_pool"))
+        and not vision.get("timm_model_name")
+        and not model.get("text_cfg", {}).get("hf_model_name")
+        and "multimodal_cfg" not in model
         and "visual.class_embedding" in description.shapes
         and CONFIG in description.files
     )
 
 
 def read(description: Description) -> Meaning:
+    model = config_of(description, CONFIG)["model_cfg"]
+    return read_around(description, read_image(model), read_text(model, model.get("text_cfg", {})))
+
+
+def read_around(description: Description, image: ImageTowerConfig, text: TextTowerConfig, **options: Any) -> Meaning:
+    """What open_clip_config.json says beside the towers; options: other fields of ModelConfig."""
     config = config_of(description, CONFIG)
     model = config["model_cfg"]
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    refuse_others(vision, VISION_FIXED, f"{CONFIG}: vision_cfg")
-    refuse_others(text, TEXT_FIXED, f"{CONFIG}: text_cfg")
-    v = VISION | vision
     bias = model.get("init_logit_bias")
     return Meaning(
         ModelConfig(
-            image=ImageTowerConfig(
-                image_size=v["image_size"],
-                patch_size=v["patch_size"],
-                width=v["width"],
-                depth=v["layers"],
-                num_heads=v["width"] // v["head_width"],
-                mlp_dim=int(v["width"] * v["mlp_ratio"]),
-                activation=activation(model, v),
-                norm_eps=(v.get("norm_kwargs") or {}).get("eps", 1e-5),
-            ),
-            text=read_text(model, text),
+            image=image,
+            text=text,
             embed_dim=model["embed_dim"],
             logit_scale_init=math.exp(model.get("init_logit_scale", math.log(1 / 0.07))),
             logit_bias_init=None if bias is None else float(bias),
+            **options,
         ),
         read_pixels(config.get("preprocess_cfg", {})),
-        tokenizer_files.openai(description.beside),
+        # CLIP's vocabulary beside weights with another tokenizer (CLIPA, BERT) is not theirs.
+        TokenizerConfig() if _other_tokenizer(model) else tokenizer_files.openai(description.beside),
     )
 
 
-def read_text(model: Mapping[str, Any], text: Mapping[str, Any]) -> TextTowerConfig:
-    """The text tower of model_cfg; text: its text_cfg. Raises InteropError for a pooling that is not ours."""
+def _other_tokenizer(model: Mapping[str, Any]) -> bool:
+    return any(model.get("text_cfg", {}).get(name) for name in ("hf_tokenizer_name", "hf_model_name"))
+
+
+def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
+    """The ViT of model_cfg. Raises InteropError for an option or a combination that is not computed."""
+    v = VISION | model.get("vision_cfg", {})
+    refuse_others(v, VISION_FIXED, f"{CONFIG}: vision_cfg")
+    pool, by_attention = v.get("pool_type", "tok"), v.get("attentional_pool", False)
+    if by_attention not in (False, True) or (by_attention and pool != "tok"):
+        raise InteropError(
+            f"{CONFIG}: vision_cfg.attentional_pool={by_attention!r} with pool_type='{pool}' is not computed; known: "
+            "true with pool_type 'tok'."
+        )
+    if pool not in ("tok", "avg"):
+        raise InteropError(f"{CONFIG}: vision_cfg.pool_type='{pool}' is not one of tok, avg.")
+    shared = read_blocks(model, v, "vision_cfg")
+    if by_attention:
+        if shared["norm_eps"] != 1e-5:  # open_clip's pooler keeps its own
+            raise InteropError(f"{CONFIG}: vision_cfg.norm_kwargs with attentional_pool is not computed.")
+        queries, heads = v.get("attn_pooler_queries", 256), v.get("attn_pooler_heads", 8)
+        shared |= dict(pool="attentional", pooler_queries=queries, pooler_heads=heads)
+    else:
+        after = v.get("final_ln_after_pool", False)
+        shared |= dict(pool={"tok": "cls", "avg": "gap"}[pool], norm_after_pool=after)
+    return ImageTowerConfig(
+        image_size=v["image_size"],
+        patch_size=v["patch_size"],
+        num_heads=v["width"] // v["head_width"],
+        class_token=by_attention or pool == "avg",
+        pre_norm=not v.get("no_ln_pre", False),
+        patch_dropout=v.get("patch_dropout", 0.0),
+        **shared,
+    )
+
+
+def read_blocks(model: Mapping[str, Any], tower: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields that image and text towers share. Raises InteropError for an argument that is not computed."""
+    for name, known in (("act_kwargs", "approximate"), ("norm_kwargs", "eps")):
+        if others := set(tower.get(name) or {}) - {known}:
+            raise InteropError(f"{CONFIG}: {where}.{name} has {', '.join(sorted(others))}; known: {known}.")
+    return dict(
+        width=tower["width"],
+        depth=tower["layers"],
+        mlp_dim=int(tower["width"] * tower["mlp_ratio"]),
+        activation=activation(model, tower),
+        norm_eps=(tower.get("norm_kwargs") or {}).get("eps", 1e-5),
+        layer_scale=tower.get("ls_init_value") or 0.0,
+        attention_norm=tower.get("scale_attn_inner", False),
+        mlp_norm=tower.get("scale_fc", False),
+    )
+
+
+def read_text(
+    model: Mapping[str, Any], text: Mapping[str, Any], fixed: Mapping[str, Any] = TEXT_FIXED
+) -> TextTowerConfig:
+    """The text tower of model_cfg; text: its text_cfg. Raises InteropError for what is not ours, its pooling too."""
+    refuse_others(text, fixed, f"{CONFIG}: text_cfg")
     t = TEXT | text
-    pool = t.get("pool_type", "argmax")
+    pool, projection = t.get("pool_type", "argmax"), t.get("proj_type", "linear")
     if pool not in ("argmax", "eos", "last"):
         raise InteropError(f"{CONFIG}: text_cfg.pool_type='{pool}' is not one of argmax, eos, last.")
+    if projection not in ("linear", "none"):
+        raise InteropError(f"{CONFIG}: text_cfg.proj_type='{projection}' is not one of linear, none.")
+    ours = "last" if pool == "last" else "eos"
+    if t.get("embed_cls", False):  # pool_type is not looked at
+        ours = pool = "cls"
     return TextTowerConfig(
         vocab_size=t["vocab_size"],
         context_length=t["context_length"],
-        width=t["width"],
-        depth=t["layers"],
         num_heads=t["heads"],
-        mlp_dim=int(t["width"] * t["mlp_ratio"]),
         causal=not t.get("no_causal_mask", False),
-        pool="last" if pool == "last" else "eos",
+        pool=ours,
         eos_id=t.get("eos_id", 2) if pool == "eos" else -1,
-        projection_bias=t.get("proj_bias", False),
-        activation=activation(model, t),
-        norm_eps=(t.get("norm_kwargs") or {}).get("eps", 1e-5),
+        pad_id=t.get("pad_id", 0),
+        projection=projection,
+        projection_bias=projection == "linear" and t.get("proj_bias", False),
+        **read_blocks(model, t, "text_cfg"),
     )
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    model, image = meaning.model, meaning.model.image
-    vision = dict(
+    return write_around(meaning, write_image(meaning.model.image), write_text(meaning.model))
+
+
+def write_around(meaning: Meaning, vision: Mapping[str, Any], text: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """open_clip_config.json with these towers; others: more of model_cfg."""
+    model = meaning.model
+    config = dict(
+        embed_dim=model.embed_dim,
+        quick_gelu=model.text.activation == "quick_gelu",
+        init_logit_scale=math.log(model.logit_scale_init),
+        vision_cfg=vision,
+        text_cfg=text,
+        **others,
+    )
+    if model.logit_bias_init is not None:
+        config["init_logit_bias"] = model.logit_bias_init
+    preprocess = write_pixels(meaning.pixels, model.image.image_size)
+    return {CONFIG: {"model_cfg": config, "preprocess_cfg": preprocess}}
+
+
+def write_image(image: ImageTowerConfig) -> dict[str, Any]:
+    pool = {}
+    if image.pool == "attentional":
+        queries, heads = image.pooler_queries, image.pooler_heads
+        pool = dict(attentional_pool=True, attn_pooler_queries=queries, attn_pooler_heads=heads)
+    elif image.pool == "gap":
+        pool = dict(pool_type="avg")
+    options = dict(
+        no_ln_pre=not image.pre_norm, final_ln_after_pool=image.norm_after_pool, patch_dropout=image.patch_dropout
+    )
+    return dict(
         image_size=image.image_size,
         patch_size=image.patch_size,
         width=image.width,
         layers=image.depth,
         head_width=image.width // image.num_heads,
         mlp_ratio=ratio(image),
+        **pool,
+        **{name: value for name, value in options.items() if value},
         **kwargs(image),
     )
-    config = dict(
-        embed_dim=model.embed_dim,
-        quick_gelu=image.activation == "quick_gelu",
-        init_logit_scale=math.log(model.logit_scale_init),
-        vision_cfg=vision,
-        text_cfg=write_text(meaning.model),
-    )
-    if model.logit_bias_init is not None:
-        config["init_logit_bias"] = model.logit_bias_init
-    return {CONFIG: {"model_cfg": config, "preprocess_cfg": write_pixels(meaning.pixels, image.image_size)}}
 
 
 def write_text(model: ModelConfig) -> dict[str, Any]:
     text = model.text
-    pool = {"eos": "argmax" if text.eos_id < 0 else "eos"}.get(text.pool, text.pool)
+    pool = {"eos": "argmax" if text.eos_id < 0 else "eos", "cls": "argmax"}.get(text.pool, text.pool)
     return dict(
         context_length=text.context_length,
         vocab_size=text.vocab_size,
@@ -191,6 +221,9 @@ def write_text(model: ModelConfig) -> dict[str, Any]:
         no_causal_mask=not text.causal,
         pool_type=pool,
         **({"eos_id": text.eos_id} if pool == "eos" else {}),
+        **({"embed_cls": True} if text.pool == "cls" else {}),
+        **({"pad_id": text.pad_id} if text.pad_id else {}),
+        **({"proj_type": "none"} if text.projection == "none" else {}),
         proj_bias=text.projection_bias,
         **kwargs(text),
     )
@@ -227,9 +260,12 @@ def activation(model: Mapping[str, Any], tower: Mapping[str, Any]) -> str:
 
 
 def kwargs(tower: Any) -> dict[str, Any]:
-    """act_kwargs and norm_kwargs where they differ from open_clip's defaults."""
+    """Options of the blocks where they differ from open_clip's defaults."""
     result = {"act_kwargs": {"approximate": "tanh"}} if tower.activation == "gelu_tanh" else {}
-    return result | ({"norm_kwargs": {"eps": tower.norm_eps}} if tower.norm_eps != 1e-5 else {})
+    result |= {"norm_kwargs": {"eps": tower.norm_eps}} if tower.norm_eps != 1e-5 else {}
+    result |= {"ls_init_value": tower.layer_scale} if tower.layer_scale else {}
+    result |= {"scale_attn_inner": True} if tower.attention_norm else {}
+    return result | ({"scale_fc": True} if tower.mlp_norm else {})
 
 
 def ratio(tower: Any) -> float:

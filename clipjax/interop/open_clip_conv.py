@@ -16,6 +16,7 @@ from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.names import InteropError, Tensor
 from clipjax.interop.open_clip import PIXELS
+from clipjax.interop.open_clip_parts import text_tower
 
 # timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).
 TRUNKS = {
@@ -30,11 +31,11 @@ CONVNEXT_FIXED = dict(timm_pool="", timm_proj_bias=False, timm_drop=0.0)
 
 
 def resnet_tensors(model: ModelConfig) -> list[Tensor]:
-    return [*open_clip.scalars(model), *open_clip.text_tensors(model), *resnet(model)]
+    return [*open_clip.scalars(model), *text_tower(model, ""), *resnet(model)]
 
 
 def convnext_tensors(model: ModelConfig) -> list[Tensor]:
-    return [*open_clip.scalars(model), *open_clip.text_tensors(model), *convnext(model)]
+    return [*open_clip.scalars(model), *text_tower(model, ""), *convnext(model)]
 
 
 def matches_resnet(description: Description) -> bool:
@@ -153,34 +154,9 @@ def _vision(description: Description) -> Mapping[str, Any]:
 
 
 def _read(description: Description, image: ImageTowerConfig) -> Meaning:
-    config = config_of(description, open_clip.CONFIG)
-    model = config["model_cfg"]
-    text = model.get("text_cfg", {})
-    open_clip.refuse_others(text, open_clip.TEXT_FIXED, f"{open_clip.CONFIG}: text_cfg")
-    bias = model.get("init_logit_bias")
-    return Meaning(
-        ModelConfig(
-            image=image,
-            text=open_clip.read_text(model, text),
-            embed_dim=model["embed_dim"],
-            logit_scale_init=math.exp(model.get("init_logit_scale", math.log(1 / 0.07))),
-            logit_bias_init=None if bias is None else float(bias),
-        ),
-        open_clip.read_pixels(config.get("preprocess_cfg", {})),
-        tokenizer_files.openai(description.beside),
-    )
+    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
 
 
 def _write(meaning: Meaning, vision: Mapping[str, Any]) -> dict[str, Any]:
-    model = meaning.model
-    config = dict(
-        embed_dim=model.embed_dim,
-        quick_gelu=model.text.activation == "quick_gelu",
-        init_logit_scale=math.log(model.logit_scale_init),
-        vision_cfg=vision,
-        text_cfg=open_clip.write_text(model),
-    )
-    if model.logit_bias_init is not None:
-        config["init_logit_bias"] = model.logit_bias_init
-    preprocess = open_clip.write_pixels(meaning.pixels, model.image.image_size)
-    return {open_clip.CONFIG: {"model_cfg": config, "preprocess_cfg": preprocess}}
+    return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model))

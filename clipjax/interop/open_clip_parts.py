@@ -30,7 +30,9 @@ def text_tower(model: ModelConfig, prefix: str) -> list[Tensor]:
     """TextTransformer; prefix: "" where its parameters are the model's own (CLIP), "text." (CustomTextCLIP, CoCa)."""
     text = model.text
     projection = [Tensor("text/projection/kernel", (f"{prefix}text_projection",))]
-    if text.projection_bias:
+    if text.projection == "none":
+        projection = []
+    elif text.projection_bias:
         projection = weight_and_bias("text/projection", f"{prefix}text_projection", linear)
     return [
         *([Tensor("text/cls_token", (f"{prefix}cls_emb",))] if text.pool == "cls" else []),

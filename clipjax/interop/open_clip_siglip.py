@@ -15,6 +15,7 @@ from clipjax.interop import open_clip
 from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.open_clip_parts import text_tower
 
 # The word of timm's names -> (width, depth, heads, mlp_dim).
 SIZES = {
@@ -67,7 +68,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         *norm(f"{ours}/ln", f"{pool}.norm"),
         *weight_and_bias(f"{ours}/mlp/up", f"{pool}.mlp.fc1", linear),
         *weight_and_bias(f"{ours}/mlp/down", f"{pool}.mlp.fc2", linear),
-        *open_clip.text_tensors(model, "text."),
+        *text_tower(model, "text."),
     ]
 
 
@@ -88,7 +89,6 @@ def read(description: Description) -> Meaning:
             f"{open_clip.CONFIG}: vision_cfg {vision} is not one of timm's SigLIP models; known sizes: "
             f"{', '.join(SIZES)}."
         )
-    open_clip.refuse_others(text, open_clip.TEXT_FIXED, f"{open_clip.CONFIG}: text_cfg")
     width, depth, heads, mlp_dim = SIZES[match[1]]
     image = ImageTowerConfig(
         image_size=int(match[3]),
