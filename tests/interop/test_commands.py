@@ -191,6 +191,7 @@ def test_twenty_steps_from_imported_weights_and_out_again(loss, imported, tmp_pa
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(again[name]), err_msg=name)
 
 
+@pytest.mark.slow
 def test_layers_may_be_unrolled_where_the_source_is_scanned(imported):
     scanned = training(imported)
     assert scanned.model.image.scan_layers
@@ -234,6 +235,7 @@ def test_a_model_that_the_format_cannot_say_is_refused(imported, tmp_path):
         export.choose(meaning, "big_vision", flatten(shapes_of(config.model)))
 
 
+@pytest.mark.slow
 def test_load_embeds_images_and_ids_of_a_run_and_of_foreign_files(imported, published):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)

@@ -43,6 +43,7 @@ def differs(a, b):
     return max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(host(a)), jax.tree.leaves(host(b)), strict=True))
 
 
+@pytest.mark.slow
 def test_statistics_and_gradients_of_eight_devices_are_those_of_one():
     found = []
     for mesh, devices in (((1, 1, 1), 1), ((4, 2, 1), 8)):
@@ -63,6 +64,7 @@ def test_statistics_and_gradients_of_eight_devices_are_those_of_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), eight[2], one[2])
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_them_and_a_good_one_moves_them_and_their_average():
     _, state, step = start(resnet_config(ema_decay=0.75), num_devices=1)
     before = host(state.batch_stats)
@@ -91,6 +93,7 @@ def test_a_frozen_tower_normalises_by_them_and_leaves_them():
     assert abs(results[0][0] - results[1][0]) > 1e-4, "they count in the loss"
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_them_for_towers_that_have_them_only(tmp_path):
     for name, config in (("resnet", resnet_config(ema_decay=0.5)), ("vit", tiny_config((1, 1, 1), ema_decay=0.5))):
         mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -150,6 +153,7 @@ def test_statistics_stay_float32_when_activations_are_not():
     np.testing.assert_allclose(stats["var"], x.var(0), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_convolutions_and_no_activations():
     config = replace(resnet_config((1, 8, 1), width=16), global_batch_size=512)
     mesh = make_mesh(config.mesh, jax.devices())

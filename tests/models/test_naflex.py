@@ -76,6 +76,7 @@ def test_a_square_image_of_the_grids_size_is_the_vits(params):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_on_eight_devices_equal_those_of_one(params):
     config = naflex_config((2, 2, 2))
     batch, key = naflex_batch(config), jax.random.key(0)

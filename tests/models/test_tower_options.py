@@ -37,6 +37,7 @@ def test_patch_dropout_keeps_the_prefix_draws_without_repeats_and_repeats_with_i
     assert not np.array_equal(kept, drop_patches(x, None, 0.5, jax.random.key(1), 1)[0])
 
 
+@pytest.mark.slow
 def test_patch_dropout_acts_in_training_only_and_is_fewer_flops():
     config = tiny_config()
     model = replace(config.model, image=replace(config.model.image, patch_dropout=0.5))

@@ -73,6 +73,7 @@ def test_embeddings_equal_transformers(pair):
     pair.check_embeddings(2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_gradients_and_running_statistics_equal_transformers(pair, train):
     pair.check_gradients(train)
@@ -107,6 +108,7 @@ def tiny_align():
     return module
 
 
+@pytest.mark.slow
 def test_the_whole_model_equals_transformers_and_goes_back(tmp_path):
     """Logits and gradients; then written, loaded by transformers without a word, and equal bit for bit."""
     original = tiny_align()

@@ -44,6 +44,7 @@ def config(monkeypatch):
     return config | dict(vision_cfg=vision | dict(timm_proj=None))
 
 
+@pytest.mark.slow
 def test_both_formats_of_one_model_hold_the_same(config, tmp_path, monkeypatch):
     assert_reads_computes_and_writes("open_clip_eva", config, tmp_path)
 
