@@ -6,36 +6,46 @@
                              ema_batch_stats  likewise averaged
                              train        optimiser state, step, PRNG key, skip counters
                              meta         JSON: config, fingerprint, data state of every process
+                             checksums.json  size and SHA-256 of all files above
 
 Orbax writes into a temporary name and renames when every process has finished, so a directory with a
-plain number is whole.
+plain number was whole. Whether it still is, the checksums say: a training run passes over damaged
+checkpoints to the newest intact one and moves them to workdir/damaged_checkpoints; nothing is deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from clipjax.checksums import find_damage, write_checksums
 from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
 from clipjax.mesh import path_name
 from clipjax.train_step import TrainState, abstract_state, eval_variables
 
+WEIGHTS = ("params", "ema_params", "batch_stats", "ema_batch_stats")  # all but the training state
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
+ORBAX_METADATA = "_CHECKPOINT_METADATA"  # the time of the renaming is written into it
+DAMAGED = "damaged_checkpoints"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing or does not fit what is asked of it."""
 
 
-def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> ocp.CheckpointManager:
-    """The manager of workdir/checkpoints, saving in the background; close() it, or use it in a `with`."""
+@contextlib.contextmanager
+def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
+    """The manager of workdir/checkpoints, saving in the background; what it has begun is finished on leaving."""
     directory = Path(workdir).absolute() / "checkpoints"
     policies = [LatestN(config.keep_last)]
     best = config.best_metric
@@ -48,8 +58,51 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> ocp.Check
         best_fn=(lambda metrics: metrics[best]) if best else None,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_checksums(directory)),
     )
-    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+    try:
+        yield manager
+    except BaseException:
+        # Of several processes the others are not coming to finish a checkpoint with this one.
+        if jax.process_count() == 1:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                manager.close()
+        raise
+    with clear_errors(manager):
+        manager.close()
+
+
+def set_aside_damaged(workdir: str | Path) -> None:
+    """Moves what is damaged and newer than the newest intact checkpoint to workdir/damaged_checkpoints.
+
+    Collective, and before open_checkpoints: a damaged one must be neither restored nor counted among those kept. The
+    processes share the reading. Raises CheckpointError, and moves nothing, when there are checkpoints and none is
+    intact.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    share = jax.process_index(), jax.process_count()
+    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
+    damaged: dict[int, list[str]] = {}
+    for step in steps:
+        lines = sum(gather_json(_damage(directory / str(step), share=share)), [])
+        if not lines:
+            break
+        damaged[step] = sorted(set(lines))
+    if not damaged:
+        return
+    found = "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
+    if len(damaged) == len(steps):
+        raise CheckpointError(
+            f"No checkpoint in {directory} is intact; nothing was changed:\n{found}\n"
+            "Put back a copy of one of them, or use a new --workdir."
+        )
+    if jax.process_index() == 0:
+        intact = max(set(steps) - damaged.keys())
+        logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, found)
+        for step in damaged:
+            _move_aside(directory / str(step), Path(workdir) / DAMAGED)
+    gather_json({})  # nobody looks into the directory before it is done
 
 
 def save(
@@ -71,7 +124,7 @@ def save(
         "format": "clipjax-checkpoint/1",
         "config": to_json_dict(config),
         "fingerprint": fingerprint,
-        "data_states": _gather_json(data_state),
+        "data_states": gather_json(data_state),
     }
     items = {
         "params": ocp.args.StandardSave(state.params),
@@ -79,7 +132,22 @@ def save(
         "meta": ocp.args.JsonSave(meta),
     }
     items |= {name: ocp.args.StandardSave(tree) for name, tree in _optional_items(state).items()}
-    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+    with clear_errors(manager):
+        manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+
+@contextlib.contextmanager
+def clear_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Around what waits for a checkpoint in the making: raises CheckpointError when it could not be written."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        whole = sorted(path.name for path in Path(manager.directory).glob("*") if path.name.isdigit())
+        raise CheckpointError(
+            f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
+            f"The earlier ones are intact ({', '.join(sorted(whole, key=int)) or 'there is none'}). Make room, or see "
+            "to what is wrong there, and run the command again: it goes on from the last of them."
+        ) from error
 
 
 def save_weights(workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict) -> None:
@@ -165,7 +233,46 @@ def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointM
             f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "
             "--step takes one of them, 'latest', or 'best' (with config.checkpoint.best_metric)."
         )
+    if damage := _damage(directory / str(chosen), items=WEIGHTS):
+        raise CheckpointError(
+            f"Checkpoint {directory / str(chosen)} is damaged:\n"
+            + "".join(f"  {line}\n" for line in damage)
+            + f"Use another with --step ({directory} has {steps}), or put back a copy of it."
+        )
     return manager, chosen
+
+
+def _write_checksums(directory: Path) -> None:
+    """Called when all files of a checkpoint are in place and before its renaming: it and its checksums appear at once."""
+    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+        write_checksums(folder, leave_out=(ORBAX_METADATA,))
+
+
+def _damage(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str, ...] = ()) -> list[str]:
+    """A line for everything wrong with a checkpoint. items: those to be read beside meta; (): all."""
+    missing = [f"{folder / item}: missing" for item in ("meta", "params") if not (folder / item).is_dir()]
+
+    def wanted(name: str) -> bool:
+        return not items or name.split("/")[0] in ("meta", *items)
+
+    try:
+        json.loads((folder / ORBAX_METADATA).read_text())
+    except (OSError, ValueError) as error:
+        missing.append(f"{folder / ORBAX_METADATA}: cannot be read ({error})")
+    return missing or find_damage(folder, wanted=wanted, share=share)
+
+
+def _move_aside(folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    taken = {path.name for path in target.iterdir()}
+    names = [folder.name, *(f"{folder.name}-{i}" for i in range(1, len(taken) + 1))]
+    folder.rename(target / next(name for name in names if name not in taken))
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, where TensorStore puts it behind a line of paths."""
+    text = " ".join(str(error).split())
+    return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 
 
 def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
@@ -220,7 +327,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
-def _gather_json(value: dict) -> list[dict]:
+def gather_json(value: Any) -> list[Any]:
     """Every process's value, on every process, in process order."""
     if jax.process_count() == 1:
         return [value]

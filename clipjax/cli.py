@@ -10,6 +10,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from clipjax.mesh import initialize_distributed
+from clipjax.peers import stopping_together
 
 
 def parse(
@@ -74,7 +75,8 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
     try:
-        body()
+        with stopping_together():
+            body()
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.startswith("clipjax."):
             fail(error, code=1)

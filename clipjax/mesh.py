@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
+from clipjax.peers import HEARTBEAT_SECONDS
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -152,13 +153,15 @@ def initialize_distributed(
         f"--coordinator_address, --num_processes and --process_id go together; found {by_hand}.",
     )
     if coordinator_address is not None:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
         return
     env = os.environ
     in_slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env
     in_tpu_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
     if in_slurm or in_tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def to_host(tree: Any) -> Any:

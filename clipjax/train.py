@@ -26,8 +26,10 @@ from jax.sharding import Mesh
 from clipjax import checkpoint as checkpoints
 from clipjax import cli
 from clipjax.atomic import write_text
+from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.config_changes import check_changes
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -41,6 +43,7 @@ from clipjax.metrics_log import MetricsLog
 from clipjax.models.teacher import Teacher
 from clipjax.preemption import Preemption
 from clipjax.progress import progress_line
+from clipjax.run_lock import run_lock
 from clipjax.summary import draw_summary, make_held_out, record_before
 from clipjax.teacher import load_teacher
 from clipjax.train_step import (
@@ -64,13 +67,20 @@ class TrainingError(RuntimeError):
 def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """Trains to config.total_steps, from the last checkpoint in workdir when there is one.
 
-    Writes to workdir: config.json, metrics.jsonl, TensorBoard events, checkpoints/, summary.png.
+    Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, summary.png.
     Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
-    Raises ConfigError or FingerprintError before compiling, TrainingError after
-    config.optimizer.max_nonfinite_steps skipped steps in a row, DataError when too many records are bad.
+    Raises ConfigError or FingerprintError, RunLockError for a workdir that is in use or cannot be written to, and
+    CheckpointError when no checkpoint is intact, all before compiling; TrainingError after
+    config.optimizer.max_nonfinite_steps skipped steps in a row, DataError when too many records are bad,
+    CheckpointError when a checkpoint could not be written.
     """
-    workdir = Path(workdir)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    with run_lock(workdir):
+        return locked_run(config, Path(workdir))
+
+
+def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
+    """run, in a workdir that no other run is in."""
     mesh = make_mesh(config.mesh)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)
@@ -86,6 +96,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    checkpoints.set_aside_damaged(workdir)
     evaluate = flat(make_evaluate(config, mesh, tokenizer))
     draws = config.log.figures and config.eval.evaluators
     held_out = make_held_out(config, mesh, tokenizer) if draws else None
@@ -94,6 +105,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, prints, batches)
         start = int(state.step)
+        bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
             write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
@@ -106,8 +118,11 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             with contextlib.closing(stream):
-                state, results = loop(config, state, step_fn, stream, evaluate=evaluate, save=save, log=log)
-        manager.wait_until_finished()
+                state, results = loop(
+                    config, state, step_fn, stream, evaluate=evaluate, save=save, log=log, bad_log=bad_log
+                )
+        with checkpoints.clear_errors(manager):
+            manager.wait_until_finished()
         if int(state.step) < config.total_steps:
             announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command goes on from there.")
             return {}
@@ -125,6 +140,7 @@ def loop(
     evaluate: Callable[[Any], dict[str, float]],
     save: Callable,
     log: MetricsLog,
+    bad_log: BadRecordsLog,
 ) -> tuple[TrainState, dict[str, float]]:
     """Steps from state.step to config.total_steps, or to a preemption; returns (state, last evaluation)."""
     total, every = config.total_steps, config.eval.every_steps
@@ -140,10 +156,11 @@ def loop(
             if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
                 stop_if_not_finite(in_flight.popleft(), config)
             window.add(data_wait)
+            bad_log.write(step)
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
-                bad = {f"bad_records/{cause}": count for cause, count in data_state["bad"].items()}
-                log.write(step, values | bad)
+                bad = add_causes(checkpoints.gather_json(data_state["bad"]))
+                log.write(step, values | {f"bad_records/{cause}": count for cause, count in bad.items()})
                 announce(progress_line(step, total, values))
 
             preempted = preemption.reached(step)
@@ -159,6 +176,8 @@ def loop(
                 window.restart()
             if preempted:
                 break
+            if step == total:
+                announce(describe_bad_records(bad_log.path.parent, bad))
     return state, results
 
 
@@ -186,16 +205,29 @@ def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints
     trained, found = checkpoints.read_meta(manager, step)
     where = f"{manager.directory}/{step}"
     check_fingerprint(found, prints, where=where)
-    for name in ("seed", "global_batch_size"):
-        require(
-            getattr(trained, name) == getattr(config, name),
-            f"{where} was trained with {name}={getattr(trained, name)}, config.{name} is now {getattr(config, name)}: "
-            "the data order would change. Use the old value, or a new --workdir.",
-        )
+    changes = check_changes(trained, config, where)
     state, data_states = checkpoints.restore(manager, step, config, mesh)
-    batches.set_state(data_states[min(jax.process_index(), len(data_states) - 1)])
+    batches.set_state(own_data_state(data_states, jax.process_index(), jax.process_count()))
     announce(f"Restored step {step} from {manager.directory}")
+    if changes:
+        announce("The configuration is another one than at that step:\n" + "\n".join(changes))
     return state
+
+
+def own_data_state(states: list[dict], process_index: int, process_count: int) -> dict:
+    """The data state of one process, of those that another number of processes may have saved.
+
+    Its place in the data is the same for all. What was counted is this process's own; when their number has changed,
+    the first one takes all of it, so that no count is lost or doubled.
+    """
+    if len(states) == process_count:
+        return states[process_index]
+    if process_index:
+        return states[0] | {"read": 0, "bad": {}}
+    return states[0] | {
+        "read": sum(state["read"] for state in states),
+        "bad": add_causes(state["bad"] for state in states),
+    }
 
 
 def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:
@@ -261,8 +293,8 @@ def headline(results: dict[str, float]) -> str:
 
 
 def announce(line: str) -> None:
-    """Prints on the first process only."""
-    if jax.process_index() == 0:
+    """Prints on the first process only; "" is nothing to say."""
+    if line and jax.process_index() == 0:
         print(line, flush=True)
 
 

@@ -18,15 +18,16 @@ class BadRecord(NamedTuple):
     file: str
     position: int
     error: str
+    key: str = ""  # the record's, where it could be read
 
     def __str__(self) -> str:
         return f"{self.file} record {self.position}: {self.error} ({self.cause})"
 
 
-def bad_record(source: Any, index: int, error: RecordError) -> BadRecord:
+def bad_record(source: Any, index: int, error: RecordError, key: str = "") -> BadRecord:
     # A plain list of examples is a source too; it has no files.
     file, position = source.where(index) if hasattr(source, "where") else (type(source).__name__, index)
-    return BadRecord(error.cause, file, position, str(error))
+    return BadRecord(error.cause, file, position, str(error), key)
 
 
 class BadRecordCounts:

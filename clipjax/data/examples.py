@@ -58,13 +58,14 @@ class TrainExamples:
         rng = np.random.default_rng((self.seed, i))
         index = int(self.order[i])
         for _ in range(MAX_ATTEMPTS):
+            record: dict[str, Any] = {}
             try:
                 record = self.source[index]
                 image = self.image(record["image"], rng)
                 texts = record["texts"]
                 return image, texts[int(rng.integers(len(texts)))], record["pair_id"]
             except RecordError as error:
-                bad.append(bad_record(self.source, index, error))
+                bad.append(bad_record(self.source, index, error, record.get("key", "")))
                 index = int(rng.integers(len(self.source)))
         raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
 

@@ -7,13 +7,14 @@ batch, and resuming at any step needs only its number.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 
 import numpy as np
 from absl import logging
 
 from clipjax.config import DataConfig, PixelConfig, require
-from clipjax.data.bad_records import BadRecordCounts
+from clipjax.data.bad_records import BadRecord, BadRecordCounts
 from clipjax.data.examples import DataError, EvalExamples, TrainExamples
 from clipjax.data.naflex import PatchBudget
 from clipjax.data.read_ahead import Rows, read_batches
@@ -21,6 +22,7 @@ from clipjax.data.sources import Source
 from clipjax.data.text import Tokenizer
 
 MIN_READ = 100  # records read before the share of bad ones can stop a run
+MAX_MET = 1000  # batches with bad records that are remembered for whoever writes them down
 
 
 def make_train_iterator(
@@ -53,7 +55,8 @@ class TrainIterator:
     state: JSON-able, belongs to the position after this batch: {"step", "read", "bad": {cause: count}}.
 
     A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted;
-    more than data.max_bad_share of the records read raises DataError.
+    more than data.max_bad_share of the records read raises DataError. met: (step, its bad records) of the latest
+    batches that had some, for bad_records_log to take.
     """
 
     def __init__(self, data: DataConfig, examples: TrainExamples, global_batch_size: int, rows: int, offset: int):
@@ -67,6 +70,7 @@ class TrainIterator:
     def set_state(self, state: dict) -> None:
         """Goes on after the batch the state came with; nothing is replayed."""
         self.step, self.read = state["step"], state["read"]
+        self.met: collections.deque[tuple[int, list[BadRecord]]] = collections.deque(maxlen=MAX_MET)
         self.bad = BadRecordCounts(state["bad"], "replaced")
         self.stream = read_batches(
             self.examples,
@@ -85,6 +89,8 @@ class TrainIterator:
         self.step += 1
         self.read += self.rows + len(bad)
         self.bad.add(bad)
+        if bad:
+            self.met.append((self.step, bad))
         total = self.bad.causes.total()
         if self.read >= MIN_READ and total > self.data.max_bad_share * self.read:
             raise DataError(

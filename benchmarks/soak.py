@@ -1,0 +1,231 @@
+"""A run that is killed again and again, beside the same run left alone: same parameters, same curve, no memory gained.
+
+    python -m benchmarks.soak --config=experiments/quickstart.py --workdir=runs/soak --kills=100
+    python -m benchmarks.soak --config=experiments/emoji.py --workdir=runs/soak --minutes=30 -- --config.total_steps=500
+
+Two runs at a time, each on a core of its own where there are two: WORKDIR/whole is left alone, WORKDIR/killed gets
+SIGKILL or SIGTERM (two to one) at a random moment, start-up, evaluation and checkpoints included, and is started again
+until the kills, or the minutes, are used up; then it runs to its end. Writes benchmarks/results/soak_NAME.json and
+docs/images/soak_NAME.png, and exits with 1 when the two differ anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipjax.metrics_log import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # what no two runs share
+SAMPLE_SECONDS = 2.0
+WARM_UP_SHARE = 0.3  # of a process's life is left out of its memory's slope: caches and buffers fill
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--name", default="soak", help="of the JSON and the picture")
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--longest", type=float, default=20.0, help="seconds a process lives at most before its kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("extra", nargs="*", help="flags of clipjax train, after --")
+    args = parser.parse_args()
+    command = [f"--config={args.config}", *args.extra]
+    whole = Run(args.workdir / "whole", command, core=0)
+    thread = threading.Thread(target=whole.to_the_end)
+    thread.start()
+    killed = Run(args.workdir / "killed", command, core=1)
+    kill_again_and_again(killed, args.kills, args.minutes * 60, args.longest, random.Random(args.seed))
+    thread.join()
+    document = {
+        "config": args.config,
+        "flags": args.extra,
+        "seed": args.seed,
+        "longest_life_seconds": args.longest,
+        "cores": os.cpu_count(),
+        **compare(whole, killed),
+    }
+    out = ROOT / "benchmarks" / "results" / f"soak_{args.name}.json"
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    draw(ROOT / "docs" / "images" / f"soak_{args.name}.png", whole, killed, document)
+    print(json.dumps({name: value for name, value in document.items() if name != "lives"}, indent=1))
+    sys.exit(0 if document["equal"] else 1)
+
+
+class Run:
+    """Processes of one run, one after the other; samples: (seconds, resident MB, step) of each of them."""
+
+    def __init__(self, workdir: Path, command: list[str], core: int):
+        self.workdir, self.command, self.core = workdir, command, core
+        self.lives: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+
+    def to_the_end(self) -> None:
+        self.live(None, None)
+
+    def live(self, seconds: float | None, number: signal.Signals | None) -> int:
+        """Runs one process, to its end or until it is sent `number`; returns its exit status."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "jax-cache")}
+        env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        core = self.core % os.cpu_count()
+        with open(self.workdir / "output.log", "a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "clipjax", "train", f"--workdir={self.workdir}", *self.command],
+                env=env, stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )  # fmt: skip
+            started = time.monotonic()
+            samples: list[tuple[float, float, int]] = []
+            next_sample, sent = 0.0, ""
+            while process.poll() is None:
+                age = time.monotonic() - started
+                if age >= next_sample:
+                    next_sample = age + SAMPLE_SECONDS
+                    samples.append((round(age, 1), resident_mb(process.pid), last_step(self.workdir)))
+                if seconds is not None and age >= seconds:
+                    process.send_signal(number)
+                    process.wait()
+                    sent = number.name
+                    break
+                time.sleep(0.02)
+        self.lives.append(
+            {
+                "seconds": round(time.monotonic() - started, 2),
+                "signal": sent,
+                "status": process.returncode,
+                "last_step": last_step(self.workdir),
+                "samples": samples,
+            }
+        )
+        return process.returncode
+
+    @property
+    def slope(self) -> float:
+        """Resident memory gained in 1000 steps, MB, by least squares over the longest life without its warm-up."""
+        samples = max((life["samples"] for life in self.lives), key=len)
+        samples = samples[int(WARM_UP_SHARE * len(samples)) :]
+        _, memory, steps = np.array(samples, float).T
+        return float(np.polyfit(steps, memory, 1)[0] * 1000)
+
+
+def kill_again_and_again(run: Run, kills: int, seconds: float, longest: float, rng: random.Random) -> None:
+    """Kills until both bounds are passed, then lets the run end. Stops when a process ends by itself with an error."""
+    started = time.monotonic()
+    while len(run.lives) < kills or time.monotonic() - started < seconds:
+        number = signal.SIGTERM if rng.random() < 1 / 3 else signal.SIGKILL
+        status = run.live(rng.uniform(0, longest), number)
+        life = run.lives[-1]
+        print(f"life {len(run.lives)}: {life['seconds']} s, {life['signal'] or 'end'}, step {life['last_step']}", flush=True)
+        if status not in (0, -number):
+            raise SystemExit(f"The run ended with {status}; see {run.workdir}/output.log")
+        if not life["signal"]:
+            return  # it had reached its last step: --config.total_steps is too small for more kills
+    if run.live(None, None) != 0:
+        raise SystemExit(f"The run did not end well; see {run.workdir}/output.log")
+
+
+def compare(whole: Run, killed: Run) -> dict[str, Any]:
+    curves = [curve(run.workdir) for run in (whole, killed)]
+    states = [final_state(run.workdir) for run in (whole, killed)]
+    differing = [name for name in states[0] if states[0][name].tobytes() != states[1][name].tobytes()]
+    ledgers = [(run.workdir / "bad_records.jsonl") for run in (whole, killed)]
+    ledgers = [path.read_text() if path.exists() else "" for path in ledgers]
+    signals = [life["signal"] for life in killed.lives]
+    return {
+        "equal": curves[0] == curves[1] and not differing and ledgers[0] == ledgers[1],
+        "curves_equal": curves[0] == curves[1],
+        "arrays": len(states[0]),  # parameters, optimizer, step, counters
+        "arrays_that_differ": differing,
+        "bad_records_equal": ledgers[0] == ledgers[1],
+        "bad_records": len(ledgers[0].splitlines()),
+        "steps": max(line["step"] for line in curves[0]),
+        "final_loss": [next(line["loss"] for line in reversed(c) if "loss" in line) for c in curves],
+        "kills": {name: signals.count(name) for name in ("SIGKILL", "SIGTERM")},
+        "killed_before_the_first_step_of_that_life": sum(
+            life["signal"] != "" and before["last_step"] >= life["last_step"]
+            for before, life in zip([{"last_step": 0}, *killed.lives], killed.lives, strict=False)
+        ),
+        "seconds": {"whole": sum(x["seconds"] for x in whole.lives), "killed": sum(x["seconds"] for x in killed.lives)},
+        "memory_mb_per_1000_steps": {"whole": whole.slope, "killed": killed.slope},
+        "lives": {"whole": whole.lives, "killed": killed.lives},
+    }
+
+
+def curve(workdir: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without times; numbers as they stand there."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint's training state by its path."""
+    import jax
+
+    from clipjax import checkpoint as checkpoints
+    from clipjax.config import MeshConfig
+    from clipjax.mesh import make_mesh, path_name
+
+    manager, step = checkpoints.open_run(workdir)
+    trained, _ = checkpoints.read_meta(manager, step)
+    state, _ = checkpoints.restore(manager, step, trained, make_mesh(MeshConfig(), jax.devices()[:1]))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def last_step(workdir: Path) -> int:
+    return max((line["step"] for line in read_metrics(workdir)), default=0)
+
+
+def resident_mb(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):  # it has just ended
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def draw(path: Path, whole: Run, killed: Run, document: dict[str, Any]) -> None:
+    """Both loss curves over one another with the restarts, and the memory of every process over its steps."""
+    from matplotlib.figure import Figure
+
+    blue, orange, grey = "#2b6cb0", "#c05621", "#a0aec0"
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[1.4, 1])
+    for run, color, width, label in ((whole, "#90cdf4", 5, "left alone"), (killed, orange, 1.2, "killed and restarted")):
+        points = [(line["step"], line["loss"]) for line in curve(run.workdir) if "loss" in line]
+        above.plot(*np.array(points, float).T, color=color, linewidth=width, label=label)
+    steps = [life["last_step"] for life in killed.lives if life["signal"]]
+    bottom = above.get_ylim()[0]
+    above.plot(steps, [bottom] * len(steps), "|", color=grey, markersize=12, label=f"{len(steps)} kills", clip_on=False)
+    same = "equal in every number" if document["curves_equal"] else "NOT equal"
+    above.set(title=f"Training loss: the two curves are {same}", xlabel="step", ylabel="loss")
+    above.legend(frameon=False)
+    for run, color, label in ((killed, orange, "killed and restarted"), (whole, blue, "left alone")):
+        for i, life in enumerate(run.lives):
+            samples = np.array([s for s in life["samples"] if s[1] > 0], float).reshape(-1, 3)
+            below.plot(samples[:, 2], samples[:, 1], color=color, linewidth=1, label=label if i == 0 else None)
+    slope = document["memory_mb_per_1000_steps"]["whole"]
+    below.set(title=f"Resident memory; left alone it gains {slope:.1f} MB in 1000 steps", xlabel="step", ylabel="MB")
+    below.set_ylim(bottom=0)
+    below.legend(frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

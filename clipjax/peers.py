@@ -1,0 +1,109 @@
+"""When one process of a run fails, the others say so and stop, instead of waiting in a collective for ever.
+
+A process that fails in Python leaves a word in the key-value store of JAX's coordination service, which all others
+look at every second. One that is killed leaves none: the service misses its heartbeats, and ends the others with a
+message that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+# A process without a heartbeat for as long is dead: XLA then ends all others. JAX's own default is 100.
+HEARTBEAT_SECONDS = 30
+POLL_SECONDS = 1.0
+FOLDER = "clipjax/stopped"
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+    """Around the work of a process: an exception here, or on any other process, ends all within HEARTBEAT_SECONDS.
+
+    Does nothing for a run of one process. Where there are several, a failing process never leaves by the usual way
+    out, on which JAX waits for the others: it prints its error and exits with 1.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client = _client()
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(client, done), name="peers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        _print(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Most likely another's death seen from here: let it, or the service, say whose.
+            time.sleep(HEARTBEAT_SECONDS + 10)
+        done.set()
+        _leave(client, error)
+    finally:
+        done.set()
+
+
+def _leave(client: Any, error: BaseException) -> None:
+    """Tells the others and ends this process."""
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    word = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
+    with contextlib.suppress(Exception):  # the service may be what is gone
+        client.key_value_set(f"{FOLDER}/{jax.process_index()}", word)
+    if jax.process_index() == 0:
+        time.sleep(3 * POLL_SECONDS)  # this process serves the store; the others need a moment to read it
+    _exit(1)
+
+
+def _watch(client: Any, done: threading.Event) -> None:
+    while not done.wait(POLL_SECONDS):
+        try:
+            words = client.key_value_dir_get(FOLDER)
+        except Exception:  # the service is gone, of which JAX's client makes its own message
+            continue
+        if words and not done.is_set():
+            name, reason = words[0]
+            print(
+                f"error: process {name.rpartition('/')[2]} on {reason}\nProcess {jax.process_index()} on "
+                f"{socket.gethostname()} stops because of it. Start all processes again: they go on from the last "
+                "checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+            _exit(1)
+
+
+def _print(error: BaseException) -> None:
+    if type(error).__module__.startswith("clipjax."):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return
+    sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        print(
+            f"error: process {jax.process_index()} could not go on; if another process died, its name follows within "
+            f"{HEARTBEAT_SECONDS + 10} s.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _exit(code: int) -> None:
+    """At once: the usual way out waits at a barrier for processes that will not come."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _client() -> Any:
+    """The coordination service's key-value store, for which JAX has no public name (0.10 and 0.12)."""
+    from jax._src import distributed
+
+    return distributed.global_state.client

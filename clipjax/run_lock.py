@@ -1,0 +1,75 @@
+"""One run in a workdir: a lock that the kernel takes back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import jax
+from absl import logging
+
+FILE = "run.lock"
+
+# What flock says where it is not to be had: some FUSE and Lustre mounts, NFS without its lock service.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class RunLockError(RuntimeError):
+    """The workdir belongs to another run, or cannot be written to."""
+
+
+@contextmanager
+def run_lock(workdir: str | Path) -> Iterator[None]:
+    """Holds workdir/run.lock, making the workdir first; the file says who holds it, and stays behind.
+
+    The first process of a run holds it for all of them. Raises RunLockError naming the other run, or what keeps
+    files from being written. After kill -9 the lock is free at once; the file's age and content decide nothing.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        with open(Path(workdir) / FILE, "a+", encoding="utf-8") as file:
+            _lock(file, workdir)
+            _write_owner(file)
+            held = os.dup(file.fileno())  # the same lock; errors of the run are not to be caught here
+    except OSError as error:
+        raise RunLockError(
+            f"--workdir={workdir} cannot be written to ({error.strerror or error}); a run keeps its checkpoints and "
+            "metrics there. Use a folder that this user may write to, on a disk with room."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock(file: TextIO, workdir: str | Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise RunLockError(
+            f"--workdir={workdir} is in use by another run: {file.read().strip() or 'it does not say which'}. "
+            "Two runs would overwrite each other's checkpoints: use another --workdir, or stop that one first."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logging.warning("%s is on a file system without locks: nothing here refuses a second run in it.", workdir)
+
+
+def _write_owner(file: TextIO) -> None:
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    file.truncate(0)
+    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}) + "\n")
+    file.flush()
