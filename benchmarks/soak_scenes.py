@@ -1,0 +1,21 @@
+"""experiments/quickstart.py with a model so small that a restart is most of a process's life; for benchmarks.soak.
+
+The argument is the folder with the data and its tokenizer: --config=benchmarks/soak_scenes.py:data
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.quickstart import get_config as quickstart
+
+
+def get_config(data: str = "data") -> ConfigDict:
+    config = quickstart()
+    config.total_steps, config.global_batch_size = 4000, 16
+    config.model.image.update(width=32, depth=1, mlp_dim=64)
+    config.model.text.update(width=32, depth=1, mlp_dim=64)
+    config.data.train.path = f"{data}/scenes"
+    config.tokenizer.path = f"{data}/scenes.model"
+    config.eval.evaluators = {}
+    config.checkpoint.update(every_steps=20, best_metric="", keep_last=3)
+    config.log.update(every_steps=1, figures=False, tensorboard=False)
+    return config
