@@ -10,7 +10,7 @@ from experiments.emoji import get_config as emoji
 
 def get_config(data: str = "data") -> ConfigDict:
     config = emoji()
-    config.total_steps, config.global_batch_size = 6000, 64
+    config.total_steps, config.global_batch_size = 3000, 64
     config.model.image.update(patch_size=16, width=96, depth=2, mlp_dim=192)
     config.model.text.update(context_length=16, width=96, depth=1, mlp_dim=192)
     config.data.train.path = f"{data}/emoji"

@@ -167,11 +167,17 @@ def test_another_seed_or_batch_in_the_same_workdir_is_refused(config, uninterrup
         train.run(dataclasses.replace(config, seed=1), uninterrupted[0])
 
 
-def test_another_model_in_the_same_workdir_is_refused_naming_the_parameters(config, uninterrupted):
+def test_another_model_in_the_same_workdir_is_refused_naming_the_field(config, uninterrupted):
     text = dataclasses.replace(config.model.text, mlp_dim=32)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    with pytest.raises(checkpoints.CheckpointError, match=r"text/block_0/mlp/up/kernel: checkpoint \(32, 64\)"):
+    with pytest.raises(ConfigError, match="model.text.mlp_dim=64, config.model.text.mlp_dim is now 32"):
         train.run(other, uninterrupted[0])
+
+
+def test_an_optimizer_of_another_shape_in_the_same_workdir_is_refused_naming_the_state(config, uninterrupted):
+    averaged = dataclasses.replace(config.optimizer, ema_decay=0.9)
+    with pytest.raises(checkpoints.CheckpointError, match="has no 'ema_params'"):
+        train.run(dataclasses.replace(config, optimizer=averaged), uninterrupted[0])
 
 
 def test_a_run_of_non_finite_losses_stops_with_an_intact_checkpoint(folder, config, uninterrupted):

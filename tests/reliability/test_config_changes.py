@@ -1,0 +1,116 @@
+"""What may change between restarts, what may not, and that both are told field by field."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from clipjax import train
+from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, to_json_dict
+from clipjax.config_changes import RULES, _flat, check_changes
+from tests import runs
+from tests.tiny import tiny_config
+
+OLD = tiny_config()
+FIELDS = _flat(to_json_dict(OLD))
+
+
+def changed(**values):
+    """OLD with fields replaced; their names have __ for the points."""
+    tree = json.loads(json.dumps(to_json_dict(OLD)))
+    for name, value in values.items():
+        *folders, last = name.split("__")
+        branch = tree
+        for folder in folders:
+            branch = branch[folder]
+        branch[last] = value
+    return from_json_dict(tree)
+
+
+REFUSED = {
+    "seed": 1,
+    "global_batch_size": 32,
+    "data__train__path": "elsewhere",
+    "data__train__split": "validation",
+    "data__pixels__interpolation": "bilinear",
+    "tokenizer__lowercase": True,
+    "model__embed_dim": 64,
+    "model__image__patch_size": 8,
+    "model__text__pool": "eos",
+    "loss__name": "softmax",
+    "loss__repeats": "ignore",
+    "optimizer__name": "lion",
+    "optimizer__moment_dtype": "bfloat16",
+}
+ALLOWED_AND_FELT = {
+    "total_steps": 40,
+    "optimizer__learning_rate": 2e-3,
+    "optimizer__grad_clip_norm": 1.0,
+    "optimizer__schedule__warmup_steps": 3,
+    "data__augment__flip": 0.5,
+    "model__dtype": "bfloat16",
+    "model__text__dropout": 0.1,
+}
+ALLOWED = {
+    "accumulation_steps": 2,
+    "mesh__fsdp": 2,
+    "loss__comm": "ring",
+    "loss__tile": 4,
+    "model__image__remat": "full",
+    "data__num_threads": 9,
+    "data__max_bad_share": 0.5,
+    "tokenizer__path": "moved.model",
+    "eval__every_steps": 5,
+    "checkpoint__keep_last": 9,
+    "log__every_steps": 7,
+    "optimizer__max_nonfinite_steps": 3,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_spoil_a_run_is_refused_with_both_values_and_the_reason(name):
+    path = name.replace("__", ".")
+    with pytest.raises(ConfigError) as caught:
+        check_changes(OLD, changed(**{name: REFUSED[name]}), "runs/x/checkpoints/6")
+    (line,) = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert line.startswith(f"  {path}={FIELDS[path]!r}, config.{path} is now {REFUSED[name]!r}: ")
+    assert "runs/x/checkpoints/6 was trained" in str(caught.value) and "--config.init_from" in str(caught.value)
+
+
+def test_all_that_is_refused_is_told_at_once_and_nothing_else():
+    with pytest.raises(ConfigError) as caught:
+        check_changes(OLD, changed(**REFUSED, **ALLOWED, **ALLOWED_AND_FELT), "x")
+    lines = [line.split("=")[0].strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert lines == sorted(name.replace("__", ".") for name in REFUSED)
+
+
+@pytest.mark.parametrize(("name", "felt"), [(n, True) for n in ALLOWED_AND_FELT] + [(n, False) for n in ALLOWED])
+def test_what_may_change_is_told_with_whether_the_curve_feels_it(name, felt):
+    path, value = name.replace("__", "."), (ALLOWED | ALLOWED_AND_FELT)[name]
+    (line,) = check_changes(OLD, changed(**{name: value}), "x")
+    assert line == f"  config.{path}: {FIELDS[path]!r} -> {value!r}" + ", which changes the curve from here on" * felt
+
+
+def test_no_change_is_nothing_to_tell_after_a_round_trip_through_json():
+    again = from_json_dict(json.loads(json.dumps(to_json_dict(OLD))))
+    assert check_changes(again, OLD, "x") == []
+
+
+def test_every_rule_names_a_field_that_there_is():
+    known = set(FIELDS) | {name[: i] for name in FIELDS for i, c in enumerate(name) if c == "."}
+    known |= {f.name for f in dataclasses.fields(ExperimentConfig)} | {"data.mixture"}
+    decoders = {f"model.{tower}.patch_dropout" for tower in ("text", "decoder")}  # the image tower's alone
+    assert set(RULES) - decoders <= known
+
+
+def test_a_run_tells_what_changed_and_goes_on(whole, config, tmp_path, capsys):
+    shutil.copytree(whole / "checkpoints" / "9", tmp_path / "checkpoints" / "9")
+    log = dataclasses.replace(config.log, every_steps=2)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=5e-4)
+    train.run(dataclasses.replace(config, log=log, optimizer=optimizer), tmp_path)
+    told = capsys.readouterr().out
+    assert "  config.log.every_steps: 1 -> 2\n" in told
+    assert "  config.optimizer.learning_rate: 0.001 -> 0.0005, which changes the curve from here on\n" in told
+    assert list(runs.losses(tmp_path)) == [10, 12]
+    assert runs.losses(tmp_path)[10] == runs.losses(whole)[10], "the first step's loss is of the restored weights"

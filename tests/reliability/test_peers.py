@@ -1,0 +1,75 @@
+"""Two processes of which one fails: the other says so and stops in a bounded time, and a restart loses nothing."""
+
+import json
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from clipjax.peers import HEARTBEAT_SECONDS
+from tests import runs
+from tests.reliability.faulty import write_faulty_experiment
+
+START = 120  # seconds that two processes may take to start here, loaded as it may be
+
+
+class Pair:
+    def __init__(self, folder, workdir):
+        self.folder, self.workdir = folder, workdir
+        self.experiment = write_faulty_experiment(folder)
+
+    def run(self, fault, limit):
+        """[(exit status, output)] of both processes, which suffer `fault` and have `limit` seconds after it."""
+        (self.folder / "fault.json").write_text(json.dumps(fault))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = [
+            runs.start("train", f"--config={self.experiment}", f"--workdir={self.workdir}",
+                       f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=4)
+            for i in range(2)
+        ]  # fmt: skip
+        first_end = None
+        deadline = time.monotonic() + START
+        try:
+            while any(process.poll() is None for process in processes):
+                if first_end is None and any(process.poll() is not None for process in processes):
+                    first_end = time.monotonic()
+                    deadline = first_end + limit
+                assert time.monotonic() < deadline, f"{limit} s after {fault} not both have ended"
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+        return [(process.returncode, process.communicate()[0]) for process in processes]
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_dies_or_is_preempted_ends_the_run_and_a_restart_goes_on(folder, whole):
+    pair = Pair(folder, folder / "pair")
+
+    (status, output), (failed, why) = pair.run({"process": 1, "batch": 4, "what": "DataError"}, limit=15)
+    assert failed == 1 and "error: half of the records are bad" in why
+    assert status == 1 and f"error: process 1 on {socket.gethostname()} stopped: DataError: half of the" in output
+
+    (failed, why), (status, output) = pair.run({"process": 0, "batch": 6, "what": "DataError"}, limit=15)
+    assert failed == 1 and "error: half of the records are bad" in why
+    assert status == 1 and f"error: process 0 on {socket.gethostname()} stopped: DataError: half of the" in output
+
+    # Killed, it leaves no word: the service names the task that has no heartbeat any more.
+    bound = HEARTBEAT_SECONDS + 30
+    (status, output), (killed, _) = pair.run({"process": 1, "batch": 7, "what": "SIGKILL"}, limit=bound)
+    assert killed == -9 and status != 0
+    assert "Task 1 heartbeat timeout" in output or "/task:1" in output, output[-3000:]
+
+    # One SIGTERM, both save the same step and leave.
+    (status, output), (other, why) = pair.run({"process": 1, "batch": 9, "what": "SIGTERM"}, limit=15)
+    assert (status, other) == (0, 0), output + why
+    assert "SIGTERM: saved step" in output
+
+    (status, output), (other, why) = pair.run({}, limit=30)
+    assert (status, other) == (0, 0), output + why
+    found, expected = runs.losses(pair.workdir), runs.losses(whole)
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
