@@ -10,7 +10,7 @@ from experiments.quickstart import get_config as quickstart
 
 def get_config(data: str = "data") -> ConfigDict:
     config = quickstart()
-    config.total_steps, config.global_batch_size = 8000, 16
+    config.total_steps, config.global_batch_size = 6000, 16
     config.model.image.update(width=32, depth=1, mlp_dim=64)
     config.model.text.update(width=32, depth=1, mlp_dim=64)
     config.data.train.path = f"{data}/scenes"

@@ -28,6 +28,7 @@ from absl import logging
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from clipjax.bad_records_log import add_causes
 from clipjax.checksums import find_damage, write_checksums
 from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
 from clipjax.mesh import path_name
@@ -207,6 +208,12 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> tuple[ExperimentConf
     return from_json_dict(meta["config"]), meta["fingerprint"]
 
 
+def read_bad_causes(manager: ocp.CheckpointManager, step: int) -> dict[str, int]:
+    """{cause: records replaced} over all processes, up to a checkpoint; {} for weights alone."""
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    return add_causes(state["bad"] for state in meta.get("data_states", ()))
+
+
 def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointManager, int]:
     """A run's checkpoints, read-only, and the number of the step meant by "latest", "best" or "1200".
 
@@ -243,7 +250,7 @@ def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointM
 
 
 def _write_checksums(directory: Path) -> None:
-    """Called when all files of a checkpoint are in place and before its renaming: it and its checksums appear at once."""
+    """Called when all files of a checkpoint are in place, before the renaming that makes them appear."""
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
         write_checksums(folder, leave_out=(ORBAX_METADATA,))
 

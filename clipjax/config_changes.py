@@ -39,7 +39,7 @@ RULES = {
     "optimizer.moment_dtype": STATE,
 }
 
-# Of the fields that may change, those that change the curve from here on; the others change how it is computed or shown.
+# Of the fields that may change, those that change the curve; the others change how it is computed or shown.
 CURVE = (
     "total_steps",
     "optimizer",

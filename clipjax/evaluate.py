@@ -72,6 +72,7 @@ def run(
     model = dataclasses.replace(trained.model, image=image)
     config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
     variables = checkpoints.restore_variables(manager, number, config, mesh)
+    bad = checkpoints.read_bad_causes(manager, number)
     manager.close()
 
     started = time.perf_counter()
@@ -95,7 +96,11 @@ def run(
             title=f"{checkpoint}, step {number}",
             results=results,
             config=to_json_dict(config),
-            notes={"fingerprint": trained_fingerprint, "mesh": dict(mesh.shape)},
+            notes={
+                "fingerprint": trained_fingerprint,
+                "mesh": dict(mesh.shape),
+                "bad records replaced in training": bad or "none",
+            },
         )
         print(format_table(results))
         print(f"Wrote {out / 'results.json'} and {out / 'report.html'}")

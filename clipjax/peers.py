@@ -57,8 +57,6 @@ def _leave(client: Any, error: BaseException) -> None:
     word = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
     with contextlib.suppress(Exception):  # the service may be what is gone
         client.key_value_set(f"{FOLDER}/{jax.process_index()}", word)
-    if jax.process_index() == 0:
-        time.sleep(3 * POLL_SECONDS)  # this process serves the store; the others need a moment to read it
     _exit(1)
 
 
@@ -95,7 +93,9 @@ def _print(error: BaseException) -> None:
 
 
 def _exit(code: int) -> None:
-    """At once: the usual way out waits at a barrier for processes that will not come."""
+    """The usual way out would wait at a barrier for processes that will not come."""
+    if jax.process_index() == 0:
+        time.sleep(3 * POLL_SECONDS)  # this process serves the store; the others need a moment to read it
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

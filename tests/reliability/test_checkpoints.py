@@ -117,7 +117,7 @@ def test_without_an_intact_checkpoint_the_run_stops_and_changes_nothing(workdir,
     for step in ("3", "6", "9"):
         empty(largest(workdir / "checkpoints" / step / "meta"))
     before = tree_of(workdir / "checkpoints")
-    with pytest.raises(checkpoints.CheckpointError, match=r"(?s)No checkpoint in .*/9/meta/.*0 bytes, \d+ were written"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"(?s)No checkpoint .*/9/meta/.*0 bytes, \d+ were written"):
         train.run(config, workdir)
     assert tree_of(workdir / "checkpoints") == before
 

@@ -98,7 +98,7 @@ def test_no_change_is_nothing_to_tell_after_a_round_trip_through_json():
 
 
 def test_every_rule_names_a_field_that_there_is():
-    known = set(FIELDS) | {name[: i] for name in FIELDS for i, c in enumerate(name) if c == "."}
+    known = set(FIELDS) | {name[:i] for name in FIELDS for i, c in enumerate(name) if c == "."}
     known |= {f.name for f in dataclasses.fields(ExperimentConfig)} | {"data.mixture"}
     decoders = {f"model.{tower}.patch_dropout" for tower in ("text", "decoder")}  # the image tower's alone
     assert set(RULES) - decoders <= known

@@ -30,7 +30,8 @@ def refuse_to_compile(monkeypatch):
 
 def test_a_second_run_is_refused_before_compiling_and_told_who_has_the_workdir(tmp_path, config, monkeypatch):
     refuse_to_compile(monkeypatch)
-    with run_lock(tmp_path), pytest.raises(RunLockError, match=f'in use by another run: .*"pid": {os.getpid()}, "start'):
+    owner = f'in use by another run: .*"pid": {os.getpid()}, "started"'
+    with run_lock(tmp_path), pytest.raises(RunLockError, match=owner):
         train.run(config, tmp_path)
     with run_lock(tmp_path):
         pass
