@@ -44,6 +44,9 @@ CURVE = (
     "total_steps",
     "optimizer",
     "data.augment",
+    "data.decoder",
+    "data.image_embeddings",
+    "data.teacher_embeddings",
     "model",
     "loss.dtype",
 )
