@@ -31,6 +31,7 @@ from clipjax.metrics_log import read_metrics
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # what no two runs share
 SAMPLE_SECONDS = 2.0
+MAX_SAMPLES = 40  # of a life that are kept in the JSON
 MAX_GAIN = 20.0  # MB of resident memory in 1000 steps
 WARM_UP_SHARE = 0.3  # of a process's life is left out of its memory's slope: caches and buffers fill
 
@@ -64,7 +65,7 @@ def main() -> None:
         **compare(whole, killed),
     }
     out = ROOT / "benchmarks" / "results" / f"soak_{args.name}.json"
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    out.write_text(to_json(document))
     draw(ROOT / "docs" / "images" / f"soak_{args.name}.png", whole, killed, document)
     print(json.dumps({name: value for name, value in document.items() if name != "lives"}, indent=1))
     sys.exit(0 if document["equal"] and whole.slope <= MAX_GAIN else 1)
@@ -178,6 +179,20 @@ def compare(whole: Run, killed: Run) -> dict[str, Any]:
         "memory_mb_per_1000_steps": {"whole": whole.slope, "killed": killed.slope},
         "lives": {"whole": whole.lives, "killed": killed.lives},
     }
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """A line for each entry and each life; of a life's samples at most MAX_SAMPLES."""
+
+    def line(life: dict[str, Any]) -> str:
+        samples = life["samples"]
+        return json.dumps({**life, "samples": samples[:: -(-len(samples) // MAX_SAMPLES) or 1]})
+
+    entries = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in document.items() if name != "lives"]
+    lives = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(map(line, lives)) + "\n]" for name, lives in document["lives"].items()
+    ]
+    return "{\n" + ",\n".join([*entries, '"lives": {\n' + ",\n".join(lives) + "\n}"]) + "\n}\n"
 
 
 def curve(workdir: Path) -> list[dict[str, float]]:

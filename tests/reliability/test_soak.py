@@ -21,6 +21,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(folder, tmp_path)
     found = soak.compare(whole, killed)
     assert found["equal"], {name: value for name, value in found.items() if name != "lives"}
     assert found["steps"] == 12 and found["arrays"] > 50
+    assert json.loads(soak.to_json(found))["lives"]["killed"][-1]["signal"] == ""
     soak.draw(tmp_path / "soak.png", whole, killed, found)
     assert (tmp_path / "soak.png").stat().st_size > 10_000
 
