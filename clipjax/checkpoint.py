@@ -16,32 +16,24 @@ checkpoints to the newest intact one and moves them to workdir/damaged_checkpoin
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from clipjax.bad_records_log import add_causes
-from clipjax.checksums import find_damage, write_checksums
 from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
+from clipjax.intact import CheckpointError, damage_of, write_step_checksums
 from clipjax.mesh import path_name
+from clipjax.peers import gather_json
 from clipjax.train_step import TrainState, abstract_state, eval_variables
 
 WEIGHTS = ("params", "ema_params", "batch_stats", "ema_batch_stats")  # all but the training state
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
-ORBAX_METADATA = "_CHECKPOINT_METADATA"  # the time of the renaming is written into it
-DAMAGED = "damaged_checkpoints"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or does not fit what is asked of it."""
 
 
 @contextlib.contextmanager
@@ -59,7 +51,7 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
         best_fn=(lambda metrics: metrics[best]) if best else None,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_checksums(directory)),
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: write_step_checksums(directory)),
     )
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
     try:
@@ -72,38 +64,6 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
         raise
     with clear_errors(manager):
         manager.close()
-
-
-def set_aside_damaged(workdir: str | Path) -> None:
-    """Moves what is damaged and newer than the newest intact checkpoint to workdir/damaged_checkpoints.
-
-    Collective, and before open_checkpoints: a damaged one must be neither restored nor counted among those kept. The
-    processes share the reading. Raises CheckpointError, and moves nothing, when there are checkpoints and none is
-    intact.
-    """
-    directory = Path(workdir).absolute() / "checkpoints"
-    share = jax.process_index(), jax.process_count()
-    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
-    damaged: dict[int, list[str]] = {}
-    for step in steps:
-        lines = sum(gather_json(_damage(directory / str(step), share=share)), [])
-        if not lines:
-            break
-        damaged[step] = sorted(set(lines))
-    if not damaged:
-        return
-    found = "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
-    if len(damaged) == len(steps):
-        raise CheckpointError(
-            f"No checkpoint in {directory} is intact; nothing was changed:\n{found}\n"
-            "Put back a copy of one of them, or use a new --workdir."
-        )
-    if jax.process_index() == 0:
-        intact = max(set(steps) - damaged.keys())
-        logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, found)
-        for step in damaged:
-            _move_aside(directory / str(step), Path(workdir) / DAMAGED)
-    gather_json({})  # nobody looks into the directory before it is done
 
 
 def save(
@@ -240,40 +200,13 @@ def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointM
             f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "
             "--step takes one of them, 'latest', or 'best' (with config.checkpoint.best_metric)."
         )
-    if damage := _damage(directory / str(chosen), items=WEIGHTS):
+    if damage := damage_of(directory / str(chosen), items=WEIGHTS):
         raise CheckpointError(
             f"Checkpoint {directory / str(chosen)} is damaged:\n"
             + "".join(f"  {line}\n" for line in damage)
             + f"Use another with --step ({directory} has {steps}), or put back a copy of it."
         )
     return manager, chosen
-
-
-def _write_checksums(directory: Path) -> None:
-    """Called when all files of a checkpoint are in place, before the renaming that makes them appear."""
-    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-        write_checksums(folder, leave_out=(ORBAX_METADATA,))
-
-
-def _damage(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str, ...] = ()) -> list[str]:
-    """A line for everything wrong with a checkpoint. items: those to be read beside meta; (): all."""
-    missing = [f"{folder / item}: missing" for item in ("meta", "params") if not (folder / item).is_dir()]
-
-    def wanted(name: str) -> bool:
-        return not items or name.split("/")[0] in ("meta", *items)
-
-    try:
-        json.loads((folder / ORBAX_METADATA).read_text())
-    except (OSError, ValueError) as error:
-        missing.append(f"{folder / ORBAX_METADATA}: cannot be read ({error})")
-    return missing or find_damage(folder, wanted=wanted, share=share)
-
-
-def _move_aside(folder: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    taken = {path.name for path in target.iterdir()}
-    names = [folder.name, *(f"{folder.name}-{i}" for i in range(1, len(taken) + 1))]
-    folder.rename(target / next(name for name in names if name not in taken))
 
 
 def _reason(error: BaseException) -> str:
@@ -332,17 +265,3 @@ def _check_same_tree(manager: ocp.CheckpointManager, step: int, item: str, targe
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def gather_json(value: Any) -> list[Any]:
-    """Every process's value, on every process, in process order."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(data.size))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]

@@ -1,4 +1,6 @@
-"""When one process of a run fails, the others say so and stop, instead of waiting in a collective for ever.
+"""What the processes of a run tell each other beside their arrays: small values, and that one of them has failed.
+
+When one process of a run fails, the others say so and stop, instead of waiting in a collective for ever.
 
 A process that fails in Python leaves a word in the key-value store of JAX's coordination service, which all others
 look at every second. One that is killed leaves none: the service misses its heartbeats, and ends the others with a
@@ -8,6 +10,7 @@ message that names it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 # A process without a heartbeat for as long is dead: XLA then ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -49,6 +53,20 @@ def stopping_together() -> Iterator[None]:
         _leave(client, error)
     finally:
         done.set()
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every process's value, on every process, in process order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]
 
 
 def _leave(client: Any, error: BaseException) -> None:

@@ -1,6 +1,8 @@
-"""The line a person watches."""
+"""The lines a person watches."""
 
 from __future__ import annotations
+
+import jax
 
 
 def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
@@ -25,3 +27,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02d}m"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def announce(line: str) -> None:
+    """Prints on the first process only; "" is nothing to say."""
+    if line and jax.process_index() == 0:
+        print(line, flush=True)

@@ -29,20 +29,21 @@ from clipjax.atomic import write_text
 from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
-from clipjax.config_changes import check_changes
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_evaluate
-from clipjax.fingerprint import check_fingerprint, fingerprint
-from clipjax.init_from import initial_state
+from clipjax.fingerprint import fingerprint
+from clipjax.intact import set_aside_damaged
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.metrics_log import MetricsLog
 from clipjax.models.teacher import Teacher
+from clipjax.peers import gather_json
 from clipjax.preemption import Preemption
-from clipjax.progress import progress_line
+from clipjax.progress import announce, progress_line
+from clipjax.resume import restore_or_create
 from clipjax.run_lock import run_lock
 from clipjax.summary import draw_summary, make_held_out, record_before
 from clipjax.teacher import load_teacher
@@ -50,7 +51,6 @@ from clipjax.train_step import (
     TrainState,
     abstract_state,
     batch_shapes,
-    create_state,
     eval_variables,
     lower_step,
 )
@@ -96,7 +96,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    checkpoints.set_aside_damaged(workdir)
+    set_aside_damaged(workdir)
     evaluate = flat(make_evaluate(config, mesh, tokenizer))
     draws = config.log.figures and config.eval.evaluators
     held_out = make_held_out(config, mesh, tokenizer) if draws else None
@@ -159,7 +159,7 @@ def loop(
             bad_log.write(step)
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
-                bad = add_causes(checkpoints.gather_json(data_state["bad"]))
+                bad = add_causes(gather_json(data_state["bad"]))
                 log.write(step, values | {f"bad_records/{cause}": count for cause, count in bad.items()})
                 announce(progress_line(step, total, values))
 
@@ -194,40 +194,6 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) 
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
     return lambda state, batch: compiled(state, batch, *extra)
-
-
-def restore_or_create(manager: Any, config: ExperimentConfig, mesh: Mesh, prints: dict, batches: Any) -> TrainState:
-    """The state to go on from; sets the data iterator to the batch that follows it."""
-    step = manager.latest_step()
-    if step is None:
-        return initial_state(config, mesh, prints) if config.init_from else create_state(config, mesh)
-    checkpoints.refuse_weights_alone(manager, step)
-    trained, found = checkpoints.read_meta(manager, step)
-    where = f"{manager.directory}/{step}"
-    check_fingerprint(found, prints, where=where)
-    changes = check_changes(trained, config, where)
-    state, data_states = checkpoints.restore(manager, step, config, mesh)
-    batches.set_state(own_data_state(data_states, jax.process_index(), jax.process_count()))
-    announce(f"Restored step {step} from {manager.directory}")
-    if changes:
-        announce("The configuration is another one than at that step:\n" + "\n".join(changes))
-    return state
-
-
-def own_data_state(states: list[dict], process_index: int, process_count: int) -> dict:
-    """The data state of one process, of those that another number of processes may have saved.
-
-    Its place in the data is the same for all. What was counted is this process's own; when their number has changed,
-    the first one takes all of it, so that no count is lost or doubled.
-    """
-    if len(states) == process_count:
-        return states[process_index]
-    if process_index:
-        return states[0] | {"read": 0, "bad": {}}
-    return states[0] | {
-        "read": sum(state["read"] for state in states),
-        "bad": add_causes(state["bad"] for state in states),
-    }
 
 
 def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:
@@ -290,12 +256,6 @@ def headline(results: dict[str, float]) -> str:
     """The accuracies and recalls at 1 and 5 among an evaluation's numbers; metrics.jsonl has all."""
     shown = {name: value for name, value in results.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
     return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
-
-
-def announce(line: str) -> None:
-    """Prints on the first process only; "" is nothing to say."""
-    if line and jax.process_index() == 0:
-        print(line, flush=True)
 
 
 class Window:

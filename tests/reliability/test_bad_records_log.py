@@ -11,6 +11,7 @@ from clipjax import bad_records_log, train
 from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records, read_bad_records
 from clipjax.data.bad_records import BadRecord
 from clipjax.data.records import encode_record
+from clipjax.resume import own_data_state
 from tests.data.samples import record, write_folder
 
 
@@ -84,7 +85,7 @@ def test_the_last_line_of_a_run_counts_by_cause_and_names_the_worst_files(tmp_pa
 def test_counts_of_another_number_of_processes_are_neither_lost_nor_doubled():
     states = [{"step": 6, "read": 50 + p, "bad": {"corrupt image": p, f"only {p}": 1}} for p in range(4)]
     for count in (1, 2, 4, 8):
-        own = [train.own_data_state(states, p, count) for p in range(count)]
+        own = [own_data_state(states, p, count) for p in range(count)]
         assert {state["step"] for state in own} == {6}
         assert sum(state["read"] for state in own) == 206
         assert add_causes(state["bad"] for state in own) == {"corrupt image": 6, **{f"only {p}": 1 for p in range(4)}}

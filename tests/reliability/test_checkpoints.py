@@ -12,6 +12,8 @@ from absl import logging
 
 from clipjax import checkpoint as checkpoints
 from clipjax import evaluate, train
+from clipjax.checksums import find_damage
+from clipjax.intact import set_aside_damaged
 from tests import runs
 
 
@@ -73,7 +75,7 @@ def test_every_kind_of_damage_to_every_kind_of_file_is_found_and_named(workdir, 
     path = FILES[name](workdir / "checkpoints" / "9")
     harmless = name == "checksums" and harm is delete, name == "orbax" and harm is flip_one_bit
     harm(path)
-    checkpoints.set_aside_damaged(workdir)
+    set_aside_damaged(workdir)
     found = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     if any(harmless):
         assert found == ["3", "6", "9"]  # nothing to compare with; the time and the kind of the save, in no checksum
@@ -87,7 +89,7 @@ def test_a_missing_meta_is_found_without_checksums_too(workdir, warnings):
     step = workdir / "checkpoints" / "9"
     shutil.rmtree(step / "meta")
     (step / "checksums.json").unlink()
-    checkpoints.set_aside_damaged(workdir)
+    set_aside_damaged(workdir)
     assert f"{step / 'meta'}: missing" in warnings[0]
 
 
@@ -96,7 +98,7 @@ def test_damaged_checkpoints_are_moved_whole_and_beside_earlier_ones(workdir, wa
     for name in ("9", "9-1"):
         truncate(largest(step / "params"))
         before = tree_of(step)
-        checkpoints.set_aside_damaged(workdir)
+        set_aside_damaged(workdir)
         assert tree_of(workdir / "damaged_checkpoints" / name) == before
         shutil.copytree(workdir / "damaged_checkpoints" / "9", step)
     assert len(warnings) == 2
@@ -199,6 +201,6 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_told_and_costs_no_earlier_one(wh
 
 def test_checksums_are_there_when_the_checkpoint_is(whole):
     for step in (whole / "checkpoints").iterdir():
-        assert checkpoints.find_damage(step) == []
+        assert find_damage(step) == []
         assert (step / "checksums.json").stat().st_size > 0
     assert np.isfinite(list(runs.losses(whole).values())).all()
