@@ -53,4 +53,4 @@ def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:
 
 
 def families_of(format: str) -> dict[str, Family]:
-    return {name: family for name, family in FAMILIES.items() if family.format == format and format}
+    return {name: family for name, family in FAMILIES.items() if family.format == format}

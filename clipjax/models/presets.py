@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig, nearest, require
+from clipjax.models.presets_bert import BERT_PRESETS
 from clipjax.models.presets_conv import CONV_PRESETS
 from clipjax.models.presets_eva import EVA_PRESETS
 from clipjax.models.presets_open_clip import OPEN_CLIP_PRESETS
@@ -41,4 +42,5 @@ PRESETS: dict[str, ModelConfig] = {
     **CONV_PRESETS,
     **EVA_PRESETS,
     **OPEN_CLIP_PRESETS,
+    **BERT_PRESETS,
 }
