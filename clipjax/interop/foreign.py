@@ -10,7 +10,7 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.interop.convert import read_variables
 from clipjax.interop.described import Meaning
 from clipjax.interop.families import FAMILIES, Family, recognise, weights
-from clipjax.interop.names import check_tensors, flatten, their_shapes
+from clipjax.interop.names import InteropError, check_tensors, flatten, their_shapes
 from clipjax.interop.source import Source, open_weights
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
@@ -32,7 +32,7 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     """
     source = open_weights(path)
     name, row = recognise(source.description, family)
-    meaning = Meaning(get_preset(preset), row.pixels) if preset else row.read(source.description)
+    meaning = Meaning(get_preset(preset), row.pixels) if preset else read_meaning(source, name, row)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
@@ -42,6 +42,16 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     expected = their_shapes(row.tensors(meaning.model), meaning.model, target)
     check_tensors(weights(row, source.tensors), expected, where=str(path), family=name)
     return Foreign(source, name, row, meaning, config)
+
+
+def read_meaning(source: Source, name: str, row: Family) -> Meaning:
+    """Raises InteropError where the files say something else than the family's do, or nothing."""
+    try:
+        return row.read(source.description)
+    except (KeyError, TypeError) as error:
+        raise InteropError(
+            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error}."
+        ) from error
 
 
 def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def matches_convnext(description: Description) -> bool:
 
 
 def read_resnet(description: Description) -> Meaning:
-    vision = _vision(description)
+    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     width = vision.get("width", 64)
     image = ImageTowerConfig(
         name="resnet",
@@ -60,7 +60,7 @@ def read_resnet(description: Description) -> Meaning:
 
 def read_convnext(description: Description) -> Meaning:
     """Raises InteropError for a trunk or a head that is not ours."""
-    vision = _vision(description)
+    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS or head not in ("linear", "mlp"):
