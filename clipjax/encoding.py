@@ -19,9 +19,7 @@ from clipjax.train_step import abstract_state, eval_variables
 
 class Encoded(NamedTuple):
     pooled: Any  # [B, embed_dim]: what embed_images and embed_texts bring to unit length
-    hidden: tuple[
-        Hidden, ...
-    ]  # of the layers asked for, [B, L, width]; a class token comes first (CoCa: last)
+    hidden: tuple[Hidden, ...]  # of the layers asked for, [B, L, width]; a class token comes first (CoCa: last)
 
 
 def make_encode(config: ExperimentConfig, mesh: Mesh, side: str) -> Callable[[Any, Any, tuple[int, ...]], Encoded]:

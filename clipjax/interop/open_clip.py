@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
@@ -74,13 +74,8 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
             **options,
         ),
         read_pixels(config.get("preprocess_cfg", {})),
-        # CLIP's vocabulary beside weights with another tokenizer (CLIPA, BERT) is not theirs.
-        TokenizerConfig() if _other_tokenizer(model) else tokenizer_files.openai(description.beside),
+        tokenizer_files.open_clip(model.get("text_cfg", {}), description.beside),
     )
-
-
-def _other_tokenizer(model: Mapping[str, Any]) -> bool:
-    return any(model.get("text_cfg", {}).get(name) for name in ("hf_tokenizer_name", "hf_model_name"))
 
 
 def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
@@ -164,7 +159,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return write_around(meaning, write_image(meaning.model.image), write_text(meaning.model))
 
 
-def write_around(meaning: Meaning, vision: Mapping[str, Any], text: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+def write_around(meaning: Meaning, vision: Mapping[str, Any], text: dict[str, Any], **others: Any) -> dict[str, Any]:
     """open_clip_config.json with these towers; others: more of model_cfg."""
     model = meaning.model
     config = dict(
@@ -172,7 +167,7 @@ def write_around(meaning: Meaning, vision: Mapping[str, Any], text: Mapping[str,
         quick_gelu=model.text.activation == "quick_gelu",
         init_logit_scale=math.log(model.logit_scale_init),
         vision_cfg=vision,
-        text_cfg=text,
+        text_cfg=tokenizer_files.write_open_clip(meaning.tokenizer) | text,
     )
     if model.logit_bias_init is not None:
         config["init_logit_bias"] = model.logit_bias_init
