@@ -133,6 +133,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_with_two_worker_processes_each_see_the_same_batches(folders, reference, tmp_path):
     script, config, outs = tmp_path / "read.py", tmp_path / "config", [tmp_path / "0.npz", tmp_path / "1.npz"]
     script.write_text(WORKERS)
