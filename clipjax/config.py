@@ -279,6 +279,7 @@ class EvaluatorConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     class_names: str = ""  # zero_shot: text file, a name a line; "": the names in the source's manifest
     templates: tuple[str, ...] = ("{}",)  # zero_shot: prompts, "{}" stands for the class name
+    all_captions: bool = False  # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
 
 
 @dataclass(frozen=True)

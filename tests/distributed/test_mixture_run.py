@@ -19,8 +19,9 @@ from tests.data.test_webdataset import write_tar
 def test_a_run_on_tars_parquet_and_records_resumes_with_the_same_losses_and_counts_epochs(tmp_path, monkeypatch):
     runs.build_data(tmp_path)
     records = list(open_source(SourceConfig(path=str(tmp_path / "scenes"))))
-    files = [(f"{i}.{ext}", data) for i, r in enumerate(records[:20])
-             for ext, data in (("png", r["image"]), ("json", json.dumps({"caption": r["texts"]}).encode()))]  # fmt: skip
+    files = []
+    for i, r in enumerate(records[:20]):
+        files += [(f"{i}.png", r["image"]), (f"{i}.json", json.dumps({"caption": r["texts"]}).encode())]
     write_tar(tmp_path / "00000.tar", files)
     rows = [{"image": {"bytes": r["image"], "path": None}, "caption": r["texts"]} for r in records[20:30]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=3)
