@@ -110,14 +110,16 @@ def test_an_experiment_asks_for_all_captions_and_they_are_read_from_the_source(t
     config = tiny_config()
     evaluators = {"all": dataclasses.replace(CONFIG, source=source), "first": EvaluatorConfig("retrieval", source)}
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8, evaluators=evaluators))
-    images = (
-        lambda variables, image: jax.device_put(  # noqa: E731
-            np.eye(8, dtype=np.float32)[: len(image)], batch_sharding(make_mesh(config.mesh))
-        )
-    )
-    texts = lambda variables, tokens: np.eye(8, dtype=np.float32)[tokens[:, 1] % 8]  # noqa: E731
-    monkeypatch.setattr("clipjax.evaluate.make_embed", lambda *_: (images, texts))
-    found = make_evaluate(config, make_mesh(config.mesh), LengthTokenizer())({})
+    mesh, eye = make_mesh(config.mesh), np.eye(8, dtype=np.float32)
+
+    def embed_images(variables, image):
+        return jax.device_put(eye, batch_sharding(mesh))
+
+    def embed_texts(variables, tokens):
+        return eye[tokens[:, 1] % 8]
+
+    monkeypatch.setattr("clipjax.evaluate.make_embed", lambda *_: (embed_images, embed_texts))
+    found = make_evaluate(config, mesh, LengthTokenizer())({})
     assert found["all"]["captions"] == sum(1 + i % 3 for i in range(13)) and found["all"]["examples"] == 13
     assert "captions" not in found["first"]
     wrong = {"zero": EvaluatorConfig("zero_shot", source, all_captions=True)}
