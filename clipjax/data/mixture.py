@@ -14,11 +14,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from clipjax.config import DataConfig, MixturePart
 from clipjax.data.interleave import PERIOD, interleave, places_of
+from clipjax.data.order import Shuffled
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
 
@@ -39,7 +39,8 @@ def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
 
 def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:
     """What says which record of `source` is example i of a run with this seed."""
-    return source.order(seed) if isinstance(source, Mixture) else Shuffled(len(source), seed)
+    # A mixture, or a source whose records are read in blocks; a plain list of examples is a source too.
+    return source.order(seed) if hasattr(source, "order") else Shuffled(len(source), seed)
 
 
 class Mixture:
@@ -86,40 +87,23 @@ class Mixture:
         return part, index - int(self.starts[part])
 
     def order(self, seed: int) -> Interleaved:
-        return Interleaved(dict(zip(self.names, map(len, self.sources), strict=True)), self.weights, seed)
-
-
-class Shuffled:
-    """order[i] -> index: the records of one source, every epoch in a permutation of its own, seeded by `seed`."""
-
-    def __init__(self, size: int, seed: int):
-        self.size = size
-        self.permutations = grain.MapDataset.range(size).seed(seed).shuffle().repeat(None, reseed_each_epoch=True)
-
-    def __getitem__(self, i: int) -> int:
-        return int(self.permutations[i])
-
-    def replacement(self, index: int, rng: np.random.Generator) -> int:
-        """The record to take for a bad one."""
-        return int(rng.integers(self.size))
-
-    def progress(self, examples: int) -> dict[str, float]:
-        """For the metrics: the epochs that the first so many examples are."""
-        return {"epoch": examples / self.size}
+        orders = [
+            make_order(source, _seed_of(seed, name)) for name, source in zip(self.names, self.sources, strict=True)
+        ]
+        return Interleaved(self.names, orders, self.weights)
 
 
 class Interleaved:
-    """order[i] -> index into a Mixture. A pure function of (seed, i), the parts' names, sizes and weights.
+    """order[i] -> index into a Mixture. A pure function of i, the parts' weights and orders.
 
     Of any first n examples a part with the share w among K parts has n w, give or take 1/2 + w K / 2; where w is no
-    multiple of 1 / PERIOD, w is the multiple next to it, less than 4e-6 away. A part's permutations depend on its name
-    and size alone, so other parts may come and go.
+    multiple of 1 / PERIOD, w is the multiple next to it, less than 4e-6 away. A part's own order depends on the seed
+    and its name, so other parts may come and go.
     """
 
-    def __init__(self, sizes: Mapping[str, int], weights: Sequence[float], seed: int):
-        self.names = list(sizes)
-        self.parts = [Shuffled(size, _seed_of(seed, name)) for name, size in sizes.items()]
-        self.starts = np.cumsum([0, *sizes.values()])
+    def __init__(self, names: Sequence[str], orders: Sequence[Shuffled], weights: Sequence[float]):
+        self.names, self.parts = names, orders
+        self.starts = np.cumsum([0, *(order.size for order in orders)])
         self.counts = places_of(weights)
         self.part, self.earlier = interleave(self.counts)
 

@@ -15,6 +15,7 @@ import numpy as np
 from clipjax.config import SourceConfig, nearest
 from clipjax.data import fields
 from clipjax.data.local_files import find_files
+from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet",)
 PAIR_ID = "pair_id"
-KEPT_BYTES = 256 << 20  # of decoded row groups, in each process
+WINDOW_BYTES = 128 << 20  # of the row groups whose rows are shuffled among each other
+KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups, in each process: where a window ends, the next one's are read
 MAX_GROUP = 2 << 30  # bytes of one
 OPENING_THREADS = 8
 
@@ -35,8 +37,9 @@ class ParquetSource:
     one, the class name. config.label_key: an integer column, if there is one; its names come from Hugging Face's
     ClassLabel. A column pair_id is read if there is one.
 
-    A row cannot be decoded without its row group. The last used stay decoded, up to KEPT_BYTES; so memory is that, or
-    one row group where that is more, and one row group for each thread. Raises ManifestError for files that are
+    A row cannot be decoded without its row group. So training takes row groups in a random order and shuffles the rows
+    of as many as have WINDOW_BYTES (clipjax.data.order.Windowed), and the groups last used stay decoded, up to
+    KEPT_BYTES. Memory is that, or two row groups where that is more, and one row group for each thread. Raises ManifestError for files that are
     missing or no Parquet, for columns that are not there, and for row groups above MAX_GROUP.
     """
 
@@ -50,14 +53,16 @@ class ParquetSource:
         self.groups = np.array(
             [
                 (file, group, first)
-                for file, (rows, _, _) in enumerate(described)
+                for file, (rows, _, _, _) in enumerate(described)
                 for group, first in enumerate(np.cumsum([0, *rows[:-1]])[: len(rows)])
             ],
             np.int64,
         ).reshape(-1, 3)
-        self.starts = np.cumsum([0, *(count for rows, _, _ in described for count in rows)])
-        self.columns = [columns for _, columns, _ in described]
+        self.starts = np.cumsum([0, *(count for rows, *_ in described for count in rows)])
+        self.columns = [columns for _, columns, *_ in described]
         self.class_names = described[0][2]
+        # By what the files say, so that it is the same on every machine.
+        self.window = max(1, WINDOW_BYTES // max(1, *(largest for _, _, _, largest in described)))
         self.cache = _RowGroups()
 
     def __len__(self) -> int:
@@ -92,6 +97,9 @@ class ParquetSource:
         file, _, first = self.groups[group].tolist()
         return self.files[file], first + row
 
+    def order(self, seed: int) -> Windowed:
+        return Windowed(self.starts, self.window, seed)
+
     def find(self, index: int) -> tuple[int, int]:
         """(row group, row in it)."""
         if not 0 <= index < len(self):
@@ -122,7 +130,7 @@ class _RowGroups:
             table = _read_group(path, number, columns)
             with self.lock:
                 self.tables[group] = table
-                while len(self.tables) > 1 and sum(t.nbytes for t in self.tables.values()) > KEPT_BYTES:
+                while len(self.tables) > 2 and sum(t.nbytes for t in self.tables.values()) > KEPT_BYTES:
                     self.tables.popitem(last=False)
                 self.decoding.pop(group, None)
         return table
@@ -141,8 +149,8 @@ def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table
         raise RecordError("unreadable record", f"{path} row group {number}: {error}") from error
 
 
-def _describe(path: Path, config: SourceConfig) -> tuple[list[int], list[str], tuple[str, ...]]:
-    """(rows of each row group, columns to read, class names). Raises ManifestError."""
+def _describe(path: Path, config: SourceConfig) -> tuple[list[int], list[str], tuple[str, ...], int]:
+    """(rows of each row group, columns to read, class names, bytes of the largest row group). Raises ManifestError."""
     pq = _import_parquet()
     try:
         with pq.ParquetFile(path) as file:
@@ -164,7 +172,7 @@ def _describe(path: Path, config: SourceConfig) -> tuple[list[int], list[str], t
             f"{MAX_GROUP}. Write it again with smaller row groups, or build records of it (docs/data_pipelines.md)."
         )
     wanted = {config.image_key, *texts, config.label_key, PAIR_ID}
-    return [group.num_rows for group in groups], [name for name in schema.names if name in wanted], names
+    return [group.num_rows for group in groups], [name for name in schema.names if name in wanted], names, largest
 
 
 def _class_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...]:

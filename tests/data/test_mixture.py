@@ -20,7 +20,7 @@ from clipjax.config import (
     to_config_dict,
 )
 from clipjax.data.interleave import PERIOD, interleave, places_of
-from clipjax.data.mixture import Interleaved, Mixture, open_train
+from clipjax.data.mixture import Mixture, open_train
 from clipjax.data.records import RecordError
 from tests.data.samples import FaultySource, example, run_script, write_folder
 from tests.data.test_pipeline import DATA, assert_equal, joined, stream, take
@@ -42,7 +42,7 @@ def data_of(folders, weights=WEIGHTS, **changes):
 
 
 def mixed(sizes, weights, seed=0):
-    return Interleaved(dict(sorted(sizes.items())), [weights[name] for name in sorted(sizes)], seed)
+    return Mixture({name: range(size) for name, size in sizes.items()}, weights).order(seed)
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_a_row_group_is_decoded_once_by_all_threads_while_it_is_kept(folder, mon
     reads.clear()
     monkeypatch.setattr(parquet_source, "KEPT_BYTES", 1)
     copy = pickle.loads(pickle.dumps(source))
-    assert [copy[i]["pair_id"] for i in (0, 1, 4, 0)] == [0, 1, 4, 0]
-    assert len(copy.cache.tables) == 1 and len(reads) == 3
+    assert [copy[i]["pair_id"] for i in (0, 1, 4, 10, 0)] == [0, 1, 4, 10, 0]
+    assert len(copy.cache.tables) == 2 and len(reads) == 4
 
 
 def test_what_is_kept_stays_below_the_bound(tmp_path, monkeypatch):
@@ -166,13 +166,38 @@ def test_only_the_columns_that_are_needed_are_decoded(tmp_path):
     assert source.cache.tables[0].column_names == ["image", "text", "label", "pair_id"]
 
 
-def test_shuffled_training_reads_the_same_from_parquet_as_from_a_list(folder):
-    source = open_parquet(folder)
-    listed = [source[i] for i in range(ROWS)]
-    expected = take(stream(listed), 3)
-    assert_equal(take(stream(source), 3), expected)
-    parts = [take(stream(open_parquet(folder), process=(p, 4)), 3) for p in range(4)]
-    assert_equal([joined(part) for part in zip(*parts, strict=True)], expected)
+def test_training_on_parquet_is_the_same_on_any_number_of_hosts_and_has_each_row_once_an_epoch(folder):
+    expected = take(stream(open_parquet(folder), batch=23), 2)
+    for batch in expected:
+        assert sorted(batch["pair_id"]) == list(range(ROWS))
+    assert (expected[0]["pair_id"] != expected[1]["pair_id"]).any()
+    whole = joined(take(stream(open_parquet(folder), batch=24), 2))
+    parts = [take(stream(open_parquet(folder), batch=24, process=(p, 4)), 2) for p in range(4)]
+    assert_equal([joined([joined(part) for part in zip(*parts, strict=True)])], [whole])
+
+
+def test_a_row_group_is_decoded_once_an_epoch_where_its_window_is_kept(tmp_path, monkeypatch):
+    write(tmp_path / "0.parquet", {"image": [bytes(10_000)] * 400, "text": ["a"] * 400}, group=10, use_dictionary=False)
+    monkeypatch.setattr(parquet_source, "WINDOW_BYTES", 500_000)  # four groups of ten images
+    monkeypatch.setattr(parquet_source, "KEPT_BYTES", 1_000_000)
+    reads, original = [], parquet_source._read_group
+
+    def counted(path, number, columns):
+        reads.append(number)
+        return original(path, number, columns)
+
+    monkeypatch.setattr(parquet_source, "_read_group", counted)
+    source = open_parquet(tmp_path)
+    assert source.window == 4
+    order = source.order(seed=3)
+    for i in range(400):
+        source[order[i]]
+    assert sorted(reads) == list(range(40)) != reads
+    first = list(reads)
+    for i in range(400, 800):
+        source[order[i]]
+    # What the first epoch ended with may still be there.
+    assert 32 <= len(reads) - 40 <= 40 and len(set(reads[40:])) == len(reads) - 40 and reads[40:] != first
 
 
 def test_damaged_pages_cost_their_row_group_and_are_named(tmp_path):
