@@ -118,9 +118,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for repeat in range(options.repeats):
             for name, read in runs.items():
-                # Parquet decodes a row group for nearly every record.
-                count = options.reads // (20 if name == "parquet" else 1)
-                first = repeat * count
+                first, count = repeat * options.reads, options.reads
                 seconds[name].append(cpu_seconds(lambda r=read, f=first, n=count: r(f, n)) / count)
     document = {
         "records": options.records,

@@ -87,9 +87,8 @@ class Mixture:
         return part, index - int(self.starts[part])
 
     def order(self, seed: int) -> Interleaved:
-        orders = [
-            make_order(source, _seed_of(seed, name)) for name, source in zip(self.names, self.sources, strict=True)
-        ]
+        named = zip(self.names, self.sources, strict=True)
+        orders = [make_order(source, _seed_of(seed, name)) for name, source in named]
         return Interleaved(self.names, orders, self.weights)
 
 

@@ -48,19 +48,19 @@ class Windowed(Shuffled):
 
 
 # Small, and the same for all threads: an epoch has 8 bytes a window and a block, a window 8 bytes a record.
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _blocks(order: Windowed, epoch: int) -> np.ndarray:
     return np.random.default_rng((order.seed, epoch)).permutation(len(order.starts) - 1)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _window_ends(order: Windowed, epoch: int) -> np.ndarray:
     """Places where the windows of an epoch end."""
     ends = np.cumsum(np.diff(order.starts)[_blocks(order, epoch)])
     return ends[sorted({*range(order.window - 1, len(ends), order.window), len(ends) - 1})]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _window_records(order: Windowed, epoch: int, window: int) -> np.ndarray:
     blocks = _blocks(order, epoch)[window * order.window : (window + 1) * order.window]
     records = np.concatenate([np.arange(order.starts[block], order.starts[block + 1]) for block in blocks])

@@ -39,8 +39,9 @@ class ParquetSource:
 
     A row cannot be decoded without its row group. So training takes row groups in a random order and shuffles the rows
     of as many as have WINDOW_BYTES (clipjax.data.order.Windowed), and the groups last used stay decoded, up to
-    KEPT_BYTES. Memory is that, or two row groups where that is more, and one row group for each thread. Raises ManifestError for files that are
-    missing or no Parquet, for columns that are not there, and for row groups above MAX_GROUP.
+    KEPT_BYTES. Memory is that, or two row groups where that is more, and one row group for each thread. Raises
+    ManifestError for files that are missing or no Parquet, for columns that are not there, and for row groups above
+    MAX_GROUP.
     """
 
     def __init__(self, config: SourceConfig):
