@@ -216,7 +216,7 @@ def _read(saved: Path, stamp: list[list[int]]) -> TarIndex | None:
     """None where there is no index, it is damaged, or it is that of another file."""
     try:
         table = np.load(saved, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # whatever NumPy makes of a damaged file, too little memory for its size included
         return None
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1:] != (2,) or len(table) < 2:
         return None

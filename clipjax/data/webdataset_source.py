@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from clipjax.config import SourceConfig
 from clipjax.data import fields
 from clipjax.data.local_files import OpenFiles, find_files
 from clipjax.data.records import RecordError
-from clipjax.data.tar_index import TarError, allowed, load_index, members, split_name
+from clipjax.data.tar_index import TarError, TarIndex, allowed, load_index, members, split_name
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CAPTION_FIELDS = "caption,captions,text,texts"
 CLASS_NAMES = "classnames.txt"
 MAX_SAMPLE = 1 << 30  # bytes
 INDEXING_THREADS = 8  # for disks and networks that answer slowly
+TELL_SECONDS = 30
 
 
 class WebDatasetSource:
@@ -42,8 +45,7 @@ class WebDatasetSource:
         self.label = "cls" if config.label_key == default.label_key else config.label_key
         files = find_files(config, (".tar",))
         self.files = [str(file) for file in files]
-        with ThreadPoolExecutor(INDEXING_THREADS) as pool:
-            indexes = list(pool.map(lambda file: load_index(file, config.data_dir), self.files))
+        indexes = _load_indexes(self.files, config)
         self.spans = [index.spans for index in indexes]
         self.starts = np.cumsum([0, *map(len, self.spans)])
         self.refused = sum(index.refused for index in indexes)
@@ -125,6 +127,21 @@ def read_sample(open_files: OpenFiles, path: str, start: int, end: int) -> tuple
     except TarError as error:
         raise RecordError("unreadable record", f"in the {len(data)} bytes from byte {start} on, {error}") from error
     return key, parts
+
+
+def _load_indexes(files: list[str], config: SourceConfig) -> list[TarIndex]:
+    # In an order of its own, so that processes that start together share the work: they find what others have saved.
+    order = random.SystemRandom().sample(range(len(files)), len(files))
+    found: dict[int, TarIndex] = {}
+    told = time.monotonic()
+    with ThreadPoolExecutor(INDEXING_THREADS) as pool:
+        loaded = pool.map(lambda number: load_index(files[number], config.data_dir), order)
+        for number, index in zip(order, loaded, strict=True):
+            found[number] = index
+            if time.monotonic() > told + TELL_SECONDS:
+                told = time.monotonic()
+                logging.warning("Indexing the tars of %s: %d of %d", config.path, len(found), len(files))
+    return [found[number] for number in range(len(files))]
 
 
 def _json(data: bytes, key: str) -> Any:

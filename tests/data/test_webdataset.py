@@ -152,6 +152,29 @@ def test_a_damaged_index_is_made_again(tmp_path, damage):
     assert [source[i]["key"] for i in range(5)] == [f"{i:06d}" for i in range(5)]
 
 
+def test_an_index_that_claims_more_than_memory_is_made_again(tmp_path):
+    write_tar(tmp_path / "0.tar", samples(range(5)))
+    open_tars(tmp_path)
+    index = tmp_path / "0.tar.clipjax-index.npy"
+    index.write_bytes(index.read_bytes().replace(b"(7, 2), }" + b" " * 17, b"(9999999999999999, 2), }  "))
+    assert b"9999999999999999" in index.read_bytes()
+    assert len(open_tars(tmp_path)) == 5
+    assert b"9999999999999999" not in index.read_bytes()
+
+
+def test_each_process_indexes_in_an_order_of_its_own_and_a_long_wait_is_told(tmp_path, monkeypatch, warnings):
+    for shard in range(20):
+        write_tar(tmp_path / f"{shard:02d}.tar", samples([shard]))
+    calls, original = [], tar_index.index_tar
+    monkeypatch.setattr(tar_index, "index_tar", lambda file: calls.append(file.name) or original(file))
+    monkeypatch.setattr("clipjax.data.webdataset_source.TELL_SECONDS", -1)
+    monkeypatch.setattr("clipjax.data.webdataset_source.INDEXING_THREADS", 1)
+    source = open_tars(tmp_path)
+    assert [source[i]["key"] for i in range(20)] == [f"{i:06d}" for i in range(20)]
+    assert len(calls) == 20 and calls != sorted(calls)
+    assert any("20 of 20" in line for line in warnings)
+
+
 def test_an_index_holds_no_pickle(tmp_path):
     write_tar(tmp_path / "0.tar", samples(range(5)))
     np.save(tmp_path / "0.tar.clipjax-index.npy", np.array([print, {}], object), allow_pickle=True)
