@@ -31,9 +31,9 @@ class WebDatasetSource:
     """The samples of one or many tars (see local_files.find_files), each with an image and captions.
 
     Image: .jpg, .jpeg, .png or .webp; with config.image_key, the file of that extension. Captions: the sample's .txt,
-    or without one the .json's fields caption, captions, text or texts, whichever there are; with config.text_key, that
-    field, or those fields, of the .json. Without any, the name of the class that .cls (config.label_key) counts in
-    classnames.txt, which lies beside the tars or in the folder above.
+    or without one the .json's fields caption, captions, text or texts, whichever there are; with config.text_key, those
+    fields of the .json, and the .txt if "txt" is among them. Without any, the name of the class that .cls
+    (config.label_key) counts in classnames.txt, which lies beside the tars or in the folder above.
 
     A read is one read of the file. Raises ManifestError for tars that are missing, cut, damaged or compressed.
     """
@@ -41,7 +41,9 @@ class WebDatasetSource:
     def __init__(self, config: SourceConfig):
         default = SourceConfig()
         self.images = IMAGES if config.image_key == default.image_key else (config.image_key.lower(),)
-        self.fields = "" if config.text_key == default.text_key else config.text_key
+        asked = [] if config.text_key == default.text_key else [name.strip() for name in config.text_key.split(",")]
+        self.wants_txt, self.one_or_other = not asked or "txt" in asked, not asked
+        self.fields = ",".join(name for name in asked if name != "txt") if asked else CAPTION_FIELDS
         self.label = "cls" if config.label_key == default.label_key else config.label_key
         files = find_files(config, (".tar",))
         self.files = [str(file) for file in files]
@@ -97,11 +99,10 @@ class WebDatasetSource:
         return label
 
     def texts(self, parts: dict[str, bytes], label: int, key: str) -> list[str]:
-        found = []
-        if "txt" in parts and not self.fields:
-            found = [text for text in [fields.decode(parts["txt"], f"'{key}.txt'").strip()] if text]
-        if not found and "json" in parts:
-            found = fields.captions(_json(parts["json"], key), self.fields or CAPTION_FIELDS)
+        plain = fields.decode(parts["txt"], f"'{key}.txt'").strip() if "txt" in parts and self.wants_txt else ""
+        found = [plain] if plain else []
+        if "json" in parts and self.fields and not (self.one_or_other and found):
+            found += fields.captions(_json(parts["json"], key), self.fields)
         if not found and 0 <= label < len(self.class_names):
             found = [self.class_names[label]]
         if not found:

@@ -273,9 +273,14 @@ def test_fields_of_the_json_and_classes_are_captions_where_they_are_asked_for(tm
     assert read()[0]["texts"] == ["text"]
     assert read(text_key="caption")[0]["texts"] == ["plain"]
     assert read(text_key="alt, meta/long")[0]["texts"] == ["one", "two", "three"]
+    assert read(text_key="txt,caption")[0]["texts"] == ["text", "plain"]
+    assert read(text_key="txt")[0]["texts"] == ["text"]
     assert read(text_key="items/t")[0]["texts"] == ["4", "5"]
     assert cause_of(read(text_key="nothing"), 0) == "no caption"
     assert read(image_key="raw")[0]["image"] == b"other"
+    alone = open_tars(write_tar(tmp_path / "json_alone.tar", [files[0], files[2]]), text_key="txt")
+    assert cause_of(alone, 0) == "no caption"
+    (tmp_path / "json_alone.tar").unlink()
     source = read()
     assert source.class_names == ("cat", "dog")
     assert (source[1]["texts"], source[1]["label"], source[0]["label"]) == (["dog"], 1, -1)
