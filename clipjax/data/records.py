@@ -121,20 +121,10 @@ def write_records(
     What killed writers of the same folder have left beside it is removed.
     """
     folder = Path(folder)
-    source = json.loads(json.dumps(source))  # as it will be read back
-    _remove_leftovers(folder)
-    if folder.exists() and any(folder.iterdir()):
-        manifest = read_manifest(folder)
-        if not overwrite and manifest["source"] == source:
-            return manifest
-        if not overwrite:
-            raise ManifestError(
-                f"{folder} holds records made with other settings: {manifest['source']}, now {source}. "
-                "Choose another --out, or pass --overwrite."
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    finished = find_finished(folder, source, overwrite)
+    if finished:
+        return finished
     unfinished = _beside(folder, "unfinished")
-    replaced = _beside(folder, "replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
@@ -148,21 +138,47 @@ def write_records(
             "class_names": list(class_names),
             "skipped": dict(sorted((skipped or {}).items())),
             "licences": [dict(licence) for licence in licences],
-            "source": source,
+            "source": _as_read(source),
         }
-        write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        if folder.exists():
-            # Aside first: there is a complete copy on disk at every moment.
-            folder.rename(replaced)
-        unfinished.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        publish(unfinished, folder, manifest)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
+def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest of a folder made from an equal source, None where records are to be written; see write_records."""
+    _remove_leftovers(folder)
+    if folder.exists() and any(folder.iterdir()):
+        manifest = read_manifest(folder)
+        if not overwrite and manifest["source"] == _as_read(source):
+            return manifest
+        if not overwrite:
+            raise ManifestError(
+                f"{folder} holds records made with other settings: {manifest['source']}, now {_as_read(source)}. "
+                "Choose another --out, or pass --overwrite."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def publish(unfinished: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest into a folder of shards and gives it its name, in place of records that had it."""
+    write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    replaced = _beside(folder, "replaced")
+    if folder.exists():
+        # Aside first: there is a complete copy on disk at every moment.
+        folder.rename(replaced)
+    unfinished.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"
+
+
+def _as_read(source: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(source))
 
 
 def _beside(folder: Path, what: str) -> Path:
