@@ -7,6 +7,7 @@ does the folder of the shards. What goes through Beam is rows of some hundred by
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class _Stage(beam.DoFn):
 
     def process(self, unit: Unit) -> Iterator[Any]:
         staged = stage(unit, self.options, self.folder)
+        logging.info("%s: %d examples, %d kept", unit.name, staged.read, len(staged.rows))
         yield TaggedOutput("read", staged.read)
         yield from (TaggedOutput("events", event) for event in staged.events)
         yield from staged.rows

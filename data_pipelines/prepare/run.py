@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.data.records import FORMAT, MANIFEST, find_finished, publish
-from data_pipelines.command import PipelineError
+from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.report import account, write_report
@@ -38,11 +38,14 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
         "made_with_sha256": _made_with(options),
         "options": {name: value for name, value in options.as_json().items() if name not in ("input", "image_root")},
     }
+    work = out.with_name(f".{out.name}.preparing")
     found = find_finished(out, source, overwrite)
     if found:
+        if work.exists():  # a run that was killed after it had published
+            with _only_one(work):
+                shutil.rmtree(work)
         print_result(out, found)
         return found
-    work = out.with_name(f".{out.name}.preparing")
     with _only_one(work):
         for name in ("units", "shards", "made_of"):
             (work / name).mkdir(exist_ok=True)
@@ -62,8 +65,6 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
 
 
 def print_result(out: Path, manifest: dict) -> None:
-    from data_pipelines.command import print_manifest
-
     print_manifest(out, manifest)
     print(f"  every step's counts and cases: {out / 'report.html'}")
 

@@ -135,7 +135,10 @@ def test_added_data_leave_every_record_in_its_split(tars, built, tmp_path):
 def test_a_run_repeated_is_found_and_other_options_are_refused(tars, built, monkeypatch):
     out, manifest = built
     monkeypatch.setattr(run, "_run", lambda *_: pytest.fail("ran again"))
+    left = out.with_name(".set.preparing")
+    (left / "units").mkdir(parents=True)
     assert build(tars, out, licence="CC0-1.0") == read_manifest(out)
+    assert not left.exists()
     with pytest.raises(ManifestError, match="other settings"):
         build(tars, out, licence="MIT")
 

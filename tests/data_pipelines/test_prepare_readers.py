@@ -11,7 +11,8 @@ from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.staging import read_images, stage
-from tests.data.samples import encoded, picture, write_folder
+from tests.data.samples import encoded, picture, run_script, write_folder
+from tests.data.test_tfds import BUILDER
 from tests.data_pipelines.debs import tar_bytes
 
 
@@ -121,6 +122,30 @@ def test_records_keep_their_keys_captions_and_class_names(tmp_path):
     assert [(e.key, e.label, len(e.texts)) for e in found.values()] == [
         ("key0", "even", 1), ("key1", "odd", 2), ("key2", "even", 3), ("key3", "odd", 1), ("key4", "even", 2),
     ]  # fmt: skip
+
+
+TFDS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pictures import pictures_dataset_builder
+pictures_dataset_builder.Builder(data_dir=sys.argv[1] + "/data", file_format="array_record").download_and_prepare()
+"""
+
+
+def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "__init__.py").touch()
+    (tmp_path / "pictures" / "pictures_dataset_builder.py").write_text(BUILDER)
+    (tmp_path / "make.py").write_text(TFDS)
+    made = run_script(tmp_path / "make.py", tmp_path)
+    assert made.returncode == 0, made.stderr
+    listing, found, _ = read("tfds", tmp_path / "data/pictures/1.0.0", caption_columns=("captions/text",))
+    assert listing.class_names == ["cat", "dog"]
+    assert sorted((e.texts, e.label) for e in found.values())[:2] == [
+        (("first 0", "second 0"), ""),
+        (("first 1", "second 1"), "cat"),
+    ]
+    assert encoded(picture(3), "JPEG") in {example.image for example in found.values()}
 
 
 def test_a_folder_and_tables_name_files_by_path(tmp_path):
