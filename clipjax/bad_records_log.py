@@ -8,8 +8,10 @@ cause was met is counted in the data state (TrainIterator) and shown as bad_reco
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,15 @@ class BadRecordsLog:
         self.met = met
         if self.path.exists():
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    @contextlib.contextmanager
+    def kept_on(self, error: type[Exception]) -> Iterator[None]:
+        """Around the steps: when the data stop the run by `error`, all that was met is wanted, read ahead or not."""
+        try:
+            yield
+        except error:
+            self.write(sys.maxsize)
+            raise
 
     def write(self, step: int) -> None:
         """Appends what batches up to `step` met; it is in the file when this returns."""

@@ -29,10 +29,11 @@ from clipjax.atomic import write_text
 from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.data.examples import DataError
+from clipjax.data.mixture import open_train
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
-from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.evaluate import make_evaluate
 from clipjax.fingerprint import fingerprint
@@ -87,7 +88,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     prints = fingerprint(config, tokenizer)
     batches = make_train_iterator(
         config.data,
-        source=open_source(config.data.train),
+        source=open_train(config.data),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
         budget=budget_of(config.model.image),
@@ -117,9 +118,17 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     record_before(workdir, held_out(eval_variables(state)), results)
             save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
-            with contextlib.closing(stream):
+            with contextlib.closing(stream), bad_log.kept_on(DataError):
                 state, results = loop(
-                    config, state, step_fn, stream, evaluate=evaluate, save=save, log=log, bad_log=bad_log
+                    config,
+                    state,
+                    step_fn,
+                    stream,
+                    evaluate=evaluate,
+                    save=save,
+                    log=log,
+                    bad_log=bad_log,
+                    progress=batches.progress,
                 )
         with checkpoints.clear_errors(manager):
             manager.wait_until_finished()
@@ -141,6 +150,7 @@ def loop(
     save: Callable,
     log: MetricsLog,
     bad_log: BadRecordsLog,
+    progress: Callable[[int], dict[str, float]],
 ) -> tuple[TrainState, dict[str, float]]:
     """Steps from state.step to config.total_steps, or to a preemption; returns (state, last evaluation)."""
     total, every = config.total_steps, config.eval.every_steps
@@ -160,7 +170,8 @@ def loop(
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
                 bad = add_causes(gather_json(data_state["bad"]))
-                log.write(step, values | {f"bad_records/{cause}": count for cause, count in bad.items()})
+                values_of_data = {f"bad_records/{cause}": count for cause, count in bad.items()} | progress(step)
+                log.write(step, values | values_of_data)
                 announce(progress_line(step, total, values))
 
             preempted = preemption.reached(step)

@@ -10,6 +10,7 @@ import pytest
 from clipjax import bad_records_log, train
 from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records, read_bad_records
 from clipjax.data.bad_records import BadRecord
+from clipjax.data.examples import DataError
 from clipjax.data.records import encode_record
 from clipjax.resume import own_data_state
 from tests.data.samples import record, write_folder
@@ -120,6 +121,14 @@ def test_counts_and_list_after_a_restart_are_those_of_the_uninterrupted_run(dama
     entries = read_bad_records(tmp_path)
     assert sorted(entry["key"] for entry in entries) == ["key21", "key37", "key5", "key53"]
     assert "4 different ones in 4 files" in capsys.readouterr().out
+
+
+def test_a_run_that_its_data_stop_leaves_the_list_of_what_stopped_it(damaged, tmp_path):
+    config, _ = damaged
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.01))
+    with pytest.raises(DataError, match="max_bad_share=0.01"):
+        train.run(config, tmp_path)
+    assert sorted(entry["key"] for entry in read_bad_records(tmp_path)) == ["key21", "key37", "key5", "key53"]
 
 
 def bad_counts(workdir):
