@@ -1,7 +1,7 @@
 """An experiment whose processes suffer what folder/fault.json says; for runs of several processes.
 
-The file: {"process": which, "batch": before making which, "what": "DataError", "SIGKILL" or "SIGTERM"}. No file: no
-fault. Batches come slowly enough for a signal to be agreed on before the run is over.
+The file: {"process": which, "batch": before making which, "what": "DataError", "SIGKILL" or "SIGTERM", "seconds": that
+every batch takes}; {} is no fault.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from clipjax.data.examples import DataError
 from clipjax.data.pipeline import TrainIterator
 from tests.runs import run_config
 
-SECONDS_A_BATCH = 0.25
-
 
 def faulty_config(folder: Path) -> ConfigDict:
     """run_config without evaluation, and with the fault in this process's reading."""
     make_batch = TrainIterator.__next__
 
     def suffer_or_make_batch(iterator: TrainIterator):
-        time.sleep(SECONDS_A_BATCH)
-        path = folder / "fault.json"
-        fault = json.loads(path.read_text()) if path.exists() else {}
+        fault = json.loads((folder / "fault.json").read_text())
+        time.sleep(fault.get("seconds", 0))
         if fault.get("process") == jax.process_index() and fault["batch"] == iterator.step:
             if fault["what"] == "DataError":
                 raise DataError("half of the records are bad")
