@@ -246,7 +246,8 @@ def draw(path: Path, whole: Run, killed: Run, document: dict[str, Any]) -> None:
     above.legend(frameon=False)
     for run, color, label in ((killed, orange, "killed and restarted"), (whole, blue, "left alone")):
         for i, life in enumerate(run.lives):
-            samples = np.array([s for s in life["samples"] if s[1] > 0], float).reshape(-1, 3)
+            begun = [s for s in life["samples"] if s[1] > 0 and s[2] != life["samples"][0][2]]  # without start-up
+            samples = np.array(begun, float).reshape(-1, 3)
             below.plot(samples[:, 2], samples[:, 1], color=color, linewidth=1, label=label if i == 0 else None)
     slope = document["memory_mb_per_1000_steps"]["whole"]
     below.set(title=f"Resident memory; left alone it gains {slope:.1f} MB in 1000 steps", xlabel="step", ylabel="MB")

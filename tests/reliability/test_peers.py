@@ -64,7 +64,7 @@ def test_a_process_that_fails_dies_or_is_preempted_ends_the_run_and_a_restart_go
     assert "tasks are unhealthy (stopped sending heartbeats):\n1\n" in output, output
 
     # One SIGTERM, both save the same step and leave; that takes the service a second or two to agree on.
-    (status, output), (other, why) = pair.run({"process": 1, "batch": 7, "what": "SIGTERM", "seconds": 1.0}, limit=15)
+    (status, output), (other, why) = pair.run({"process": 1, "batch": 7, "what": "SIGTERM", "seconds": 3.0}, limit=15)
     assert (status, other) == (0, 0), output + why
     assert "SIGTERM: saved step" in output
 
