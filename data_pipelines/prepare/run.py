@@ -83,7 +83,8 @@ def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> No
     if not any(flag.startswith("--runner") for flag in flags):
         # Runs in this process; DirectRunner may first download another one.
         flags = ["--runner=FnApiRunner", *flags]
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    for talkative in ("apache_beam", "absl"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     (work / "summary.json").unlink(missing_ok=True)
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     graph.build(pipeline, listing.units, options, listing.class_names, work.resolve())
