@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.records import FORMAT, MANIFEST, find_finished, publish
+from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
@@ -115,6 +115,7 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
     given = [{"source": name, "licence": options.licence}] if options.licence else []
     return {
         "format": FORMAT,
+        "schema": SCHEMA,
         "name": name,
         "splits": splits,
         "class_names": summary["class_names"],
