@@ -256,6 +256,8 @@ class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
     pixels: PixelConfig = field(default_factory=PixelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    # Of JPEGs in training; evaluation's pixels are always Pillow's. auto: simplejpeg where it is installed.
+    decoder: Literal["auto", "simplejpeg", "pillow"] = "auto"
     num_threads: int = 2
     prefetch: int = 2  # global batches kept ready on the devices
     worker_count: int = 0  # processes; 0: threads of this process

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
@@ -28,6 +29,7 @@ from clipjax import cli
 from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.data.jpeg import choose_decoder
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -71,6 +73,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """
     workdir = Path(workdir)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    config = dataclasses.replace(config, data=choose_decoder(config.data))
     mesh = make_mesh(config.mesh)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)

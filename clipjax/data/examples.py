@@ -69,10 +69,10 @@ class TrainExamples:
         raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
 
     def image(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pixels, augment = self.data.pixels, self.data.augment
+        how = self.data.pixels, self.data.augment, rng, self.data.decoder
         if self.budget:
-            return train_patches(data, self.budget, pixels, augment, rng)
-        return {"image": train_image(data, self.image_size, pixels, augment, rng)}
+            return train_patches(data, self.budget, *how)
+        return {"image": train_image(data, self.image_size, *how)}
 
 
 class EvalExamples:
