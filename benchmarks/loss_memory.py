@@ -9,7 +9,7 @@ Writes benchmarks/results/loss_memory_TOPOLOGY.json and prints the tables of doc
   dense       the textbook formula on one device's or GSPMD's [B, B] matrix, plain autodiff
   reference   what open_clip does with local_loss and gather_with_grad: all-gather, [b, B] logits of images and of
               texts, autodiff, which reduce-scatters the gradients in float32 (softmax), written here in a few lines
-  all_gather, ring   clipjax's
+  all_gather, chunked, ring   clipjax's
   ... bf16    the same with embeddings that move as bfloat16 (config.loss.dtype)
 """
 
@@ -69,7 +69,7 @@ def main() -> None:
 def forms(name: str, devices: int) -> list[str]:
     if devices == 1:
         return ["dense", "all_gather"]
-    ours = ["dense", "all_gather", "ring", "all_gather bf16", "ring bf16"]
+    ours = ["dense", "all_gather", "chunked", "ring", "all_gather bf16", "chunked bf16", "ring bf16"]
     return (["reference", "reference bf16"] if name == "softmax" else []) + ours
 
 

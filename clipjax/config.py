@@ -151,7 +151,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class LossConfig:
     name: str = "softmax"  # a row of clipjax.losses.LOSSES
-    comm: Literal["dense", "all_gather", "ring"] = "all_gather"
+    comm: Literal["dense", "all_gather", "chunked", "ring"] = "all_gather"
     tile: int = 0  # rows of the local block compared at a time; 0: chosen by the loss
     dtype: Dtype = "float32"  # what embeddings are rounded to before they meet; bfloat16 halves what moves
     repeats: Literal["negatives", "positives", "ignore"] = "negatives"  # what pairs with an equal pair_id are

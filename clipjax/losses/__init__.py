@@ -42,7 +42,8 @@ def make_loss(
       device, for every mesh, `comm` and `tile`; it is made in the forward pass, tile by tile, and nothing of size
       B x B is kept. metrics: the parts of a loss that has several.
     comm: "all_gather" moves the embeddings once and needs no gradient collective; "ring" sends blocks of texts around
-      in both directions and never holds more than three of them; "dense" is the textbook formula with autodiff.
+      in both directions and never holds more than three of them; "chunked" gathers them part by part; "dense" is the
+      textbook formula with autodiff.
     dtype: "bfloat16" rounds the embeddings first, straight through for the gradient, and sends them as two bytes; the
       loss and the gradients of what was rounded are float32's.
     losses: the table to look in; a loss of your own may come from outside.

@@ -86,3 +86,42 @@ def ring(
         forward_sums = merge(forward_sums, part)
     home = merge(home, shift(forward_sums, -(size // 2)))
     return stays, merge(home, shift(backward_sums, both)) if both else home
+
+
+def chunks(
+    meet: Callable, home: Callable, stays: Tree, visitor: Tree, *, count: int, empty: Tree, axis_name: AxisName
+) -> tuple[Tree, Tree]:
+    """Every device's `visitor` meets every device's `stays` once, `count` equal parts of it after one another.
+
+    meet(stays, part of all devices' visitors in device order) -> (stays, the part's sums); empty: such sums of nothing.
+    home(sums) -> what is kept of them here. Returns (stays, that of all parts, stacked).
+
+    While a part is met the next one is gathered, and the sums of the last one go home: neither needs its result.
+    """
+    parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), visitor)
+    gather = lambda part: jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, tiled=True), part)  # noqa: E731
+
+    def step(carry, part):
+        stays, arrived, sums = carry
+        following, kept = gather(part), home(sums)
+        stays, sums = meet(stays, arrived)
+        return (stays, following, sums), kept
+
+    carry = (stays, gather(jax.tree.map(lambda a: a[0], parts)), empty)
+    (stays, arrived, sums), kept = jax.lax.scan(step, carry, jax.tree.map(lambda a: a[1:], parts))
+    before_last = home(sums)
+    stays, sums = meet(stays, arrived)
+    # The first thing that went home was `empty`.
+    return stays, jax.tree.map(
+        lambda a, b, c: jnp.concatenate([a, b[None], c[None]])[1:], kept, before_last, home(sums)
+    )
+
+
+def scattered(tree: Tree, axis_name: AxisName) -> Tree:
+    """[B, ...] on every device -> this device's part [b, ...] of their sum."""
+    return jax.tree.map(lambda a: jax.lax.psum_scatter(a, axis_name, tiled=True), tree)
+
+
+def joined(parts: Tree) -> Tree:
+    """[count, rows of a part, ...] -> [rows, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)

@@ -1,11 +1,12 @@
 """A loss over all pairs of the global batch, exact on any mesh, from a description of ONE tile of the pairs.
 
-A loss says what a tile's logits are and what it wants to know of their rows and columns; `over_all_pairs` brings
-every row and every column together by all-gather or by a ring, tile by tile, and makes the gradient the same way.
+A loss says what a tile's logits are and what it wants to know of their rows and columns; `over_all_pairs` brings every
+row and every column together at once, in chunks or by a ring, tile by tile, and makes the gradient the same way.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +15,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clipjax.losses.collectives import AxisName, all_gather, own_rows, packed, ring, row_ids, unpacked
-from clipjax.losses.tiles import over_tiles, tile_shape
+from clipjax.losses.collectives import (
+    AxisName,
+    all_gather,
+    chunks,
+    joined,
+    own_rows,
+    packed,
+    ring,
+    row_ids,
+    scattered,
+    unpacked,
+)
+from clipjax.losses.tiles import chunk_count, over_tiles, tile_shape
 from clipjax.mesh import BATCH_AXES
 
 Tree = Any
@@ -126,7 +138,8 @@ def _two_passes(
     ids = _ids(row_ids(size, axis_name), pair_id)
     rows_, columns_ = (rows, ids), (columns, ids)
     row_empty, column_empty = tiles.empty(rows_, columns_, size)
-    gathers = comm == "all_gather" and devices > 1
+    gathers, chunked = (comm == name and devices > 1 for name in ("all_gather", "chunked"))
+    count = tiles.chunk_count(size, devices)
 
     if gathers:
         all_columns = all_gather(columns_, axis_name, tiles.dtype)
@@ -134,6 +147,15 @@ def _two_passes(
         row_states, all_states = tiles.collect(rows_, all_columns, row_empty, empty)
         all_results = tiles.finish(1, {n: tiles.kinds[1][n].across(s, axis_name) for n, s in all_states.items()})
         column_results = own_rows(all_results, size, axis_name)
+    elif chunked:
+        meet = lambda states, part: tiles.collect(rows_, unpacked(part), states, part_empty)  # noqa: E731
+        visitor, part_empty = packed(columns_, tiles.dtype), tiles.empty(rows_, columns_, size * devices // count)[1]
+        row_states, states = chunks(
+            meet, lambda states: states, row_empty, visitor, count=count, empty=part_empty, axis_name=axis_name
+        )
+        states = {n: tiles.kinds[1][n].across(s, axis_name) for n, s in states.items()}
+        own = jax.vmap(functools.partial(own_rows, rows=size // count, axis_name=axis_name))(states)
+        column_results = tiles.finish(1, joined(own))
     else:
         meet = lambda states, visitor, sums: tiles.collect(rows_, unpacked(visitor), states, sums)  # noqa: E731
         visitor = packed(columns_, tiles.dtype)
@@ -158,6 +180,13 @@ def _two_passes(
         all_columns = (*all_columns, all_results, all_gather(column_cotangents, axis_name))
         drows, _ = tiles.differentiate(rows_, all_columns, drows, None)
         _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name, tiles.dtype), columns_, None, dcolumns)
+    elif chunked:
+        zeros = _zeros(columns, size * devices // count)
+        meet = lambda drows, part: tiles.differentiate(rows_, unpacked(part), drows, zeros)  # noqa: E731
+        home = lambda sums: scattered(sums, axis_name)  # noqa: E731
+        visitor = packed(columns_, tiles.dtype)
+        drows, found = chunks(meet, home, drows, visitor, count=count, empty=zeros, axis_name=axis_name)
+        dcolumns = _add(dcolumns, joined(found))
     else:
         zeros = jax.tree.map(jnp.zeros_like, dcolumns)
         meet = lambda drows, visitor, dvisitor: tiles.differentiate(rows_, unpacked(visitor), drows, dvisitor)  # noqa: E731
@@ -183,6 +212,16 @@ def _one_pass(
         (states, drows), _ = tiles.collect_and_differentiate(rows_, all_columns, (states, drows), None)
         if with_grads:
             _, dcolumns = tiles.differentiate(all_gather(rows_, axis_name, tiles.dtype), columns_, None, dcolumns)
+    elif comm == "chunked" and devices > 1:
+        count = tiles.chunk_count(size, devices)
+        zeros = _zeros(columns, size * devices // count) if with_grads else None
+        meet = lambda sums, part: tiles.collect_and_differentiate(rows_, unpacked(part), sums, zeros)  # noqa: E731
+        home = lambda sums: scattered(sums, axis_name)  # noqa: E731
+        visitor = packed(columns_, tiles.dtype)
+        (states, drows), found = chunks(
+            meet, home, (states, drows), visitor, count=count, empty=zeros, axis_name=axis_name
+        )
+        dcolumns = joined(found)
     else:
         meet = lambda *args: tiles.collect_and_differentiate(rows_, unpacked(args[1]), args[0], args[2])  # noqa: E731
         visitor = packed(columns_, tiles.dtype)
@@ -202,6 +241,7 @@ class _Tiles:
     def __init__(self, loss: Loss, repeats: str, own: int, tile: int, dtype: str):
         self.loss, self.repeats, self.dtype = loss, repeats, dtype
         self.shape = lambda rows, columns: tile_shape(_count(rows), _count(columns), own, tile)
+        self.chunk_count = lambda rows, devices: chunk_count(rows, devices, tile)
         self.kinds: tuple[dict, dict] = ({}, {})
 
     def empty(self, rows: Tree, columns: Tree, column_count: int) -> tuple[dict, dict]:
@@ -281,6 +321,10 @@ def _pairs(row: dict, column: dict, repeats: str) -> Pairs:
 
 def _count(tree: Tree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _zeros(features: Tree, count: int) -> Tree:
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), features)
 
 
 def _add(a: Tree, b: Tree) -> Tree:

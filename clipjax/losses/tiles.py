@@ -78,6 +78,15 @@ def tile_shape(rows: int, columns: int, own: int, tile: int) -> tuple[int, int]:
     return (side if rows == own else long(rows)), (side if columns == own else long(columns))
 
 
+def chunk_count(rows: int, devices: int, tile: int) -> int:
+    """In how many parts `rows` of each device are gathered: the fewest of which each, all devices' rows together, is
+    divided by tiles and no longer than two of them, if it can be."""
+    side, longest = choose_tile(rows, tile), 2 * (tile or LARGEST_DEFAULT_TILE)
+    # One row of each device at a time is the shortest part there can be.
+    parts = [d for d in range(1, rows + 1) if rows % d == 0 and d * devices % side == 0]
+    return rows // max((d for d in parts if d * devices <= longest), default=parts[0])
+
+
 def choose_tile(rows: int, tile: int) -> int:
     """tile, or for 0 a divisor of `rows` near LARGEST_DEFAULT_TILE. Raises ConfigError when tile does not divide."""
     if tile:
