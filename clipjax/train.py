@@ -74,10 +74,10 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """
     workdir = Path(workdir)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
-    config = dataclasses.replace(config, data=choose_decoder(config.data))
     mesh = make_mesh(config.mesh)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)
+    config = dataclasses.replace(config, data=choose_decoder(config.data))
     prints = fingerprint(config, tokenizer)
     batches = make_train_iterator(
         config.data,

@@ -43,11 +43,11 @@ class TrainExamples:
     ):
         if not len(source):
             raise DataError("The training source has no records.")
-        self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
-        self.seed, self.budget = seed, budget
         self.images, self.teacher = (
             open_embeddings(folder, len(source)) for folder in (data.image_embeddings, data.teacher_embeddings)
         )
+        self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
+        self.seed, self.budget = seed, budget
         shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
         self.order = shuffled.repeat(None, reseed_each_epoch=True)
 
