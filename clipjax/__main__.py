@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
     "import": ("clipjax.interop.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.interop.export", "a run -> the files that transformers, open_clip or big_vision read"),
+    "check-data": ("clipjax.check_data", "read all the data of an experiment and count what is bad"),
     "plan": ("clipjax.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }
 

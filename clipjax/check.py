@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from clipjax.config import ExperimentConfig, nearest, require
+import math
+
+from clipjax.config import DataConfig, ExperimentConfig, nearest, require
+from clipjax.data.interleave import PERIOD
 from clipjax.losses import LOSSES
 from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
@@ -144,6 +147,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.data.pixels.scale_to={pixels.scale_to} must be at least config.model.image.image_size="
         f"{image.image_size}, which is then cut from the centre; 'pad' has nothing to cut.",
     )
+    check_mixture(config.data)
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric
     require(
@@ -155,6 +159,27 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         not best or config.eval.every_steps > 0,
         "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
     )
+
+
+def check_mixture(data: DataConfig) -> None:
+    """Refuses weights that are none, and a mixture beside a source. Raises ConfigError."""
+    where, weights = "config.data.mixture", {name: part.weight for name, part in data.mixture.items()}
+    require(
+        not weights or not data.train.path,
+        f"{where} has the parts {', '.join(weights)}, and config.data.train.path='{data.train.path}' is set as well: "
+        "training reads one or the other. Make it a part, or set config.data.train.path=''.",
+    )
+    for name, weight in weights.items():
+        require(
+            math.isfinite(weight) and weight > 0,
+            f"{where}.{name}.weight={weight} must be a number above 0; leave a part out that shall not be read.",
+        )
+    for name, weight in weights.items():
+        require(
+            weight / sum(weights.values()) * PERIOD >= 1,
+            f"{where}.{name}.weight={weight} of {sum(weights.values()):g} in all is less than one example in {PERIOD}; "
+            "raise it, or leave the part out.",
+        )
 
 
 def check_naflex(config: ExperimentConfig) -> None:

@@ -13,6 +13,7 @@ plain number is whole.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,16 @@ def save(
     manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
-def save_weights(workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict) -> None:
+def save_weights(
+    workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict, own_tokenizer: bool = False
+) -> None:
     """Writes a step 0 of weights alone into workdir: to evaluate, to teach or to start from, not to go on with.
 
-    variables: {"params", "batch_stats"}.
+    variables: {"params", "batch_stats"}. own_tokenizer: config.tokenizer.path is counted from workdir, wherever that
+    is moved to.
     """
     meta = {"format": "clipjax-checkpoint/1", "config": to_json_dict(config), "fingerprint": fingerprint}
+    meta |= {"own_tokenizer": True} if own_tokenizer else {}
     items = {name: ocp.args.StandardSave(tree) for name, tree in variables.items() if tree}
     with open_checkpoints(workdir, config.checkpoint) as manager:
         manager.save(0, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
@@ -136,7 +141,11 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, config: Experim
 def read_meta(manager: ocp.CheckpointManager, step: int) -> tuple[ExperimentConfig, dict]:
     """(the run's config, its fingerprint) of a checkpoint."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    return from_json_dict(meta["config"]), meta["fingerprint"]
+    config = from_json_dict(meta["config"])
+    if meta.get("own_tokenizer"):
+        path = str(Path(manager.directory).parent / config.tokenizer.path)
+        config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=path))
+    return config, meta["fingerprint"]
 
 
 def open_run(workdir: str | Path, step: str = "latest") -> tuple[ocp.CheckpointManager, int]:

@@ -217,13 +217,23 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
+    """docs/data.md says what each kind of source makes of these."""
+
     name: str = "array_record"  # a row of clipjax.data.sources.SOURCES
-    path: str = ""  # array_record: folder with manifest.json; tfds: dataset name
+    # array_record: folder with manifest.json; tfds: dataset name; webdataset, parquet: folder, file or pattern
+    # ("shards/{00000..00012}.tar", "data/*.parquet"); folder: folder of images, or a .csv, .tsv or .jsonl table
+    path: str = ""
     split: str = "train"
-    data_dir: str = ""  # tfds only
-    image_key: str = "image"  # tfds only
-    text_key: str = "text"  # tfds only
-    label_key: str = "label"  # tfds only
+    data_dir: str = ""  # tfds: where it was prepared; webdataset: for the indexes; folder: where a table's paths start
+    image_key: str = "image"  # feature, column, or extension in a tar; array_record has its own, as of the next two
+    text_key: str = "text"  # feature, column or field of a .json with captions; not tfds: several, joined by commas
+    label_key: str = "label"
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    source: SourceConfig = field(default_factory=SourceConfig)
+    weight: float = 1.0  # the part's share of the examples is weight / sum of all weights
 
 
 @dataclass(frozen=True)
@@ -254,6 +264,7 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
+    mixture: dict[str, MixturePart] = field(default_factory=dict)  # several sources instead of `train`
     pixels: PixelConfig = field(default_factory=PixelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     image_embeddings: str = ""  # a frozen image tower's, from clipjax embed --tower=image, in place of images
@@ -272,6 +283,7 @@ class EvaluatorConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     class_names: str = ""  # zero_shot: text file, a name a line; "": the names in the source's manifest
     templates: tuple[str, ...] = ("{}",)  # zero_shot: prompts, "{}" stands for the class name
+    all_captions: bool = False  # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from clipjax import cli
 from clipjax.check import check, check_embeddings
 from clipjax.config import ExperimentConfig, from_config_dict, require
 from clipjax.data.embeddings import DTYPES, write_embeddings
-from clipjax.data.sources import open_source
+from clipjax.data.mixture import open_train
 from clipjax.data.text import make_tokenizer
 from clipjax.embeddings import image_made_by, teacher_made_by
 from clipjax.evaluate import global_batches, make_embed
@@ -55,7 +55,7 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
     check(config, num_devices=jax.device_count(), process_count=1)
     mesh = make_mesh(config.mesh)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
-    source, prints = open_source(config.data.train), fingerprint(config, tokenizer)
+    source, prints = open_train(config.data), fingerprint(config, tokenizer)
     if tower == "image":
         state = initial_state(config, mesh, prints) if config.init_from else create_state(config, mesh)
         model, made_by = config, image_made_by(config, state, prints)

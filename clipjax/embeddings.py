@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import ExperimentConfig, SourceConfig
+from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.records import read_manifest
 from clipjax.interop.names import flatten
@@ -32,7 +32,7 @@ def image_made_by(config: ExperimentConfig, state: TrainState, prints: dict) -> 
         "embed_dim": config.model.embed_dim,
         "compute_dtype": config.model.dtype,
         **{name: value for name, value in prints.items() if name.startswith(("image.", "pixels."))},
-        **data_made_by(config.data.train),
+        **data_made_by(config.data),
     }
 
 
@@ -48,17 +48,20 @@ def teacher_made_by(config: ExperimentConfig, teacher: Teacher, prints: dict, te
         "logit_scale": float(np.exp(np.asarray(to_host(teacher.variables["params"]["logit_scale"])))),
         **teacher_prints,
         **pixels,
-        **data_made_by(config.data.train),
+        **data_made_by(config.data),
     }
 
 
-def data_made_by(train: SourceConfig) -> dict[str, Any]:
-    """Of a folder of records, the checksum of its shards' checksums. That a record is the one that was embedded is seen
-    by its key when it is read, whatever the source."""
-    if train.name != "array_record":
-        return {}
-    shards = read_manifest(train.path)["splits"][train.split]["shards"]
-    return {"data.sha256": hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()}
+def data_made_by(data: DataConfig) -> dict[str, Any]:
+    """Of each folder of records, the checksum of its shards' checksums. That a record is the one that was embedded is
+    seen by its key when it is read, whatever the source."""
+    parts = {f"data.{name}": part.source for name, part in data.mixture.items()} or {"data": data.train}
+    found = {}
+    for name, source in parts.items():
+        if source.name == "array_record":
+            shards = read_manifest(source.path)["splits"][source.split]["shards"]
+            found[f"{name}.sha256"] = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+    return found
 
 
 def weights_sha256(variables: dict[str, Any]) -> str:

@@ -115,21 +115,28 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             evaluator.name in EVALUATORS,
             f"config.eval.evaluators.{name}.name='{evaluator.name}' is unknown. Known: {', '.join(EVALUATORS)}.",
         )
+        require(
+            evaluator.name == "retrieval" or not evaluator.all_captions,
+            f"config.eval.evaluators.{name}.all_captions=True is for 'retrieval', not for '{evaluator.name}'.",
+        )
         sources[name] = open_source(evaluator.source)
     embed_images, embed_texts = make_embed(config, mesh)
 
     def evaluate(variables: Any) -> dict[str, dict[str, Any]]:
         results = {}
         for name, evaluator in config.eval.evaluators.items():
-            started = time.perf_counter()
+            started, source = time.perf_counter(), sources[name]
+            # Arguments of one evaluator only, so that others need not know them.
+            more = {"captions": lambda i, source=source: source[i]["texts"]} if evaluator.all_captions else {}
             results[name] = EVALUATORS[evaluator.name](
                 evaluator,
-                batches=lambda source=sources[name]: global_batches(config, mesh, tokenizer, source),
+                batches=lambda source=source: global_batches(config, mesh, tokenizer, source),
                 embed_images=lambda batch: embed_images(variables, image_of(batch)),
                 embed_texts=lambda tokens: embed_texts(variables, tokens),
                 tokenizer=tokenizer,
-                class_names=sources[name].class_names,
+                class_names=source.class_names,
                 mesh=mesh,
+                **more,
             )
             logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
         return results

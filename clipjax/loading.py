@@ -1,10 +1,11 @@
-"""clipjax.load: weights from anywhere as two functions."""
+"""clipjax.load: weights from anywhere as functions of images and texts."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipjax.config import ExperimentConfig, MeshConfig
 from clipjax.data.images import eval_image
 from clipjax.data.naflex import budget_of, eval_patches
 from clipjax.data.text import make_tokenizer
+from clipjax.encoding import Encoded, make_encode
 from clipjax.evaluate import make_embed
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host
@@ -32,7 +34,9 @@ class Loaded:
     # PIL images, encoded bytes, [H, W, 3] uint8; or, but for naflex, [B, S, S, 3] uint8.
     embed_images: Callable[[Any], np.ndarray]
     embed_texts: Callable[[Any], np.ndarray]  # strings; or [B, L] int32 ids
-    # Both return [B, embed_dim] float32 of unit length.
+    # Both return [B, embed_dim] float32 of unit length. (the same, hidden_layers=()) -> Encoded, float32 NumPy:
+    encode_images: Callable[..., Encoded]
+    encode_texts: Callable[..., Encoded]
 
 
 def load(
@@ -62,30 +66,60 @@ def load(
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=rows))
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length) if config.tokenizer.path else None
     images_of, texts_of = make_embed(config, mesh)
-    sharding = batch_sharding(mesh)
+    encoders = {side: make_encode(config, mesh, side) for side in ("image", "text")}
+    blocks = functools.partial(_blocks, rows=rows, sharding=batch_sharding(mesh))
 
     def embed_images(images: Any) -> np.ndarray:
-        columns = _columns(images, config)
-        count, blocks = len(columns["image"]), []
-        for start in range(0, count, rows):
-            batch = {}
-            for name, column in columns.items():
-                block = column[start : start + rows]
-                padded = np.ones((rows, *block.shape[1:]), block.dtype)
-                padded[: len(block)] = block
-                put = lambda index, x=padded: x[index]  # noqa: E731
-                batch[name] = jax.make_array_from_callback(padded.shape, sharding, put)
-            blocks.append(np.asarray(to_host(images_of(variables, image_of(batch))))[: min(rows, count - start)])
-        return np.concatenate(blocks)
+        found = [
+            _host(images_of(variables, image_of(batch)), count) for batch, count in blocks(_columns(images, config))
+        ]
+        return np.concatenate(found)
 
-    def embed_texts(texts: Any) -> np.ndarray:
+    def ids_of(texts: Any) -> np.ndarray:
         if isinstance(texts, Sequence) and not isinstance(texts, np.ndarray) and isinstance(texts[0], str):
             if tokenizer is None:
                 raise ValueError(f"{path} has no tokenizer: give ids [B, {config.model.text.context_length}] int32.")
             texts = tokenizer(texts)
-        return texts_of(variables, np.asarray(texts, np.int32))
+        return np.asarray(texts, np.int32)
 
-    return Loaded(config, variables["params"], tokenizer, embed_images, embed_texts)
+    def embed_texts(texts: Any) -> np.ndarray:
+        return texts_of(variables, ids_of(texts))
+
+    def encode(side: str, columns: dict[str, np.ndarray], hidden_layers: Sequence[int]) -> Encoded:
+        found = []
+        for batch, count in blocks(columns):
+            x = image_of(batch) if side == "image" else batch["text"]
+            encoded = encoders[side](variables, x, tuple(hidden_layers))
+            found.append(jax.tree.map(lambda a, count=count: _host(a, count), encoded))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def encode_images(images: Any, hidden_layers: Sequence[int] = ()) -> Encoded:
+        return encode("image", _columns(images, config), hidden_layers)
+
+    def encode_texts(texts: Any, hidden_layers: Sequence[int] = ()) -> Encoded:
+        return encode("text", {"text": ids_of(texts)}, hidden_layers)
+
+    return Loaded(config, variables["params"], tokenizer, embed_images, embed_texts, encode_images, encode_texts)
+
+
+def _blocks(
+    columns: dict[str, np.ndarray], rows: int, sharding: jax.sharding.Sharding
+) -> Iterator[tuple[dict[str, jax.Array], int]]:
+    """(global batch of `rows` examples, how many of them are not filled in)."""
+    count = len(next(iter(columns.values())))
+    for start in range(0, count, rows):
+        batch = {}
+        for name, column in columns.items():
+            block = column[start : start + rows]
+            padded = np.ones((rows, *block.shape[1:]), block.dtype)
+            padded[: len(block)] = block
+            put = lambda index, x=padded: x[index]  # noqa: E731
+            batch[name] = jax.make_array_from_callback(padded.shape, sharding, put)
+        yield batch, min(rows, count - start)
+
+
+def _host(array: jax.Array, count: int) -> np.ndarray:
+    return np.asarray(to_host(array), np.float32)[:count]
 
 
 def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:

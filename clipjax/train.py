@@ -30,10 +30,10 @@ from clipjax.atomic import write_text
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
 from clipjax.data.jpeg import choose_decoder
+from clipjax.data.mixture import open_train
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
-from clipjax.data.sources import open_source
 from clipjax.data.text import make_tokenizer
 from clipjax.embeddings import check_image_embeddings
 from clipjax.evaluate import make_evaluate
@@ -81,7 +81,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     prints = fingerprint(config, tokenizer)
     batches = make_train_iterator(
         config.data,
-        source=open_source(config.data.train),
+        source=open_train(config.data),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
         budget=budget_of(config.model.image),
@@ -111,7 +111,9 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             save = functools.partial(checkpoints.save, manager, config=config, fingerprint=prints)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             with contextlib.closing(stream):
-                state, results = loop(config, state, step_fn, stream, evaluate=evaluate, save=save, log=log)
+                state, results = loop(
+                    config, state, step_fn, stream, evaluate=evaluate, save=save, log=log, progress=batches.progress
+                )
         manager.wait_until_finished()
         if int(state.step) < config.total_steps:
             announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command goes on from there.")
@@ -130,6 +132,7 @@ def loop(
     evaluate: Callable[[Any], dict[str, float]],
     save: Callable,
     log: MetricsLog,
+    progress: Callable[[int], dict[str, float]],
 ) -> tuple[TrainState, dict[str, float]]:
     """Steps from state.step to config.total_steps, or to a preemption; returns (state, last evaluation)."""
     total, every = config.total_steps, config.eval.every_steps
@@ -148,7 +151,7 @@ def loop(
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
                 bad = {f"bad_records/{cause}": count for cause, count in data_state["bad"].items()}
-                log.write(step, values | bad)
+                log.write(step, values | bad | progress(step))
                 announce(progress_line(step, total, values))
 
             preempted = preemption.reached(step)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from PIL import Image
 
 from clipjax.data.records import ManifestError, RecordError
 
@@ -49,6 +52,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
     """Calls build with the flags as keyword arguments; an error in the input becomes one line and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Images over the limit are refused and counted; Pillow's own lower limit need not be told as well.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     arguments = vars(parser.parse_args(argv))
     try:
         build(**arguments)

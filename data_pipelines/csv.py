@@ -29,7 +29,7 @@ def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     options: the other flags, as in tables.build_from_rows.
     """
     table, skips = Path(table), Skips()
-    return build_from_rows(Path(out), table, _rows(table, skips), skips, **options)
+    return build_from_rows(Path(out), table, table_rows(table, skips), skips, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     command.run(build, parser, argv)
 
 
-def _rows(table: Path, skips: Skips) -> Iterator[tuple[int, dict]]:
+def table_rows(table: Path, skips: Skips) -> Iterator[tuple[int, dict]]:
+    """(line number, column -> value) of each whole row; what is none goes to skips."""
     csv.field_size_limit(_LONGEST_FIELD)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     # utf-8-sig: spreadsheets begin the file with a byte order mark.

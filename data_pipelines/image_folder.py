@@ -52,7 +52,7 @@ def build(
     by_folder = splits == FOLDERS
     skips, listing = Skips(), hashlib.sha256()
     items, names = [], []
-    for path in _image_files(images, skips):
+    for path in image_files(images, skips):
         key = path.relative_to(images).as_posix()
         listing.update(f"{key}\0{path.stat().st_size}\n".encode())
         folders = key.split("/")[:-1]
@@ -65,7 +65,7 @@ def build(
             name = inner[0].replace("_", " ") if inner else ""
             texts = tuple(text.replace("{}", name) for text in template) if name else ()
         else:
-            texts = _sidecar(path, listing)
+            texts = sidecar(path, listing)
         if texts:
             items.append((key, path, texts, name))
             names.append(name)
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     command.run(build_with_default_template, parser, argv)
 
 
-def _image_files(folder: Path, skips: Skips) -> Iterator[Path]:
+def image_files(folder: Path, skips: Skips) -> Iterator[Path]:
+    """Files with an image's suffix, at any depth, in the order of their names; others but .txt go to skips."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
@@ -117,13 +118,14 @@ def _image_files(folder: Path, skips: Skips) -> Iterator[Path]:
                 skips.add(f"not an image file ({suffix or 'no suffix'})", str(Path(parent) / name))
 
 
-def _sidecar(image: Path, listing: hashlib._Hash) -> tuple[str, ...]:
-    """The caption file's lines, without empty ones and repetitions."""
+def sidecar(image: Path, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
+    """The lines of the caption file beside an image, without empty ones and repetitions; listing takes its bytes."""
     path = image.with_suffix(".txt")
     if not path.is_file():
         return ()
     data = path.read_bytes()
-    listing.update(data)
+    if listing:
+        listing.update(data)
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -28,7 +28,7 @@ def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     options: the other flags, as in tables.build_from_rows.
     """
     table, skips = Path(table), Skips()
-    return build_from_rows(Path(out), table, _rows(table, skips), skips, **options)
+    return build_from_rows(Path(out), table, table_rows(table, skips), skips, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     command.run(build, parser, argv)
 
 
-def _rows(table: Path, skips: Skips) -> Iterator[tuple[int, dict]]:
+def table_rows(table: Path, skips: Skips) -> Iterator[tuple[int, dict]]:
+    """(line number, column -> value) of each whole row; what is none goes to skips."""
     # Bytes: one line in another encoding must not end the file.
     with open(table, "rb") as file:
         for number, line in enumerate(file, 1):

@@ -53,7 +53,7 @@ def build_from_rows(
     a table without a usable row.
     """
     captions = tuple(name.strip() for name in caption_columns.split(","))
-    gathered = _gather(table, rows, Columns(image_column, captions, label_column), skips)
+    gathered = gather(table, rows, Columns(image_column, captions, label_column), skips)
     class_names = sorted({entry.label for entry in gathered.values() if entry.label})
     labels = {name: i for i, name in enumerate(class_names)}
     root = Path(image_root or table.parent)
@@ -82,15 +82,17 @@ def build_from_rows(
 
 
 @dataclass
-class _Entry:
+class Entry:
+    """What the rows of one image say together."""
+
     texts: list[str] = field(default_factory=list)
     label: str = ""
 
 
-def _gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, skips: Skips) -> dict[str, _Entry]:
+def gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, skips: Skips) -> dict[str, Entry]:
     """Image path -> its captions and label, in the order of the table."""
     wanted = [columns.image, *columns.captions, *([columns.label] if columns.label else [])]
-    gathered: dict[str, _Entry] = {}
+    gathered: dict[str, Entry] = {}
     seen: dict[str, None] = {}  # column names of the whole table, in order
     for line, row in rows:
         seen.update(dict.fromkeys(row))
@@ -102,7 +104,7 @@ def _gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, ski
         elif not texts:
             skips.add("no caption", f"{place}: {path}")
         else:
-            entry = gathered.setdefault(path.strip(), _Entry())
+            entry = gathered.setdefault(path.strip(), Entry())
             entry.texts += texts
             entry.label = entry.label or str(row.get(columns.label) or "").strip()
     for name in wanted:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import grain
 import numpy as np
 
 from clipjax.config import DataConfig, PixelConfig
 from clipjax.data.bad_records import BadRecord, bad_record
 from clipjax.data.embeddings import open_embeddings
 from clipjax.data.images import eval_image, train_image
+from clipjax.data.mixture import make_order
 from clipjax.data.naflex import PatchBudget, eval_patches, train_patches
 from clipjax.data.read_ahead import Rows
 from clipjax.data.records import RecordError
@@ -28,8 +28,8 @@ class TrainExamples:
     """examples(first, count) -> Rows with the columns image, text, pair_id; with embeddings that data names,
     image_embedding in place of image, and teacher_image_embedding and teacher_text_embedding.
 
-    Example i is record order(i), where order is a permutation per epoch seeded by `seed`; its caption and its crop
-    are drawn from a generator seeded by (seed, i), and so is the record that replaces it when it is bad.
+    Example i is record order[i]: clipjax.data.mixture, seeded by `seed`. Its caption and its crop are drawn from a
+    generator seeded by (seed, i), and so is the record that replaces it when it is bad.
     """
 
     def __init__(
@@ -48,8 +48,7 @@ class TrainExamples:
         )
         self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
         self.seed, self.budget = seed, budget
-        shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-        self.order = shuffled.repeat(None, reseed_each_epoch=True)
+        self.order = make_order(source, seed)
 
     def __call__(self, first: int, count: int) -> Rows:
         bad: list[BadRecord] = []
@@ -61,7 +60,7 @@ class TrainExamples:
 
     def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], str, int]:
         rng = np.random.default_rng((self.seed, i))
-        index = int(self.order[i])
+        index = self.order[i]
         for _ in range(MAX_ATTEMPTS):
             try:
                 record = self.source[index]
@@ -72,7 +71,7 @@ class TrainExamples:
                 return columns, texts[caption], record["pair_id"]
             except RecordError as error:
                 bad.append(bad_record(self.source, index, error))
-                index = int(rng.integers(len(self.source)))
+                index = self.order.replacement(index, rng)
         raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
 
     def image(self, index: int, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -79,6 +79,10 @@ class TrainIterator:
             worker_count=self.data.worker_count,
         )
 
+    def progress(self, step: int) -> dict[str, float]:
+        """Metrics of the data's order after so many steps: epochs; of a mixture, epochs and examples of each part."""
+        return self.examples.order.progress(step * self.global_batch_size)
+
     def __iter__(self) -> TrainIterator:
         return self
 

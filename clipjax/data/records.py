@@ -9,10 +9,14 @@ docs/data.md describes both for people who write them with other tools.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from clipjax.atomic import write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
+ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
 
 
 class RecordError(ValueError):
@@ -113,21 +118,13 @@ def write_records(
     source: what made the records (arguments, seed, versions). A finished folder with an equal source is left
       as it is and its manifest returned; one with another source raises ManifestError unless overwrite.
     A folder of anything else raises ManifestError, with overwrite too: only records are ever replaced.
+    What killed writers of the same folder have left beside it is removed.
     """
     folder = Path(folder)
-    source = json.loads(json.dumps(source))  # as it will be read back
-    if folder.exists() and any(folder.iterdir()):
-        manifest = read_manifest(folder)
-        if not overwrite and manifest["source"] == source:
-            return manifest
-        if not overwrite:
-            raise ManifestError(
-                f"{folder} holds records made with other settings: {manifest['source']}, now {source}. "
-                "Choose another --out, or pass --overwrite."
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    finished = find_finished(folder, source, overwrite)
+    if finished:
+        return finished
+    unfinished = _beside(folder, "unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
@@ -141,21 +138,80 @@ def write_records(
             "class_names": list(class_names),
             "skipped": dict(sorted((skipped or {}).items())),
             "licences": [dict(licence) for licence in licences],
-            "source": source,
+            "source": _as_read(source),
         }
-        write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        if folder.exists():
-            # Aside first: there is a complete copy on disk at every moment.
-            folder.rename(replaced)
-        unfinished.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        publish(unfinished, folder, manifest)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
+def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest of a folder made from an equal source, None where records are to be written; see write_records."""
+    _remove_leftovers(folder)
+    if folder.exists() and any(folder.iterdir()):
+        manifest = read_manifest(folder)
+        if not overwrite and manifest["source"] == _as_read(source):
+            return manifest
+        if not overwrite:
+            raise ManifestError(
+                f"{folder} holds records made with other settings: {manifest['source']}, now {_as_read(source)}. "
+                "Choose another --out, or pass --overwrite."
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def publish(unfinished: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest into a folder of shards and gives it its name, in place of records that had it."""
+    write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    replaced = _beside(folder, "replaced")
+    if folder.exists():
+        # Aside first: there is a complete copy on disk at every moment.
+        folder.rename(replaced)
+    unfinished.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"
+
+
+def _as_read(source: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(source))
+
+
+def _beside(folder: Path, what: str) -> Path:
+    """Where this process keeps a folder's unfinished or replaced form."""
+    return folder.with_name(f".{folder.name}.{what}-{socket.gethostname()}-{os.getpid()}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers of this folder left beside it; puts a replaced folder back where its writer was
+    killed before the new one had the name. A writer that may still be at work, here or on another machine, is left."""
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*-*-*"):
+        match = re.fullmatch(r"(unfinished|replaced)-(.+)-(\d+)", leftover.name.removeprefix(f".{folder.name}."))
+        if not match or not leftover.is_dir() or leftover.is_symlink():
+            continue
+        what, host, pid = match.groups()
+        ended = host == socket.gethostname() and not _alive(int(pid))
+        newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
+        if not ended and time.time() - newest < ABANDONED:
+            continue
+        if what == "replaced" and not folder.exists():
+            leftover.rename(folder)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no process number: leave it
+        pass
+    return True
 
 
 def _check(record: dict[str, Any]) -> None:

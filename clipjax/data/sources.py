@@ -12,8 +12,11 @@ from typing import Any, Protocol
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clipjax.config import SourceConfig, nearest, require
+from clipjax.data.folder_source import FolderSource
+from clipjax.data.parquet_source import ParquetSource
 from clipjax.data.records import ManifestError, RecordError, decode_record, read_manifest
 from clipjax.data.tfds_source import TfdsSource
+from clipjax.data.webdataset_source import WebDatasetSource
 
 
 class Source(Protocol):
@@ -84,4 +87,10 @@ class ArrayRecordSource:
         raise IndexError(index)
 
 
-SOURCES: dict[str, Callable[[SourceConfig], Source]] = {"array_record": ArrayRecordSource, "tfds": TfdsSource}
+SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
+    "array_record": ArrayRecordSource,
+    "folder": FolderSource,
+    "parquet": ParquetSource,
+    "tfds": TfdsSource,
+    "webdataset": WebDatasetSource,
+}

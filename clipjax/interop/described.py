@@ -32,3 +32,16 @@ def config_of(description: Description, name: str) -> Mapping[str, Any]:
             f"There is no {name} beside the weights: say what they are with --preset, such as siglip_b16."
         )
     return description.files[name]
+
+
+def refuse_other_pixels(found: PixelConfig, only: PixelConfig, who: str) -> None:
+    """Raises InteropError where images do not reach the model as code without a configuration prepares them.
+
+    Half a pixel's difference in the centre crop is let pass.
+    """
+    for field in ("resize", "scale_to", "interpolation", "antialias", "mean", "std"):
+        value, wanted = getattr(found, field), getattr(only, field)
+        if value != wanted:
+            raise InteropError(
+                f"{who} prepares images with {field}={wanted!r}, and not {value!r} (config.data.pixels)."
+            )

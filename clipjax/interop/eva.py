@@ -1,16 +1,18 @@
 """EVA-CLIP's tensors under both of their names: baaivision/EVA's own, and timm's inside OpenCLIP (visual.trunk).
 
-OpenCLIP's configuration names timm's trunk, whose settings are those of our presets; the originals have none.
+OpenCLIP's configuration names timm's trunk, whose settings are those of our presets; the originals have none, and are a
+state dict for rei/eva_clip/factory.py, which knows the model by its name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
-from clipjax.interop import open_clip
-from clipjax.interop.described import Description, Meaning, config_of
+from clipjax.interop import open_clip, tokenizer_files
+from clipjax.interop.described import Description, Meaning, config_of, refuse_other_pixels
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
@@ -85,8 +87,40 @@ def matches_original(description: Description) -> bool:
 
 
 def read_original(description: Description) -> Meaning:
-    raise InteropError(
-        f"The original EVA-CLIP files say nothing of themselves: name a preset, one of {', '.join(EVA_PRESETS)}."
+    """The preset with the sizes of these tensors: no two of EVA-CLIP's models share them. Raises InteropError."""
+    fitting = [model for model in EVA_PRESETS.values() if _has_sizes(model, description.shapes)]
+    if len(fitting) != 1:
+        raise InteropError(
+            "The original EVA-CLIP files say nothing of themselves, and these sizes are of no published model: name a "
+            f"preset, such as {next(iter(EVA_PRESETS))}."
+        )
+    return Meaning(fitting[0], open_clip.PIXELS, tokenizer_files.openai(description.beside))
+
+
+def write_original(meaning: Meaning) -> dict[str, Any]:
+    """No file: the model is named where it is loaded. Raises InteropError for one that has no name."""
+    refuse_other_pixels(meaning.pixels, open_clip.PIXELS, "EVA-CLIP's code")
+    return {}
+
+
+def _has_sizes(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    image, text = model.image, model.text
+    tokens = (image.image_size // image.patch_size) ** 2 + 1
+    depths = f"visual.blocks.{image.depth - 1}.norm1.weight", f"text.transformer.resblocks.{text.depth - 1}.ln_1.weight"
+    beyond = f"visual.blocks.{image.depth}.norm1.weight", f"text.transformer.resblocks.{text.depth}.ln_1.weight"
+    up = "w1" if image.mlp == "swiglu" else "fc1"
+    expected = {
+        "visual.pos_embed": (1, tokens, image.width),
+        "visual.patch_embed.proj.weight": (image.width, 3, image.patch_size, image.patch_size),
+        f"visual.blocks.0.mlp.{up}.weight": (image.mlp_dim, image.width),
+        "visual.head.weight": (model.embed_dim, image.width),
+        "text.token_embedding.weight": (text.vocab_size, text.width),
+        "text.positional_embedding": (text.context_length, text.width),
+    }
+    return (
+        all(shapes.get(name) == shape for name, shape in expected.items())
+        and all(name in shapes for name in depths)
+        and not any(name in shapes for name in beyond)
     )
 
 

@@ -1,4 +1,4 @@
-"""A run, or an imported directory -> files that transformers, open_clip or big_vision read.
+"""A run, or an imported directory -> files that transformers, open_clip, big_vision, OpenAI's or EVA-CLIP's code read.
 
 clipjax export runs/siglip exported/ --format=hf
 clipjax export runs/emoji exported/ --format=open_clip --step=best
@@ -7,6 +7,7 @@ clipjax export runs/emoji exported/ --format=open_clip --step=best
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -29,6 +30,7 @@ from clipjax.interop.foreign import families_of
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.interop.safetensors import write_safetensors
 from clipjax.interop.tokenizer_files import copy_tokenizer
+from clipjax.interop.torch_files import write_torch
 from clipjax.mesh import make_mesh
 from clipjax.train_step import abstract_state, eval_variables
 
@@ -53,14 +55,15 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
     name, family, shapes = choose(meaning, format, target)
     variables = checkpoints.restore_variables(manager, number, config, mesh)
     manager.close()
-    arrays = their_arrays(family.tensors(config.model), config.model, variables)
+    constants = family.constants(config.model)
+    shapes = shapes | {name: array.shape for name, array in constants.items()}
+    arrays = itertools.chain(their_arrays(family.tensors(config.model), config.model, variables), constants.items())
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
     try:
         for file, content in family.write(meaning).items():
             (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
-        write = write_npz if family.weights.endswith(".npz") else write_safetensors
-        write(temporary / family.weights, shapes, arrays)
+        WRITERS[Path(family.weights).suffix](temporary / family.weights, shapes, arrays)
         if config.tokenizer.path and Path(config.tokenizer.path).exists():
             copy_tokenizer(config.tokenizer.path, temporary)
         temporary.chmod(0o755)
@@ -74,7 +77,7 @@ def choose(meaning: Meaning, format: str, target: dict) -> tuple[str, Family, di
     """(name, family, shapes of its tensors): the first of the format that says all this model is."""
     families = families_of(format)
     if not families:
-        known = sorted({family.format for family in FAMILIES.values() if family.format})
+        known = sorted({family.format for family in FAMILIES.values()})
         raise InteropError(f"Unknown format '{format}'. Known: {', '.join(known)}.")
     reasons = []
     for name, family in families.items():
@@ -118,11 +121,14 @@ def write_npz(path: Path, shapes: dict, arrays: Iterable[tuple[str, np.ndarray]]
                 np.lib.format.write_array(file, np.ascontiguousarray(array).reshape(shapes[name]), allow_pickle=False)
 
 
+WRITERS = {".npz": write_npz, ".safetensors": write_safetensors, ".pt": write_torch}
+
+
 def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        formats = sorted({family.format for family in FAMILIES.values() if family.format})
+        formats = sorted({family.format for family in FAMILIES.values()})
         flags.DEFINE_string("format", None, f"One of {', '.join(formats)}.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from clipjax.config import ModelConfig, PixelConfig, nearest
 from clipjax.data.pixel_presets import PIXEL_PRESETS
@@ -20,6 +23,7 @@ from clipjax.interop import (
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
+    openai,
 )
 from clipjax.interop.described import Description, Meaning
 from clipjax.interop.names import InteropError, Tensor
@@ -30,155 +34,74 @@ class Family(NamedTuple):
     matches: Callable[[Description], bool]  # whether files are of this family
     read: Callable[[Description], Meaning]  # raises InteropError for what we cannot compute
     write: Callable[[Meaning], dict[str, Any]]  # the JSON files beside the weights, by name
-    format: str  # what `clipjax export --format` calls it; several families may share one; "": not written
+    format: str  # what `clipjax export --format` calls it; several families may share one
     ignored: str = r"(?!)"  # regular expression of (renamed) tensors that hold no weights
     renamed: Callable[[str], str] = lambda name: name  # a name in a file -> the table's; files differ in a prefix
     weights: str = "model.safetensors"  # the file that an export writes
     pixels: PixelConfig = PixelConfig()  # with --preset, where no file says
+    constants: Callable[[ModelConfig], dict[str, np.ndarray]] = (
+        lambda model: {}
+    )  # tensors that hold no weights, written
 
 
-POSITION_IDS = r".*\.(position|token_type)_ids"
+_HF = dict(format="hf", ignored=r".*\.(position|token_type)_ids")
+_OPEN_CLIP = dict(
+    format="open_clip", ignored=open_clip.IGNORED, weights="open_clip_model.safetensors", pixels=open_clip.PIXELS
+)
+# With or without "text." in front of the text tower's names.
+_CLIP = _OPEN_CLIP | dict(renamed=open_clip.renamed)
+_OPENAI = _CLIP | dict(format="openai", weights="model.pt", constants=openai.numbers)
+_EVA = _OPEN_CLIP | dict(ignored=eva.IGNORED)
+_BIG_VISION = dict(ignored=big_vision.IGNORED, renamed=big_vision.renamed, weights="checkpoint.npz")
+
+
+def _of(module: ModuleType, **options: Any) -> Family:
+    return Family(module.tensors, module.matches, module.read, module.write, **options)
+
+
 FAMILIES: dict[str, Family] = {
-    "hf_align": Family(
-        hf_align.tensors,
-        hf_align.matches,
-        hf_align.read,
-        hf_align.write,
-        "hf",
-        POSITION_IDS,
-        pixels=PIXEL_PRESETS["align"],
-    ),
-    "hf_clip": Family(
-        hf_clip.tensors, hf_clip.matches, hf_clip.read, hf_clip.write, "hf", POSITION_IDS, pixels=hf_clip.PIXELS
-    ),
-    "hf_siglip": Family(hf_siglip.tensors, hf_siglip.matches, hf_siglip.read, hf_siglip.write, "hf", POSITION_IDS),
-    "hf_siglip2": Family(
-        hf_siglip2.tensors,
-        hf_siglip2.matches,
-        hf_siglip2.read,
-        hf_siglip2.write,
-        "hf",
-        POSITION_IDS,
-        pixels=hf_siglip2.PIXELS,
-    ),
-    "open_clip": Family(
-        open_clip.tensors,
-        open_clip.matches,
-        open_clip.read,
-        open_clip.write,
-        "open_clip",
-        open_clip.IGNORED,
-        renamed=open_clip.renamed,
-        weights="open_clip_model.safetensors",
-        pixels=open_clip.PIXELS,
-    ),
-    "open_clip_coca": Family(
-        coca.tensors,
-        coca.matches,
-        coca.read,
-        coca.write,
-        "open_clip",
-        open_clip.IGNORED,
-        weights="open_clip_model.safetensors",
-        pixels=open_clip.PIXELS,
-    ),
-    "openai": Family(
-        open_clip.tensors,
-        open_clip.matches_openai,
-        open_clip.read_openai,
-        open_clip.write,
-        "",
-        open_clip.IGNORED,
-        renamed=open_clip.renamed,
-        pixels=open_clip.PIXELS,
-    ),
+    "hf_align": _of(hf_align, **_HF, pixels=PIXEL_PRESETS["align"]),
+    "hf_clip": _of(hf_clip, **_HF, pixels=hf_clip.PIXELS),
+    "hf_siglip": _of(hf_siglip, **_HF),
+    "hf_siglip2": _of(hf_siglip2, **_HF, pixels=hf_siglip2.PIXELS),
+    "open_clip": _of(open_clip, **_CLIP),
+    "open_clip_coca": _of(coca, **_OPEN_CLIP),
     "open_clip_resnet": Family(
         open_clip_conv.resnet_tensors,
         open_clip_conv.matches_resnet,
         open_clip_conv.read_resnet,
         open_clip_conv.write_resnet,
-        "open_clip",
-        open_clip.IGNORED,
-        renamed=open_clip.renamed,
-        weights="open_clip_model.safetensors",
-        pixels=open_clip.PIXELS,
+        **_CLIP,
     ),
     "open_clip_convnext": Family(
         open_clip_conv.convnext_tensors,
         open_clip_conv.matches_convnext,
         open_clip_conv.read_convnext,
         open_clip_conv.write_convnext,
-        "open_clip",
-        open_clip.IGNORED,
-        renamed=open_clip.renamed,
-        weights="open_clip_model.safetensors",
-        pixels=open_clip.PIXELS,
+        **_CLIP,
     ),
-    "openai_resnet": Family(
-        open_clip_conv.resnet_tensors,
-        open_clip_conv.matches_openai,
-        open_clip_conv.read_openai,
-        open_clip_conv.write_resnet,
-        "",
-        open_clip.IGNORED,
-        renamed=open_clip.renamed,
-        pixels=open_clip.PIXELS,
-    ),
-    "open_clip_siglip": Family(
-        open_clip_siglip.tensors,
-        open_clip_siglip.matches,
-        open_clip_siglip.read,
-        open_clip_siglip.write,
-        "open_clip",
-        weights="open_clip_model.safetensors",
-    ),
-    "open_clip_eva": Family(
-        eva.timm_tensors,
-        eva.matches,
-        eva.read,
-        eva.write,
-        "open_clip",
-        eva.IGNORED,
-        weights="open_clip_model.safetensors",
-        pixels=open_clip.PIXELS,
-    ),
+    "open_clip_siglip": _of(open_clip_siglip, **_OPEN_CLIP | dict(pixels=PixelConfig())),
+    "open_clip_hf_text": _of(open_clip_bert, **_OPEN_CLIP | dict(ignored=open_clip_bert.IGNORED)),
+    "open_clip_eva": Family(eva.timm_tensors, eva.matches, eva.read, eva.write, **_EVA),
     "eva_clip": Family(
         eva.original_tensors,
         eva.matches_original,
         eva.read_original,
-        eva.write,
-        "",
-        eva.IGNORED,
-        pixels=open_clip.PIXELS,
+        eva.write_original,
+        **_EVA | dict(format="eva_clip", weights="model.pt"),
     ),
-    "open_clip_hf_text": Family(
-        open_clip_bert.tensors,
-        open_clip_bert.matches,
-        open_clip_bert.read,
-        open_clip.write,
-        "",
-        open_clip_bert.IGNORED,
-        pixels=open_clip.PIXELS,
+    "openai": Family(open_clip.tensors, openai.matches, openai.read, openai.write, **_OPENAI),
+    "openai_resnet": Family(
+        open_clip_conv.resnet_tensors, openai.matches_resnet, openai.read_resnet, openai.write, **_OPENAI
     ),
-    "big_vision": Family(
-        big_vision.tensors,
-        big_vision.matches,
-        big_vision.read,
-        big_vision.write,
-        "big_vision",
-        big_vision.IGNORED,
-        renamed=big_vision.renamed,
-        weights="checkpoint.npz",
-    ),
+    "big_vision": _of(big_vision, format="big_vision", **_BIG_VISION),
     "big_vision_stacked": Family(
         big_vision.stacked_tensors,
         big_vision.matches_stacked,
         big_vision.read,
         big_vision.write,
-        "big_vision_stacked",
-        big_vision.IGNORED,
-        renamed=big_vision.renamed,
-        weights="checkpoint.npz",
+        format="big_vision_stacked",
+        **_BIG_VISION,
     ),
 }
 

@@ -10,7 +10,7 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.interop.convert import read_variables
 from clipjax.interop.described import Meaning
 from clipjax.interop.families import FAMILIES, Family, recognise, weights
-from clipjax.interop.names import check_tensors, flatten, their_shapes
+from clipjax.interop.names import InteropError, check_tensors, flatten, their_shapes
 from clipjax.interop.source import Source, open_weights
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
@@ -32,7 +32,7 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     """
     source = open_weights(path)
     name, row = recognise(source.description, family)
-    meaning = Meaning(get_preset(preset), row.pixels) if preset else row.read(source.description)
+    meaning = Meaning(get_preset(preset), row.pixels) if preset else read_meaning(source, name, row)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
@@ -44,6 +44,16 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     return Foreign(source, name, row, meaning, config)
 
 
+def read_meaning(source: Source, name: str, row: Family) -> Meaning:
+    """Raises InteropError where the files say something else than the family's do, or nothing."""
+    try:
+        return row.read(source.description)
+    except (KeyError, TypeError) as error:
+        raise InteropError(
+            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error}."
+        ) from error
+
+
 def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:
     """{"params", "batch_stats"} on the mesh; one parameter passes through the host at a time."""
     model = foreign.config.model
@@ -53,4 +63,4 @@ def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:
 
 
 def families_of(format: str) -> dict[str, Family]:
-    return {name: family for name, family in FAMILIES.items() if family.format == format and format}
+    return {name: family for name, family in FAMILIES.items() if family.format == format}

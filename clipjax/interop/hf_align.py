@@ -16,7 +16,7 @@ from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTower
 from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
-from clipjax.interop.described import Description, Meaning
+from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 from clipjax.models.efficientnet import STAGES, block_shapes
@@ -101,7 +101,7 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for an EfficientNet of other stages, or a processor that is not ours."""
-    config = description.files["config.json"]
+    config = config_of(description, "config.json")
     vision, text = VISION | FIXED | config.get("vision_config", {}), TEXT | config.get("text_config", {})
     for name, value in FIXED.items():
         if vision[name] != value:

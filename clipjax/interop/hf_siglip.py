@@ -59,10 +59,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
-    return (
-        description.files.get("config.json", {}).get("model_type") == "siglip"
-        and "vision_model.head.probe" in description.shapes
-    )
+    return description.files.get("config.json", {}).get("model_type") == "siglip"
 
 
 def read(description: Description) -> Meaning:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import hf_siglip
-from clipjax.interop.described import Description, Meaning
+from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import InteropError, Tensor
 from clipjax.interop.tokenizer_files import tokenizer_json
@@ -27,14 +27,11 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
-    return (
-        description.files.get("config.json", {}).get("model_type") == "siglip2"
-        and "vision_model.head.probe" in description.shapes
-    )
+    return description.files.get("config.json", {}).get("model_type") == "siglip2"
 
 
 def read(description: Description) -> Meaning:
-    config = description.files["config.json"]
+    config = config_of(description, "config.json")
     vision = config.get("vision_config", {})
     patch, count = vision.get("patch_size", 16), vision.get("num_patches", 256)
     side = math.isqrt(count)

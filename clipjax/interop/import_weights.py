@@ -50,13 +50,13 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
         config = foreign.config
         if config.tokenizer.path:
             make_tokenizer(config.tokenizer, config.model.text.context_length)  # refused before anything is written
-            name = copy_tokenizer(config.tokenizer.path, temporary)
-            tokenizer = dataclasses.replace(config.tokenizer, path=str((destination / name).absolute()))
+            tokenizer = dataclasses.replace(config.tokenizer, path=copy_tokenizer(config.tokenizer.path, temporary))
             config = dataclasses.replace(config, tokenizer=tokenizer)
         prints = weights_fingerprint(foreign.config)
         mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
         variables = load_variables(foreign, mesh)
-        checkpoints.save_weights(temporary, variables, config=config, fingerprint=prints)
+        own = bool(config.tokenizer.path)
+        checkpoints.save_weights(temporary, variables, config=config, fingerprint=prints, own_tokenizer=own)
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         line = "Parity was not asked for."
         if parity:

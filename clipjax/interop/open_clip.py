@@ -1,8 +1,4 @@
-"""OpenCLIP's own ViT and text towers, and OpenAI's, which have the same names and no configuration.
-
-From open_clip model.py (CLIPVisionCfg, CLIPTextCfg, build_model_from_openai_state_dict) and transformer.py, and from
-openai/CLIP clip/model.py.
-"""
+"""OpenCLIP's own ViT and text towers. From open_clip model.py (CLIPVisionCfg, CLIPTextCfg) and transformer.py."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.data.pixel_presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
@@ -78,13 +74,8 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
             **options,
         ),
         read_pixels(config.get("preprocess_cfg", {})),
-        # CLIP's vocabulary beside weights with another tokenizer (CLIPA, BERT) is not theirs.
-        TokenizerConfig() if _other_tokenizer(model) else tokenizer_files.openai(description.beside),
+        tokenizer_files.open_clip(model.get("text_cfg", {}), description.beside),
     )
-
-
-def _other_tokenizer(model: Mapping[str, Any]) -> bool:
-    return any(model.get("text_cfg", {}).get(name) for name in ("hf_tokenizer_name", "hf_model_name"))
 
 
 def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
@@ -168,7 +159,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return write_around(meaning, write_image(meaning.model.image), write_text(meaning.model))
 
 
-def write_around(meaning: Meaning, vision: Mapping[str, Any], text: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+def write_around(meaning: Meaning, vision: Mapping[str, Any], text: dict[str, Any], **others: Any) -> dict[str, Any]:
     """open_clip_config.json with these towers; others: more of model_cfg."""
     model = meaning.model
     config = dict(
@@ -176,13 +167,12 @@ def write_around(meaning: Meaning, vision: Mapping[str, Any], text: Mapping[str,
         quick_gelu=model.text.activation == "quick_gelu",
         init_logit_scale=math.log(model.logit_scale_init),
         vision_cfg=vision,
-        text_cfg=text,
-        **others,
+        text_cfg=tokenizer_files.write_open_clip(meaning.tokenizer) | text,
     )
     if model.logit_bias_init is not None:
         config["init_logit_bias"] = model.logit_bias_init
     preprocess = write_pixels(meaning.pixels, model.image.image_size)
-    return {CONFIG: {"model_cfg": config, "preprocess_cfg": preprocess}}
+    return {CONFIG: {"model_cfg": config | others, "preprocess_cfg": preprocess}}
 
 
 def write_image(image: ImageTowerConfig) -> dict[str, Any]:
@@ -279,49 +269,3 @@ def refuse_others(config: Mapping[str, Any], fixed: Mapping[str, Any], where: st
     for name, value in fixed.items():
         if config.get(name, value) not in (value, None, False):
             raise InteropError(f"{where}.{name}={config[name]!r} is not computed by this family.")
-
-
-def matches_openai(description: Description) -> bool:
-    """OpenAI's archives carry three numbers that nobody else's state dicts have."""
-    marks = ("input_resolution", "context_length", "vocab_size", "visual.class_embedding")
-    return all(name in description.shapes for name in marks)
-
-
-def read_openai(description: Description) -> Meaning:
-    """Sizes from the tensors; QuickGELU, heads of 64 and the largest id are OpenAI's."""
-    shapes = {renamed(name): shape for name, shape in description.shapes.items()}
-    try:
-        (image_width, _, patch, _), (positions, _) = (
-            shapes["visual.conv1.weight"],
-            shapes["visual.positional_embedding"],
-        )
-        (context, width), (_, embed_dim) = shapes["positional_embedding"], shapes["text_projection"]
-        vocab = shapes["token_embedding.weight"][0]
-    except (KeyError, ValueError) as error:
-        raise InteropError(f"This is no CLIP of OpenAI's with a ViT: {error} is missing or misshapen.") from error
-    count = lambda prefix: sum(name.startswith(prefix) and name.endswith("ln_1.weight") for name in shapes)  # noqa: E731
-    return Meaning(
-        ModelConfig(
-            image=ImageTowerConfig(
-                image_size=patch * math.isqrt(positions - 1),
-                patch_size=patch,
-                width=image_width,
-                depth=count("visual.transformer."),
-                num_heads=image_width // 64,
-                mlp_dim=4 * image_width,
-                activation="quick_gelu",
-            ),
-            text=TextTowerConfig(
-                vocab_size=vocab,
-                context_length=context,
-                width=width,
-                depth=count("transformer."),
-                num_heads=width // 64,
-                mlp_dim=4 * width,
-                activation="quick_gelu",
-            ),
-            embed_dim=embed_dim,
-        ),
-        PIXELS,
-        tokenizer_files.openai(description.beside),
-    )

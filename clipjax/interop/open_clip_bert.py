@@ -1,13 +1,15 @@
 """Text towers that open_clip takes from transformers (BERT, RoBERTa, XLM-R): names from open_clip hf_model.py.
 
 open_clip_config.json names the model on the hub and says no sizes: they are the tensors'. The name says which rules of
-padding, of positions and of LayerNorm there are; heads are of 64 in all of them.
+padding, of positions and of LayerNorm there are; heads are of 64 in all of them. To build such a model open_clip asks
+the hub, or its cache, for the configuration of that name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig, TextTowerConfig
@@ -16,17 +18,14 @@ from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import image_tower
+from clipjax.models.presets_bert import BERT_TOWERS
 
 IGNORED = rf"{open_clip.IGNORED}|.*\.(position|token_type)_ids"
-# The name on the hub -> its rules: transformers' BertConfig, RobertaConfig and XLMRobertaConfig.
-_ROBERTA = dict(pad_id=1, positions_after_padding=True, norm_eps=1e-5)
-KINDS = {
-    r"(FacebookAI/)?(xlm-)?roberta-(base|large)": _ROBERTA,
-    r"(google-bert/)?bert-(base|large)-(un)?cased": dict(pad_id=0, norm_eps=1e-12),
-}
 # hf_pooler_type -> ours; only the first of them leaves BERT's pooler in the model.
 POOLERS = {"cls_pooler": "pooler", "cls_last_hidden_state_pooler": "cls", "mean_pooler": "mean"}
 PROJECTIONS = {"mlp": "mlp", "linear": "linear", None: "none"}
+# What a name on the hub says.
+NAMED = ("vocab_size", "width", "depth", "mlp_dim", "num_positions", "token_types", "pad_id", "positions_after_padding")
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
@@ -49,9 +48,9 @@ def read(description: Description) -> Meaning:
 def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TextTowerConfig:
     """config: text_cfg; shapes of the tensors, by their names."""
     where, name = f"{open_clip.CONFIG}: text_cfg", config["hf_model_name"]
-    rules = [rules for kind, rules in KINDS.items() if re.fullmatch(kind, name)]
-    if not rules:
-        raise InteropError(f"{where}.hf_model_name='{name}' is not known; known: {', '.join(KINDS)}.")
+    known = BERT_TOWERS.get(re.sub("^(FacebookAI|google-bert)/", "", name))
+    if known is None:
+        raise InteropError(f"{where}.hf_model_name='{name}' is not known; known: {', '.join(BERT_TOWERS)}.")
     pooler, projection = config.get("hf_pooler_type", "mean_pooler"), config.get("hf_proj_type", "mlp")
     if pooler not in POOLERS:
         raise InteropError(f"{where}.hf_pooler_type={pooler!r} is not one of {', '.join(POOLERS)}.")
@@ -65,8 +64,8 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
         mlp_dim, _ = shapes[f"{at}.encoder.layer.0.intermediate.dense.weight"]
     except (KeyError, ValueError) as error:
         raise InteropError(f"The text tower is no {name}: {error} is missing or misshapen.") from error
-    return TextTowerConfig(
-        name="bert",
+    return replace(
+        known,
         vocab_size=vocab_size,
         context_length=config.get("context_length", open_clip.TEXT["context_length"]),
         num_positions=num_positions,
@@ -75,11 +74,40 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
         depth=len({name.split(".")[4] for name in shapes if name.startswith(f"{at}.encoder.layer.")}),
         num_heads=width // 64,
         mlp_dim=mlp_dim,
-        causal=False,
         pool=POOLERS[pooler],
         pooler=pooler == "cls_pooler",
         projection=PROJECTIONS[projection],
-        **rules[0],
+    )
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    """Raises InteropError for a text tower that has no name on the hub."""
+    model, text = meaning.model, meaning.model.text
+    names = [name for name, known in BERT_TOWERS.items() if all(vars(text)[f] == vars(known)[f] for f in NAMED)]
+    if not names:
+        known = ", ".join(BERT_TOWERS)
+        raise InteropError(f"open_clip's text_cfg names a model on the hub, and config.model.text is none of {known}.")
+    pooler = {ours: theirs for theirs, ours in POOLERS.items()}.get(text.pool)
+    projection = {ours: theirs for theirs, ours in PROJECTIONS.items()}[text.projection]
+    config = dict(hf_model_name=names[0], hf_tokenizer_name=names[0], hf_model_pretrained=False)
+    config |= dict(context_length=text.context_length, hf_pooler_type=pooler, hf_proj_type=projection)
+    quick = model.image.activation == "quick_gelu"
+    return open_clip.write_around(meaning, open_clip.write_image(model.image), config, quick_gelu=quick)
+
+
+def hub_config(text: TextTowerConfig) -> dict[str, Any]:
+    """config.json of the text tower as transformers has it on the hub."""
+    return dict(
+        model_type="xlm-roberta" if text.positions_after_padding else "bert",  # RoBERTa computes what XLM-R does
+        vocab_size=text.vocab_size,
+        hidden_size=text.width,
+        num_hidden_layers=text.depth,
+        num_attention_heads=text.num_heads,
+        intermediate_size=text.mlp_dim,
+        max_position_embeddings=text.num_positions,
+        type_vocab_size=text.token_types,
+        pad_token_id=text.pad_id,
+        layer_norm_eps=text.norm_eps,
     )
 
 

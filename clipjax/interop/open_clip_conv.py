@@ -1,21 +1,19 @@
-"""OpenCLIP's and OpenAI's models with convolutional image towers: ModifiedResNet, and timm's ConvNeXt trunks.
+"""OpenCLIP's models with convolutional image towers: ModifiedResNet, and timm's ConvNeXt trunks.
 
-From open_clip model.py, modified_resnet.py and timm_model.py, timm convnext.py, and openai/CLIP clip/model.py. The text
-towers, and what no file says of OpenAI's, are those of clipjax.interop.open_clip.
+From open_clip model.py, modified_resnet.py and timm_model.py, and timm convnext.py. The text towers are those of
+clipjax.interop.open_clip.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from clipjax.interop import open_clip, tokenizer_files
+from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.interop import open_clip
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.names import InteropError, Tensor
-from clipjax.interop.open_clip import PIXELS
 from clipjax.interop.open_clip_parts import text_tower
 
 # timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).
@@ -46,13 +44,8 @@ def matches_convnext(description: Description) -> bool:
     return str(_vision(description).get("timm_model_name", "")).startswith("convnext_")
 
 
-def matches_openai(description: Description) -> bool:
-    marks = ("input_resolution", "context_length", "vocab_size", "visual.layer1.0.conv1.weight")
-    return all(name in description.shapes for name in marks)
-
-
 def read_resnet(description: Description) -> Meaning:
-    vision = _vision(description)
+    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     width = vision.get("width", 64)
     image = ImageTowerConfig(
         name="resnet",
@@ -67,7 +60,7 @@ def read_resnet(description: Description) -> Meaning:
 
 def read_convnext(description: Description) -> Meaning:
     """Raises InteropError for a trunk or a head that is not ours."""
-    vision = _vision(description)
+    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS or head not in ("linear", "mlp"):
@@ -88,39 +81,6 @@ def read_convnext(description: Description) -> Meaning:
         scan_layers=False,
     )
     return _read(description, image)
-
-
-def read_openai(description: Description) -> Meaning:
-    """Sizes from the tensors; heads of 64, QuickGELU and the largest id are OpenAI's."""
-    shapes = {open_clip.renamed(name): shape for name, shape in description.shapes.items()}
-    try:
-        width = shapes["visual.layer1.0.conv1.weight"][0]
-        positions, embed_dim = shapes["visual.attnpool.positional_embedding"][0], shapes["text_projection"][1]
-        context, text_width = shapes["positional_embedding"]
-        vocab = shapes["token_embedding.weight"][0]
-    except KeyError as error:
-        raise InteropError(f"This is no CLIP of OpenAI's with a ResNet: {error} is missing.") from error
-    blocks = lambda stage: sum(n.startswith(f"visual.layer{stage}.") and n.endswith("conv1.weight") for n in shapes)  # noqa: E731
-    image = ImageTowerConfig(
-        name="resnet",
-        image_size=32 * math.isqrt(positions - 1),
-        stages=tuple(blocks(stage) for stage in (1, 2, 3, 4)),
-        width=width,
-        num_heads=32 * width // 64,
-        scan_layers=False,
-    )
-    text = TextTowerConfig(
-        vocab_size=vocab,
-        context_length=context,
-        width=text_width,
-        depth=sum(name.startswith("transformer.") and name.endswith("ln_1.weight") for name in shapes),
-        num_heads=text_width // 64,
-        mlp_dim=4 * text_width,
-        activation="quick_gelu",
-    )
-    return Meaning(
-        ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS, tokenizer_files.openai(description.beside)
-    )
 
 
 def write_resnet(meaning: Meaning) -> dict[str, Any]:

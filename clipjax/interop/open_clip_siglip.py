@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
-from clipjax.interop import open_clip
+from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
@@ -115,25 +115,18 @@ def read(description: Description) -> Meaning:
             logit_bias_init=float(model.get("init_logit_bias", -10)),
         ),
         open_clip.read_pixels(PREPROCESS | config.get("preprocess_cfg", {})),
+        tokenizer_files.open_clip(text, description.beside),
     )
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    model, image = meaning.model, meaning.model.image
+    image = meaning.model.image
     size = next((name for name, sizes in SIZES.items() if sizes[0] == image.width), "unknown")
-    config = dict(
-        embed_dim=model.embed_dim,
-        init_logit_bias=model.logit_bias_init,
-        init_logit_scale=math.log(model.logit_scale_init),
-        custom_text=True,
-        vision_cfg=dict(
-            image_size=image.image_size,
-            timm_model_name=f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}",
-            timm_model_pretrained=False,
-            timm_pool="map",
-            timm_proj="none",
-        ),
-        text_cfg=open_clip.write_text(model),
+    vision = dict(
+        image_size=image.image_size,
+        timm_model_name=f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}",
+        timm_model_pretrained=False,
+        timm_pool="map",
+        timm_proj="none",
     )
-    preprocess = open_clip.write_pixels(meaning.pixels, image.image_size)
-    return {open_clip.CONFIG: {"model_cfg": config, "preprocess_cfg": preprocess}}
+    return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)

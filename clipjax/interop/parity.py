@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.interop.foreign import Foreign
+from clipjax.interop.open_clip import CONFIG
+from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import to_host
 from clipjax.models import DualEncoder
 from clipjax.models.naflex import patch_mask
@@ -82,7 +88,8 @@ def _open_clip(foreign: Foreign, image: np.ndarray, text: np.ndarray) -> Outputs
     import open_clip
     import torch
 
-    model = open_clip.create_model(f"local-dir:{foreign.source.path}").eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model = open_clip.create_model(f"local-dir:{_self_contained(foreign, Path(folder))}").eval()
     with torch.no_grad():
         logits, _ = model.get_logits(torch.tensor(image.transpose(0, 3, 1, 2)), torch.tensor(text).long())
         encoded = (
@@ -90,6 +97,22 @@ def _open_clip(foreign: Foreign, image: np.ndarray, text: np.ndarray) -> Outputs
             model.encode_text(torch.tensor(text).long(), normalize=True),
         )
     return dict(image_embedding=encoded[0].numpy(), text_embedding=encoded[1].numpy(), logits=logits.numpy())
+
+
+def _self_contained(foreign: Foreign, folder: Path) -> Path:
+    """The source, or the same files in folder: a text tower that is named on the hub has its configuration there."""
+    if foreign.name != "open_clip_hf_text":
+        return foreign.source.path
+    for file in foreign.source.path.iterdir():
+        (folder / file.name).symlink_to(file.absolute())
+    config = copy.deepcopy(foreign.source.description.files[CONFIG])
+    hub = folder / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text(json.dumps(hub_config(foreign.config.model.text)))
+    config["model_cfg"]["text_cfg"] |= dict(hf_model_name=str(hub))
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
 
 
 ORIGINALS: dict[str, Callable[[Foreign, np.ndarray, np.ndarray], Outputs]] = {

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from clipjax.config import TokenizerConfig
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 CLIP_FOLDER = ("vocab.json", "merges.txt")
 OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
+
+# open_clip's names of what happens to a text, all of them after OpenAI's cleaning.
+CLEANING = {"whitespace": {}, "lower": dict(lowercase=True), "canonicalize": dict(canonicalize=True, lowercase=True)}
 
 
 def hf_clip(beside: frozenset[str]) -> TokenizerConfig:
@@ -29,6 +34,31 @@ def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConf
     """Whatever the file says, and rules; without the file none."""
     found = "tokenizer.json" in beside
     return TokenizerConfig(name="hf", path="tokenizer.json", **rules) if found else TokenizerConfig()
+
+
+def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
+    """What text_cfg says, where its file is there: tokenizer.json with an hf_tokenizer_name, else OpenAI's vocabulary.
+
+    None where it says what is not computed: open_clip tokenizer.py HFTokenizer and get_tokenizer.
+    """
+    options, mode = dict(text.get("tokenizer_kwargs") or {}), text.get("tokenizer_mode")
+    if not text.get("hf_tokenizer_name"):
+        other = text.get("hf_model_name") or options or mode
+        return TokenizerConfig() if other else openai(beside)
+    clean, no_end = options.pop("clean", "whitespace"), options.pop("strip_sep_token", False)
+    if clean not in CLEANING or options or mode:
+        return TokenizerConfig()
+    return tokenizer_json(beside, clean=True, eos_to_pad=no_end, **CLEANING[clean])
+
+
+def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """The entries of text_cfg that say it; open_clip reads tokenizer.json from the directory, whatever its name."""
+    if tokenizer.name != "hf" or not tokenizer.path:
+        return {}
+    clean = "canonicalize" if tokenizer.canonicalize else "lower" if tokenizer.lowercase else "whitespace"
+    options = {"clean": clean} if clean != "whitespace" else {}
+    options |= {"strip_sep_token": True} if tokenizer.eos_to_pad else {}
+    return {"hf_tokenizer_name": "tokenizer.json"} | ({"tokenizer_kwargs": options} if options else {})
 
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:

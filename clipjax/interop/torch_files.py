@@ -1,4 +1,4 @@
-"""PyTorch's .pt, .bin and TorchScript archives, read without PyTorch and without executing pickle.
+"""PyTorch's .pt, .bin and TorchScript archives, read and written without PyTorch and without executing pickle.
 
 Such a file is a zip: data.pkl describes objects, data/0, data/1, ... hold the numbers. The description is a program
 for pickle's machine, which can call any function; here its instructions are only looked at. Dicts, lists, tuples and
@@ -8,8 +8,11 @@ tensors are understood; a call of anything else gives an inert object, and nothi
 from __future__ import annotations
 
 import math
+import pickle
 import pickletools
+import struct
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +88,58 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return {name: _stored(path, root, name, tensor, sizes) for name, tensor in tensors.items()}
+
+
+def write_torch(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterable[tuple[str, np.ndarray]]
+) -> None:
+    """A state dict as torch.save writes it, for torch.load with weights_only; each array in its own dtype.
+
+    arrays: one at a time, shaped as `shapes` says. A dict of `_rebuild_tensor_v2` calls in pickle's protocol 2.
+    """
+    names = {dtype: name for name, dtype in STORAGES.items()}
+    program = [pickle.PROTO + b"\2", pickle.EMPTY_DICT, pickle.MARK]
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for key, (name, array) in enumerate(arrays):
+            array = np.asarray(array, order="C")
+            if array.shape != tuple(shapes[name]):
+                raise AssertionError(f"{name} {array.shape} came where {shapes[name]} was announced")
+            with archive.open(f"model/data/{key}", "w", force_zip64=True) as file:
+                file.write(array.data.cast("B") if array.size else b"")
+            strides = [step // array.itemsize for step in array.strides]
+            storage = [_string("storage"), _global("torch", names[array.dtype]), _string(str(key)), _string("cpu")]
+            program += [
+                _string(name),
+                _global("torch._utils", "_rebuild_tensor_v2"),
+                _tuple(
+                    [_tuple([*storage, _integer(array.size)]) + pickle.BINPERSID, _integer(0)]
+                    + [_tuple(map(_integer, array.shape)), _tuple(map(_integer, strides)), pickle.NEWFALSE]
+                    + [_global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE]
+                ),
+                pickle.REDUCE,
+            ]
+        archive.writestr("model/data.pkl", b"".join([*program, pickle.SETITEMS, pickle.STOP]))
+        archive.writestr("model/byteorder", "little")
+        archive.writestr("model/version", "3\n")
+
+
+def _string(value: str) -> bytes:
+    encoded = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    if value < 2**31:
+        return pickle.BININT + struct.pack("<i", value)
+    return pickle.LONG1 + b"\x09" + value.to_bytes(9, "little")
+
+
+def _tuple(items: Iterable[bytes]) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def _state_dict(content: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The parts towers are made of: linear maps, LayerNorm, attention, MLP, patch embedding, pooling heads.
+"""The parts towers are made of: linear maps, norms, attention, MLP, patch embedding.
 
 Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product, softmax and
 LayerNorm statistics are float32 whatever it is.
@@ -284,57 +284,3 @@ class PatchEmbed(nn.Module):
         if self.use_bias:
             y = add_bias(y.reshape(-1, self.width), self.param("bias", nn.initializers.zeros, (self.width,)))
         return y.reshape(batch, h * w, self.width)
-
-
-class MapHead(nn.Module):
-    """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
-
-    x [batch, length, width], mask as attention()'s -> [batch, width].
-    Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
-    """
-
-    num_heads: int
-    mlp_dim: int
-    activation: str
-    eps: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        batch, _, width = x.shape
-        xavier = nn.initializers.xavier_uniform()
-        probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
-        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x, mask)
-        mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
-        return y + mlp(LayerNorm(self.eps, name="ln")(y))
-
-
-class ProbeAttention(nn.Module):
-    """Attention of one query, probe [width], over x [batch, length, width] -> [batch, width]."""
-
-    num_heads: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, probe: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        batch, _, width = x.shape
-        xavier = nn.initializers.xavier_uniform()
-        q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
-        k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
-        v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
-        q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
-        y = attention(q, k, v, mask=mask).reshape(batch, width)
-        return Linear(width, xavier, dtype=self.dtype, name="out")(y)
-
-
-def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed position embedding [height * width, dim] float32: sin and cos of x, then of y (MoCo v3, 2104.02057).
-
-    Raises ValueError unless dim is a multiple of 4.
-    """
-    if dim % 4:
-        raise ValueError(f"position='sincos' needs a width that is a multiple of 4, not {dim}.")
-    y, x = np.mgrid[:height, :width]
-    omega = 1.0 / temperature ** (np.arange(dim // 4) / (dim // 4 - 1))
-    x, y = np.outer(x.ravel(), omega), np.outer(y.ravel(), omega)
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -8,8 +8,9 @@ from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig
 from clipjax.models.hidden import Hidden
-from clipjax.models.layers import LayerNorm, Linear, MapHead, dot
+from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
+from clipjax.models.pooling import MapHead
 from clipjax.models.transformer import transformer
 
 

@@ -1,4 +1,4 @@
-"""CoCa's attentional pooling: learned queries look at an image's tokens and become as many new ones (2205.01917)."""
+"""Pooling by attention: SigLIP's MAP head, and CoCa's learned queries, which become as many new tokens (2205.01917)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,48 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models.layers import CrossAttention, LayerNorm, constrain
+from clipjax.models.layers import CrossAttention, LayerNorm, Linear, Mlp, attention, constrain
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
+
+    x [batch, length, width], mask as attention()'s -> [batch, width].
+    Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
+    """
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        batch, _, width = x.shape
+        xavier = nn.initializers.xavier_uniform()
+        probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
+        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x, mask)
+        mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
+        return y + mlp(LayerNorm(self.eps, name="ln")(y))
+
+
+class ProbeAttention(nn.Module):
+    """Attention of one query, probe [width], over x [batch, length, width] -> [batch, width]."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, probe: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        batch, _, width = x.shape
+        xavier = nn.initializers.xavier_uniform()
+        q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
+        k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
+        v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
+        q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
+        y = attention(q, k, v, mask=mask).reshape(batch, width)
+        return Linear(width, xavier, dtype=self.dtype, name="out")(y)
 
 
 class AttentionalPooler(nn.Module):
@@ -24,8 +65,8 @@ class AttentionalPooler(nn.Module):
         q = LayerNorm(self.eps, name="ln_q")(queries).astype(x.dtype)
         q = jnp.broadcast_to(q, (x.shape[0], *q.shape))
         matrix = nn.initializers.normal(self.width**-0.5)
-        attention = CrossAttention(self.num_heads, matrix, matrix, self.dtype, name="attention")
-        return attention(q, LayerNorm(self.eps, name="ln_k")(x))
+        attend = CrossAttention(self.num_heads, matrix, matrix, self.dtype, name="attention")
+        return attend(q, LayerNorm(self.eps, name="ln_k")(x))
 
 
 def pool_by_attention(tower: nn.Module, x: jax.Array, ln_post: nn.Module) -> tuple[jax.Array, jax.Array]:

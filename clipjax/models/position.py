@@ -1,4 +1,4 @@
-"""Learned positions of one resolution or context length, made to fit another. Traceable; done as weights are read."""
+"""Positions: fixed ones, and learned ones of one resolution or context length made to fit another (traceable)."""
 
 from __future__ import annotations
 
@@ -81,3 +81,16 @@ def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
 
 
 KERNELS = {"bicubic": _cubic, "bilinear": lambda x: np.maximum(1 - x, 0)}
+
+
+def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed position embedding [height * width, dim] float32: sin and cos of x, then of y (MoCo v3, 2104.02057).
+
+    Raises ValueError unless dim is a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"position='sincos' needs a width that is a multiple of 4, not {dim}.")
+    y, x = np.mgrid[:height, :width]
+    omega = 1.0 / temperature ** (np.arange(dim // 4) / (dim // 4 - 1))
+    x, y = np.outer(x.ravel(), omega), np.outer(y.ravel(), omega)
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

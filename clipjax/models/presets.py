@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig, nearest, require
+from clipjax.config import ImageTowerConfig, ModelConfig, nearest, require
+from clipjax.models.presets_bert import BERT_PRESETS
 from clipjax.models.presets_conv import CONV_PRESETS
 from clipjax.models.presets_eva import EVA_PRESETS
 from clipjax.models.presets_open_clip import OPEN_CLIP_PRESETS
 from clipjax.models.presets_siglip import SIGLIP_PRESETS
+from clipjax.models.presets_text import clip_text
 
 
 def get_preset(name: str) -> ModelConfig:
@@ -16,7 +18,7 @@ def get_preset(name: str) -> ModelConfig:
 
 
 def _clip(image_size: int, patch_size: int, width: int, depth: int, text_width: int, embed_dim: int) -> ModelConfig:
-    """openai/CLIP clip/model.py: QuickGELU, heads of 64, causal text of 12 layers, pooled at the largest id."""
+    """openai/CLIP clip/model.py: QuickGELU, heads of 64, text of 12 layers."""
     image = ImageTowerConfig(
         image_size=image_size,
         patch_size=patch_size,
@@ -26,10 +28,7 @@ def _clip(image_size: int, patch_size: int, width: int, depth: int, text_width: 
         mlp_dim=4 * width,
         activation="quick_gelu",
     )
-    text = TextTowerConfig(
-        width=text_width, num_heads=text_width // 64, mlp_dim=4 * text_width, activation="quick_gelu"
-    )
-    return ModelConfig(image=image, text=text, embed_dim=embed_dim)
+    return ModelConfig(image=image, text=clip_text(text_width, activation="quick_gelu"), embed_dim=embed_dim)
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -41,4 +40,5 @@ PRESETS: dict[str, ModelConfig] = {
     **CONV_PRESETS,
     **EVA_PRESETS,
     **OPEN_CLIP_PRESETS,
+    **BERT_PRESETS,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from clipjax.models.efficientnet import COEFFICIENTS
+from clipjax.models.presets_text import clip_text
 
 
 def _resnet(image_size: int, stages: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ModelConfig:
@@ -16,7 +17,7 @@ def _resnet(image_size: int, stages: tuple[int, ...], width: int, text_width: in
         num_heads=32 * width // 64,
         scan_layers=False,
     )
-    return ModelConfig(image=image, text=_text(text_width, 12, "quick_gelu"), embed_dim=embed_dim)
+    return ModelConfig(image=image, text=clip_text(text_width, 12, "quick_gelu"), embed_dim=embed_dim)
 
 
 def _convnext(
@@ -39,11 +40,7 @@ def _convnext(
         drop_path=0.1,
         scan_layers=False,
     )
-    return ModelConfig(image=image, text=_text(embed_dim, text_depth, "gelu"), embed_dim=embed_dim)
-
-
-def _text(width: int, depth: int, activation: str) -> TextTowerConfig:
-    return TextTowerConfig(width=width, depth=depth, num_heads=width // 64, mlp_dim=4 * width, activation=activation)
+    return ModelConfig(image=image, text=clip_text(embed_dim, text_depth), embed_dim=embed_dim)
 
 
 def _align() -> ModelConfig:

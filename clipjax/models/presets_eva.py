@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.models.presets_text import clip_text
 
 
 def _model(
@@ -17,7 +18,6 @@ def _model(
 ) -> ModelConfig:
     """image (width, depth, heads, mlp_dim), text (width, depth); the text tower is CLIP's, its heads of 64."""
     width, depth, num_heads, mlp_dim = image
-    text_width, text_depth = text
     return ModelConfig(
         image=ImageTowerConfig(
             image_size=image_size,
@@ -32,7 +32,7 @@ def _model(
             norm_eps=1e-6,
             **{"qkv_bias": "qv", **options},
         ),
-        text=TextTowerConfig(width=text_width, depth=text_depth, num_heads=text_width // 64, mlp_dim=4 * text_width),
+        text=clip_text(*text),
         embed_dim=embed_dim,
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import DecoderConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import DecoderConfig, ImageTowerConfig, ModelConfig
+from clipjax.models.presets_text import clip_text
 
 
 def _model(
@@ -17,7 +18,6 @@ def _model(
 ) -> ModelConfig:
     """open_clip model_configs/ViT-*.json: image (width, depth, heads, mlp_dim), text (width, depth), heads of 64."""
     width, depth, num_heads, mlp_dim = image
-    text_width, text_depth = text
     return ModelConfig(
         image=ImageTowerConfig(
             image_size=image_size,
@@ -28,13 +28,7 @@ def _model(
             mlp_dim=mlp_dim,
             activation=activation,
         ),
-        text=TextTowerConfig(
-            width=text_width,
-            depth=text_depth,
-            num_heads=text_width // 64,
-            mlp_dim=4 * text_width,
-            activation=activation,
-        ),
+        text=clip_text(*text, activation),
         embed_dim=embed_dim,
     )
 

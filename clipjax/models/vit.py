@@ -10,8 +10,9 @@ from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig
 from clipjax.models.hidden import Hidden
-from clipjax.models.layers import NORMS, Linear, MapHead, PatchEmbed, sincos_2d
-from clipjax.models.pooling import pool_by_attention
+from clipjax.models.layers import NORMS, Linear, PatchEmbed
+from clipjax.models.pooling import MapHead, pool_by_attention
+from clipjax.models.position import sincos_2d
 from clipjax.models.rotary import Rotation, rotary_2d
 from clipjax.models.transformer import transformer
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import subprocess
+import time
 
 import msgpack
 import pytest
@@ -96,8 +98,44 @@ def test_a_writer_that_is_killed_leaves_no_folder_and_the_next_run_makes_it(tmp_
     assert not (tmp_path / "set").exists()
     with pytest.raises(ManifestError, match="not a finished folder of records"):
         read_manifest(tmp_path / "set")
+    (left,) = tmp_path.glob(".set.unfinished-*")
+    assert len(list(left.iterdir())) == 4
     write_folder(tmp_path / "set", 5)
     assert len(open_folder(tmp_path / "set")) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "write.py"]
+
+
+def test_only_what_dead_writers_of_the_same_folder_left_is_removed(tmp_path):
+    host, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead.wait()
+    kept = [
+        f".set.unfinished-{host}-{os.getppid()}",  # at work
+        f".set.unfinished-elsewhere-{dead.pid}",  # perhaps at work
+        f".other.unfinished-{host}-{dead.pid}",
+        f".set.unfinished-{host}-mine",
+        f".set.more.unfinished-{host}-{dead.pid}",
+    ]
+    removed = [f".set.unfinished-{host}-{dead.pid}", ".set.unfinished-elsewhere-1", f".set.replaced-{host}-{dead.pid}"]
+    write_folder(tmp_path / "set", 5)
+    for name in kept + removed:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train-00000").write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 86400
+    for path in (tmp_path / removed[1] / "train-00000", tmp_path / removed[1]):
+        os.utime(path, (two_days_ago, two_days_ago))
+    write_folder(tmp_path / "set", 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "set"])
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    write_folder(tmp_path / "set", 5)
+    (tmp_path / "set").rename(tmp_path / f".set.replaced-{socket.gethostname()}-{dead.pid}")
+    # The same settings: found finished, not written again.
+    write_records(tmp_path / "set", {"train": ()}, name="samples", source={"records": 5})
+    assert len(open_folder(tmp_path / "set")) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_finished_folder_is_found_again_and_other_settings_are_refused(tmp_path):

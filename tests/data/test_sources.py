@@ -5,6 +5,7 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from clipjax.config import ConfigError, SourceConfig
@@ -97,3 +98,22 @@ def test_tfds_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ManifestError, match="pip install tensorflow-datasets importlib_resources"):
         open_source(SourceConfig(name="tfds", path="mnist"))
+
+
+def test_any_damage_to_a_shard_costs_records_and_is_never_silent(copy):
+    path = copy / "train-00000-of-00004.arrayrecord"
+    sound, rng, lost = path.read_bytes(), np.random.default_rng(0), 0
+    used = sound.rindex(b"key9") + 100  # the rest is the padding of ArrayRecord's blocks and the index
+    for _ in range(30):
+        data = bytearray(sound)
+        at, length = int(rng.integers(used)), int(rng.integers(1, 600))
+        data[at : at + length] = rng.bytes(length)
+        path.write_bytes(data[: len(sound)])
+        source = open_folder(copy)
+        for i in range(12):
+            try:
+                assert source[i] == example(i)
+            except RecordError as error:
+                assert error.cause == "unreadable record" and i < 10
+                lost += 1
+    assert 30 <= lost < 30 * 10

@@ -82,8 +82,10 @@ def test_tensor_parallel_computes_a_share_of_every_block():
     assert (rows, mlp) not in shapes
 
 
-def test_attention_in_chunks_is_attention_and_stays_on_its_device():
-    """Values and gradients, heads over tensor; a chunk that does not divide a device's examples shrinks."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_chunks_is_attention_and_stays_on_its_device(masked):
+    """Values and gradients, heads over tensor, every example with its own padding or none; a chunk that does not divide
+    a device's examples shrinks."""
     mesh = make_mesh(MeshConfig(2, 2, 2))
     sharding = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
     q, k, v, g = (jax.random.normal(jax.random.key(i), (24, 5, 4, 8)) for i in range(4))
@@ -91,10 +93,17 @@ def test_attention_in_chunks_is_attention_and_stays_on_its_device():
     def value_and_grads(attend):
         return jax.jit(lambda *args: (attend(*args), *jax.vjp(attend, *args)[1](g)), in_shardings=(sharding,) * 3)
 
-    whole = functools.partial(attention, causal=True)
-    chunked = value_and_grads(in_chunks(whole, 4, batch_sharding(mesh)))
+    def attend(q, k, v, mask=None):
+        return attention(q, k, v, causal=not masked, mask=mask)
+
+    seen = np.arange(5) < 1 + np.arange(24)[:, None] % 5
+    mask = (jax.device_put(seen, batch_sharding(mesh)),) if masked else ()
+    divide = functools.partial(in_chunks, attend, 4)
+    whole, divided = (lambda q, k, v, f=f: f(q, k, v, *mask) for f in (attend, divide(batch_sharding(mesh))))
+    chunked = value_and_grads(divided)
     for found, expected in zip(chunked(q, k, v), value_and_grads(whole)(q, k, v), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(divide(None)(q, k, v, *mask), whole(q, k, v), atol=2e-6)  # on one device
     text = chunked.lower(q, k, v).compile().as_text()
     assert not collectives(parse(text), 8)
     assert (3, 2, 5, 5) in shapes_in(text), "three of a device's six examples at a time"

@@ -12,16 +12,16 @@ from tests import runs
 from tests.interop.test_commands import publish, tiny
 
 EVALUATION = """
-import json
 from pathlib import Path
 
-from clipjax.config import from_json_dict, to_config_dict
+from clipjax import checkpoint as checkpoints
+from clipjax.config import to_config_dict
 from tests.runs import run_config
 
 
 def get_config():
     config = run_config(Path("{folder}"))
-    imported = to_config_dict(from_json_dict(json.loads(Path("{run}/config.json").read_text())))
+    imported = to_config_dict(checkpoints.read_meta(*checkpoints.open_run("{run}"))[0])
     config.model, config.tokenizer, config.data.pixels = imported.model, imported.tokenizer, imported.data.pixels
     del config.eval.evaluators["retrieval"]
     return config

@@ -51,7 +51,12 @@ def test_strings_are_embedded_as_their_ids_from_every_directory(kind, tmp_path):
     import_weights.run(source, tmp_path / "run", parity=False)
     export.run(tmp_path / "run", tmp_path / "out", format="hf")
     shutil.rmtree(source)
-    run, out = clipjax.load(tmp_path / "run"), clipjax.load(tmp_path / "out")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")  # and nothing in it says where it was
+    assert json.loads((tmp_path / "elsewhere" / "config.json").read_text())["tokenizer"]["path"] in (
+        ".",
+        "tokenizer.json",
+    )
+    run, out = clipjax.load(tmp_path / "elsewhere"), clipjax.load(tmp_path / "out")
     assert run.config.tokenizer.name == out.config.tokenizer.name == kind
     ids = run.tokenizer(TEXTS)
     if kind == "hf":

@@ -9,8 +9,8 @@ import pytest
 
 from clipjax.config import ConfigError
 from clipjax.models import DualEncoder
-from clipjax.models.layers import sincos_2d
 from clipjax.models.pixels import normalize_pixels
+from clipjax.models.position import sincos_2d
 from clipjax.models.presets import get_preset
 from clipjax.models.transformer import stack_layers, unstack_layers
 from tests.tiny import tiny_batches, tiny_config

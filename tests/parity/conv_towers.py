@@ -120,6 +120,32 @@ class Pair:
             if train:
                 assert np.abs(wanted - self.state[name]).max() > 1e-4, name
 
+    def check_bfloat16(self, gradients=False):
+        """In bfloat16 we are as near to the float32 original as PyTorch's own bfloat16 is, within a factor of 1.5 (and
+        a rounding): embeddings, within four roundings of 2^-8 at that, and gradients."""
+        rounding, exact, tower = 2.0**-8, self.embed, self.tower
+        images = torch.tensor(self.image.transpose(0, 3, 1, 2))
+
+        def rounded(images):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return exact(images).float()
+
+        def error(found, wanted):
+            return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+        self.module.eval()
+        self.tower = tower.clone(dtype=jnp.bfloat16)
+        with torch.no_grad():
+            wanted, theirs = exact(images).numpy(), rounded(images).numpy()
+        ours = np.asarray(jax.jit(lambda variables: self.apply(variables)[0])(self.variables), np.float32)
+        assert 0 < error(ours, wanted) <= min(4 * rounding, 1.5 * error(theirs, wanted) + rounding)
+        if gradients:
+            flat = lambda grads: np.concatenate([grads[name].ravel() for name, _ in self.module.named_parameters()])  # noqa: E731
+            wanted, ours = flat(self.theirs()[1]), flat(self.ours()[1])
+            self.embed = rounded
+            assert error(ours, wanted) <= 1.5 * error(flat(self.theirs()[1]), wanted) + rounding
+        self.embed, self.tower = exact, tower
+
     def check_round_trip(self):
         """Written again it is what was read, bit for bit, and the original takes it strictly."""
         written = dict(their_arrays(self.table, self.model, self.variables))

@@ -79,6 +79,10 @@ def test_gradients_and_running_statistics_equal_transformers(pair, train):
     pair.check_gradients(train)
 
 
+def test_bfloat16_rounds_as_much_as_pytorch_s(pair):
+    pair.check_bfloat16()
+
+
 def test_weights_come_back_bit_for_bit(pair):
     pair.check_round_trip()
 

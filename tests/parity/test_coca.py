@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,6 +69,16 @@ def pair(image_width):
     return model, perturb(original)
 
 
+def theirs_of(original, image, text):
+    """(outputs, every word's -log likelihood, loss) of open_clip's model."""
+    found = original(*as_torch(image, text))
+    words = torch.nn.functional.cross_entropy(
+        found["logits"].permute(0, 2, 1), found["labels"], ignore_index=0, reduction="none"
+    )
+    loss = torch_softmax_loss(found["image_features"], found["text_features"], found["logit_scale"])
+    return found, words, loss + CAPTION_WEIGHT * words.sum() / (found["labels"] != 0).sum()
+
+
 # PyTorch keeps one matrix for q, k and v where keys are as wide as queries, three where they are not.
 @pytest.mark.parametrize("image_width", [32, TEXT])
 def test_embeddings_likelihoods_and_gradients_equal_open_clip(image_width):
@@ -77,12 +88,7 @@ def test_embeddings_likelihoods_and_gradients_equal_open_clip(image_width):
     params = read(tensors, model, theirs)
     value, out, gradients = loss_and_gradients(model, params, image, text, CAPTION_WEIGHT)
 
-    found = original(*as_torch(image, text))
-    words = torch.nn.functional.cross_entropy(
-        found["logits"].permute(0, 2, 1), found["labels"], ignore_index=0, reduction="none"
-    )
-    loss = torch_softmax_loss(found["image_features"], found["text_features"], found["logit_scale"])
-    loss = loss + CAPTION_WEIGHT * words.sum() / (found["labels"] != 0).sum()
+    found, words, loss = theirs_of(original, image, text)
     loss.backward()
     np.testing.assert_allclose(out.image_embedding, found["image_features"].detach().numpy(), atol=5e-6)
     np.testing.assert_allclose(out.text_embedding, found["text_features"].detach().numpy(), atol=5e-6)
@@ -94,6 +100,33 @@ def test_embeddings_likelihoods_and_gradients_equal_open_clip(image_width):
     assert back.keys() == theirs.keys()
     for name, array in back.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_bfloat16_rounds_as_much_as_pytorch_s():
+    """Embeddings, likelihoods and gradients are as near to float32 as open_clip's own in bfloat16, within a factor of
+    1.5 and a rounding of 2^-8."""
+    model, original = pair(32)
+    tensors, (image, text) = coca.tensors(model), inputs()
+    params = read(tensors, model, arrays(original))
+    _, out, gradients = loss_and_gradients(replace(model, dtype="bfloat16"), params, image, text, CAPTION_WEIGHT)
+
+    def theirs(rounded):
+        original.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+            found, words, loss = theirs_of(original, image, text)
+        loss.backward()
+        flat = jax.tree.leaves(read(tensors, model, arrays(original, gradients=True)))
+        outputs = found["image_features"], found["text_features"], words.sum(1)
+        return [a.detach().float().numpy() for a in outputs] + [np.concatenate([a.ravel() for a in flat])]
+
+    exact, expected = theirs(False), theirs(True)
+    leaves = [np.asarray(a).ravel() for a in jax.tree.leaves(gradients)]
+    ours = [out.image_embedding, out.text_embedding, out.caption_nll, np.concatenate(leaves)]
+    for name, a, b, wanted in zip(("image", "text", "words", "gradients"), ours, expected, exact, strict=True):
+        error = lambda found, wanted=wanted: np.linalg.norm(found - wanted) / np.linalg.norm(wanted)  # noqa: E731
+        assert 0 < error(a) <= 1.5 * error(b) + 2**-8, (name, error(a), error(b))
+        assert name == "gradients" or error(a) <= 4 * 2**-8, (name, error(a))
 
 
 @pytest.mark.parametrize(("name", "original"), [("coca_vit_b32", "coca_ViT-B-32"), ("coca_vit_l14", "coca_ViT-L-14")])

@@ -45,5 +45,9 @@ def test_gradients_equal_timm(pair):
     pair.check_gradients(train=False)
 
 
+def test_bfloat16_rounds_as_much_as_pytorch_s(pair):
+    pair.check_bfloat16()
+
+
 def test_weights_come_back_bit_for_bit(pair):
     pair.check_round_trip()

@@ -217,6 +217,23 @@ def test_imported_and_exported_again_every_tensor_is_equal(original, tmp_path):
     found = again.state_dict()
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(found[name], tensor), name
+    if kind == "openai":
+        assert_openai_s_file(tmp_path / "run", tmp_path / "state_dict", theirs)
+
+
+def assert_openai_s_file(run, out, theirs):
+    """A state dict of their layout, in float32; open_clip's reader of OpenAI's files rounds its matrices to half."""
+    export.run(run, out, format="openai")
+    assert [file.name for file in out.iterdir()] == ["model.pt"]
+    written = torch.load(out / "model.pt", weights_only=True)
+    expected, numbers = theirs.state_dict(), {"input_resolution": IMAGE, "context_length": CONTEXT, "vocab_size": VOCAB}
+    assert written.keys() == expected.keys() | numbers.keys()
+    for name, tensor in written.items():
+        assert torch.equal(tensor, expected[name] if name in expected else torch.tensor(numbers[name])), name
+    again = open_clip.load_openai_model(str(out / "model.pt"), device="cpu").state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(again[name], tensor) or torch.equal(again[name], tensor.half().float()), name
+    assert open_foreign(out).name == "openai"
 
 
 @pytest.mark.parametrize("format", ["big_vision", "big_vision_stacked"])

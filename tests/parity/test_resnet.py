@@ -34,5 +34,9 @@ def test_gradients_and_running_statistics_equal_open_clip(pair, train):
     pair.check_gradients(train)
 
 
+def test_bfloat16_rounds_as_much_as_pytorch_s(pair):
+    pair.check_bfloat16(gradients=True)
+
+
 def test_weights_come_back_bit_for_bit(pair):
     pair.check_round_trip()

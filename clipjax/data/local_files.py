@@ -1,0 +1,154 @@
+"""Which files a source's path means, and reading pieces of many of them."""
+
+from __future__ import annotations
+
+import collections
+import glob
+import itertools
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from clipjax.config import SourceConfig
+from clipjax.data.records import ManifestError, RecordError
+
+MAX_FILES = 1_000_000  # a pattern may stand for
+MAX_OPEN = 128  # files of a source
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
+
+
+def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
+    """The files config.path and config.split mean, sorted by name. Raises ManifestError naming what is missing.
+
+    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; then the split is not read) or a folder. Of a folder:
+    its subfolder with the split's name, or the files whose names begin with the split's, or, for the split "train",
+    all of its files, unless some are named after another split. Of files named -00003-of-00128 all must be there.
+    """
+    path = config.path
+    if "://" in path or path.startswith("pipe:"):
+        raise ManifestError(f"'{path}' is not local. Copy or mount the data: records are read in a random order.")
+    if Path(path).is_dir():
+        files = _of_folder(Path(path), config.split, suffixes)
+    elif Path(path).exists():
+        files = [Path(path)]
+    else:
+        files = [Path(found) for pattern in expand_braces(path) for found in _matches(pattern, path)]
+    files = sorted(dict.fromkeys(files))
+    for file in files:
+        if not file.is_file():
+            raise ManifestError(f"{file} is not a file.")
+    _check_numbers(files)
+    return files
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """ "a-{08..10}.{x,y}" -> a-08.x, a-08.y, a-09.x, ...: numbers keep their zeros. Raises ManifestError for nested
+    braces and for more than MAX_FILES names."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    if any("{" in piece or "}" in piece for piece in pieces):
+        raise ManifestError(f"'{pattern}' has braces inside braces, or one without the other.")
+    choices: list[Sequence[str]] = []
+    for number, piece in enumerate(pieces):
+        span = RANGE.fullmatch(piece) if number % 2 else None
+        if span:
+            first, last = int(span[1]), int(span[2])
+            if last < first or last - first >= MAX_FILES:
+                raise ManifestError(f"'{pattern}': {{{piece}}} must count upwards, over at most {MAX_FILES} numbers.")
+            choices.append([str(i).zfill(len(span[1])) for i in range(first, last + 1)])
+        else:
+            choices.append(piece.split(",") if number % 2 else [piece])
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MAX_FILES:
+        raise ManifestError(f"'{pattern}' stands for {count} files, more than {MAX_FILES}.")
+    return ("".join(parts) for parts in itertools.product(*choices))
+
+
+class OpenFiles:
+    """Reads pieces of files, of which the MAX_OPEN last used stay open. Thread-safe; a pickled copy opens its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.files: collections.OrderedDict[str, BinaryIO] = collections.OrderedDict()
+
+    def read(self, path: str, start: int, size: int) -> bytes:
+        """Raises RecordError where the file cannot be read or ends before start + size."""
+        try:
+            # Not memory-mapped: what is mapped and then cut, or on a failing disk, kills the process.
+            file = self.open(path)
+            data = os.pread(file.fileno(), size, start)
+            while len(data) < size:
+                more = os.pread(file.fileno(), size - len(data), start + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise RecordError("unreadable record", f"{path}: {error}") from error
+        if len(data) < size:
+            raise RecordError("unreadable record", f"{path} ends at byte {start + len(data)}, before {start + size}")
+        return data
+
+    def open(self, path: str) -> BinaryIO:
+        with self.lock:
+            file = self.files.get(path)
+            if file is None:
+                file = self.files[path] = open(path, "rb", buffering=0)
+            self.files.move_to_end(path)
+            # Not closed: another thread may be reading. The file closes when the last one lets go of it.
+            if len(self.files) > MAX_OPEN:
+                self.files.popitem(last=False)
+        return file
+
+    def __reduce__(self) -> tuple:
+        return OpenFiles, ()
+
+
+def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
+    if split and (folder / split).is_dir():
+        folder, split = folder / split, ""
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(tuple(suffixes)) and file.name[0] != ".")
+    if not files:
+        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file.")
+    named = [file for file in files if _begins(file, split)] if split else files
+    if named:
+        return named
+    others = sorted({name for name in SPLITS for file in files if _begins(file, name)})
+    if split != "train" or others:
+        raise ManifestError(
+            f"{folder} has no file named after the split '{split}', but {files[0].name}"
+            + (f" and files of the split(s) {', '.join(others)}" if others else "")
+            + ". Set split, or name the files by a pattern in path."
+        )
+    return files
+
+
+def _begins(file: Path, split: str) -> bool:
+    return re.match(rf"{re.escape(split)}[-_.]", file.name) is not None
+
+
+def _matches(pattern: str, whole: str) -> list[str]:
+    found = glob.glob(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
+    if not found:
+        of = "" if pattern == whole else f", of '{whole}'"
+        raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")
+    return found
+
+
+def _check_numbers(files: Sequence[Path]) -> None:
+    """Refuses a set of -00003-of-00128 files of which some are missing."""
+    sets = collections.defaultdict(set)
+    for file in files:
+        if match := NUMBERED.fullmatch(file.name):
+            sets[file.parent, match[1], match[3], match[4]].add(int(match[2]))
+    for (folder, before, count, after), numbers in sets.items():
+        missing = sorted(set(range(int(count))) - numbers)
+        if missing:
+            name = f"{before}{missing[0]:0{len(count)}d}-of-{count}{after}"
+            more = f" and {len(missing) - 1} more of its {int(count)}" if missing[1:] else ""
+            raise ManifestError(f"{folder / name}{more} missing. Copy it again, or name the files by a pattern.")

@@ -1,0 +1,67 @@
+"""The order of one source's records: order[i] -> index, a pure function of (seed, i)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+
+class Shuffled:
+    """Every epoch in a permutation of its own, seeded by `seed`."""
+
+    def __init__(self, size: int, seed: int):
+        self.size = size
+        self.permutations = grain.MapDataset.range(size).seed(seed).shuffle().repeat(None, reseed_each_epoch=True)
+
+    def __getitem__(self, i: int) -> int:
+        return int(self.permutations[i])
+
+    def replacement(self, index: int, rng: np.random.Generator) -> int:
+        """The record to take for a bad one."""
+        return int(rng.integers(self.size))
+
+    def progress(self, examples: int) -> dict[str, float]:
+        """For the metrics: the epochs that the first so many examples are."""
+        return {"epoch": examples / self.size}
+
+
+class Windowed(Shuffled):
+    """For records that are read in blocks: every epoch the blocks are shuffled, each `window` of them is taken
+    together, and the records of those are shuffled. So a block is read once an epoch and not once a record.
+
+    starts: [blocks + 1] first record of each block, and how many records there are.
+    """
+
+    def __init__(self, starts: Sequence[int], window: int, seed: int):
+        self.starts, self.window, self.seed = np.asarray(starts, np.int64), window, seed
+        self.size = int(self.starts[-1])
+
+    def __getitem__(self, i: int) -> int:
+        epoch, place = divmod(i, self.size)
+        ends = _window_ends(self, epoch)
+        window = int(np.searchsorted(ends, place, side="right"))
+        first = int(ends[window - 1]) if window else 0
+        return int(_window_records(self, epoch, window)[place - first])
+
+
+# Small, and the same for all threads: an epoch has 8 bytes a window and a block, a window 8 bytes a record.
+@functools.lru_cache(maxsize=256)
+def _blocks(order: Windowed, epoch: int) -> np.ndarray:
+    return np.random.default_rng((order.seed, epoch)).permutation(len(order.starts) - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _window_ends(order: Windowed, epoch: int) -> np.ndarray:
+    """Places where the windows of an epoch end."""
+    ends = np.cumsum(np.diff(order.starts)[_blocks(order, epoch)])
+    return ends[sorted({*range(order.window - 1, len(ends), order.window), len(ends) - 1})]
+
+
+@functools.lru_cache(maxsize=256)
+def _window_records(order: Windowed, epoch: int, window: int) -> np.ndarray:
+    blocks = _blocks(order, epoch)[window * order.window : (window + 1) * order.window]
+    records = np.concatenate([np.arange(order.starts[block], order.starts[block + 1]) for block in blocks])
+    return np.random.default_rng((order.seed, epoch, window)).permutation(records)

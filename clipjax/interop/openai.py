@@ -1,0 +1,104 @@
+"""OpenAI's own files: OpenCLIP's names without a configuration. From openai/CLIP clip/model.py (build_model).
+
+Sizes are the tensors'. QuickGELU, heads of 64, MLPs four times as wide and the largest id as the end of a text are the
+code's. What is written is a state dict that clip.load and open_clip's load_openai_model take; they round the matrices
+to half precision themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.interop import tokenizer_files
+from clipjax.interop.described import Description, Meaning, refuse_other_pixels
+from clipjax.interop.names import InteropError
+from clipjax.interop.open_clip import PIXELS, renamed
+
+NUMBERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files beside the weights, in nobody else's
+VIT, RESNET = "visual.class_embedding", "visual.layer1.0.conv1.weight"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def matches(description: Description) -> bool:
+    return all(name in description.shapes for name in (*NUMBERS, VIT))
+
+
+def matches_resnet(description: Description) -> bool:
+    return all(name in description.shapes for name in (*NUMBERS, RESNET))
+
+
+def read(description: Description) -> Meaning:
+    return _read(description, _vit)
+
+
+def read_resnet(description: Description) -> Meaning:
+    return _read(description, _resnet)
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    """No file: whether the code's constants are this model's is seen by reading it again. Raises InteropError."""
+    refuse_other_pixels(meaning.pixels, PIXELS, "OpenAI's code")
+    return {}
+
+
+def numbers(model: ModelConfig) -> dict[str, np.ndarray]:
+    """name -> () int64: what stands in the file beside the weights."""
+    values = model.image.image_size, model.text.context_length, model.text.vocab_size
+    return {name: np.array(value, np.int64) for name, value in zip(NUMBERS, values, strict=True)}
+
+
+def _read(description: Description, image_tower: Any) -> Meaning:
+    shapes = {renamed(name): shape for name, shape in description.shapes.items()}
+    try:
+        image = image_tower(shapes)
+        (context, width), (_, embed_dim) = shapes["positional_embedding"], shapes["text_projection"]
+        text = TextTowerConfig(
+            vocab_size=shapes["token_embedding.weight"][0],
+            context_length=context,
+            width=width,
+            depth=_count(shapes, "transformer.", "ln_1.weight"),
+            num_heads=width // 64,
+            mlp_dim=4 * width,
+            activation="quick_gelu",
+        )
+    except (KeyError, ValueError) as error:
+        raise InteropError(f"This is no CLIP of OpenAI's: {error} is missing or misshapen.") from error
+    return Meaning(
+        ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS, tokenizer_files.openai(description.beside)
+    )
+
+
+def _vit(shapes: Shapes) -> ImageTowerConfig:
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    positions, _ = shapes["visual.positional_embedding"]
+    return ImageTowerConfig(
+        image_size=patch * math.isqrt(positions - 1),
+        patch_size=patch,
+        width=width,
+        depth=_count(shapes, "visual.transformer.", "ln_1.weight"),
+        num_heads=width // 64,
+        mlp_dim=4 * width,
+        activation="quick_gelu",
+    )
+
+
+def _resnet(shapes: Shapes) -> ImageTowerConfig:
+    width, _, _, _ = shapes[RESNET]
+    positions, _ = shapes["visual.attnpool.positional_embedding"]
+    return ImageTowerConfig(
+        name="resnet",
+        image_size=32 * math.isqrt(positions - 1),
+        stages=tuple(_count(shapes, f"visual.layer{stage}.", "conv1.weight") for stage in (1, 2, 3, 4)),
+        width=width,
+        num_heads=32 * width // 64,
+        scan_layers=False,
+    )
+
+
+def _count(shapes: Shapes, prefix: str, suffix: str) -> int:
+    return sum(name.startswith(prefix) and name.endswith(suffix) for name in shapes)

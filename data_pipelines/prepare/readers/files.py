@@ -1,0 +1,75 @@
+"""Image files of their own: a folder with caption files beside them, or a table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_pipelines.archives import MAX_MEMBER
+from data_pipelines.command import Skips
+from data_pipelines.csv import table_rows as csv_rows
+from data_pipelines.image_folder import image_files, sidecar
+from data_pipelines.jsonl import table_rows as jsonl_rows
+from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.readers.paths import one_input
+from data_pipelines.prepare.types import Example, Listing, Note, Unit
+from data_pipelines.tables import Columns, gather
+
+_AT_A_TIME = 512
+
+Item = tuple[str, str, tuple[str, ...], str]  # key, path, captions, class name
+
+
+def folder_units(options: Options) -> Listing:
+    """NAME.jpg with a caption a line in NAME.txt."""
+    folder, skips = one_input(options), Skips()
+    items = [(path.relative_to(folder).as_posix(), str(path), sidecar(path), "") for path in image_files(folder, skips)]
+    return _listing("folder", items, skips)
+
+
+def csv_units(options: Options) -> Listing:
+    return _table_units(options, csv_rows)
+
+
+def jsonl_units(options: Options) -> Listing:
+    return _table_units(options, jsonl_rows)
+
+
+def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
+    items, skipped = unit.payload
+    for cause, examples, count in skipped:
+        note(cause, examples[0], "", count)
+    for path, (key, texts, label) in zip(unit.files, items, strict=True):
+        try:
+            if Path(path).stat().st_size > MAX_MEMBER:
+                note("file too large", key, f"{Path(path).stat().st_size:,} bytes")
+                continue
+            data = Path(path).read_bytes()
+        except OSError as error:
+            note("file cannot be read", key, str(error))
+            continue
+        yield Example(key, data, texts, label)
+
+
+def _table_units(options: Options, rows_of) -> Listing:
+    table, skips = one_input(options), Skips()
+    columns = Columns(options.image_column, options.caption_columns, options.label_column)
+    gathered = gather(table, rows_of(table, skips), columns, skips)
+    root = Path(options.image_root or table.parent)
+    items = [(key, str(root / key), tuple(entry.texts), entry.label) for key, entry in gathered.items()]
+    listing = _listing(options.reader, items, skips)
+    class_names = sorted({label for *_, label in items} - {""})
+    return Listing(listing.units, class_names)
+
+
+def _listing(reader: str, items: list[Item], skips: Skips) -> Listing:
+    """What the listing left out is told by the first unit."""
+    skipped = [(cause, skips.examples[cause], count) for cause, count in skips.counts.items()]
+    pieces: Iterable[list[Item]] = (items[i : i + _AT_A_TIME] for i in range(0, len(items), _AT_A_TIME))
+    units = [
+        Unit(i, f"{piece[0][0]} and {len(piece) - 1} more", reader, tuple(path for _, path, *_ in piece),
+             ([(key, texts, label) for key, _, texts, label in piece], ()))
+        for i, piece in enumerate(pieces)
+    ]  # fmt: skip
+    units = units or [Unit(0, "nothing", reader, (), ([], ()))]
+    return Listing([units[0]._replace(payload=(units[0].payload[0], tuple(skipped))), *units[1:]])

@@ -1,0 +1,50 @@
+"""Input files named by path or pattern."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from data_pipelines.command import PipelineError
+from data_pipelines.prepare.options import Options
+
+
+def input_files(options: Options, suffixes: tuple[str, ...]) -> list[str]:
+    """Files, patterns, and folders (their files of these suffixes, at any depth), sorted, each once.
+
+    Raises PipelineError for an input that names nothing.
+    """
+    found: set[str] = set()
+    for name in options.input:
+        paths = [Path(path) for path in glob.glob(name, recursive=True)] or [Path(name)]
+        files = [
+            str(file)
+            for path in paths
+            for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            if file.is_file() and (path.is_file() or file.name.endswith(suffixes))
+        ]
+        if not files:
+            raise PipelineError(f"--input={name}: no file{' in it' if Path(name).is_dir() else ''} {_of(suffixes)}.")
+        found.update(files)
+    return sorted(found)
+
+
+def one_input(options: Options) -> Path:
+    """Raises PipelineError unless --input names one thing that exists."""
+    if len(options.input) != 1 or not Path(options.input[0]).exists():
+        raise PipelineError(f"--input={','.join(options.input)}: --reader={options.reader} takes one path that exists.")
+    return Path(options.input[0])
+
+
+def short_names(files: list[str]) -> list[str]:
+    """The names without the folder that all have in common: what makes keys the same wherever the data lie."""
+    if len(files) == 1:
+        return [Path(files[0]).name]
+    root = Path(files[0]).parent
+    while not all(Path(file).is_relative_to(root) for file in files):
+        root = root.parent
+    return [Path(file).relative_to(root).as_posix() for file in files]
+
+
+def _of(suffixes: tuple[str, ...]) -> str:
+    return f"named *{', *'.join(suffixes)}" if suffixes else "by this name"

@@ -1,0 +1,72 @@
+"""Captions balanced by what they mention, as MetaCLIP does.
+
+Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671, algorithm 1): a caption matches the entries of a list that are
+part of its text; an entry with more than t matches lets each of them through with probability t / matches; a caption
+is kept when one of its entries lets it through, and not when it matches none. The draws here are hashes of key, caption
+and entry instead of random numbers: the same data give the same choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipjax.data.records import RecordError
+from data_pipelines.command import PipelineError
+from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.steps.repeats import without
+from data_pipelines.prepare.types import Note, Row, place
+
+
+def count(row: Row, options: Options) -> Iterator[str]:
+    entries, longest = read_entries(options.balance_entries)
+    for text in row.texts:
+        yield from matches(text, entries, longest)
+
+
+def probabilities(counts: dict[str, int], options: Options) -> dict[str, float]:
+    """Entry -> probability to let a caption through, of those where it is less than 1."""
+    return {entry: options.balance_limit / n for entry, n in counts.items() if n > options.balance_limit}
+
+
+def balance(row: Row, probability: dict[str, float], options: Options, note: Note) -> Row:
+    """The row without the captions that no entry lets through. Raises RecordError where none is left."""
+    entries, longest = read_entries(options.balance_entries)
+    found = [matches(text, entries, longest) for text in row.texts]
+    if not any(found):
+        raise RecordError("caption matches no entry", " | ".join(row.texts))
+    out = [
+        not any(place(f"{row.key}\0{text}\0{entry}", "balance") < probability.get(entry, 1.0) for entry in matched)
+        for text, matched in zip(row.texts, found, strict=True)
+    ]
+    return without(row, out, "only frequent entries", note)
+
+
+def matches(text: str, entries: frozenset[str], longest: int) -> list[str]:
+    """The entries that occur in the text as whole words, each once, sorted."""
+    words = _words(text)
+    runs = {
+        " ".join(words[start : start + length])
+        for length in range(1, longest + 1)
+        for start in range(len(words) - length + 1)
+    }
+    return sorted(runs & entries)
+
+
+@functools.lru_cache(4)
+def read_entries(path: str) -> tuple[frozenset[str], int]:
+    """The file's lines as lower-case words, and the number of words of the longest. Raises PipelineError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"--balance_entries={path} cannot be read as UTF-8 text: {error}.") from error
+    entries = {" ".join(_words(line)) for line in lines} - {""}
+    if not entries:
+        raise PipelineError(f"--balance_entries={path} has no entry; expected one a line.")
+    return frozenset(entries), max(len(entry.split()) for entry in entries)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:['’][^\W_]+)?", text.casefold())

@@ -1,0 +1,90 @@
+"""Captions as people would say them; those that are no language, too short, too long or of another script go.
+
+The language filter looks at scripts alone (by Unicode names of the letters): captions are too short for statistics of
+letters to tell English from Dutch, and a model for it would have to be downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import re
+import unicodedata
+
+from clipjax.data.records import RecordError
+from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.types import Example, Note
+
+SCRIPTS = (
+    "arabic", "armenian", "bengali", "cyrillic", "devanagari", "ethiopic", "georgian", "greek", "gujarati", "gurmukhi",
+    "hangul", "han", "hebrew", "hiragana", "kannada", "katakana", "khmer", "lao", "latin", "malayalam", "mongolian",
+    "myanmar", "oriya", "sinhala", "tamil", "telugu", "thai", "tibetan",
+)  # fmt: skip
+_SCRIPT_SHARE = 0.9  # of the letters, for a caption to be of the scripts asked for
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
+# What cameras, phones and screen shots call their files, and file names with their suffix.
+_FILE_NAME = re.compile(
+    r"(?i)(?:(?:img|image|dsc[fn]?|pict?|p|photo|screenshot|untitled|wp|vid|mvi)[\s_-]*\(?[\d\s_()-]+\)?)"
+    r"|\S+\.(?:jpe?g|png|gif|webp|tiff?|bmp)|[0-9a-f]{16,}"
+)
+
+
+def captions(example: Example, options: Options, note: Note) -> Example:
+    """The example with its captions cleaned, each once. Raises RecordError where none is left."""
+    kept: dict[str, str] = {}  # lower case -> caption, so that each is there once
+    causes = []
+    for text in example.texts:
+        cleaned = clean(text) if options.clean_captions else " ".join(text.split())
+        cause = fault(cleaned, options)
+        if cause:
+            causes.append(cause)
+            note(f"caption left out: {cause}", example.key, text)
+        else:
+            if cleaned != text:
+                note("caption cleaned", example.key, text)
+            kept.setdefault(cleaned.lower(), cleaned)
+    if not kept:
+        raise RecordError(f"no caption left: {causes[0]}" if causes else "no caption", " | ".join(example.texts))
+    return dataclasses.replace(example, texts=tuple(kept.values()))
+
+
+def clean(text: str) -> str:
+    """Entities resolved, HTML tags, addresses and control characters out, NFC, white space joined."""
+    text = _ADDRESS.sub(" ", _TAG.sub(" ", html.unescape(html.unescape(text))))
+    # Cf without the joiners, which emoji and Indic scripts need.
+    text = "".join(
+        c if c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else " " for c in text
+    )
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def fault(text: str, options: Options) -> str:
+    """Why a caption is not taken; "": it is."""
+    words = text.split()
+    letters = [c for c in text if c.isalpha()]
+    if not text:
+        return "empty"
+    if options.clean_captions and _FILE_NAME.fullmatch(text):
+        return "a file name"
+    if len(letters) < options.min_letters:
+        return "hardly a letter"
+    if len(words) < options.min_words:
+        return "too few words"
+    if options.max_words and len(words) > options.max_words:
+        return "too many words"
+    if options.scripts:
+        share = sum(script(c) in options.scripts for c in letters) / max(1, len(letters))
+        if share < _SCRIPT_SHARE:
+            return "another script"
+    return ""
+
+
+@functools.lru_cache(1 << 16)
+def script(letter: str) -> str:
+    """One of SCRIPTS, or another first word of Unicode's name of the letter."""
+    name = unicodedata.name(letter, "").lower()
+    if name.startswith("cjk"):
+        return "han"
+    return next((word for word in name.split() if word in SCRIPTS), name.partition(" ")[0])

@@ -1,0 +1,56 @@
+"""Every image is decoded as training will; large ones are stored smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+from PIL import Image
+
+from clipjax.data.images import open_image
+from clipjax.data.records import RecordError
+from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha
+from data_pipelines.prepare.types import Example, Note
+
+_KEPT = ("JPEG", "PNG", "WEBP")  # formats that records hold; others are stored anew
+
+
+def decode(example: Example, options: Options, note: Note) -> Example:
+    """The example with an image that training can read, and its hashes: the file's own bytes where nothing must change.
+
+    Stored anew, upright and without animation: images above shorter_side or longest_side, which are never made larger;
+    GIF, BMP and TIFF; anything with an orientation or several frames; CMYK and 16-bit. As JPEG, or PNG where the file
+    was lossless. Transparency of those lies over white. Raises RecordError for what cannot be decoded, images above
+    MAX_PIXELS by their header, and sides below min_side or beyond max_aspect.
+    """
+    image = open_image(example.image)
+    with Image.open(io.BytesIO(example.image)) as header:
+        kind, lossless = header.format, header.format != "JPEG" and not _lossy_webp(header, example.image)
+        sound = header.mode in ("RGB", "L", "RGBA", "P", "LA", "1") and getattr(header, "n_frames", 1) == 1
+        sound = sound and header.size == image.size and header.getexif().get(0x0112, 1) == 1
+    short, long = min(image.size), max(image.size)
+    if short < options.min_side:
+        raise RecordError("side too short", f"{image.width} x {image.height} pixels, --min_side={options.min_side}")
+    if 0 < options.max_aspect < long / short:
+        raise RecordError("too elongated", f"{image.width} x {image.height} pixels, --max_aspect={options.max_aspect}")
+    bounds = [(options.shorter_side, short), (options.longest_side, long)]
+    scale = min([1.0, *(bound / side for bound, side in bounds if bound)])
+    if scale < 1.0:
+        note("stored smaller", example.key, f"{image.width} x {image.height}")
+        size = [max(1, round(side * scale)) for side in image.size]
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    seen = {"pixels_sha": pixels_sha(image), "image_hash": image_hash(image), "colours": colours(image)}
+    example = dataclasses.replace(example, **seen)
+    if scale == 1.0 and sound and kind in _KEPT:
+        return example
+    if scale == 1.0:
+        note("stored anew", example.key, kind)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": options.quality}))
+    return dataclasses.replace(example, image=buffer.getvalue())
+
+
+def _lossy_webp(header: Image.Image, data: bytes) -> bool:
+    # RIFF....WEBP, then the first chunk: "VP8 " is lossy, "VP8L" lossless; "VP8X" may hold either.
+    return header.format == "WEBP" and data[12:16] != b"VP8L"

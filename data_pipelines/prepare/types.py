@@ -1,0 +1,99 @@
+"""What flows through the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its captions, while a unit is read."""
+
+    key: str
+    image: bytes
+    texts: tuple[str, ...]
+    label: str = ""  # class name, "": none
+    pixels_sha: str = ""  # both from the decoded pixels
+    image_hash: int = 0
+    colours: str = ""
+    scores: tuple[float, ...] = ()  # of each caption, where a model gave them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example without its pixels, which wait in a staged file: what the later steps decide on."""
+
+    key: str
+    unit: int
+    position: int  # in the unit's staged file
+    texts: tuple[str, ...]
+    label: str
+    scores: tuple[float, ...]
+    image_sha: str  # of the stored file
+    pixels_sha: str  # of its pixels
+    image_hash: int  # 64 bits, of which few differ for images that look alike, whatever their colours
+    colours: str  # of a grid of 4 x 4, in hexadecimal
+    split: str = ""
+    shard: int = -1
+
+    @property
+    def id(self) -> str:
+        """Unique in a run, as keys need not be."""
+        return f"{self.unit}/{self.position}"
+
+    @property
+    def rank(self) -> tuple[str, int, int]:
+        """Of rows that exclude each other the one of the smallest rank stays."""
+        return (self.key, self.unit, self.position)
+
+    @property
+    def captions(self) -> tuple[tuple[str, float], ...]:
+        """Captions with their scores, 0 where there are none."""
+        return tuple(itertools.zip_longest(self.texts, self.scores, fillvalue=0.0))
+
+    def with_captions(self, captions: Iterable[tuple[str, float]]) -> Row:
+        texts, scores = zip(*captions, strict=True)
+        return dataclasses.replace(self, texts=texts, scores=scores if self.scores else ())
+
+
+class Unit(NamedTuple):
+    """A piece of the input that one worker reads at a time."""
+
+    number: int
+    name: str  # for messages
+    reader: str
+    files: tuple[str, ...]  # whose change makes the unit another one
+    payload: Any  # the reader's own; can be pickled
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a reader finds."""
+
+    units: list[Unit]
+    class_names: list[str] = field(default_factory=list)
+    licences: list[dict[str, str]] = field(default_factory=list)
+
+
+class Event(NamedTuple):
+    """Something that a step did: `count` examples left out (dropped) or changed, because of `cause`."""
+
+    step: str
+    cause: str
+    dropped: bool
+    key: str
+    text: str  # what to show of it
+    count: int = 1
+
+
+Note = Callable[..., None]  # note(cause, key, text, count=1) tells of a change
+
+
+def place(text: str, salt: str) -> float:
+    """A number in [0, 1) that depends on nothing but text and salt; equally spread."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8]) / 2**64
