@@ -23,12 +23,14 @@ from clipjax.data.embeddings import Embeddings, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.embeddings import check_image_embeddings, image_made_by
 from clipjax.fingerprint import fingerprint
+from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import make_mesh
-from clipjax.train_step import abstract_state, lower_step
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.train_step import abstract_state, create_state, eval_variables, lower_step
 from tests.data.samples import FaultySource, example, write_folder
 from tests.data.test_pipeline import assert_equal, stream, take
 from tests.runs import build_data, losses, run_config
-from tests.tiny import tiny_config
+from tests.tiny import tiny_batches, tiny_config
 
 PLAIN = AugmentConfig(name="none")
 
@@ -164,6 +166,23 @@ def test_the_step_has_nothing_of_the_image_tower():
     assert towers == [{"image", "text"}, {"text"}]
     products = [low.as_text().count("dot_general") for low in (plain, found)]
     assert products[1] < 0.8 * products[0]
+
+
+def test_an_embedded_teacher_gives_the_loss_and_gradient_of_the_teacher():
+    config = dataclasses.replace(tiny_config((1, 1, 1), loss="distill"), seed=1)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    variables = eval_variables(create_state(config, mesh))
+    teacher, (batch,) = Teacher(config, variables), tiny_batches(1)
+    known = jax.jit(teacher.embed)(variables, batch)
+    scale = float(known.pop("teacher_logit_scale"))
+    student = jax.tree.map(lambda leaf: leaf * 1.1, variables["params"])
+    found = [
+        jax.jit(make_loss_and_gradients(config, mesh, t))(student, {}, columns, jax.random.key(0), t.variables)
+        for t, columns in ((teacher, batch), (EmbeddedTeacher(32, scale), batch | known))
+    ]
+    assert float(found[1][1]["distill_loss"]) == pytest.approx(float(found[0][1]["distill_loss"]), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(found[0][2]), jax.tree.leaves(found[1][2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
