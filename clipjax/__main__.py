@@ -8,6 +8,7 @@ import sys
 # command -> (module with main(argv), what it does)
 COMMANDS = {
     "train": ("clipjax.train", "train a dual encoder, or go on with a stopped run"),
+    "embed": ("clipjax.embed", "a frozen tower's embeddings of the training data, computed once to train from"),
     "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
     "import": ("clipjax.interop.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.interop.export", "a run -> the files that transformers, open_clip or big_vision read"),

@@ -131,6 +131,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.optimizer.schedule.warmup_steps={config.optimizer.schedule.warmup_steps} leaves nothing of "
         f"config.total_steps={config.total_steps}.",
     )
+    check_embeddings(config)
     for name in ("mean", "std"):
         values = getattr(config.data.pixels, name)
         require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
@@ -239,4 +240,34 @@ def check_conv_tower(config: ExperimentConfig) -> None:
         "the whole batch, which a micro-batch does not have, so the gradient would be another one. Use "
         f"accumulation_steps=1 with {where}.remat='full' or more devices, a tower without BatchNorm (vit, convnext), "
         "or freeze it (config.optimizer.image_lr_multiplier=0).",
+    )
+
+
+def check_embeddings(config: ExperimentConfig) -> None:
+    """Do the embeddings that config.data names stand for what a step would compute? Raises ConfigError."""
+    data, image, augment = config.data, config.model.image, config.data.augment
+    if not (data.image_embeddings or data.teacher_embeddings):
+        return
+    require(
+        augment.name == "none" and augment.flip == 0,
+        f"config.data.augment.name='{augment.name}', flip={augment.flip}: an embedding is of one view of an image, and "
+        "training from embeddings sees no other. Set config.data.augment.name='none' and flip=0.0, or train without "
+        "config.data.image_embeddings and teacher_embeddings.",
+    )
+    if data.image_embeddings:
+        random = {name: getattr(image, name) for name in ("dropout", "drop_path", "patch_dropout")}
+        require(
+            config.optimizer.image_lr_multiplier == 0 and not any(random.values()) and not config.model.decoder.depth,
+            "config.data.image_embeddings stands for a frozen image tower without anything random, and gives no tokens "
+            "to a decoder: it needs config.optimizer.image_lr_multiplier=0 (found "
+            f"{config.optimizer.image_lr_multiplier}), config.model.image without {', '.join(random)} (found {random}) "
+            f"and config.model.decoder.depth=0 (found {config.model.decoder.depth}).",
+        )
+        require(
+            not config.loss.teacher or bool(data.teacher_embeddings),
+            "config.data.image_embeddings leaves no images for config.loss.teacher: set teacher_embeddings as well.",
+        )
+    require(
+        not data.teacher_embeddings or bool(config.loss.teacher),
+        "config.data.teacher_embeddings needs loss 'distill' and config.loss.teacher, whose embeddings they are.",
     )

@@ -267,6 +267,10 @@ class DataConfig:
     mixture: dict[str, MixturePart] = field(default_factory=dict)  # several sources instead of `train`
     pixels: PixelConfig = field(default_factory=PixelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    image_embeddings: str = ""  # a frozen image tower's, from clipjax embed --tower=image, in place of images
+    teacher_embeddings: str = ""  # of config.loss.teacher, from clipjax embed --tower=teacher; it then does not run
+    # Of JPEGs in training; evaluation's pixels are always Pillow's. auto: simplejpeg where it is installed.
+    decoder: Literal["auto", "simplejpeg", "pillow"] = "auto"
     num_threads: int = 2
     prefetch: int = 2  # global batches kept ready on the devices
     worker_count: int = 0  # processes; 0: threads of this process

@@ -15,13 +15,15 @@ from clipjax.losses import make_loss
 from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import image_of, normalize_pixels
-from clipjax.models.teacher import Teacher
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
 
 Batch = dict[str, jax.Array]
 Tree = Any
 
 
-def make_loss_and_gradients(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None = None) -> Callable:
+def make_loss_and_gradients(
+    config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None = None
+) -> Callable:
     """(params, batch_stats, batch, key, teacher_variables) -> (loss, metrics, grads, batch_stats after this step), of
     the GLOBAL batch, whatever the mesh.
 
@@ -46,13 +48,17 @@ def make_loss_and_gradients(config: ExperimentConfig, mesh: Mesh, teacher: Teach
         """(what the loss takes of each example: arrays [b, ...], batch_stats with this batch in them)."""
         # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
         params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
-        image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        image = None
+        if "image_embedding" not in batch:
+            image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         variables = {"params": params, "batch_stats": batch_stats}
         out, changed = model.apply(
             variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable
         )
         names = ("image_embedding", "text_embedding", "caption_nll")
         embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+        # A frozen tower's, computed beforehand.
+        embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
         return embedded, changed.get("batch_stats", batch_stats)
 
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax.sharding import Mesh
 
 from clipjax import checkpoint as checkpoints
 from clipjax.config import ExperimentConfig, require
+from clipjax.data.embeddings import check_made_by, read_made_by
+from clipjax.embeddings import teacher_made_by
 from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding
-from clipjax.models.teacher import Teacher
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.train_step import abstract_state, eval_variables
 
 
 def load_teacher(
     config: ExperimentConfig, mesh: Mesh, fingerprint: dict | None, *, shapes_only: bool = False
-) -> Teacher | None:
-    """The Teacher of config.loss.teacher, or None for a loss without one.
+) -> Teacher | EmbeddedTeacher | None:
+    """The teacher of config.loss.teacher, or None for a loss without one; its weights are let go again where
+    config.data.teacher_embeddings are theirs, which is checked.
 
     fingerprint: the student's; the tokenizer, the context length and the image size must be the teacher's.
     None: not compared. Raises ConfigError naming what differs, CheckpointError where there is no checkpoint.
@@ -38,9 +43,29 @@ def load_teacher(
         f"config.loss.teacher={config.loss.teacher} has tower '{image.name}' (patches of {image.patch_size}), "
         f"this experiment '{wanted.name}' ({wanted.patch_size}): naflex towers read other batches than the others.",
     )
+    embeddings = config.data.teacher_embeddings
+    if embeddings and shapes_only:
+        manager.close()
+        return embedded(read_made_by(embeddings))
     if shapes_only:
         variables = eval_variables(abstract_state(trained, mesh))
     else:
         variables = checkpoints.restore_variables(manager, step, trained, mesh)
     manager.close()
-    return Teacher(trained, variables, batch_sharding(mesh))
+    teacher = Teacher(trained, variables, batch_sharding(mesh))
+    if not embeddings:
+        return teacher
+    made_by = read_made_by(embeddings)
+    check_made_by(made_by, teacher_made_by(config, teacher, fingerprint, found), where=embeddings)
+    return embedded(made_by)
+
+
+def embedded(made_by: dict[str, Any]) -> EmbeddedTeacher:
+    return EmbeddedTeacher(made_by["embed_dim"], made_by["logit_scale"])
+
+
+def teacher_fingerprint(workdir: str) -> dict[str, Any]:
+    manager, step = checkpoints.open_run(workdir)
+    found = checkpoints.read_meta(manager, step)[1]
+    manager.close()
+    return found

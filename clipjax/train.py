@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
@@ -30,17 +31,19 @@ from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_reco
 from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
 from clipjax.data.examples import DataError
+from clipjax.data.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
 from clipjax.data.naflex import budget_of
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.data.text import make_tokenizer
+from clipjax.embeddings import check_image_embeddings
 from clipjax.evaluate import make_evaluate
 from clipjax.fingerprint import fingerprint
 from clipjax.intact import set_aside_damaged
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.metrics_log import MetricsLog
-from clipjax.models.teacher import Teacher
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.peers import gather_json
 from clipjax.preemption import Preemption
 from clipjax.progress import announce, progress_line
@@ -82,6 +85,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
 
 def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     """run, in a workdir that no other run is in."""
+    config = dataclasses.replace(config, data=choose_decoder(config.data))
     mesh = make_mesh(config.mesh)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)
@@ -105,6 +109,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
 
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, prints, batches)
+        check_image_embeddings(config, state, prints)
         start = int(state.step)
         bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
@@ -161,7 +166,7 @@ def loop(
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
             batch, data_state, data_wait = next(stream)
-            state, metrics = step_fn(state, {name: batch[name] for name in batch_shapes(config)})
+            state, metrics = step_fn(state, batch)
             in_flight.append(metrics)
             if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
                 stop_if_not_finite(in_flight.popleft(), config)
@@ -192,7 +197,7 @@ def loop(
     return state, results
 
 
-def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) -> Callable:
+def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None) -> Callable:
     """(state, batch) -> (state, metrics), compiled, so that the first step is not mistaken for a slow one."""
     started = time.perf_counter()
     state = abstract_state(config, mesh)
@@ -204,7 +209,8 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | None) 
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
-    return lambda state, batch: compiled(state, batch, *extra)
+    columns = batch_shapes(config, teacher)
+    return lambda state, batch: compiled(state, {name: batch[name] for name in columns}, *extra)
 
 
 def flat(evaluate: Callable[[Any], dict[str, dict]]) -> Callable[[Any], dict[str, float]]:

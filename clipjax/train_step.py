@@ -16,7 +16,7 @@ from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import batch_sharding, param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import image_columns, image_of, normalize_pixels
-from clipjax.models.teacher import Teacher
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.optim import make_optimizer, make_schedule
 
 Batch = dict[str, jax.Array]
@@ -39,7 +39,7 @@ class TrainState:
 
 
 def make_train_step(
-    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | None = None
+    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | EmbeddedTeacher | None = None
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
     """The jitted step for this experiment on this mesh; donates the state it is given.
 
@@ -110,23 +110,30 @@ def make_train_step(
     )
 
 
-def lower_step(config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | None) -> jax.stages.Lowered:
+def lower_step(
+    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | EmbeddedTeacher | None
+) -> jax.stages.Lowered:
     """The step traced for this experiment's shapes, ready to compile; state: abstract_state's."""
     sharding = batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in batch_shapes(config).items()
+        for name, (shape, dtype) in batch_shapes(config, teacher).items()
     }
     extra = (teacher.variables,) if teacher else ()
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
-def batch_shapes(config: ExperimentConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
+def batch_shapes(
+    config: ExperimentConfig, teacher: Teacher | EmbeddedTeacher | None = None
+) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
     size = config.global_batch_size
-    shapes = image_columns(config.model.image, size) | {
-        "text": ((size, config.model.text.context_length), jnp.int32),
-    }
+    shapes = image_columns(config.model.image, size)
+    if config.data.image_embeddings:
+        shapes = {"image_embedding": ((size, config.model.embed_dim), jnp.float32)}
+    if isinstance(teacher, EmbeddedTeacher):
+        shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
+    shapes |= {"text": ((size, config.model.text.context_length), jnp.int32)}
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
 
 

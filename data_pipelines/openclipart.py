@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import html
 import io
 import json
 import re
@@ -213,7 +214,8 @@ def _is_tag(tag: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without Perl references, addresses, and the number at the end by which the library tells versions apart."""
+    """Without markup, Perl references, addresses, and the number at the end that tells versions apart."""
+    text = re.sub(r"<!--.*?-->|</?\w[^<>]*>", " ", html.unescape(html.unescape(text)))
     text = re.sub(r"(?i)(?:hash\()?\b0x[0-9a-f]+\)?|\S+@\S+|(?:https?://|www\.)\S+", " ", text)
     text = re.sub(r"(?<=[^\W\d])[\s_]+0*\d{1,2}$", "", " ".join(text.split()))
     return text.strip(" ,;-")

@@ -8,6 +8,7 @@ import numpy as np
 
 from clipjax.config import DataConfig, PixelConfig
 from clipjax.data.bad_records import BadRecord, bad_record
+from clipjax.data.embeddings import open_embeddings
 from clipjax.data.images import eval_image, train_image
 from clipjax.data.mixture import make_order
 from clipjax.data.naflex import PatchBudget, eval_patches, train_patches
@@ -24,7 +25,8 @@ class DataError(RuntimeError):
 
 
 class TrainExamples:
-    """examples(first, count) -> Rows with the columns image, text, pair_id.
+    """examples(first, count) -> Rows with the columns image, text, pair_id; with embeddings that data names,
+    image_embedding in place of image, and teacher_image_embedding and teacher_text_embedding.
 
     Example i is record order[i]: clipjax.data.mixture, seeded by `seed`. Its caption and its crop are drawn from a
     generator seeded by (seed, i), and so is the record that replaces it when it is bad.
@@ -41,6 +43,9 @@ class TrainExamples:
     ):
         if not len(source):
             raise DataError("The training source has no records.")
+        self.images, self.teacher = (
+            open_embeddings(folder, len(source)) for folder in (data.image_embeddings, data.teacher_embeddings)
+        )
         self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
         self.seed, self.budget = seed, budget
         self.order = make_order(source, seed)
@@ -60,19 +65,32 @@ class TrainExamples:
             record: dict[str, Any] = {}
             try:
                 record = self.source[index]
-                image = self.image(record["image"], rng)
+                columns = self.image(index, record, rng)
                 texts = record["texts"]
-                return image, texts[int(rng.integers(len(texts)))], record["pair_id"]
+                caption = int(rng.integers(len(texts)))
+                columns |= self.of_teacher(index, record["key"], caption)
+                return columns, texts[caption], record["pair_id"]
             except RecordError as error:
                 bad.append(bad_record(self.source, index, error, record.get("key", "")))
                 index = self.order.replacement(index, rng)
         raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
 
-    def image(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pixels, augment = self.data.pixels, self.data.augment
+    def image(self, index: int, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.images:
+            embedding = self.images.image(index, record["key"])
+            rng.random()  # the draw for a flip: the caption is then that of a run on images
+            return {"image_embedding": embedding}
+        data = record["image"]
+        how = self.data.pixels, self.data.augment, rng, self.data.decoder
         if self.budget:
-            return train_patches(data, self.budget, pixels, augment, rng)
-        return {"image": train_image(data, self.image_size, pixels, augment, rng)}
+            return train_patches(data, self.budget, *how)
+        return {"image": train_image(data, self.image_size, *how)}
+
+    def of_teacher(self, index: int, key: str, caption: int) -> dict[str, np.ndarray]:
+        if not self.teacher:
+            return {}
+        image, text = self.teacher.image(index, key), self.teacher.text(index, key, caption)
+        return {"teacher_image_embedding": image, "teacher_text_embedding": text}
 
 
 class EvalExamples:

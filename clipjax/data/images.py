@@ -1,4 +1,4 @@
-"""Encoded image -> uint8 RGB of the tower's size. Pillow, on the host."""
+"""Encoded image -> uint8 RGB of the tower's size, on the host: Pillow, and for training's JPEGs clipjax.data.jpeg."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import AugmentConfig, PixelConfig
+from clipjax.data.jpeg import decode_small
 from clipjax.data.records import RecordError
 from clipjax.data.resize import Box, resize, to_square
 
@@ -27,6 +28,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 EXIF_ORIENTATION = 0x0112
+# Orientations whose upright (columns, rows) are counted from where the stored ones end.
+FROM_THE_END = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
 
 def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
@@ -35,17 +38,23 @@ def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
 
 
 def train_image(
-    data: bytes, size: int, pixels: PixelConfig, augment: AugmentConfig, rng: np.random.Generator
+    data: bytes,
+    size: int,
+    pixels: PixelConfig,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    decoder: str = "pillow",
 ) -> np.ndarray:
     """[size, size, 3] uint8, augmented by draws from rng. Raises RecordError.
 
-    A JPEG whose crop is at least twice `size` is decoded at a half, quarter or eighth of its size.
+    A JPEG whose crop is larger than `size` is decoded at a fraction of its size that leaves the crop at least `size`:
+    eighths by decoder "simplejpeg"; a half, a quarter or an eighth by "pillow". The crop is the same for both.
     """
     if augment.name == "none":
         array = eval_image(data, size, pixels)
     else:
         choose = lambda width, height: crop_box(width, height, augment, rng)  # noqa: E731
-        image, box = read_box(data, choose, size, pixels.alpha)
+        image, box = read_box(data, choose, size, pixels.alpha, decoder)
         array = resize(image, (size, size), box, pixels)
     return np.ascontiguousarray(array[:, ::-1]) if rng.random() < augment.flip else array
 
@@ -77,12 +86,12 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
 
 
 def read_box(
-    data: bytes, choose_box: Callable[[int, int], Box], size: int | None, alpha: str
+    data: bytes, choose_box: Callable[[int, int], Box], size: int | None, alpha: str, decoder: str = "pillow"
 ) -> tuple[Image.Image, Box]:
     """(decoded upright RGB image, box in its coordinates), where choose_box(width, height) -> box of the full image.
 
     With a size the image may be a smaller version of the file, in which the box is still `size` pixels a side
-    if it was in the file.
+    if it was in the file. decoder "simplejpeg" is for such a version of a plain JPEG; all else is Pillow's.
     """
     if not data:
         raise RecordError("empty image", "the image has zero bytes")
@@ -93,18 +102,27 @@ def read_box(
         raise RecordError("image too large", f"{stored[0]} x {stored[1]} pixels, the limit is {MAX_PIXELS} in all")
     orientation = _orientation(image)
     # The last four orientations swap the sides.
-    box = choose_box(*(reversed(stored) if orientation >= 5 else stored))
-    shrink = 1.0
+    full = stored[::-1] if orientation >= 5 else stored
+    box = choose_box(*full)
+    shrink, small = 1.0, None
     with _damage_as_record_error(data):
         if size:
-            # draft takes the greatest of 1, 2, 4, 8 by which the file may shrink and keep the size asked for.
             by = min(box[2] - box[0], box[3] - box[1]) / size
-            drafted = image.draft(None, tuple(max(1, int(side / by)) for side in stored))
-            if drafted:
+            # Neither grey, CMYK nor several pictures in one file.
+            if decoder == "simplejpeg" and image.format == "JPEG" and image.mode == "RGB":
+                small = decode_small(data, stored, by)
+            if small:
+                image, shrink = Image.fromarray(small[0]), small[1]
+            # draft takes the greatest of 1, 2, 4, 8 by which the file may shrink and keep the size asked for.
+            elif drafted := image.draft(None, tuple(max(1, int(side / by)) for side in stored)):
                 shrink = stored[0] / drafted[1][2]
         image.load()
         upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
-        return _to_rgb(upright, alpha), tuple(edge / shrink for edge in box)
+        # A side of the smaller version is rounded up: what is beyond the file's last pixel comes first in a mirror.
+        ends = FROM_THE_END.get(orientation, (0, 0))
+        beyond = [end * (side - whole / shrink) for end, side, whole in zip(ends, upright.size, full, strict=True)]
+        box = tuple(edge / shrink + extra for edge, extra in zip(box, beyond * 2, strict=True))
+        return _to_rgb(upright, alpha), box
 
 
 def _orientation(image: Image.Image) -> int:

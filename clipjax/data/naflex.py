@@ -35,7 +35,12 @@ def eval_patches(data: bytes, budget: PatchBudget, pixels: PixelConfig) -> Colum
 
 
 def train_patches(
-    data: bytes, budget: PatchBudget, pixels: PixelConfig, augment: AugmentConfig, rng: np.random.Generator
+    data: bytes,
+    budget: PatchBudget,
+    pixels: PixelConfig,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    decoder: str = "pillow",
 ) -> Columns:
     """As eval_patches, of a crop drawn from rng, which keeps its own aspect ratio. Raises RecordError."""
     if augment.name == "none":
@@ -44,7 +49,7 @@ def train_patches(
         # A JPEG's shorter side need not be longer than a square's of the whole budget, and is shorter where it is not.
         size = budget.patch_size * math.isqrt(budget.max_patches)
         choose = lambda width, height: crop_box(width, height, augment, rng)  # noqa: E731
-        image, box = read_box(data, choose, size, pixels.alpha)
+        image, box = read_box(data, choose, size, pixels.alpha, decoder)
         columns = _patches(image, box, budget, pixels)
     if rng.random() < augment.flip:
         picture = from_patches(columns, budget.patch_size)

@@ -16,6 +16,7 @@ from absl import logging
 from clipjax.config import DataConfig, PixelConfig, require
 from clipjax.data.bad_records import BadRecord, BadRecordCounts
 from clipjax.data.examples import DataError, EvalExamples, TrainExamples
+from clipjax.data.jpeg import choose_decoder
 from clipjax.data.naflex import PatchBudget
 from clipjax.data.read_ahead import Rows, read_batches
 from clipjax.data.sources import Source
@@ -44,6 +45,7 @@ def make_train_iterator(
     Raises ConfigError when the batch does not divide over the processes, DataError for an empty source.
     """
     rows = _rows_of_process("config.global_batch_size", global_batch_size, process_count)
+    data = choose_decoder(data)
     examples = TrainExamples(data, source, tokenizer, image_size, seed, budget)
     return TrainIterator(data, examples, global_batch_size, rows, rows * process_index)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -31,7 +35,8 @@ def read_batches(
     """examples(first + s * stride, rows) for s = 0, 1, ..., in order.
 
     num_threads threads make parts of the batches ahead; with worker_count, that many processes with so many threads
-    each (then everything in `examples` must be picklable). Exceptions of `examples` are raised here.
+    each (then everything in `examples` must be picklable). Exceptions of `examples` are raised here; so is a worker's
+    death. Workers end with this process, also when it is killed.
     """
     chunks = Chunks(examples, rows, first, stride, num_batches)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -50,6 +55,14 @@ class Chunks:
     def __init__(self, examples: Callable[[int, int], Rows], rows: int, first: int, stride: int, num_batches: int):
         self.examples, self.rows, self.first, self.stride, self.num_batches = examples, rows, first, stride, num_batches
         self.per_batch = -(-rows // CHUNK)
+        self.owner = os.getpid()
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        parent = multiprocessing.parent_process()
+        if parent is not None and self.owner != os.getpid():
+            # A worker waits for room in its queue, for ever if the run was killed: nobody else would end it.
+            threading.Thread(target=_end_with, args=(parent,), name="end_with_the_run", daemon=True).start()
 
     def __len__(self) -> int:
         return self.num_batches * self.per_batch
@@ -58,6 +71,11 @@ class Chunks:
         batch, part = divmod(k, self.per_batch)
         start = part * CHUNK
         return self.examples(self.first + batch * self.stride + start, min(CHUNK, self.rows - start))
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _joined(chunks: Iterator[Rows], per_batch: int) -> Iterator[Rows]:

@@ -28,6 +28,13 @@ from clipjax.atomic import write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
+SCHEMA = {  # of a record, a msgpack map
+    "image": "bytes: a JPEG, PNG or WebP file",
+    "texts": "list of str: captions, at least one",
+    "key": "str: unique in the data set",
+    "label": "int: index into class_names; may be absent",
+    "pair_id": "int: equal for captions that mean the same; may be absent",
+}
 ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
 
 
@@ -133,6 +140,7 @@ def write_records(
         }
         manifest = {
             "format": FORMAT,
+            "schema": SCHEMA,
             "name": name,
             "splits": described,
             "class_names": list(class_names),

@@ -26,3 +26,19 @@ class Teacher:
         out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch["text"])
         names = ("image_embedding", "text_embedding", "logit_scale")
         return {f"teacher_{name}": jax.lax.stop_gradient(getattr(out, name)) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedTeacher:
+    """A Teacher whose embeddings were computed beforehand and come with the batch."""
+
+    embed_dim: int
+    logit_scale: float
+    columns = ("teacher_image_embedding", "teacher_text_embedding")  # of the batch, [B, embed_dim] float32
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {}
+
+    def embed(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: batch[name] for name in self.columns} | {"teacher_logit_scale": jnp.float32(self.logit_scale)}

@@ -22,7 +22,7 @@ from data_pipelines.prepare.shard_files import write_shard
 from data_pipelines.prepare.staging import SAMPLES, first_samples, stage
 from data_pipelines.prepare.steps import STEPS
 from data_pipelines.prepare.steps.kinds import CountStep, GroupStep
-from data_pipelines.prepare.types import Event, Row, Unit
+from data_pipelines.prepare.types import Event, Row, Unit, event
 
 
 def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names: list[str], folder: Path) -> None:
@@ -79,7 +79,7 @@ class _Stage(beam.DoFn):
         staged = stage(unit, self.options, self.folder)
         logging.info("%s: %d examples, %d kept", unit.name, staged.read, len(staged.rows))
         yield TaggedOutput("read", staged.read)
-        yield from (TaggedOutput("events", event) for event in staged.events)
+        yield from (TaggedOutput("events", one) for one in staged.events)
         yield from staged.rows
 
 
@@ -143,11 +143,11 @@ class _Decide(beam.DoFn):
     def decide(self, row: Row, known: Any) -> Iterator[Any]:
         events: list[Event] = []
         try:
-            yield self.apply(row, known, lambda *what: events.append(Event(self.step, what[0], False, *what[1:])))
+            yield self.apply(row, known, lambda *what: events.append(event(self.step, what[0], False, *what[1:])))
         except RecordError as error:
-            yield TaggedOutput("events", Event(self.step, error.cause, True, row.key, str(error)))
+            yield TaggedOutput("events", event(self.step, error.cause, True, row.key, str(error)))
         else:
-            yield from (TaggedOutput("events", event) for event in events)
+            yield from (TaggedOutput("events", one) for one in events)
 
 
 class _DecideByCounts(_Decide):
@@ -171,7 +171,7 @@ class _Counted(beam.PTransform):
     def expand(self, events: PCollection[Event]) -> PCollection[list]:
         return (
             events
-            | beam.Map(lambda event: ((event.step, event.cause, event.dropped), event))
+            | beam.Map(lambda one: ((one.step, one.cause, one.dropped), one))
             | beam.CombinePerKey(_CountEvents())
             | beam.combiners.ToList()
         )
@@ -181,13 +181,13 @@ class _CountEvents(beam.CombineFn):
     def create_accumulator(self) -> tuple[int, list[Event]]:
         return 0, []
 
-    def add_input(self, total: tuple[int, list[Event]], event: Event) -> tuple[int, list[Event]]:
-        samples = [*total[1], event._replace(count=0)]
-        return total[0] + event.count, samples if len(samples) <= 4 * SAMPLES else first_samples(samples)
+    def add_input(self, total: tuple[int, list[Event]], one: Event) -> tuple[int, list[Event]]:
+        samples = [*total[1], one._replace(count=0)]
+        return total[0] + one.count, samples if len(samples) <= 4 * SAMPLES else first_samples(samples)
 
     def merge_accumulators(self, totals: Iterable[tuple[int, list[Event]]]) -> tuple[int, list[Event]]:
         counts, samples = zip(*totals, strict=True)
-        return sum(counts), first_samples([event for some in samples for event in some])
+        return sum(counts), first_samples([one for some in samples for one in some])
 
     def extract_output(self, total: tuple[int, list[Event]]) -> tuple[int, list[Event]]:
         return total[0], first_samples(total[1])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.records import FORMAT, MANIFEST, find_finished, publish
+from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
@@ -83,7 +83,8 @@ def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> No
     if not any(flag.startswith("--runner") for flag in flags):
         # Runs in this process; DirectRunner may first download another one.
         flags = ["--runner=FnApiRunner", *flags]
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    for talkative in ("apache_beam", "absl"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     (work / "summary.json").unlink(missing_ok=True)
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     graph.build(pipeline, listing.units, options, listing.class_names, work.resolve())
@@ -114,6 +115,7 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
     given = [{"source": name, "licence": options.licence}] if options.licence else []
     return {
         "format": FORMAT,
+        "schema": SCHEMA,
         "name": name,
         "splits": splits,
         "class_names": summary["class_names"],

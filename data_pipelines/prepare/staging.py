@@ -25,7 +25,7 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.steps import STEPS
 from data_pipelines.prepare.steps.kinds import BatchStep, ExampleStep
-from data_pipelines.prepare.types import Event, Example, Row, Unit, place
+from data_pipelines.prepare.types import Event, Example, Row, Unit, event, place
 
 VERSION = 1  # of what readers and steps do: another one reads everything anew
 SAMPLES = 5  # events of a cause that the report shows
@@ -105,11 +105,11 @@ class Events:
         self.samples: dict[tuple[str, str, bool], list[Event]] = collections.defaultdict(list)
         self.seen = 0
 
-    def add(self, event: Event) -> None:
-        name = (event.step, event.cause, event.dropped)
-        self.counts[name] += event.count
+    def add(self, one: Event) -> None:
+        name = (one.step, one.cause, one.dropped)
+        self.counts[name] += one.count
         samples = self.samples[name]
-        samples.append(event._replace(count=0))
+        samples.append(one._replace(count=0))
         if len(samples) > 4 * SAMPLES:
             samples[:] = first_samples(samples)
 
@@ -127,14 +127,14 @@ def first_samples(events: list[Event]) -> list[Event]:
 
 def _read(unit: Unit, options: Options, events: Events) -> Iterator[Example]:
     def note(cause: str, key: str, text: str, count: int = 1) -> None:
-        events.add(Event("read", cause, False, key, text[:_SHOWN], count))
+        events.add(event("read", cause, False, key, text, count))
 
     try:
         for example in READERS[unit.reader].read(unit, options, note):
             events.seen += 1
             yield example
     except PipelineError as error:
-        events.add(Event("read", "damaged input, read up to the damage", False, unit.name, str(error)))
+        events.add(event("read", "damaged input, read up to the damage", False, unit.name, str(error)))
 
 
 def _cleaned(examples: Iterator[Example], options: Options, events: Events) -> Iterator[Example]:
@@ -150,13 +150,13 @@ def _each(
     name: str, step: ExampleStep, examples: Iterator[Example], options: Options, events: Events
 ) -> Iterator[Example]:
     def note(cause: str, key: str, text: str) -> None:
-        events.add(Event(name, cause, False, key, text[:_SHOWN]))
+        events.add(event(name, cause, False, key, text))
 
     for example in examples:
         try:
             example = step.apply(example, options, note)
         except RecordError as error:
-            events.add(Event(name, error.cause, True, example.key, str(error)[:_SHOWN]))
+            events.add(event(name, error.cause, True, example.key, str(error)))
             continue
         yield example
 
@@ -206,4 +206,3 @@ def _state(path: Path) -> Any:
 
 
 _BATCH = 256
-_SHOWN = 300  # characters of a caption or message

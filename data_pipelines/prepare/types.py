@@ -91,6 +91,13 @@ class Event(NamedTuple):
     count: int = 1
 
 
+def event(step: str, cause: str, dropped: bool, key: str, text: str, count: int = 1) -> Event:
+    return Event(step, cause, dropped, key[:SHOWN], text[:SHOWN], count)
+
+
+SHOWN = 300  # characters of a caption or message
+
+
 Note = Callable[..., None]  # note(cause, key, text, count=1) tells of a change
 
 

@@ -1,6 +1,9 @@
 """A batch is a function of the seed and its number: not of threads, processes, hosts or where a run was resumed."""
 
 import json
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +114,7 @@ def test_any_number_of_threads_gives_the_same_batches(source, reference, threads
 
 
 WORKERS = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal, sys, time
 import numpy as np
 from clipjax.config import DataConfig
 from tests.data.samples import open_folder
@@ -123,11 +126,16 @@ if __name__ == "__main__":
     iterator.set_state({"step": 2, "read": 48, "bad": {}})
     np.savez(sys.argv[2], **joined(take(iterator, 4)))
     workers = multiprocessing.active_children()
+    if sys.argv[3] == "kill all":
+        print(*[worker.pid for worker in workers], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
     os.kill(workers[0].pid, signal.SIGKILL)
+    started = time.monotonic()
     try:
-        take(iterator, 50)
+        take(iterator, 1_000_000)
     except RuntimeError as error:
         print(len(workers), "workers:", error)
+    print("seconds:", time.monotonic() - started)
 """
 
 
@@ -135,10 +143,33 @@ def test_worker_processes_give_the_same_batches_and_a_killed_one_is_an_error(fol
     """In a script of its own, without a test runner's flags: the way people start it."""
     script = tmp_path / "read.py"
     script.write_text(WORKERS)
-    done = run_script(script, folder, tmp_path / "found.npz")
+    done = run_script(script, folder, tmp_path / "found.npz", "kill one")
     assert done.returncode == 0, done.stderr
     assert_equal([dict(np.load(tmp_path / "found.npz"))], [joined(reference[2:])])
     assert "2 workers: Worker process was terminated unexpectedly with exit code -9" in done.stdout
+    assert float(done.stdout.split("seconds:")[1]) < 20
+
+
+def test_workers_of_a_killed_run_end_with_it(folder, tmp_path):
+    script = tmp_path / "read.py"
+    script.write_text(WORKERS)
+    done = run_script(script, folder, tmp_path / "found.npz", "kill all")
+    assert done.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
+    for _ in range(100):
+        if not any(alive(pid) for pid in workers):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"of the processes {workers} some are left")
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("batch", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])

@@ -55,8 +55,11 @@ def blank() -> bytes:
 
 
 DRAWINGS = {
-    "animals/cat_01": (svg("A Cat 2", "a cat &amp; a mat", ("cat", "hash(0x8a0)", "small_animal"), "Ann"), png(0)),
-    "animals/cat_02": (svg("Cat, asleep", "ann@example.com"), png(1)),
+    "animals/cat_01": (
+        svg("A Cat 2", "a cat &amp;amp; a &lt;b&gt;mat&lt;/b&gt;", ("cat", "hash(0x8a0)", "small_animal"), "Ann"),
+        png(0),
+    ),
+    "animals/cat_02": (svg("Cat, asleep", "ann@example.com &lt;!-- x --&gt; &lt;br/&gt;"), png(1)),
     "animals/dog_ann_lee": (svg("My theme", "", ("Dog",), "Ann Leeds"), png(2, (600, 300))),
     "tools/same": (svg("a saw"), png(1)),
     "tools/ab_1": (svg("My theme"), png(3)),

@@ -152,6 +152,7 @@ def test_captions_are_cleaned(text, expected):
         ("12345 !", {}, "hardly a letter"),
         ("dog", {"min_words": 2}, "too few words"),
         ("a " * 40, {"max_words": 39}, "too many words"),
+        ("x" * 1_000_000, {}, "too many characters"),
         ("собака на пляже", {"scripts": ("latin",)}, "another script"),
         ("a dog 犬犬犬", {"scripts": ("latin", "greek")}, "another script"),
     ],

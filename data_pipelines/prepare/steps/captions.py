@@ -22,6 +22,7 @@ SCRIPTS = (
     "myanmar", "oriya", "sinhala", "tamil", "telugu", "thai", "tibetan",
 )  # fmt: skip
 _SCRIPT_SHARE = 0.9  # of the letters, for a caption to be of the scripts asked for
+_MAX_CHARACTERS = 4000  # longer ones are no captions, and would hold up the regular expressions
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 # What cameras, phones and screen shots call their files, and file names with their suffix.
@@ -36,8 +37,9 @@ def captions(example: Example, options: Options, note: Note) -> Example:
     kept: dict[str, str] = {}  # lower case -> caption, so that each is there once
     causes = []
     for text in example.texts:
-        cleaned = clean(text) if options.clean_captions else " ".join(text.split())
-        cause = fault(cleaned, options)
+        cleaned = text[:_MAX_CHARACTERS]
+        cleaned = clean(cleaned) if options.clean_captions else " ".join(cleaned.split())
+        cause = fault(cleaned, options) if len(text) <= _MAX_CHARACTERS else "too many characters"
         if cause:
             causes.append(cause)
             note(f"caption left out: {cause}", example.key, text)

@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from clipjax.data.images import open_image
+from clipjax.data.images import FORMATS, open_image
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha
@@ -25,8 +25,9 @@ def decode(example: Example, options: Options, note: Note) -> Example:
     MAX_PIXELS by their header, and sides below min_side or beyond max_aspect.
     """
     image = open_image(example.image)
-    with Image.open(io.BytesIO(example.image)) as header:
-        kind, lossless = header.format, header.format != "JPEG" and not _lossy_webp(header, example.image)
+    with Image.open(io.BytesIO(example.image), formats=FORMATS) as header:
+        # "MPO" is what Pillow calls a JPEG of several pictures, as phones make them.
+        kind, lossless = header.format, header.format not in ("JPEG", "MPO") and not _lossy_webp(header, example.image)
         sound = header.mode in ("RGB", "L", "RGBA", "P", "LA", "1") and getattr(header, "n_frames", 1) == 1
         sound = sound and header.size == image.size and header.getexif().get(0x0112, 1) == 1
     short, long = min(image.size), max(image.size)

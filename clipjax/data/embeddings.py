@@ -1,0 +1,111 @@
+"""Embeddings of a frozen tower, one record of a source each, in shards that `clipjax embed` writes.
+
+A folder as clipjax.data.records writes it, with the split "all"; record i is the msgpack map {"key": str, "image": the
+bytes of [D], "texts": those of [captions, D], or none where only images were embedded}. Where the source's record is
+bad, all three are empty. The manifest's source says what made them: clipjax.embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+
+from clipjax.config import ConfigError, SourceConfig, require
+from clipjax.data.records import RecordError, read_manifest, write_records
+from clipjax.data.sources import ArrayRecordSource
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SPLIT = "all"
+
+
+class Embeddings:
+    """Picklable; records are read one by one, as they are asked for."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ManifestError where the folder is missing or damaged, ConfigError where it holds something else."""
+        self.made_by = read_made_by(folder)
+        self.folder, self.dtype = str(folder), self.made_by["dtype"]
+        self.records = ArrayRecordSource(SourceConfig(path=self.folder, split=SPLIT))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def image(self, index: int, key: str) -> np.ndarray:
+        """[D] float32 of record `index`, whose key it must be. Raises RecordError."""
+        return self._array(self._record(index, key)["image"])
+
+    def text(self, index: int, key: str, caption: int) -> np.ndarray:
+        """[D] float32 of the record's so many-th caption. Raises RecordError."""
+        record = self._record(index, key)
+        texts = self._array(record["texts"]).reshape(-1, len(record["image"]) // np.dtype(DTYPES[self.dtype]).itemsize)
+        return texts[caption]
+
+    def _array(self, data: bytes) -> np.ndarray:
+        return np.frombuffer(data, DTYPES[self.dtype]).astype(np.float32)
+
+    def _record(self, index: int, key: str) -> dict[str, Any]:
+        try:
+            record = msgpack.unpackb(self.records.reader[index])
+        except (ValueError, RuntimeError) as error:
+            raise RecordError("unreadable embedding", str(error)) from error
+        if not record["image"]:
+            raise RecordError("not embedded", f"record {index} could not be used when {self.folder} was made")
+        if record["key"] != key:
+            raise RecordError("other embedding", f"record {index} is '{key}', in {self.folder} '{record['key']}'")
+        return record
+
+
+def write_embeddings(
+    folder: str | Path, rows: Iterator[tuple[str, np.ndarray, np.ndarray | None] | None], made_by: Mapping[str, Any]
+) -> None:
+    """rows: for each record of the source in order (key, image [D], texts [captions, D]), or None for a bad one.
+
+    made_by: {"dtype", ...}: what a run that uses them must agree with. A finished folder that was made by the same is
+    left as it is; one made by anything else raises ManifestError.
+    """
+    dtype = DTYPES[made_by["dtype"]]
+    packed = lambda array: b"" if array is None else np.ascontiguousarray(array, dtype).tobytes()  # noqa: E731
+    records = (
+        msgpack.packb(dict(zip(("key", "image", "texts"), (row[0], packed(row[1]), packed(row[2])), strict=True)))
+        for row in (row or ("", None, None) for row in rows)
+    )
+    write_records(folder, {SPLIT: records}, name="embeddings", source={"embeddings": dict(made_by)})
+
+
+def open_embeddings(folder: str, records: int) -> Embeddings | None:
+    """None where no folder is named. Raises ConfigError where they are of another number of records."""
+    if not folder:
+        return None
+    found = Embeddings(folder)
+    require(
+        len(found) == records,
+        f"{folder} has embeddings of {len(found)} records, config.data.train has {records}: make them again.",
+    )
+    return found
+
+
+def read_made_by(folder: str | Path) -> dict[str, Any]:
+    made_by = read_manifest(folder)["source"].get("embeddings")
+    require(made_by is not None, f"{folder} has records but no embeddings; make them with clipjax embed --out=FOLDER.")
+    return made_by
+
+
+def check_made_by(found: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError listing every field in which embeddings are not those that this experiment would compute."""
+    names = sorted((found.keys() | expected.keys()) - {"dtype"})
+    lines = [
+        f"  {name}: embedded with {found.get(name, 'nothing')!r}, this experiment has {expected.get(name, 'nothing')!r}"
+        for name in names
+        if found.get(name) != expected.get(name)
+    ]
+    if lines:
+        raise ConfigError(
+            f"The embeddings in {where} are not what this experiment's frozen tower would compute:\n"
+            + "\n".join(lines)
+            + "\nMake them again into another folder (clipjax embed), or use the settings they were made with."
+        )

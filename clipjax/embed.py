@@ -1,0 +1,114 @@
+"""A frozen tower's embeddings of the training data, computed once, to train from instead of running it at every step.
+
+    clipjax embed --config=experiments/lit.py --tower=image --out=data/lit_images
+    clipjax train --config=experiments/lit.py --config.data.image_embeddings=data/lit_images --workdir=runs/lit
+
+    clipjax embed --config=experiments/student.py --tower=teacher --out=data/teacher
+    clipjax train --config=experiments/student.py --config.data.teacher_embeddings=data/teacher --workdir=runs/student
+
+image: the frozen image tower of LiT (config.optimizer.image_lr_multiplier=0), with the weights of config.init_from.
+teacher: both towers of config.loss.teacher, for every caption. Without augmentation only: an embedding is of one view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from clipjax import cli
+from clipjax.check import check, check_embeddings
+from clipjax.config import ExperimentConfig, from_config_dict, require
+from clipjax.data.embeddings import DTYPES, write_embeddings
+from clipjax.data.mixture import open_train
+from clipjax.data.text import make_tokenizer
+from clipjax.embeddings import image_made_by, teacher_made_by
+from clipjax.evaluate import global_batches, make_embed
+from clipjax.fingerprint import fingerprint
+from clipjax.init_from import initial_state
+from clipjax.mesh import make_mesh, to_host
+from clipjax.models.pixels import image_of
+from clipjax.teacher import load_teacher, teacher_fingerprint
+from clipjax.train_step import create_state
+
+
+def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "float32") -> None:
+    """Writes the folder `out`, whole or not at all; does nothing where it is finished and made by the same.
+
+    tower: "image" or "teacher". dtype: how embeddings are stored, float32, float16 or bfloat16.
+    Raises ConfigError where the tower is not frozen or training would augment, and for several processes.
+    """
+    require(jax.process_count() == 1, "clipjax embed runs in one process, on all devices of its host.")
+    fields = {"image": "image_embeddings", "teacher": "teacher_embeddings"}
+    require(tower in fields, f"--tower='{tower}' is not one of {', '.join(fields)}.")
+    require(dtype in DTYPES, f"--dtype='{dtype}' is not one of {', '.join(DTYPES)}.")
+    unset = dataclasses.replace(config.data, image_embeddings="", teacher_embeddings="")
+    check_embeddings(dataclasses.replace(config, data=dataclasses.replace(unset, **{fields[tower]: str(out)})))
+    config = dataclasses.replace(config, data=unset)
+    check(config, num_devices=jax.device_count(), process_count=1)
+    mesh = make_mesh(config.mesh)
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    source, prints = open_train(config.data), fingerprint(config, tokenizer)
+    if tower == "image":
+        state = initial_state(config, mesh, prints) if config.init_from else create_state(config, mesh)
+        model, made_by = config, image_made_by(config, state, prints)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+    else:
+        teacher = load_teacher(config, mesh, prints)
+        made_by = teacher_made_by(config, teacher, prints, teacher_fingerprint(config.loss.teacher))
+        # The teacher's model and pixels, this experiment's data, mesh and batch.
+        model = dataclasses.replace(teacher.config, mesh=config.mesh, eval=config.eval)
+        model = dataclasses.replace(model, data=dataclasses.replace(config.data, pixels=teacher.config.data.pixels))
+        variables = teacher.variables
+    embed_images, embed_texts = make_embed(model, mesh)
+    rows = embedded_rows(
+        source,
+        # The batches are those of the student: it is its pixels that the teacher is shown, normalised in its own way.
+        global_batches(config, mesh, tokenizer, source),
+        lambda batch: np.asarray(to_host(embed_images(variables, image_of(batch)))),
+        (lambda texts: embed_texts(variables, tokenizer(texts))) if tower == "teacher" else None,
+    )
+    started = time.perf_counter()
+    write_embeddings(out, rows, made_by | {"dtype": dtype})
+    print(f"{out}: {len(source)} records, {made_by['embed_dim']} numbers each, {time.perf_counter() - started:.1f} s")
+
+
+def embedded_rows(
+    source: Any, batches: Iterator[dict[str, jax.Array]], embed_images: Callable, embed_texts: Callable | None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None] | None]:
+    """(key, image embedding, its captions' embeddings) of every record in order; None for bad ones."""
+    for batch in batches:
+        images, index, valid = embed_images(batch), np.asarray(batch["index"]), np.asarray(batch["valid"])
+        records = [source[int(i)] if ok else None for i, ok in zip(index, valid, strict=True)]
+        texts = iter(())
+        if embed_texts:
+            flat = [text for record in records if record for text in record["texts"]]
+            texts = iter(embed_texts(flat))
+        for i, image, record in zip(index, images, records, strict=True):
+            if record:
+                yield record["key"], image, np.stack([next(texts) for _ in record["texts"]]) if embed_texts else None
+            elif i >= 0:
+                yield None
+
+
+def main(argv: list[str]) -> None:
+    """The command line; see the module's docstring."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("tower", "image", "image (LiT), or teacher (distillation).", flag_values=values)
+        flags.DEFINE_string("out", None, "The folder to write.", flag_values=values)
+        flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.", flag_values=values)
+
+    values = cli.parse(argv, __doc__, define, required=("config", "out"))
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.tower, values.out, dtype=values.dtype))
+
+
+if __name__ == "__main__":
+    main(sys.argv)
