@@ -54,7 +54,8 @@ class TrainIterator:
     """Iterator of (batch, state) for one process.
 
     batch: {"image": uint8 [b, H, W, 3], "text": int32 [b, L], "pair_id": int32 [b]} NumPy.
-    state: JSON-able, belongs to the position after this batch: {"step", "read", "bad": {cause: count}}.
+    state: JSON-able, belongs to the position after this batch: {"step", "read", "bad": {cause: count}, "records"}, the
+    last the source's size, on which the order depends.
 
     A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted;
     more than data.max_bad_share of the records read raises DataError. met: (step, its bad records) of the latest
@@ -67,10 +68,25 @@ class TrainIterator:
         self.set_state({"step": 0, "read": 0, "bad": {}})
 
     def get_state(self) -> dict:
-        return {"step": self.step, "read": self.read, "bad": dict(self.bad.causes)}
+        return {
+            "step": self.step,
+            "read": self.read,
+            "bad": dict(self.bad.causes),
+            "records": len(self.examples.source),
+        }
 
     def set_state(self, state: dict) -> None:
-        """Goes on after the batch the state came with; nothing is replayed."""
+        """Goes on after the batch the state came with; nothing is replayed.
+
+        Raises DataError where the source had another number of records then.
+        """
+        records = len(self.examples.source)
+        if state.get("records", records) != records:
+            raise DataError(
+                f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
+                "order would be another one. Give the run the data it began with, or use a new --workdir with "
+                "--config.init_from set to this one."
+            )
         self.step, self.read = state["step"], state["read"]
         self.met: collections.deque[tuple[int, list[BadRecord]]] = collections.deque(maxlen=MAX_MET)
         self.bad = BadRecordCounts(state["bad"], "replaced")

@@ -230,6 +230,12 @@ def test_resuming_late_reads_nothing_of_what_came_before():
     assert len(reads) <= BATCH * 6  # this batch and what is read ahead
 
 
+def test_a_checkpoint_of_a_source_with_another_number_of_records_is_refused():
+    _, state = next(stream([example(i) for i in range(10)]))
+    with pytest.raises(DataError, match="trained on 10 records, and the data have 11 now"):
+        stream([example(i) for i in range(11)]).set_state(state)
+
+
 def test_an_empty_source_and_an_indivisible_batch_are_refused(source):
     with pytest.raises(DataError, match="no records"):
         stream([])

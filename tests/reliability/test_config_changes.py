@@ -31,7 +31,6 @@ def changed(**values):
 REFUSED = {
     "seed": 1,
     "global_batch_size": 32,
-    "data__train__path": "elsewhere",
     "data__train__split": "validation",
     "data__pixels__interpolation": "bilinear",
     "tokenizer__lowercase": True,
@@ -58,6 +57,7 @@ ALLOWED = {
     "loss__comm": "ring",
     "loss__tile": 4,
     "model__image__remat": "full",
+    "data__train__path": "elsewhere",
     "data__num_threads": 9,
     "data__max_bad_share": 0.5,
     "tokenizer__path": "moved.model",
