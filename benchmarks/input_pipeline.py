@@ -10,13 +10,15 @@ gives uint8, which the device normalises inside its step; open_clip's transform 
 One process per contender; they take turns. In a turn what is buffered is used up first; then the processor time of the
 contender's whole process tree and the wall time are taken over --images images. Images per core second do not depend
 on what else runs, wall time does. Prints medians and ratios, and data_wait of a real training run on the same files;
-writes benchmarks/results/input_pipeline.json. Needs: make parity, and pip install webdataset simplejpeg.
+writes benchmarks/results/input_pipeline.json. Needs: make parity, and pip install webdataset. tf.data takes part where
+TensorFlow is installed (pip install tensorflow-cpu); its captions are not tokenised.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import importlib.util
 import io
 import json
 import os
@@ -138,17 +140,56 @@ def torch_batches(folder: Path, parallel: int) -> Iterator[int]:
         yield len(image)
 
 
+def tensorflow_batches(folder: Path, parallel: int) -> Iterator[int]:
+    """tf.data, crop and decode in one operation, at full size; uint8, and captions stay out of it."""
+    import tensorflow as tf
+
+    from clipjax.config import SourceConfig
+    from clipjax.data.sources import open_source
+
+    source = open_source(SourceConfig(path=str(folder / "records")))
+    with tf.io.TFRecordWriter(str(folder / "pictures.tfrecord")) as writer:
+        for i in range(len(source)):
+            writer.write(source[i]["image"])
+
+    def example(data: tf.Tensor) -> tf.Tensor:
+        begin, shape, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros([0, 0, 4]),
+            area_range=(0.9, 1.0),
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.stack([begin[0], begin[1], shape[0], shape[1]])
+        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+        image = tf.image.resize(image, (SIZE, SIZE), method="bicubic", antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = parallel
+    dataset = tf.data.TFRecordDataset(str(folder / "pictures.tfrecord")).repeat().shuffle(PICTURES // SHARDS)
+    dataset = dataset.map(example, num_parallel_calls=parallel).batch(BATCH).prefetch(2).with_options(options)
+    for image in dataset:
+        assert image.shape == (BATCH, SIZE, SIZE, 3)
+        yield len(image)
+
+
+def contenders() -> list[str]:
+    """tf.data only where TensorFlow is installed."""
+    return [name for name in CONTENDERS if name != "tf.data" or importlib.util.find_spec("tensorflow")]
+
+
 CONTENDERS = {
     "clipjax, threads": lambda folder, n: clipjax_batches(folder, n, num_threads=n),
     "clipjax, processes": lambda folder, n: clipjax_batches(folder, n, num_threads=1, worker_count=n),
     "clipjax, threads, Pillow": lambda folder, n: clipjax_batches(folder, n, num_threads=n, decoder="pillow"),
     "PyTorch": torch_batches,
+    "tf.data": tensorflow_batches,
 }
 
 
 def compare(folder: Path, args: argparse.Namespace) -> dict:
     """{contender: {"images_per_core_second", "images_per_second", samples}} and the ratios to PyTorch's."""
-    workers = {name: start(name, folder, args.parallel) for name in CONTENDERS}
+    workers = {name: start(name, folder, args.parallel) for name in contenders()}
     samples = collections.defaultdict(list)
     for number in range(args.rounds):
         for name in workers if number % 2 == 0 else reversed(list(workers)):
