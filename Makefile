@@ -37,10 +37,10 @@ format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# PyTorch implementations to compare with. --no-deps: only their model code is wanted.
+# PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only their model code is wanted.
 parity: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pip install -qq torch==2.13.0 transformers ftfy regex tqdm
-	$(VENV)/bin/python -m pip install -qq --no-deps torchvision==0.28.0 timm open_clip_torch
+	$(VENV)/bin/python -m pip install -qq torch==2.13.0 transformers ftfy regex tqdm webdataset
+	$(VENV)/bin/python -m pip install -qq --no-deps torchvision==0.28.0 timm open_clip_torch consisid-eva-clip einops
 
 clean:
 	rm -rf .venv .venv-latest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ gives uint8, which the device normalises inside its step; open_clip's transform 
 One process per contender; they take turns. In a turn what is buffered is used up first; then the processor time of the
 contender's whole process tree and the wall time are taken over --images images. Images per core second do not depend
 on what else runs, wall time does. Prints medians and ratios, and data_wait of a real training run on the same files;
-writes benchmarks/results/input_pipeline.json. Needs: make parity, and pip install webdataset. tf.data takes part where
+writes benchmarks/results/input_pipeline.json. Needs: make parity. tf.data takes part where
 TensorFlow is installed (pip install tensorflow-cpu); its captions are not tokenised.
 """
 
