@@ -27,7 +27,7 @@ from clipjax.losses.collectives import (
     scattered,
     unpacked,
 )
-from clipjax.losses.tiles import chunk_count, over_tiles, tile_shape
+from clipjax.losses.tiles import LARGEST_TILE_ALONE, choose_tile, chunk_count, over_tiles, tile_shape
 from clipjax.mesh import BATCH_AXES
 
 Tree = Any
@@ -85,7 +85,10 @@ def over_all_pairs(
     def sharded(with_grads: bool) -> Callable:
         def device(*args):
             run = _one_pass if loss.per_example is None else _two_passes
-            return run(_Tiles(loss, repeats, _count(args[0]), tile, dtype), *args, BATCH_AXES, comm, with_grads)
+            own = _count(args[0])
+            alone = jax.lax.axis_size(BATCH_AXES) == 1
+            side = choose_tile(own, tile, LARGEST_TILE_ALONE) if alone else tile
+            return run(_Tiles(loss, repeats, own, side, dtype), *args, BATCH_AXES, comm, with_grads)
 
         return jax.shard_map(
             device,

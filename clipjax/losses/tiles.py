@@ -12,6 +12,7 @@ from clipjax.config import require
 
 Tree = Any
 LARGEST_DEFAULT_TILE = 512
+LARGEST_TILE_ALONE = 1024  # where one device has all rows
 
 
 def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, shape: tuple[int, int]):
@@ -87,8 +88,8 @@ def chunk_count(rows: int, devices: int, tile: int) -> int:
     return rows // max((d for d in parts if d * devices <= longest), default=parts[0])
 
 
-def choose_tile(rows: int, tile: int) -> int:
-    """tile, or for 0 a divisor of `rows` near LARGEST_DEFAULT_TILE. Raises ConfigError when tile does not divide."""
+def choose_tile(rows: int, tile: int, largest: int = LARGEST_DEFAULT_TILE) -> int:
+    """tile, or for 0 a divisor of `rows` near `largest`. Raises ConfigError when tile does not divide."""
     if tile:
         require(
             rows % tile == 0,
@@ -97,6 +98,6 @@ def choose_tile(rows: int, tile: int) -> int:
         )
         return tile
     divisors = [d for d in range(1, rows + 1) if rows % d == 0]
-    small = max(d for d in divisors if d <= LARGEST_DEFAULT_TILE)
+    small = max(d for d in divisors if d <= largest)
     # A batch with no divisor of useful size (a prime, say) takes the next larger one.
-    return small if small >= min(rows, 128) else min(d for d in divisors if d > LARGEST_DEFAULT_TILE)
+    return small if small >= min(rows, 128) else min(d for d in divisors if d > largest)
