@@ -17,6 +17,7 @@ from typing import Any
 
 from clipjax.atomic import write_text
 from clipjax.data.bad_records import BadRecord
+from clipjax.json_lines import read_json_lines
 
 MAX_ENTRIES = 10_000  # a process's; about 3 MB. Further ones are counted only.
 
@@ -104,12 +105,4 @@ def _identity(line: Mapping[str, Any]) -> tuple:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
+    return [line for line in read_json_lines(path) if "step" in line]

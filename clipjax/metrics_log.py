@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from clipjax.atomic import write_text
+from clipjax.json_lines import read_json_lines
 
 FILE = "metrics.jsonl"
 
@@ -51,15 +52,10 @@ class MetricsLog:
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of workdir/metrics.jsonl; [] without the file. A torn line is left out; null is read as NaN."""
-    path = Path(workdir) / FILE
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        lines.append({name: math.nan if value is None else value for name, value in line.items()})
-    return lines
+    return [
+        {name: math.nan if value is None else value for name, value in line.items()}
+        for line in read_json_lines(Path(workdir) / FILE)
+    ]
 
 
 def _to_line(values: dict[str, float]) -> str:

@@ -7,8 +7,8 @@ from clipjax.models.presets_bert import BERT_PRESETS
 from clipjax.models.presets_conv import CONV_PRESETS
 from clipjax.models.presets_eva import EVA_PRESETS
 from clipjax.models.presets_open_clip import OPEN_CLIP_PRESETS
+from clipjax.models.presets_shared import clip_text
 from clipjax.models.presets_siglip import SIGLIP_PRESETS
-from clipjax.models.presets_text import clip_text
 
 
 def get_preset(name: str) -> ModelConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from clipjax.models.efficientnet import COEFFICIENTS
-from clipjax.models.presets_text import clip_text
+from clipjax.models.presets_shared import clip_text
 
 
 def _resnet(image_size: int, stages: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ModelConfig:

@@ -4,33 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import DecoderConfig, ImageTowerConfig, ModelConfig
-from clipjax.models.presets_text import clip_text
-
-
-def _model(
-    image_size: int,
-    patch_size: int,
-    image: tuple[int, int, int, int],
-    text: tuple[int, int],
-    embed_dim: int,
-    activation: str = "gelu",
-) -> ModelConfig:
-    """open_clip model_configs/ViT-*.json: image (width, depth, heads, mlp_dim), text (width, depth), heads of 64."""
-    width, depth, num_heads, mlp_dim = image
-    return ModelConfig(
-        image=ImageTowerConfig(
-            image_size=image_size,
-            patch_size=patch_size,
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            activation=activation,
-        ),
-        text=clip_text(*text, activation),
-        embed_dim=embed_dim,
-    )
+from clipjax.config import DecoderConfig, ModelConfig
+from clipjax.models.presets_shared import at_size, clip_model
 
 
 def _quick(model: ModelConfig) -> ModelConfig:
@@ -40,10 +15,6 @@ def _quick(model: ModelConfig) -> ModelConfig:
         image=replace(model.image, activation="quick_gelu"),
         text=replace(model.text, activation="quick_gelu"),
     )
-
-
-def _at(model: ModelConfig, image_size: int) -> ModelConfig:
-    return replace(model, image=replace(model.image, image_size=image_size))
 
 
 def _clipa(model: ModelConfig) -> ModelConfig:
@@ -72,43 +43,43 @@ _B = (768, 12, 12, 3072)
 _B_PLUS = (896, 12, 14, 3584)
 _L = (1024, 24, 16, 4096)
 _H = (1280, 32, 16, 5120)
-_B32 = _model(224, 32, _B, (512, 12), 512)
-_B16 = _model(224, 16, _B, (512, 12), 512)
-_L14 = _model(224, 14, _L, (768, 12), 768)
-_H14 = _model(224, 14, _H, (1024, 24), 1024)
-_BIGG14 = _model(224, 14, (1664, 48, 16, 8192), (1280, 32), 1280)
+_B32 = clip_model(224, 32, _B, (512, 12), 512)
+_B16 = clip_model(224, 16, _B, (512, 12), 512)
+_L14 = clip_model(224, 14, _L, (768, 12), 768)
+_H14 = clip_model(224, 14, _H, (1024, 24), 1024)
+_BIGG14 = clip_model(224, 14, (1664, 48, 16, 8192), (1280, 32), 1280)
 
 OPEN_CLIP_PRESETS: dict[str, ModelConfig] = {
     "open_clip_vit_b32": _B32,
-    "open_clip_vit_b32_256": _at(_B32, 256),
+    "open_clip_vit_b32_256": at_size(_B32, 256),
     "open_clip_vit_b32_quickgelu": _quick(_B32),
-    "open_clip_vit_b32_plus_256": _model(256, 32, _B_PLUS, (640, 12), 640),
+    "open_clip_vit_b32_plus_256": clip_model(256, 32, _B_PLUS, (640, 12), 640),
     "open_clip_vit_b16": _B16,
     "open_clip_vit_b16_quickgelu": _quick(_B16),
-    "open_clip_vit_b16_plus": _model(224, 16, _B_PLUS, (640, 12), 640),
-    "open_clip_vit_b16_plus_240": _model(240, 16, _B_PLUS, (640, 12), 640),
-    "open_clip_vit_l16": _model(224, 16, _L, (768, 12), 768),
-    "open_clip_vit_l16_320": _model(320, 16, _L, (768, 12), 768),
+    "open_clip_vit_b16_plus": clip_model(224, 16, _B_PLUS, (640, 12), 640),
+    "open_clip_vit_b16_plus_240": clip_model(240, 16, _B_PLUS, (640, 12), 640),
+    "open_clip_vit_l16": clip_model(224, 16, _L, (768, 12), 768),
+    "open_clip_vit_l16_320": clip_model(320, 16, _L, (768, 12), 768),
     "open_clip_vit_l14": _L14,
-    "open_clip_vit_l14_280": _at(_L14, 280),
-    "open_clip_vit_l14_336": _at(_L14, 336),
+    "open_clip_vit_l14_280": at_size(_L14, 280),
+    "open_clip_vit_l14_336": at_size(_L14, 336),
     "open_clip_vit_l14_quickgelu": _quick(_L14),
-    "open_clip_vit_l14_336_quickgelu": _quick(_at(_L14, 336)),
-    "open_clip_vit_h16": _model(224, 16, _H, (1024, 24), 1024),
+    "open_clip_vit_l14_336_quickgelu": _quick(at_size(_L14, 336)),
+    "open_clip_vit_h16": clip_model(224, 16, _H, (1024, 24), 1024),
     "open_clip_vit_h14": _H14,
-    "open_clip_vit_h14_378": _at(_H14, 378),
+    "open_clip_vit_h14_378": at_size(_H14, 378),
     "open_clip_vit_h14_quickgelu": _quick(_H14),
-    "open_clip_vit_h14_378_quickgelu": _quick(_at(_H14, 378)),
-    "open_clip_vit_g14": _model(224, 14, (1408, 40, 16, 6144), (1024, 24), 1024),
+    "open_clip_vit_h14_378_quickgelu": _quick(at_size(_H14, 378)),
+    "open_clip_vit_g14": clip_model(224, 14, (1408, 40, 16, 6144), (1024, 24), 1024),
     "open_clip_vit_bigg14": _BIGG14,
     "open_clip_vit_bigg14_quickgelu": _quick(_BIGG14),
-    "open_clip_vit_e14": _model(224, 14, (1792, 56, 16, 15_360), (1280, 36), 1280),
+    "open_clip_vit_e14": clip_model(224, 14, (1792, 56, 16, 15_360), (1280, 36), 1280),
     "clipa_vit_l14": _clipa(_L14),
-    "clipa_vit_l14_336": _at(_clipa(_L14), 336),
+    "clipa_vit_l14_336": at_size(_clipa(_L14), 336),
     "clipa_vit_h14": _clipa(_H14),
-    "clipa_vit_h14_336": _at(_clipa(_H14), 336),
+    "clipa_vit_h14_336": at_size(_clipa(_H14), 336),
     "clipa_vit_bigg14": _clipa(_BIGG14),
-    "clipa_vit_bigg14_336": _at(_clipa(_BIGG14), 336),
+    "clipa_vit_bigg14_336": at_size(_clipa(_BIGG14), 336),
     "coca_vit_b32": _coca(_B32),
     "coca_vit_l14": _coca(_L14),
 }
