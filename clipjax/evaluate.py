@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,9 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
     return evaluate
 
 
-def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source: Any) -> Iterator[dict[str, jax.Array]]:
+def global_batches(
+    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source: Any, *, shares: Sequence[range] | None = None
+) -> Iterator[dict[str, jax.Array]]:
     """The records of `source` once, in order, as global arrays over (data, fsdp); see data.pipeline.eval_batches."""
     local = eval_batches(
         source,
@@ -161,6 +163,7 @@ def global_batches(config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source:
         num_threads=config.data.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        shares=shares,
     )
     pairs = ((batch, None) for batch in local)
     with contextlib.closing(prefetch_to_mesh(pairs, batch_sharding(mesh), config.data.prefetch)) as stream:

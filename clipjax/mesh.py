@@ -171,3 +171,9 @@ def to_host(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """Of an array with batch_sharding, the rows that this process gave, in its order; not collective."""
+    blocks = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(blocks[start]) for start in sorted(blocks)])

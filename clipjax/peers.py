@@ -10,6 +10,7 @@ message that names it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -25,7 +26,9 @@ import numpy as np
 # A process without a heartbeat for as long is dead: XLA then ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
 POLL_SECONDS = 1.0
+LONGEST_WAIT = 7 * 24 * 3600
 FOLDER = "clipjax/stopped"
+_waits = itertools.count()  # a barrier's name is used once; processes come to the same ones in the same order
 
 
 @contextlib.contextmanager
@@ -53,6 +56,15 @@ def stopping_together() -> Iterator[None]:
         _leave(client, error)
     finally:
         done.set()
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here, at the latest in LONGEST_WAIT; a collective gives up much earlier.
+
+    A process that fails or dies meanwhile ends the wait, as it ends the run.
+    """
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
 
 
 def gather_json(value: Any) -> list[Any]:

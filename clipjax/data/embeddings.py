@@ -7,7 +7,7 @@ bad, all three are empty. The manifest's source says what made them: clipjax.emb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from clipjax.data.sources import ArrayRecordSource
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPLIT = "all"
+RECORDS_PER_SHARD = 4096
 
 
 class Embeddings:
@@ -60,13 +61,27 @@ class Embeddings:
         return record
 
 
+def shares(records: int, process_count: int) -> list[range]:
+    """The records of each process: consecutive, as equal as whole shards can be, so that the files are the same for any
+    number of processes."""
+    shards = -(-records // RECORDS_PER_SHARD)
+    starts = [min(shards * p // process_count * RECORDS_PER_SHARD, records) for p in range(process_count + 1)]
+    return [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+
+
 def write_embeddings(
-    folder: str | Path, rows: Iterator[tuple[str, np.ndarray, np.ndarray | None] | None], made_by: Mapping[str, Any]
+    folder: str | Path,
+    rows: Iterator[tuple[str, np.ndarray, np.ndarray | None] | None],
+    made_by: Mapping[str, Any],
+    *,
+    process_index: int = 0,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> None:
     """rows: for each record of the source in order (key, image [D], texts [captions, D]), or None for a bad one.
 
     made_by: {"dtype", ...}: what a run that uses them must agree with. A finished folder that was made by the same is
     left as it is; one made by anything else raises ManifestError.
+    process_index, gather: see write_records; the rows of each process are those of its share.
     """
     dtype = DTYPES[made_by["dtype"]]
     packed = lambda array: b"" if array is None else np.ascontiguousarray(array, dtype).tobytes()  # noqa: E731
@@ -74,7 +89,15 @@ def write_embeddings(
         msgpack.packb(dict(zip(("key", "image", "texts"), (row[0], packed(row[1]), packed(row[2])), strict=True)))
         for row in (row or ("", None, None) for row in rows)
     )
-    write_records(folder, {SPLIT: records}, name="embeddings", source={"embeddings": dict(made_by)})
+    write_records(
+        folder,
+        {SPLIT: records},
+        name="embeddings",
+        records_per_shard=RECORDS_PER_SHARD,
+        source={"embeddings": dict(made_by)},
+        process_index=process_index,
+        gather=gather,
+    )
 
 
 def open_embeddings(folder: str, records: int) -> Embeddings | None:

@@ -96,7 +96,7 @@ class TrainExamples:
 class EvalExamples:
     """examples(first, count) -> Rows with the columns image, text, label, pair_id, index, valid.
 
-    Row i is record i. Beyond the last record index is -1; there and for a bad record valid is False.
+    Row i is record i, before `stop` (None: all). Beyond it index is -1; there and for a bad record valid is False.
     """
 
     def __init__(
@@ -106,8 +106,9 @@ class EvalExamples:
         pixels: PixelConfig,
         image_size: int,
         budget: PatchBudget | None = None,
+        stop: int | None = None,
     ):
-        self.budget = budget
+        self.budget, self.stop = budget, len(source) if stop is None else stop
         self.source, self.tokenizer, self.pixels, self.image_size = source, tokenizer, pixels, image_size
 
     def __call__(self, first: int, count: int) -> Rows:
@@ -120,7 +121,7 @@ class EvalExamples:
             "valid": np.zeros(count, bool),
         }
         texts = [""] * count
-        for row in range(max(0, min(count, len(self.source) - first))):
+        for row in range(max(0, min(count, self.stop - first))):
             index = rows["index"][row] = first + row
             try:
                 record = self.source[index]

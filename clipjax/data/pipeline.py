@@ -8,7 +8,7 @@ batch, and resuming at any step needs only its number.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -134,21 +134,28 @@ def eval_batches(
     num_threads: int = 2,
     process_index: int = 0,
     process_count: int = 1,
+    shares: Sequence[range] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, in order, over all processes; all processes get the same number of batches.
 
     batch_size: global. Yields this process's rows, b = batch_size / process_count: {"image" uint8 [b, H, W, 3],
     "text" int32 [b, L] (first caption), "label", "pair_id", "index" int32 [b], "valid" bool [b]}. Rows beyond
     the last record have index -1; they and bad records (logged, counted) have valid=False.
+    shares: consecutive records for each process to have, in place of its rows of every batch of consecutive ones.
     Raises ConfigError when the batch does not divide over the processes.
     """
     rows = _rows_of_process("config.eval.batch_size", batch_size, process_count)
+    if shares is None:
+        first, stop, stride, num_batches = rows * process_index, len(source), batch_size, -(-len(source) // batch_size)
+    else:
+        first, stop, stride = shares[process_index].start, shares[process_index].stop, rows
+        num_batches = -(-max(map(len, shares)) // rows)
     stream = read_batches(
-        EvalExamples(source, tokenizer, pixels, image_size, budget),
+        EvalExamples(source, tokenizer, pixels, image_size, budget, stop),
         rows=rows,
-        first=rows * process_index,
-        stride=batch_size,
-        num_batches=-(-len(source) // batch_size),
+        first=first,
+        stride=stride,
+        num_batches=num_batches,
         num_threads=num_threads,
     )
     return _valid_batches(stream)

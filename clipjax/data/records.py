@@ -10,21 +10,20 @@ docs/data.md describes both for people who write them with other tools.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from clipjax.atomic import write_text
+from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -117,6 +116,8 @@ def write_records(
     licences: Sequence[Mapping[str, str]] = (),
     source: Mapping[str, Any],
     overwrite: bool = False,
+    process_index: int = 0,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> dict[str, Any]:
     """Writes a folder of shards and its manifest as a whole or not at all; returns the manifest.
 
@@ -126,18 +127,33 @@ def write_records(
       as it is and its manifest returned; one with another source raises ManifestError unless overwrite.
     A folder of anything else raises ManifestError, with overwrite too: only records are ever replaced.
     What killed writers of the same folder have left beside it is removed.
+    process_index, gather: several processes may write one folder, on storage that all of them see. gather: a value of
+      each process -> those of all, as clipjax.peers.gather_json. A split is the records of process 0, then those of
+      process 1, ...; the files are those that one process writes if all of them, but the last that has any, have a
+      multiple of records_per_shard. `skipped` is process 0's. ManifestError where one does not see what another wrote.
     """
-    folder = Path(folder)
-    finished = find_finished(folder, source, overwrite)
-    if finished:
-        return finished
+    folder, first = Path(folder), process_index == 0
+    finished = find_finished(folder, source, overwrite) if first else None
     unfinished = _beside(folder, "unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    if first and not finished:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    unfinished_name = gather("" if finished else unfinished.name)[0]
+    if not unfinished_name:
+        return finished or read_manifest(folder)
+    unfinished = folder.with_name(unfinished_name)
     try:
-        described = {
-            split: _write_split(unfinished, split, records, records_per_shard) for split, records in splits.items()
+        if not unfinished.is_dir():
+            raise ManifestError(
+                f"Process {process_index} on {socket.gethostname()} does not see {unfinished}, which process 0 made: "
+                f"{folder} must be on storage that all processes see."
+            )
+        own = {
+            split: write_shards(unfinished, f"{split}-{process_index:05d}", records, records_per_shard)
+            for split, records in splits.items()
         }
+        written = gather(own)
+        described = {split: describe_split(split, [part[split] for part in written]) for split in splits}
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -148,9 +164,20 @@ def write_records(
             "licences": [dict(licence) for licence in licences],
             "source": _as_read(source),
         }
-        publish(unfinished, folder, manifest)
+        if first:
+            missing = find_missing(unfinished, written)
+            if missing:
+                raise ManifestError(
+                    f"{len(missing)} shards that were written are not in {unfinished} as process 0 on "
+                    f"{socket.gethostname()} sees it: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}. "
+                    f"Nothing was published. {folder} must be on storage that all processes see."
+                )
+            name_shards(unfinished, written, described)
+            publish(unfinished, folder, manifest)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    gather("published")
     return manifest
 
 
@@ -179,10 +206,6 @@ def publish(unfinished: Path, folder: Path, manifest: Mapping[str, Any]) -> None
         folder.rename(replaced)
     unfinished.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def shard_name(split: str, index: int, count: int) -> str:
-    return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"
 
 
 def _as_read(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,31 +271,3 @@ def _well_formed(manifest: dict[str, Any]) -> bool:
         )
     except (KeyError, TypeError, AttributeError):
         return False
-
-
-def _write_split(folder: Path, split: str, records: Iterable[bytes], records_per_shard: int) -> dict[str, Any]:
-    shards, writer, path = [], None, None
-
-    def close() -> None:
-        writer.close()
-        shards[-1]["bytes"] = path.stat().st_size
-        with open(path, "rb") as file:
-            shards[-1]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-
-    for record in records:
-        if writer is None or shards[-1]["records"] == records_per_shard:
-            if writer is not None:
-                close()
-            path = folder / f"{split}-{len(shards):05d}"
-            # group_size 1: every record can be read on its own.
-            writer = ArrayRecordWriter(str(path), "group_size:1")
-            shards.append({"file": path.name, "records": 0})
-        writer.write(record)
-        shards[-1]["records"] += 1
-    if writer is not None:
-        close()
-    for index, shard in enumerate(shards):
-        final = shard_name(split, index, len(shards))
-        (folder / shard["file"]).rename(folder / final)
-        shard["file"] = final
-    return {"records": sum(shard["records"] for shard in shards), "shards": shards}

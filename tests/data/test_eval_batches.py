@@ -17,7 +17,7 @@ def source(tmp_path_factory):
     return open_folder(write_folder(tmp_path_factory.mktemp("data") / "set"))
 
 
-def batches(source, size, process=(0, 1)):
+def batches(source, size, process=(0, 1), **more):
     return list(
         eval_batches(
             source,
@@ -27,6 +27,7 @@ def batches(source, size, process=(0, 1)):
             batch_size=size,
             process_index=process[0],
             process_count=process[1],
+            **more,
         )
     )
 
@@ -38,6 +39,17 @@ def test_every_record_is_seen_once_and_all_processes_get_as_many_batches(source,
     assert {len(b["image"]) for part in parts for b in part} == {size // processes}
     index = np.concatenate([b["index"][b["valid"]] for step in zip(*parts, strict=True) for b in step])
     assert index.tolist() == list(range(37))
+
+
+@pytest.mark.parametrize("stops", [(20, 37), (0, 30, 37), (37, 37)])
+def test_processes_with_shares_of_their_own_see_their_records_once_in_as_many_batches(source, stops):
+    shares = [range(start, stop) for start, stop in zip((0, *stops), stops, strict=False)]
+    parts = [batches(source, 4 * len(stops), (p, len(stops)), shares=shares) for p in range(len(stops))]
+    assert {len(part) for part in parts} == {-(-max(map(len, shares)) // 4)}
+    assert {len(b["image"]) for part in parts for b in part} == {4}
+    for part, share in zip(parts, shares, strict=True):
+        assert np.concatenate([b["index"][b["valid"]] for b in part]).tolist() == list(share)
+        assert all((b["valid"] == (b["index"] >= 0)).all() for b in part)
 
 
 def test_rows_are_the_records_and_padding_is_marked(source):

@@ -1,10 +1,14 @@
 """Records survive the round trip; a folder is whole or not there."""
 
+import itertools
 import json
 import os
+import re
 import socket
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgpack
 import pytest
@@ -151,6 +155,82 @@ def test_a_finished_folder_is_found_again_and_other_settings_are_refused(tmp_pat
     records = [record(0), record(1)]
     assert build({"seed": 1}, overwrite=True)["splits"]["train"]["records"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def write_together(parts, disturb=lambda: None, **options):
+    """write_records of as many processes as parts, each a thread; [what it returns or raises]. disturb: between the
+    writing and what follows."""
+    met, values, lock = threading.Barrier(len(parts), timeout=30), {}, threading.Lock()
+
+    def process(p):
+        calls = itertools.count()
+
+        def gather(value):
+            call = next(calls)
+            if call == 1 and p == 1:
+                disturb()
+            with lock:
+                values[call, p] = json.dumps(value)
+            met.wait()
+            return [json.loads(values[call, q]) for q in range(len(parts))]
+
+        try:
+            return write_records(splits={"train": parts[p]}, name="x", process_index=p, gather=gather, **options)
+        except ManifestError as error:
+            met.abort()  # as clipjax.peers.stopping_together ends the others
+            return error
+        except threading.BrokenBarrierError:
+            return None
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(process, range(len(parts))))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("stops", [(37,), (20, 37), (0, 10, 30, 37), (20, 37, 37)])
+def test_several_processes_write_the_files_that_one_writes(tmp_path, stops):
+    records = [record(i % 5) for i in range(37)]
+    options = {"source": {"seed": 0}, "records_per_shard": 10}
+    manifest = write_records(tmp_path / "one", {"train": records}, name="x", **options)
+    parts = [iter(records[start:stop]) for start, stop in zip((0, *stops), stops, strict=False)]
+    found = write_together(parts, folder=tmp_path / "set", **options)
+    assert found == [manifest] * len(stops)
+    assert contents(tmp_path / "set") == contents(tmp_path / "one")
+    assert len(contents(tmp_path / "set")) == 5
+    # Nothing is read when it is finished.
+    unread = [(pytest.fail("read again") for _ in range(1)) for _ in stops]
+    assert [m["splits"] for m in write_together(unread, folder=tmp_path / "set", **options)] == [
+        manifest["splits"]
+    ] * len(stops)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "set"]
+
+
+@pytest.mark.parametrize("what", ["missing", "short"])
+def test_what_the_first_process_does_not_see_is_named_and_nothing_is_published(tmp_path, what):
+    def disturb():
+        (unfinished,) = tmp_path.glob(".set.unfinished-*")
+        lost = unfinished / "train-00001-00001"
+        lost.unlink() if what == "missing" else lost.write_bytes(lost.read_bytes()[:-1])
+
+    parts = [[record(0)] * 10, [record(1)] * 20]
+    found = write_together(parts, disturb, folder=tmp_path / "set", source={}, records_per_shard=10)
+    assert found[1] is None
+    assert re.search(
+        r"^1 shards .* train-00001-00001 of process 1\. Nothing was published.*all processes see", str(found[0])
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_does_not_see_the_folder_of_the_first_says_so(tmp_path):
+    def gather(value):  # of process 1, which has a folder of the same name on a disk of its own
+        return [".set.unfinished-elsewhere-1", value]
+
+    with pytest.raises(ManifestError, match=r"Process 1 on .*\.set\.unfinished-elsewhere-1, which process 0 made"):
+        write_records(tmp_path / "set", {"train": [record(0)]}, name="x", source={}, process_index=1, gather=gather)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwrite_never_removes_a_folder_of_other_things(tmp_path):

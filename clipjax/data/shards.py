@@ -1,0 +1,67 @@
+"""The shards of a folder of records while they are written: by one process, or by several that share its storage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+Shard = dict[str, Any]  # {"file", "records", "bytes", "sha256"}, as in the manifest
+
+
+def write_shards(folder: Path, prefix: str, records: Iterable[bytes], records_per_shard: int) -> list[Shard]:
+    """Writes folder/PREFIX-00000, ..., whose final names wait for the number of them; holds one shard at a time."""
+    shards, writer, path = [], None, None
+
+    def close() -> None:
+        writer.close()
+        shards[-1]["bytes"] = path.stat().st_size
+        with open(path, "rb") as file:
+            shards[-1]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    for record in records:
+        if writer is None or shards[-1]["records"] == records_per_shard:
+            if writer is not None:
+                close()
+            path = folder / f"{prefix}-{len(shards):05d}"
+            # group_size 1: every record can be read on its own.
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            shards.append({"file": path.name, "records": 0})
+        writer.write(record)
+        shards[-1]["records"] += 1
+    if writer is not None:
+        close()
+    return shards
+
+
+def describe_split(split: str, parts: Sequence[list[Shard]]) -> dict[str, Any]:
+    """A split of the manifest from what each process wrote of it: all shards, under their final names."""
+    shards = [shard for part in parts for shard in part]
+    named = [{**shard, "file": shard_name(split, index, len(shards))} for index, shard in enumerate(shards)]
+    return {"records": sum(shard["records"] for shard in shards), "shards": named}
+
+
+def find_missing(folder: Path, written: Sequence[Mapping[str, list[Shard]]]) -> list[str]:
+    """Names the shards that are not in the folder, or not with all their bytes. written: {split: shards} by process."""
+    return [
+        f"{shard['file']} of process {process}"
+        for process, splits in enumerate(written)
+        for shards in splits.values()
+        for shard in shards
+        if not (folder / shard["file"]).is_file() or (folder / shard["file"]).stat().st_size != shard["bytes"]
+    ]
+
+
+def name_shards(folder: Path, written: Sequence[Mapping[str, list[Shard]]], described: Mapping[str, Any]) -> None:
+    """Gives every shard its final name. described: {split: describe_split of it}."""
+    for split, final in described.items():
+        shards = [shard for splits in written for shard in splits[split]]
+        for shard, named in zip(shards, final["shards"], strict=True):
+            (folder / shard["file"]).rename(folder / named["file"])
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    return f"{split}-{index:05d}-of-{count:05d}.arrayrecord"

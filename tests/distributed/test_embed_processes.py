@@ -1,0 +1,127 @@
+"""clipjax embed on two processes writes, to the byte, the folder that one process writes."""
+
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from clipjax import embed, train
+from clipjax.config import from_config_dict
+from clipjax.data import embeddings
+from clipjax.data.embeddings import Embeddings
+from clipjax.data.examples import DataError
+from clipjax.data.records import RecordError, encode_record
+from tests import runs
+from tests.data.samples import example, write_folder
+
+RECORDS, BAD, PER_SHARD = 45, (3, 29), 8
+
+
+def embed_config(folder, tower):
+    """LiT, or a student of folder/teacher, on records with one to three captions of which two are bad. Shards of
+    PER_SHARD records, so that two processes have three each; of process 1's the last is not full."""
+    embeddings.RECORDS_PER_SHARD = PER_SHARD
+    if (folder / "fault").exists() and jax.process_index() == 1:
+        embed.counted = fail_after_ten
+    config = runs.run_config(folder)
+    config.total_steps = 1
+    config.optimizer.schedule.warmup_steps = 0
+    config.eval.evaluators = {}
+    config.eval.update(batch_size=16, every_steps=0)
+    config.data.train.path = str(folder / "records")
+    config.data.augment.name = "none"
+    if tower == "image":
+        config.optimizer.image_lr_multiplier = 0.0
+    else:
+        config.seed = 5
+        config.loss.update(name="distill", teacher=str(folder / "teacher"))
+    return config
+
+
+def fail_after_ten(rows, seen):
+    for _, row in zip(range(10), rows, strict=False):
+        yield row
+    raise DataError("the disk is gone")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embed")
+    runs.build_data(folder)
+
+    def record(i):
+        fields = example(i) | ({"image": b"no image"} if i in BAD else {})
+        return encode_record(fields.pop("image"), fields.pop("texts"), **fields)
+
+    write_folder(folder / "records", [record(i) for i in range(RECORDS)])
+    (folder / "experiment.py").write_text(
+        "from pathlib import Path\nfrom tests.distributed.test_embed_processes import embed_config\n\n\n"
+        f"def get_config(tower):\n    return embed_config(Path({str(folder)!r}), tower)\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one process, this one, writes: folder/image_alone and folder/teacher_alone."""
+    per_shard = embeddings.RECORDS_PER_SHARD
+    try:
+        train.run(from_config_dict(embed_config(folder, "image")), folder / "teacher")
+        for tower in ("image", "teacher"):
+            embed.run(from_config_dict(embed_config(folder, tower)), tower, folder / f"{tower}_alone")
+    finally:
+        embeddings.RECORDS_PER_SHARD = per_shard
+    return folder
+
+
+def run_two(folder, tower):
+    """[(exit status, output)] of two processes that write folder/TOWER_two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        runs.start("embed", f"--config={folder}/experiment.py:{tower}", f"--tower={tower}", f"--out={folder}/{tower}_two",
+                   f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=4)
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["image", "teacher"])
+def test_two_processes_write_the_folder_of_one_to_the_byte(alone, tower):
+    found = run_two(alone, tower)
+    assert [status for status, _ in found] == [0, 0], found
+    assert f"{RECORDS} records, 32 numbers each" in found[0][1] and "2 of them could not be used" in found[0][1]
+    assert "records, 32" not in found[1][1], "one process speaks for all"
+    two, one = contents(alone / f"{tower}_two"), contents(alone / f"{tower}_alone")
+    shards = -(-RECORDS // PER_SHARD)
+    assert sorted(two) == sorted(one) and len(one) == shards + 1
+    for name in one:
+        assert two[name] == one[name], name
+    check_records(alone / f"{tower}_two", tower)
+
+
+def check_records(folder, tower):
+    """Every record under its key, with as many embeddings, all of length 1 and all different, as it has captions."""
+    found = Embeddings(folder)
+    assert len(found) == RECORDS
+    rows = []
+    for i in range(RECORDS):
+        if i in BAD:
+            with pytest.raises(RecordError, match=f"record {i} could not be used"):
+                found.image(i, f"key{i}")
+            continue
+        rows.append(found.image(i, f"key{i}"))
+        captions = len(example(i)["texts"]) if tower == "teacher" else 0
+        rows += [found.text(i, f"key{i}", caption) for caption in range(captions)]
+        with pytest.raises(IndexError):
+            found.text(i, f"key{i}", captions)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert len(np.unique(np.stack(rows), axis=0)) == len(rows)
