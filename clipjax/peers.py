@@ -59,9 +59,10 @@ def stopping_together() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here, at the latest in LONGEST_WAIT; a collective gives up much earlier.
+    """Returns when every process has come here; after LONGEST_WAIT seconds it raises.
 
-    A process that fails or dies meanwhile ends the wait, as it ends the run.
+    For processes that may come hours after one another: a collective gives up earlier (on CPU, by XLA's
+    xla_cpu_collective_timeout_seconds). One that fails or dies meanwhile ends the wait, as it ends the run.
     """
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
@@ -100,8 +101,8 @@ def _watch(client: Any, done: threading.Event) -> None:
             name, reason = words[0]
             print(
                 f"error: process {name.rpartition('/')[2]} on {reason}\nProcess {jax.process_index()} on "
-                f"{socket.gethostname()} stops because of it. Start all processes again: they go on from the last "
-                "checkpoint.",
+                f"{socket.gethostname()} stops because of it. Start all processes again; training goes on from the "
+                "last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,6 +1,7 @@
 """Training from a frozen tower's stored embeddings is the run that computes them, without its towers, or is refused."""
 
 import dataclasses
+import math
 import re
 import shutil
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from clipjax.config import (
     default_config,
     from_config_dict,
 )
-from clipjax.data.embeddings import Embeddings, write_embeddings
+from clipjax.data import embeddings
+from clipjax.data.embeddings import Embeddings, shares, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.embeddings import check_image_embeddings, image_made_by
 from clipjax.fingerprint import fingerprint
@@ -204,6 +206,26 @@ def test_what_embeddings_cannot_stand_for_is_refused(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
         embed.check(from_config_dict(config), num_devices=1)
+
+
+def test_a_mesh_whose_processes_would_have_to_share_rows_is_refused(folder, monkeypatch):
+    config = lit(folder)
+    config.mesh.update(data=1, fsdp=2, tensor=4)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ConfigError, match="tensor=4 cuts a batch into 2 parts, which 4 processes cannot share"):
+        embed.run(from_config_dict(config), "image", folder / "shared_rows")
+
+
+def test_shares_are_whole_shards_as_equal_as_can_be(monkeypatch):
+    monkeypatch.setattr(embeddings, "RECORDS_PER_SHARD", 10)
+    assert shares(37, 1) == [range(37)]
+    assert shares(37, 2) == [range(20), range(20, 37)]
+    assert [len(share) for share in shares(37, 8)] == [0, 10, 0, 10, 0, 10, 0, 7]
+    for records, count in ((1, 3), (10, 2), (999, 7), (1000, 16)):
+        found = shares(records, count)
+        assert [i for share in found for i in share] == list(range(records))
+        assert all(share.start % 10 == 0 for share in found if share)
+        assert max(map(len, found)) <= 10 * math.ceil(math.ceil(records / 10) / count)
 
 
 def stored(folder, size, bad=(), dtype="float32"):

@@ -6,27 +6,30 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import embed, train
+from clipjax import checkpoint as checkpoints
+from clipjax import embed
 from clipjax.config import from_config_dict
 from clipjax.data import embeddings
 from clipjax.data.embeddings import Embeddings
 from clipjax.data.examples import DataError
 from clipjax.data.records import RecordError, encode_record
+from clipjax.data.text import make_tokenizer
+from clipjax.fingerprint import fingerprint
+from clipjax.mesh import make_mesh
+from clipjax.train_step import create_state, eval_variables
 from tests import runs
 from tests.data.samples import example, write_folder
 
-RECORDS, BAD, PER_SHARD = 45, (3, 29), 8
+RECORDS, BAD, PER_SHARD = 37, (3, 29), 8
 
 
 def embed_config(folder, tower):
-    """LiT, or a student of folder/teacher, on records with one to three captions of which two are bad. Shards of
-    PER_SHARD records, so that two processes have three each; of process 1's the last is not full."""
+    """LiT, or a student of folder/teacher, on records with one to three captions of which two are bad. In shards of
+    PER_SHARD records process 0 has 16, in two batches, and process 1 21, in three, of which the last is not full."""
     embeddings.RECORDS_PER_SHARD = PER_SHARD
-    if (folder / "fault").exists() and jax.process_index() == 1:
-        embed.counted = fail_after_ten
+    if (folder / "fault").exists():
+        embed.counted = fail_in_process_1
     config = runs.run_config(folder)
-    config.total_steps = 1
-    config.optimizer.schedule.warmup_steps = 0
     config.eval.evaluators = {}
     config.eval.update(batch_size=16, every_steps=0)
     config.data.train.path = str(folder / "records")
@@ -39,10 +42,17 @@ def embed_config(folder, tower):
     return config
 
 
-def fail_after_ten(rows, seen):
-    for _, row in zip(range(10), rows, strict=False):
+def fail_in_process_1(rows, seen):
+    for number, row in enumerate(rows):
+        if number == 10 and jax.process_index() == 1:
+            raise DataError("the disk is gone")
         yield row
-    raise DataError("the disk is gone")
+
+
+def captions(i):
+    """One to three, all different, of letters that the scenes' tokenizer has."""
+    letters = "redcilab"
+    return [f"{letters[i // 8]} {letters[i % 8]} {letters[c]}" for c in range(1 + i % 3)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,7 @@ def folder(tmp_path_factory):
     runs.build_data(folder)
 
     def record(i):
-        fields = example(i) | ({"image": b"no image"} if i in BAD else {})
+        fields = example(i) | {"texts": captions(i)} | ({"image": b"no image"} if i in BAD else {})
         return encode_record(fields.pop("image"), fields.pop("texts"), **fields)
 
     write_folder(folder / "records", [record(i) for i in range(RECORDS)])
@@ -67,7 +77,10 @@ def alone(folder):
     """What one process, this one, writes: folder/image_alone and folder/teacher_alone."""
     per_shard = embeddings.RECORDS_PER_SHARD
     try:
-        train.run(from_config_dict(embed_config(folder, "image")), folder / "teacher")
+        config = from_config_dict(embed_config(folder, "image"))
+        variables = eval_variables(create_state(config, make_mesh(config.mesh)))
+        prints = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
+        checkpoints.save_weights(folder / "teacher", variables, config=config, fingerprint=prints)
         for tower in ("image", "teacher"):
             embed.run(from_config_dict(embed_config(folder, tower)), tower, folder / f"{tower}_alone")
     finally:
@@ -81,7 +94,8 @@ def run_two(folder, tower):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        runs.start("embed", f"--config={folder}/experiment.py:{tower}", f"--tower={tower}", f"--out={folder}/{tower}_two",
+        runs.start("embed", f"--config={folder}/experiment.py:{tower}", f"--tower={tower}",
+                   f"--out={folder}/{tower}_two",
                    f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=4)
         for i in range(2)
     ]  # fmt: skip
@@ -96,6 +110,8 @@ def contents(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["image", "teacher"])
 def test_two_processes_write_the_folder_of_one_to_the_byte(alone, tower):
+    if tower == "image":
+        check_failure(alone)
     found = run_two(alone, tower)
     assert [status for status, _ in found] == [0, 0], found
     assert f"{RECORDS} records, 32 numbers each" in found[0][1] and "2 of them could not be used" in found[0][1]
@@ -106,10 +122,22 @@ def test_two_processes_write_the_folder_of_one_to_the_byte(alone, tower):
     for name in one:
         assert two[name] == one[name], name
     check_records(alone / f"{tower}_two", tower)
+    assert not list(alone.glob(".*_two.*"))
+
+
+def check_failure(folder):
+    """A process that fails ends both, and leaves nothing under the folder's name."""
+    (folder / "fault").touch()
+    (status, output), (failed, why) = run_two(folder, "image")
+    (folder / "fault").unlink()
+    assert (status, failed) == (1, 1), output + why
+    assert "error: the disk is gone" in why and "error: process 1 on" in output
+    assert not (folder / "image_two").exists()
+    assert len(list(folder.glob(".image_two.unfinished-*"))) == 1
 
 
 def check_records(folder, tower):
-    """Every record under its key, with as many embeddings, all of length 1 and all different, as it has captions."""
+    """Every record under its key, with as many embeddings, of length 1 and all different, as it has captions."""
     found = Embeddings(folder)
     assert len(found) == RECORDS
     rows = []
@@ -119,9 +147,9 @@ def check_records(folder, tower):
                 found.image(i, f"key{i}")
             continue
         rows.append(found.image(i, f"key{i}"))
-        captions = len(example(i)["texts"]) if tower == "teacher" else 0
-        rows += [found.text(i, f"key{i}", caption) for caption in range(captions)]
+        count = len(captions(i)) if tower == "teacher" else 0
+        rows += [found.text(i, f"key{i}", caption) for caption in range(count)]
         with pytest.raises(IndexError):
-            found.text(i, f"key{i}", captions)
+            found.text(i, f"key{i}", count)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
     assert len(np.unique(np.stack(rows), axis=0)) == len(rows)
