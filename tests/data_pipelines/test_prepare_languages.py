@@ -151,6 +151,9 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     languages._loaded.cache_clear()
     with pytest.raises(PipelineError, match=r"--languages needs py3langid.*pip install 'clipjax\[pipelines\]'"):
         options("en").check()
+    with pytest.raises(PipelineError, match="--languages needs py3langid"):
+        languages.model(options("en"))  # a worker that lacks it
+    assert languages.model(options()) == ""
     options().check()  # and nothing is needed when no language is asked for
     languages._loaded.cache_clear()
 

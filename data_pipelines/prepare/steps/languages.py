@@ -68,7 +68,10 @@ def known() -> tuple[str, ...]:
 
 def model(options: Options) -> str:
     """What judges, for fingerprints; "": nothing does."""
-    return f"py3langid {importlib.metadata.version('py3langid')}" if options.languages else ""
+    if not options.languages:
+        return ""
+    _load()  # its error says what to install on a worker that lacks it
+    return f"py3langid {importlib.metadata.version('py3langid')}"
 
 
 def _load():
