@@ -17,8 +17,8 @@ from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
 
-# Languages asked for that are together as likely as this are not excluded by a likelier relative of theirs: Spanish
-# captions may look more like Galician. Of 100 captions of 2 to 10 words none is lost with it.
+# Languages asked for that are together as likely as this are not excluded by a likelier relative of theirs: "old wooden
+# door" is 77 % Dutch and 8 % English. Of 100 captions of one to ten words none is lost with it, two without.
 _STILL_POSSIBLE = 0.05
 _TITLE_WORDS = 4  # from here on titles ("Old Wooden Door of a Barn") are read as what they are, not as names
 _NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
