@@ -40,6 +40,10 @@ class Options:
     min_letters: int = 2
     max_words: int = 0
     scripts: tuple[str, ...] = ()
+    # languages
+    languages: tuple[str, ...] = ()
+    language_confidence: float = 0.3
+    keep_undecided: bool = True
     # repetitions
     merge: Literal["off", "key", "image"] = "image"
     near_duplicates: int = -1
@@ -62,6 +66,7 @@ class Options:
         """Raises PipelineError naming the flag."""
         from data_pipelines.prepare.readers import READERS
         from data_pipelines.prepare.steps.captions import SCRIPTS
+        from data_pipelines.prepare.steps.languages import known
 
         def require(condition: bool, message: str) -> None:
             if not condition:
@@ -71,6 +76,9 @@ class Options:
         require(self.reader in READERS, f"--reader={self.reader} is unknown.{nearest(self.reader, READERS)}")
         for script in self.scripts:
             require(script in SCRIPTS, f"--scripts={script} is unknown.{nearest(script, SCRIPTS)}")
+        for code in self.languages:
+            require(code in known(), f"--languages={code} is unknown.{nearest(code, known())}")
+        require(self.keep_undecided or bool(self.languages), "--no-keep_undecided needs --languages.")
         for name, choices in (("merge", ("off", "key", "image")), ("decontaminate_by", ("image", "caption", "either"))):
             value = getattr(self, name)
             require(value in choices, f"--{name}={value} is none of {', '.join(choices)}.")
@@ -81,6 +89,7 @@ class Options:
             ("records_per_shard", 1, 1 << 24),
             ("top_fraction", 0, 1),
             ("min_score", -1, 1),
+            ("language_confidence", 0, 1),
         ):
             value = getattr(self, name)
             require(low <= value <= high, f"--{name}={value} is not in {low}..{high}.")

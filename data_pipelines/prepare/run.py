@@ -18,6 +18,7 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.report import account, write_report
 from data_pipelines.prepare.staging import VERSION, file_sha256, model_files
+from data_pipelines.prepare.steps import languages
 from data_pipelines.prepare.types import Listing, Unit
 
 
@@ -135,7 +136,7 @@ def _identity(listing: Listing) -> str:
 
 
 def _made_with(options: Options) -> dict[str, str]:
-    """Digests of the files that options name: the same path may hold something else another day."""
+    """Digests of the files that options name, and the version of a model: they may hold something else another day."""
     files = [Path(name.partition(":")[0]) / MANIFEST for name in options.decontaminate]
     files += [Path(options.balance_entries)] if options.balance_entries else []
     result = {str(path): file_sha256(path) for path in files if path.is_file()}
@@ -143,6 +144,8 @@ def _made_with(options: Options) -> dict[str, str]:
         result[options.clip_model] = hashlib.sha256(
             repr(model_files(options.clip_model, times=False)).encode()
         ).hexdigest()
+    if options.languages:
+        result["languages"] = languages.model(options)
     return result
 
 

@@ -23,7 +23,7 @@ from clipjax.data.records import RecordError
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
-from data_pipelines.prepare.steps import STEPS
+from data_pipelines.prepare.steps import STEPS, languages
 from data_pipelines.prepare.steps.kinds import BatchStep, ExampleStep
 from data_pipelines.prepare.types import Event, Example, Row, Unit, event, place
 
@@ -83,6 +83,7 @@ def unit_fingerprint(unit: Unit, options: Options) -> str:
     """Changes with anything that could change what `stage` gives."""
     files = [(path, *_state(Path(path))) for path in unit.files]
     content = [VERSION, unit.reader, unit.payload, files, options.while_reading(), model_files(options.clip_model)]
+    content += [languages.model(options)]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

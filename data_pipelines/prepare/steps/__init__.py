@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipelines.prepare.steps import balance, decontaminate, repeats, scores, shards
+from data_pipelines.prepare.steps import balance, decontaminate, languages, repeats, scores, shards
 from data_pipelines.prepare.steps.captions import captions
 from data_pipelines.prepare.steps.decode import decode
 from data_pipelines.prepare.steps.kinds import BatchStep, CountStep, ExampleStep, GroupStep, Step
@@ -10,6 +10,7 @@ from data_pipelines.prepare.steps.kinds import BatchStep, CountStep, ExampleStep
 STEPS: dict[str, Step] = {
     # While a unit is read: captions first, because decoding is what costs.
     "captions": ExampleStep(lambda options: True, captions),
+    "languages": ExampleStep(lambda options: bool(options.languages), languages.languages),
     "decode": ExampleStep(lambda options: True, decode),
     "score": BatchStep(lambda options: bool(options.clip_model), scores.score),
     # Over all rows.

@@ -1,7 +1,6 @@
 """Captions as people would say them; those that are no language, too short, too long or of another script go.
 
-The language filter looks at scripts alone (by Unicode names of the letters): captions are too short for statistics of
-letters to tell English from Dutch, and a model for it would have to be downloaded.
+Scripts go by Unicode names of the letters. What tells English from Dutch is steps/languages.py.
 """
 
 from __future__ import annotations
