@@ -23,7 +23,7 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
         tower.remat = "dots"
         # Unrolled, twelve layers step a fifth faster and compile in minutes; deeper towers would take too many.
         tower.scan_layers = tower.depth > 12
-    config.model.image.attention_chunk = 8
+    config.model.image.attention = config.model.text.attention = "flash"
     config.loss.name = "sigmoid"
     config.loss.dtype = "bfloat16"
     # The paper's weight decay of 1e-4 is big_vision's, added after the learning rate.

@@ -124,6 +124,7 @@ class Block(nn.Module):
                 self.dtype,
                 remat=config.remat == "attention",
                 chunk=config.attention_chunk,
+                flash=config.attention == "flash",
                 activations=self.activations,
                 qkv_bias=config.qkv_bias,
                 norm=norm if config.attention_norm else None,
