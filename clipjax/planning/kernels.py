@@ -65,7 +65,7 @@ def _timed(kernel: Kernel, part: str, times: float, bundles: int | None, chip: C
     arrays = {"flash_forward": 4, "flash_backward": 7}[kernel.function]
     size = kernel.batch * kernel.length * kernel.heads * kernel.d * jnp.dtype(kernel.dtype).itemsize
     in_memory = arrays * size / chip.hbm_bandwidth
-    seconds = None if bundles is None else max(bundles * steps / chip.clock, in_memory)
+    seconds = None if bundles is None else max(bundles * math.ceil(steps / chip.cores) / chip.clock, in_memory)
     figures = {"part": part, "times": times, "steps": steps, "bundles": bundles, "seconds": seconds}
     return {**kernel._asdict(), **figures}
 
