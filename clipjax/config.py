@@ -42,6 +42,7 @@ class BlockConfig:
     attention_norm: bool = False  # a norm between attention and its output matrix (EVA-02's sub-LN)
     mlp_norm: bool = False  # a norm before the MLP's last matrix (EVA-02's sub-LN)
     layer_scale: float = 0.0  # initial value of a learned factor per channel on every branch; 0: none
+    attention: Literal["dense", "flash"] = "dense"  # flash: on TPUs one kernel, weights never in HBM (docs/mesh.md)
 
 
 @dataclass(frozen=True)

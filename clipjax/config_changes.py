@@ -29,7 +29,7 @@ RULES = {
     **{
         f"model.{tower}.{name}": ""
         for tower in ("image", "text", "decoder")
-        for name in ("remat", "attention_chunk", "init", "dropout", "drop_path", "patch_dropout")
+        for name in ("remat", "attention", "attention_chunk", "init", "dropout", "drop_path", "patch_dropout")
     },
     "loss": OBJECTIVE,
     "loss.comm": "",
@@ -89,7 +89,7 @@ def _rule(name: str) -> str:
 
 
 def _curve(name: str) -> bool:
-    numbers_stay = ("remat", "attention_chunk", "init", "logit_scale_init", "max_nonfinite_steps")
+    numbers_stay = ("remat", "attention", "attention_chunk", "init", "logit_scale_init", "max_nonfinite_steps")
     return any(name == p or name.startswith(p + ".") for p in CURVE) and name.rpartition(".")[2] not in numbers_stay
 
 

@@ -2,7 +2,7 @@
 
     clipjax train --config=experiments/clip_b32.py --workdir=/shared/clip --config.data.train.path=/shared/shards \\
       --config.tokenizer.path=/shared/tokenizer.model
-    clipjax train --config=experiments/clip_b32.py:clip_vit_l14 --config.mesh.fsdp=8 --config.model.image.remat=dots ...
+    clipjax train --config=experiments/clip_b32.py:clip_vit_l14 --config.mesh.fsdp=8 ...
 
 The argument names any CLIP preset of clipjax.models.presets. A SentencePiece tokenizer ends texts with its own EOS id,
 so pooling looks for that one (1 for those of data_pipelines.train_tokenizer) and not for the largest id.
@@ -20,8 +20,13 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     config.total_steps = 390_625  # 12.8 billion pairs
     config.model = to_config_dict(get_preset(preset))
     config.model.dtype = "bfloat16"
-    for tower in (config.model.image, config.model.text):
-        tower.remat = "dots"
+    image = config.model.image
+    for tower in (image, config.model.text):
+        tower.attention = "flash"
+        # Unrolled, towers step faster and take minutes to compile. Then XLA's own choice of what to keep is the fastest;
+        # long sequences need more memory than that.
+        tower.scan_layers = tower.depth > 24
+        tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.dtype = "bfloat16"
     config.model.text.eos_id = 1
     config.loss.name = "softmax"

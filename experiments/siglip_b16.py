@@ -19,11 +19,13 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     config.total_steps = 122_070  # four billion pairs
     config.model = to_config_dict(get_preset(preset))
     config.model.dtype = "bfloat16"
-    for tower in (config.model.image, config.model.text):
-        tower.remat = "dots"
-        # Unrolled, twelve layers step a fifth faster and compile in minutes; deeper towers would take too many.
-        tower.scan_layers = tower.depth > 12
-    config.model.image.attention_chunk = 8
+    image = config.model.image
+    for tower in (image, config.model.text):
+        tower.attention = "flash"
+        # Unrolled, towers step faster and take minutes to compile. Then XLA's own choice of what to keep is the fastest;
+        # long sequences need more memory than that.
+        tower.scan_layers = tower.depth > 24
+        tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.name = "sigmoid"
     config.loss.dtype = "bfloat16"
     # The paper's weight decay of 1e-4 is big_vision's, added after the learning rate.

@@ -27,7 +27,7 @@ TRUNKS: dict[str, ImageTowerConfig] = {
     "eva02_enormous_patch14_clip_224": EVA_PRESETS["eva02_clip_bige14"].image,
 }
 # What says how a trunk is trained or laid out, and not which one it is.
-TRAINING = ("init", "dropout", "drop_path", "patch_dropout", "scan_layers", "remat", "attention_chunk")
+TRAINING = ("init", "dropout", "drop_path", "patch_dropout", "scan_layers", "remat", "attention", "attention_chunk")
 
 # What timm's trunk calls it -> what the original calls it (rei/eva_clip/eva_vit_model.py).
 ORIGINAL = {

@@ -28,13 +28,14 @@ class CaptionDecoder(nn.Module):
     def __call__(
         self, text_tokens: jax.Array, image_tokens: jax.Array, text: jax.Array, counted: jax.Array, train: bool
     ) -> jax.Array:
-        c, x = self.config, text_tokens[:, :-1]
+        c, length = self.config, text.shape[1] - 1
+        x = text_tokens[:, :-1].reshape(-1, c.width)
         block = rematerialised(Block, c.remat, static_argnums=(3,))
         for i in range(c.depth):
-            x, _ = block(c, True, self.dtype, self.activations, name=f"block_{i}")(x, 0.0, train)
-            cross_block = block(c, False, self.dtype, self.activations, cross=True, name=f"cross_block_{i}")
+            x, _ = block(c, True, self.dtype, length, self.activations, name=f"block_{i}")(x, 0.0, train)
+            cross_block = block(c, False, self.dtype, length, self.activations, cross=True, name=f"cross_block_{i}")
             x, _ = cross_block(x, 0.0, train, context=image_tokens)
-        x = NORMS[c.norm](c.norm_eps, name="ln_final")(x)
+        x = NORMS[c.norm](c.norm_eps, name="ln_final")(x.reshape(-1, length, c.width))
         vocabulary = self.param("vocabulary", nn.initializers.normal(c.width**-0.5), (c.width, self.vocab_size))
         return caption_nll(x, vocabulary, text[:, 1:], counted, self.dtype)
 

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.models.chunks import in_chunks
+from clipjax.models.flash_attention import flash_attention
 from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -163,7 +164,8 @@ class SelfAttention(nn.Module):
 
     rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
     norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
-    backward pass and not the [length, length] weights of every head. chunk: see in_chunks.
+    backward pass and not the [length, length] weights of every head. chunk: see in_chunks. flash: see flash_attention;
+    without mask only.
     """
 
     num_heads: int
@@ -174,6 +176,7 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
     remat: bool = False
     chunk: int = 0
+    flash: bool = False
     activations: jax.sharding.NamedSharding | None = None
     qkv_bias: str = "qkv"
     norm: Callable | None = None
@@ -185,6 +188,8 @@ class SelfAttention(nn.Module):
         attend = jax.checkpoint(attend) if self.remat else attend
         if self.chunk:
             attend = in_chunks(attend, self.chunk, self.activations)
+        if self.flash:
+            attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
         biased = BIASED[self.qkv_bias]
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))

@@ -51,15 +51,18 @@ def transformer(
     scan_layers=True compiles one block and loops over parameters stacked under "blocks"; False unrolls
     into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
     """
+    length = x.shape[1]
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
+    make = functools.partial(block, config, causal, dtype, length, activations)
+    x, unflat = x.reshape(-1, config.width), lambda y: y.reshape(-1, length, config.width)
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
     wanted = layer_indices(hidden_layers, config.depth)
     if not config.scan_layers:
         states = [x]
         for i, rate in enumerate(drop_path):
-            x, _ = block(config, causal, dtype, activations, name=f"block_{i}")(x, rate, train, rotation, mask)
+            x, _ = make(name=f"block_{i}")(x, rate, train, rotation, mask)
             states.append(x)
-        return x, tuple(states[i] for i in wanted)
+        return unflat(x), tuple(unflat(states[i]) for i in wanted)
 
     def layer(block: nn.Module, carry: tuple, rate: jax.Array, i: jax.Array) -> tuple[tuple, None]:
         x, states = carry
@@ -73,10 +76,10 @@ def transformer(
         split_rngs={"params": True, "dropout": True},
         length=config.depth,
     )
-    blocks = block(config, causal, dtype, activations, name="blocks")
+    blocks = make(name="blocks")
     carry = (x, (x,) * len(wanted))
     (x, states), _ = scan(blocks, carry, jnp.asarray(drop_path, jnp.float32), jnp.arange(config.depth))
-    return x, tuple(x if i == config.depth else state for i, state in zip(wanted, states, strict=True))
+    return unflat(x), tuple(unflat(x if i == config.depth else s) for i, s in zip(wanted, states, strict=True))
 
 
 def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
@@ -87,12 +90,15 @@ def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[n
 class Block(nn.Module):
     """x + attention(LN(x)), then + MLP(LN(x)), or what config says. Returns (x, None): the form nn.scan needs.
 
+    x: [batch * length, width]. All but attention knows no examples, and a TPU lays out [batch, length, width] with 196
+    rows an example differently: every product beside it would cost a copy.
     cross: attention is to context [batch, any length, any width], normalised by itself, and not to x.
     """
 
     config: BlockConfig
     causal: bool
     dtype: jnp.dtype
+    length: int
     activations: jax.sharding.Sharding | None = None
     cross: bool = False
 
@@ -110,10 +116,11 @@ class Block(nn.Module):
         init = block_initializers(config)
         norm = functools.partial(NORMS[config.norm], config.norm_eps)
         x = constrain(x, self.activations)
+        examples = lambda y: y.reshape(-1, self.length, config.width)  # noqa: E731
         if self.cross:
             matrix = nn.initializers.normal(config.width**-0.5)
             attention = CrossAttention(config.num_heads, matrix, init["out"], self.dtype, name="attention")
-            attend = lambda y: attention(y, norm(name="ln_context")(context))  # noqa: E731
+            attend = lambda y: attention(examples(y), norm(name="ln_context")(context)).reshape(y.shape)  # noqa: E731
         else:
             attention = SelfAttention(
                 config.num_heads,
@@ -124,12 +131,13 @@ class Block(nn.Module):
                 self.dtype,
                 remat=config.remat == "attention",
                 chunk=config.attention_chunk,
+                flash=config.attention == "flash",
                 activations=self.activations,
                 qkv_bias=config.qkv_bias,
                 norm=norm if config.attention_norm else None,
                 name="attention",
             )
-            attend = lambda y: attention(y, rotation, mask)  # noqa: E731
+            attend = lambda y: attention(examples(y), rotation, mask).reshape(y.shape)  # noqa: E731
         mlp = Mlp(
             config.mlp_dim,
             config.activation,
@@ -150,8 +158,8 @@ class Block(nn.Module):
                 y = y * scale.astype(y.dtype)
             y = nn.Dropout(config.dropout, deterministic=not train)(y)
             if config.drop_path > 0 and train:
-                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0], 1, 1))
-                y = jnp.where(keep, y / (1 - drop_path), 0).astype(y.dtype)
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0] // self.length, 1))
+                y = jnp.where(jnp.repeat(keep, self.length, axis=0), y / (1 - drop_path), 0).astype(y.dtype)
             return y
 
         x = x + checkpoint_name(branch(1, attend, x), "attention_out")

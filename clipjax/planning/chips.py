@@ -26,6 +26,7 @@ class Chip:
     ici_link: float  # bytes/s, one way
     torus: int  # dimensions of the network inside a slice
     clock: float  # cycles/s
+    cores: int = 1  # that share a device's work ("megacore")
     topology_options: tuple[tuple[str, str], ...] = ()
 
 
@@ -33,9 +34,9 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         # v4's two cores act as one device ("megacore"), which JAX must be told when it describes a topology.
-        Chip("v4", "TPU v4", 31.0 * GIB, 275e12, 1.2e12, 4.5e10, 3, 1.05e9, (("chip_config_name", "megacore"),)),
+        Chip("v4", "TPU v4", 31.0 * GIB, 275e12, 1.2e12, 4.5e10, 3, 1.05e9, 2, (("chip_config_name", "megacore"),)),
         Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 8.1e11, 4.5e10, 2, 1.5e9),
-        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 1.75e9),
+        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 1.75e9, 2),
         Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1.6e12, 9e10, 2, 1.75e9),
         Chip("tpu7x", "TPU7x", 94.75 * GIB, 1153.5e12, 3.69e12, 9e10, 3, 2.2e9),
     )

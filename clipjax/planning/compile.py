@@ -16,6 +16,7 @@ from clipjax.mesh import make_mesh
 from clipjax.planning.chips import Chip
 from clipjax.planning.flops import step_flops
 from clipjax.planning.hlo import collectives, parse
+from clipjax.planning.kernels import kernel_times
 from clipjax.planning.parts import PARTS, part_of, purpose_of
 from clipjax.planning.topology import Topology
 from clipjax.teacher import load_teacher
@@ -52,6 +53,9 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     cycles: dict[str, float] = defaultdict(float)
     for instruction in program.executed():
         cycles[part_of(instruction.op_name)] += instruction.cycles * instruction.times
+    kernels = kernel_times(program, chip) if chip else []
+    for kernel in kernels:
+        cycles[kernel["part"]] += (kernel["seconds"] or 0) * chip.clock * kernel["times"]
     memory = _memory(compiled, state, chip)
     return {
         "topology": topology.name,
@@ -65,6 +69,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
         "memory": memory,
         "fits": None if chip is None else memory["total"] <= chip.hbm,
         "collectives": sorted(moved, key=lambda c: -c["bytes_received"] * c["times"]),
+        "kernels": kernels,
         "flops": flops,
         "time": _time(cycles, flops, moved, memory, chip, devices) if chip else None,
         "loops_of_unknown_length": program.unknown_loops,

@@ -1,0 +1,113 @@
+"""How long kernels of our own take: the compiler schedules them instruction by instruction, but estimates nothing.
+
+A TPU's core starts one bundle of instructions a cycle, in the order of the schedule, so the bundles of a kernel's step
+times the number of steps are the cycles that it takes, unless memory is slower. Schedules are found only in what the
+compiler writes down for its developers, which it is told when it is loaded: the kernels are compiled once more, by
+themselves, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from clipjax.models import flash_attention
+from clipjax.planning.chips import Chip
+from clipjax.planning.hlo import Program
+from clipjax.planning.parts import part_of
+from clipjax.planning.topology import open_topology
+
+_NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)(_causal)?")
+_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
+
+
+class Kernel(NamedTuple):
+    """A function of clipjax.models.flash_attention and its arrays on one device, [batch, length, heads, d]."""
+
+    function: str
+    batch: int
+    length: int
+    heads: int
+    d: int
+    causal: bool
+    dtype: str
+
+
+def kernel_times(program: Program, chip: Chip) -> list[dict[str, Any]]:
+    """Of every kernel of a compiled program: what it serves, how often it runs, its schedule, seconds a time.
+
+    seconds: None where the compiler wrote down no schedule.
+    """
+    found: Counter[tuple[str, Kernel]] = Counter()
+    for one in program.executed():
+        if kernel := one.opcode == "custom-call" and _kernel(one.op_name, one.shapes):
+            found[part_of(one.op_name), kernel] += one.times
+    kernels = sorted({kernel for _, kernel in found})
+    bundles = dict(zip(kernels, _bundles(kernels, chip), strict=True))
+    return [_timed(kernel, part, times, bundles[kernel], chip) for (part, kernel), times in found.items()]
+
+
+def _timed(kernel: Kernel, part: str, times: float, bundles: int | None, chip: Chip) -> dict[str, Any]:
+    steps = flash_attention.kernel_steps(kernel.batch, kernel.length, kernel.heads, kernel.d)
+    arrays = {"flash_forward": 4, "flash_backward": 7}[kernel.function]
+    size = kernel.batch * kernel.length * kernel.heads * kernel.d * jnp.dtype(kernel.dtype).itemsize
+    in_memory = arrays * size / chip.hbm_bandwidth
+    seconds = None if bundles is None else max(bundles * math.ceil(steps / chip.cores) / chip.clock, in_memory)
+    figures = {"part": part, "times": times, "steps": steps, "bundles": bundles, "seconds": seconds}
+    return {**kernel._asdict(), **figures}
+
+
+def _kernel(op_name: str, shapes: list[tuple[str, tuple[int, ...]]]) -> Kernel | None:
+    name = _NAME.search(op_name)
+    if not name:
+        return None
+    function, length, d, causal = name.groups()
+    dtype, shape = shapes[0]
+    batch, heads = math.prod(shape[:-1]) // int(length), shape[-1] // int(d)
+    return Kernel(function, batch, int(length), heads, int(d), bool(causal), _DTYPES[dtype])
+
+
+def _bundles(kernels: list[Kernel], chip: Chip) -> list[int | None]:
+    if not kernels:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder}"
+        env = {**os.environ, "LIBTPU_INIT_ARGS": flags, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "clipjax.planning.kernels", chip.name, folder, json.dumps(kernels)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else [None] * len(kernels)
+
+
+def _compile_and_read(chip: str, folder: Path, kernels: list[Kernel]) -> list[int | None]:
+    """Bundles of a step of each, from the schedules that the compiler writes into the folder."""
+    device = open_topology(f"{chip}:2x2" if chip in ("v5e", "v6e") else f"{chip}:2x2x1").devices[0]
+    result = []
+    for kernel in kernels:
+        shape = (kernel.batch, kernel.length, kernel.heads, kernel.d)
+        array = jax.ShapeDtypeStruct(shape, kernel.dtype, sharding=SingleDeviceSharding(device))
+        function = getattr(flash_attention, kernel.function)
+        arrays = (array,) * (3 if kernel.function == "flash_forward" else 4)
+        jax.jit(lambda *args, f=function, causal=kernel.causal: f(*args, causal=causal)).lower(*arrays).compile()
+        schedules = [path for path in folder.glob("*schedule-analysis_final_bundles.txt") if _NAME.search(path.name)]
+        found = [_BUNDLES.search(path.read_text()) for path in schedules]
+        result.append(int(found[0].group(1)) if len(found) == 1 and found[0] else None)
+        for path in folder.iterdir():
+            path.unlink()
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile_and_read(sys.argv[1], Path(sys.argv[2]), [Kernel(*k) for k in json.loads(sys.argv[3])])))
