@@ -22,6 +22,11 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     batch_shards = shape[0] * shape[1]
     for name, value in (("total_steps", config.total_steps), ("global_batch_size", config.global_batch_size)):
         require(value > 0, f"config.{name} is {value}; it must be positive.")
+    require(
+        batch_shards % process_count == 0,
+        f"config.mesh.tensor={shape[2]} leaves {batch_shards} part(s) of a batch, which {process_count} processes cannot "
+        "share: each reads rows of its own. Use a tensor axis no longer than one process has devices.",
+    )
     for name, size in (
         ("global_batch_size", config.global_batch_size),
         ("eval.batch_size", config.eval.batch_size),
@@ -55,6 +60,12 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
             not tower.rope or tower.width // tower.num_heads % axes == 0,
             f"{where}.rope=True needs heads of a multiple of {axes} channels, but width={tower.width} over "
             f"num_heads={tower.num_heads} gives {tower.width / tower.num_heads:g}.",
+        )
+        padded = tower.name in ("naflex", "bert") or name == "text" and tower.pool == "cls"
+        require(
+            tower.attention == "dense" or not padded,
+            f"{where}.attention='flash' knows no padding, which name='{tower.name}' with pool='{tower.pool}' masks; use "
+            "'dense', with attention_chunk or remat='attention' to save memory.",
         )
         for field_name in ("dropout", "drop_path", *(["patch_dropout"] if name == "image" else [])):
             rate = getattr(tower, field_name)

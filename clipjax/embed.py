@@ -38,7 +38,7 @@ from clipjax.embeddings import image_made_by, teacher_made_by
 from clipjax.evaluate import global_batches, make_embed
 from clipjax.fingerprint import fingerprint
 from clipjax.init_from import initial_state
-from clipjax.mesh import batch_shards, make_mesh, own_rows
+from clipjax.mesh import make_mesh, own_rows
 from clipjax.models.pixels import image_of
 from clipjax.peers import gather_json, wait_for_all
 from clipjax.teacher import load_teacher, teacher_fingerprint
@@ -60,11 +60,6 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
     config = dataclasses.replace(config, data=unset)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
-    require(
-        batch_shards(mesh) % jax.process_count() == 0,
-        f"config.mesh with tensor={config.mesh.tensor} cuts a batch into {batch_shards(mesh)} parts, which "
-        f"{jax.process_count()} processes cannot share: use a smaller config.mesh.tensor.",
-    )
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     source, prints = open_train(config.data), fingerprint(config, tokenizer)
     if tower == "image":

@@ -59,6 +59,8 @@ def test_an_optional_field_takes_its_type_and_none():
         (lambda c: c.mesh.update({"data": 3}), "config.mesh.*data=3.*8 device"),
         (lambda c: c.mesh.update({"tensor": 8}), "tensor=8.*num_heads=12"),
         (lambda c: c.model.image.update({"num_heads": 7}), "model.image.width=768.*num_heads=7"),
+        (lambda c: c.model.image.update({"name": "naflex", "attention": "flash"}), "image.attention='flash'.*padding"),
+        (lambda c: c.model.text.update({"pool": "cls", "attention": "flash"}), "text.attention='flash'.*padding"),
         (lambda c: c.model.image.update({"projection": False}), "width=768.*embed_dim=512"),
         (lambda c: c.loss.update({"name": "sigmoid"}), "logit_bias_init=-10.0"),
         (lambda c: c.optimizer.schedule.update({"warmup_steps": 10_000}), "warmup_steps=10000.*total_steps=10000"),
@@ -76,6 +78,13 @@ def test_a_wrong_type_from_json_is_refused_with_the_fields_name():
     tree["optimizer"]["learning_rate"] = "fast"
     with pytest.raises(ConfigError, match=r"config\.optimizer\.learning_rate is 'fast' \(str\); expected float"):
         from_json_dict(tree)
+
+
+def test_processes_must_not_share_rows_of_a_batch():
+    change = lambda c: c.mesh.update(data=1, fsdp=2, tensor=4)  # noqa: E731
+    assert checked(change, process_count=2).mesh.tensor == 4
+    with pytest.raises(ConfigError, match="mesh.tensor=4 leaves 2 part.*of a batch, which 4 processes cannot share"):
+        checked(change, process_count=4)
 
 
 def test_batch_must_divide_over_processes_too():

@@ -208,14 +208,6 @@ def test_what_embeddings_cannot_stand_for_is_refused(changes, message):
         embed.check(from_config_dict(config), num_devices=1)
 
 
-def test_a_mesh_whose_processes_would_have_to_share_rows_is_refused(folder, monkeypatch):
-    config = lit(folder)
-    config.mesh.update(data=1, fsdp=2, tensor=4)
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(ConfigError, match="tensor=4 cuts a batch into 2 parts, which 4 processes cannot share"):
-        embed.run(from_config_dict(config), "image", folder / "shared_rows")
-
-
 def test_shares_are_whole_shards_as_equal_as_can_be(monkeypatch):
     monkeypatch.setattr(embeddings, "RECORDS_PER_SHARD", 10)
     assert shares(37, 1) == [range(37)]

@@ -207,7 +207,8 @@ def _store(ref, heads: list[jax.Array], start: int, window: slice) -> None:  # n
         row = jax.lax.broadcasted_iota(jnp.int32, (TILE_ROWS, x.shape[1]), 0)
         ref[shared] = jnp.where(row < start, ref[shared], x[:TILE_ROWS])
         window, x = slice(shared.stop, window.stop), x[TILE_ROWS:]
-    ref[window] = x
+    if len(x):
+        ref[window] = x
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:

@@ -139,6 +139,12 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
     if time:
         bounds = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in time["at_least"].items())
         lines.append(f"At least (peak rates, nothing overlapped twice): {bounds}")
+    kernels = plan["kernels"]
+    if any(kernel["seconds"] is None for kernel in kernels):
+        lines.append("NOT in the estimate: attention's kernels, for which this libtpu wrote down no schedule.")
+    elif kernels:
+        seconds = sum(kernel["seconds"] * kernel["times"] for kernel in kernels)
+        lines.append(f"Of that {seconds * 1e3:.2f} ms in attention's kernels, by the compiler's schedule (estimated)")
     if step:
         lines.append(
             f"{plan['global_batch_size'] / step:,.0f} images/s if every transfer hides behind computation (estimated)"

@@ -1,0 +1,108 @@
+"""Attention as one TPU kernel: interpreted here, against float64 NumPy; the towers that use it, against those that do not."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clipjax.config import MeshConfig
+from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.models.flash_attention import flash_attention, flash_backward, flash_forward, kernel_steps
+from clipjax.models.layers import attention
+from tests.tiny import start, tiny_batches, tiny_config
+
+# batch, length, heads, d, causal; what a kernel step takes
+CASES = {
+    "whole tiles": ((2, 32, 2, 64, False), 1),
+    "four examples share tiles": ((4, 20, 2, 64, False), 1),
+    "sixteen odd ones share tiles": ((16, 3, 2, 64, False), 1),
+    "two blocks of heads": ((4, 20, 4, 64, True), 2),
+    "a batch without whole tiles": ((3, 20, 4, 32, False), 3),
+    "all heads of 72": ((2, 16, 4, 72, False), 1),
+    "causal, tiles shared": ((8, 10, 1, 128, True), 1),
+}
+
+
+def reference(q, k, v, g, causal):
+    """(out, dq, dk, dv) in float64, by the chain rule written out."""
+    q, k, v, g = (np.asarray(a, np.float64) for a in (q, k, v, g))
+    scale = q.shape[-1] ** -0.5
+    logits = np.einsum("blhd,bmhd->bhlm", q, k) * scale
+    if causal:
+        logits = np.where(np.tri(q.shape[1], dtype=bool), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    dweights = np.einsum("blhd,bmhd->bhlm", g, v)
+    dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+    return (
+        np.einsum("bhlm,bmhd->blhd", weights, v),
+        np.einsum("bhlm,bmhd->blhd", dlogits, k) * scale,
+        np.einsum("bhlm,blhd->bmhd", dlogits, q) * scale,
+        np.einsum("bhlm,blhd->bmhd", weights, g),
+    )
+
+
+def arrays(batch, length, heads, d, dtype=jnp.float32):
+    return [jax.random.normal(jax.random.key(i), (batch, length, heads, d)).astype(dtype) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_are_attention_and_its_gradient(name):
+    (*shape, causal), steps = CASES[name]
+    assert kernel_steps(*shape) == steps
+    q, k, v, g = arrays(*shape)
+    found = (
+        flash_forward(q, k, v, causal=causal, interpret=True),
+        *flash_backward(q, k, v, g, causal=causal, interpret=True),
+    )
+    for ours, theirs in zip(found, reference(q, k, v, g, causal), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+def test_kernels_in_bfloat16_are_within_its_rounding():
+    q, k, v, g = arrays(4, 20, 2, 64, jnp.bfloat16)
+    found = flash_forward(q, k, v, interpret=True), *flash_backward(q, k, v, g, interpret=True)
+    for ours, theirs in zip(found, reference(q, k, v, g, False), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=2**-7 * np.abs(theirs).max())
+
+
+def test_an_example_is_blind_to_its_neighbours():
+    """However large their numbers: windows overlap them."""
+    q, k, v, g = (a.at[1].multiply(1e4) for a in arrays(4, 20, 2, 64))
+    alone = [a[2:3] for a in (q, k, v, g)]
+    found = flash_forward(q, k, v, interpret=True), *flash_backward(q, k, v, g, interpret=True)
+    for ours, theirs in zip(found, reference(*alone, False), strict=True):
+        np.testing.assert_allclose(ours[2:3], theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_elsewhere_it_is_plain_attention_on_every_mesh(causal):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
+    q, k, v, g = arrays(8, 5, 4, 8)
+    plain = lambda q, k, v: attention(q, k, v, causal=causal)  # noqa: E731
+    flash = flash_attention(plain, causal=causal, sharding=batch_sharding(mesh))
+
+    def value_and_grads(attend):
+        return jax.jit(lambda *args: (attend(*args), *jax.vjp(attend, *args)[1](g)), in_shardings=(sharding,) * 3)
+
+    for found, expected in zip(value_and_grads(flash)(q, k, v), value_and_grads(plain)(q, k, v), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_training_with_it_is_training_without_it():
+    losses = []
+    for kind in ("dense", "flash"):
+        config = tiny_config((1, 1, 1))
+        model = config.model
+        image, text = (replace(tower, attention=kind) for tower in (model.image, model.text))
+        _, state, step = start(replace(config, model=replace(model, image=image, text=text)), num_devices=1)
+        for batch in tiny_batches(3):
+            state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
