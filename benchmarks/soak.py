@@ -88,6 +88,8 @@ class Run:
         self.workdir.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "jax-cache")}
         env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        # One heap for all threads: what one frees is not kept from the others, and what is resident is in use.
+        env["MALLOC_ARENA_MAX"] = "1"
         core = self.core % os.cpu_count()
         with open(self.workdir / "output.log", "a") as log:
             process = subprocess.Popen(

@@ -24,8 +24,8 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         require(value > 0, f"config.{name} is {value}; it must be positive.")
     require(
         batch_shards % process_count == 0,
-        f"config.mesh.tensor={shape[2]} leaves {batch_shards} part(s) of a batch, which {process_count} processes cannot "
-        "share: each reads rows of its own. Use a tensor axis no longer than one process has devices.",
+        f"config.mesh.tensor={shape[2]} leaves {batch_shards} part(s) of a batch, which {process_count} processes "
+        "cannot share: each reads rows of its own. Use a tensor axis no longer than one process has devices.",
     )
     for name, size in (
         ("global_batch_size", config.global_batch_size),
@@ -64,8 +64,8 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         padded = tower.name in ("naflex", "bert") or name == "text" and tower.pool == "cls"
         require(
             tower.attention == "dense" or not padded,
-            f"{where}.attention='flash' knows no padding, which name='{tower.name}' with pool='{tower.pool}' masks; use "
-            "'dense', with attention_chunk or remat='attention' to save memory.",
+            f"{where}.attention='flash' knows no padding, which name='{tower.name}' with pool='{tower.pool}' masks; "
+            "use 'dense', with attention_chunk or remat='attention' to save memory.",
         )
         for field_name in ("dropout", "drop_path", *(["patch_dropout"] if name == "image" else [])):
             rate = getattr(tower, field_name)

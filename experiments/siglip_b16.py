@@ -22,8 +22,8 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     image = config.model.image
     for tower in (image, config.model.text):
         tower.attention = "flash"
-        # Unrolled, towers step faster and take minutes to compile. Then XLA's own choice of what to keep is the fastest;
-        # long sequences need more memory than that.
+        # Unrolled, towers step faster and take minutes to compile. What XLA then keeps by itself is the fastest choice,
+        # but for long sequences too much.
         tower.scan_layers = tower.depth > 24
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.name = "sigmoid"

@@ -35,7 +35,17 @@ from clipjax.mesh import make_mesh
 from clipjax.train_step import abstract_state, eval_variables
 
 # Fields that say how a model is trained or laid out and not what it computes.
-TRAINING = ("init", "dropout", "drop_path", "patch_dropout", "scan_layers", "remat", "attention", "attention_chunk", "norm_momentum")
+TRAINING = (
+    "init",
+    "dropout",
+    "drop_path",
+    "patch_dropout",
+    "scan_layers",
+    "remat",
+    "attention",
+    "attention_chunk",
+    "norm_momentum",
+)
 MODEL_TRAINING = ("decoder", "dtype", "logit_scale_init", "logit_scale_max")
 
 

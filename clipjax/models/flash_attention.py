@@ -104,9 +104,7 @@ def _call(body: Callable, results: int, args: tuple[jax.Array, ...], causal: boo
         in_specs=[block] * len(args),
         out_specs=[block] * results,
         # Parallel: the two cores of a v4's or v5p's device share the steps.
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES),
         # What clipjax.planning.kernels and readers of profiles tell kernels by.
         name=f"flash{body.__name__}_{length}x{d}{'_causal' if causal else ''}",
         interpret=interpret,

@@ -1,4 +1,4 @@
-"""Attention as one TPU kernel: interpreted here, against float64 NumPy; the towers that use it, against those that do not."""
+"""Attention as one TPU kernel, interpreted, against float64 NumPy; training with it against training without."""
 
 from dataclasses import replace
 

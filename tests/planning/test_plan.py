@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 from dataclasses import replace
 
 import jax
@@ -12,11 +13,15 @@ from clipjax.config import ConfigError, MeshConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import PRESETS
 from clipjax.plan import nearest_that_may_fit, override, run
-from clipjax.planning import topology
-from clipjax.planning.chips import GIB
+from clipjax.planning import kernels, topology
+from clipjax.planning.chips import CHIPS, GIB
 from clipjax.planning.compile import OutOfMemory
 from clipjax.planning.flops import step_flops
+from clipjax.planning.hlo import parse, shapes_in
+from clipjax.planning.kernels import kernel_times
+from clipjax.planning.table import _time_lines
 from clipjax.planning.topology import open_topology
+from clipjax.train_step import abstract_state, lower_step
 from tests import runs
 from tests.tiny import tiny_config
 
@@ -131,6 +136,45 @@ def test_a_slice_that_is_not_here():
     assert 0 < found["time"]["estimated_mfu"] < 1
     assert all(bound > 0 for bound in found["time"]["at_least"].values())
     assert found["time"]["estimated_seconds"] > found["time"]["at_least"]["matrix units"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_flash_attention_is_four_kernels_whose_schedules_are_read():
+    """Forward and backward of both towers, on the examples and heads of one device; no [length, length] in memory."""
+    config = tiny_config((2, 1, 2))
+    image = replace(
+        config.model.image, projection=True, image_size=24, width=256, num_heads=4, mlp_dim=512, attention="flash"
+    )
+    text = replace(config.model.text, attention="flash", causal=True)
+    config = replace(
+        config, global_batch_size=32, model=replace(config.model, image=image, text=text, dtype="bfloat16")
+    )
+    found = open_topology("v5e:2x2")
+    mesh = make_mesh(config.mesh, found.devices)
+    text = lower_step(config, mesh, abstract_state(config, mesh), None).compile().as_text()
+    assert not {shape for shape in shapes_in(text) if shape[-2:] == (36, 36)}
+    timed = kernel_times(parse(text), found.chip)
+    assert {(k["part"], k["function"], k["times"]) for k in timed} == {
+        ("image attention", "flash_forward", 2),
+        ("image attention", "flash_backward", 2),
+        ("text attention", "flash_forward", 1),
+        ("text attention", "flash_backward", 1),
+    }
+    for k in timed:
+        expected = (16, 36, 2, 64, False) if k["part"] == "image attention" else (16, 8, 2, 8, True)
+        assert tuple(k[name] for name in ("batch", "length", "heads", "d", "causal")) == expected
+        assert k["seconds"] == k["bundles"] * k["steps"] / found.chip.clock > 0
+
+
+def test_kernels_without_a_schedule_are_not_counted_in_silence(monkeypatch):
+    monkeypatch.setattr(kernels.subprocess, "run", lambda *args, **_: subprocess.CompletedProcess(args, 1, "", "no"))
+    kernel = kernels.Kernel("flash_forward", 16, 36, 2, 64, False, "bfloat16")
+    assert kernels._bundles([kernel], CHIPS["v5e"]) == [None]
+    timed = kernels._timed(kernel, "image attention", 2.0, None, CHIPS["v5e"])
+    time = {name: {} for name in ("estimated_seconds_by_part", "estimated_mfu_by_part", "at_least")}
+    plan = {"flops": {}, "kernels": [timed], "time": time | {"estimated_seconds": None}}
+    assert "NOT in the estimate: attention's kernels" in "\n".join(_time_lines(plan))
 
 
 @needs_libtpu
