@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # what no two runs share
 SAMPLE_SECONDS = 2.0
 MAX_SAMPLES = 40  # of a life that are kept in the JSON
-MAX_GAIN = 20.0  # MB of resident memory in 1000 steps
+MAX_GAIN = 5.0  # MB of resident memory in 1000 steps
 WARM_UP_SHARE = 0.3  # of a process's life is left out of its memory's slope: caches and buffers fill
 
 

@@ -20,11 +20,11 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     config.model = to_config_dict(get_preset(preset))
     config.model.dtype = "bfloat16"
     image = config.model.image
-    for tower in (image, config.model.text):
+    for tower, longest in ((image, 27), (config.model.text, 24)):
         tower.attention = "flash"
-        # Unrolled, towers step faster and take minutes to compile. What XLA then keeps by itself is the fastest choice,
-        # but for long sequences too much.
-        tower.scan_layers = tower.depth > 24
+        # Unrolled, towers step faster and take minutes to compile: a text tower, a seventeenth of So400m's work, is not worth
+        # them. What XLA then keeps by itself is the fastest choice, but for long sequences too much.
+        tower.scan_layers = tower.depth > longest
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.name = "sigmoid"
     config.loss.dtype = "bfloat16"
