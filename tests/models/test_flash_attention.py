@@ -22,7 +22,9 @@ CASES = {
     "sixteen odd ones share tiles": ((16, 3, 2, 64, False), 1),
     "two blocks of heads": ((4, 20, 4, 64, True), 2),
     "a batch without whole tiles": ((3, 20, 4, 32, False), 3),
+    "without whole tiles, several blocks of heads a step": ((3, 20, 8, 64, False), 3),
     "all heads of 72": ((2, 16, 4, 72, False), 1),
+    "two steps of heads of 96": ((2, 16, 8, 96, True), 2),
     "causal, tiles shared": ((8, 10, 1, 128, True), 1),
 }
 
