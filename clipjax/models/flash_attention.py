@@ -75,7 +75,10 @@ def flash_forward(
 def flash_backward(
     q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, *, causal: bool = False, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(dq, dk, dv), of what flash_forward gives and its gradient."""
+    """(dq, dk, dv), of what flash_forward gives and its gradient.
+
+    They are parts of one array: where they are stacked again for one product (layers.dots), no copy is made.
+    """
     return tuple(_call(_backward, 3, (q, k, v, gradient), causal, interpret))
 
 
@@ -106,17 +109,18 @@ def _call(body: Callable, results: int, args: tuple[jax.Array, ...], causal: boo
         block = pl.BlockSpec((None, length, columns), lambda i, j: (i, 0, j))
     call = pl.pallas_call(
         functools.partial(body, length=length, d=d, causal=causal),
-        out_shape=[jax.ShapeDtypeStruct(shape, args[0].dtype)] * results,
+        out_shape=jax.ShapeDtypeStruct((results, *shape), args[0].dtype),
         grid=(batch // (examples or 1), width // columns),
         in_specs=[block] * len(args),
-        out_specs=[block] * results,
+        out_specs=pl.BlockSpec((results, *block.block_shape), lambda i, j: (0, *block.index_map(i, j))),
         # Parallel: the two cores of a v4's or v5p's device share the steps.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES),
         # What clipjax.planning.kernels and readers of profiles tell kernels by.
         name=f"flash{body.__name__}_{length}x{d}{'_causal' if causal else ''}",
         interpret=interpret,
     )
-    return [y.reshape(args[0].shape) for y in call(*(a.reshape(shape) for a in args))]
+    y = call(*(a.reshape(shape) for a in args))
+    return [y[i].reshape(args[0].shape) for i in range(results)]
 
 
 def _fits(q: jax.Array, sharding: NamedSharding | None) -> bool:
@@ -159,10 +163,10 @@ def _forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool)
         weights, total = _softmax(logits, d)
         outs.append(_dot(values[head.columns], weights.astype(values.dtype), 1, 0) * (1 / total))
         if head.last:
-            _store(out_ref, jnp.concatenate(outs, 0).T, head)
+            _store(out_ref.at[0], jnp.concatenate(outs, 0).T, head)
 
 
-def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
+def _backward(q_ref, k_ref, v_ref, g_ref, out_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
     def begin(head: _Head) -> tuple[jax.Array, ...]:
         q, k, v, g = (ref[head.window, head.lanes] for ref in (q_ref, k_ref, v_ref, g_ref))
         q, g = _only(q, head.own), _only(_own_rows(g, head.start, length, 0), head.own)
@@ -179,9 +183,9 @@ def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int
         dqs.append(_dot(keys[head.columns], dlogits, 1, 0) * d**-0.5)
         _add(dks, head.lanes, _dot(dlogits, q, 1, 0) * d**-0.5)
         if head.last:
-            _store(dq_ref, jnp.concatenate(dqs, 0).T, head)
-            for ref, sums in ((dk_ref, dks), (dv_ref, dvs)):
-                _store(ref, jnp.concatenate([sums[i] for i in sorted(sums)], 1), head)
+            _store(out_ref.at[0], jnp.concatenate(dqs, 0).T, head)
+            for i, sums in ((1, dks), (2, dvs)):
+                _store(out_ref.at[i], jnp.concatenate([sums[at] for at in sorted(sums)], 1), head)
 
 
 class _Head(NamedTuple):

@@ -54,7 +54,7 @@ class Projections(nn.Module):
     """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` times [..., width].
 
     kernel [in, count, width], bias [len(biased), width], of the maps `biased` (None: of all). Separate products:
-    slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing.
+    slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see dots.
     """
 
     count: int
@@ -63,6 +63,7 @@ class Projections(nn.Module):
     bias_init: Callable
     dtype: jnp.dtype
     biased: tuple[int, ...] | None = None
+    one_gradient: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -70,7 +71,10 @@ class Projections(nn.Module):
         biased = tuple(range(self.count)) if self.biased is None else self.biased
         bias = self.param("bias", self.bias_init, (len(biased), self.width)) if biased else None
         flat = x.reshape(-1, x.shape[-1])
-        parts = [dot(flat, kernel[:, i], self.dtype) for i in range(self.count)]
+        if self.one_gradient:
+            parts = dots(flat, kernel, self.dtype)
+        else:
+            parts = tuple(dot(flat, kernel[:, i], self.dtype) for i in range(self.count))
         parts = [add_bias(y, bias[biased.index(i)]) if i in biased else y for i, y in enumerate(parts)]
         return tuple(checkpoint_name(y.reshape(*x.shape[:-1], self.width), "qkv") for y in parts)
 
@@ -96,6 +100,29 @@ def _dot_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Ar
 
 
 dot.defvjp(_dot_forward, _dot_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dots(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out], on a TPU with one product for all in each
+    gradient: faster where the results' gradients lie in one array already, as flash_attention's do."""
+    return tuple(dot(x, kernel[:, i], dtype) for i in range(kernel.shape[1]))
+
+
+def _dots_backward(dtype: jnp.dtype, saved: tuple, dys: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def at_once(x: jax.Array, kernel: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dy = jnp.stack(dys)
+        dx = _product(dy, kernel.astype(dtype), ((0, 2), (1, 2))).astype(x.dtype)
+        return dx, _product(x.astype(dtype), dy, ((0,), (1,))).astype(kernel.dtype)
+
+    def one_by_one(x: jax.Array, kernel: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parts = [_dot_backward(dtype, (x, kernel[:, i]), dy) for i, dy in enumerate(dys)]
+        return sum(dx for dx, _ in parts), jnp.stack([dkernel for _, dkernel in parts], axis=1)
+
+    return jax.lax.platform_dependent(*saved, *dys, tpu=at_once, default=one_by_one)
+
+
+dots.defvjp(lambda x, kernel, dtype: (dots(x, kernel, dtype), (x, kernel)), _dots_backward)
 
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
@@ -191,7 +218,9 @@ class SelfAttention(nn.Module):
         if self.flash:
             attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
         biased = BIASED[self.qkv_bias]
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")(x)
+        q, k, v = Projections(
+            3, width, self.qkv_init, self.bias_init, self.dtype, biased, self.flash and rotation is None, name="qkv"
+        )(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

@@ -76,7 +76,8 @@ def _kernel(op_name: str, shapes: list[tuple[str, tuple[int, ...]]]) -> Kernel |
         return None
     function, length, d, causal = name.groups()
     dtype, shape = shapes[0]
-    batch, heads = math.prod(shape[:-1]) // int(length), shape[-1] // int(d)
+    # Before them, the kernel's results stand in one array.
+    batch, heads = math.prod(shape[1:-1]) // int(length), shape[-1] // int(d)
     return Kernel(function, batch, int(length), heads, int(d), bool(causal), _DTYPES[dtype])
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.flash_attention import flash_attention, flash_backward, flash_forward, kernel_steps
-from clipjax.models.layers import attention
+from clipjax.models.layers import attention, dots
 from tests.tiny import start, tiny_batches, tiny_config
 
 # batch, length, heads, d, causal; what a kernel step takes
@@ -95,6 +95,19 @@ def test_elsewhere_it_is_plain_attention_on_every_mesh(causal):
 
     for found, expected in zip(value_and_grads(flash)(q, k, v), value_and_grads(plain)(q, k, v), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "default"])
+def test_one_gradient_for_several_products_is_that_of_each(platform, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **branches: branches[platform](*args))
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(40, 16), (16, 3, 24)]))
+    gradients = tuple(jax.random.normal(jax.random.key(i), (40, 24)) for i in (2, 3, 4))
+    ours, vjp = jax.vjp(lambda x, kernel: dots(x, kernel, jnp.float32), x, kernel)
+    x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, np.stack(gradients)))
+    expected = [*np.einsum("ni,ico->cno", x, kernel), np.einsum("cno,ico->ni", dy, kernel)]
+    expected.append(np.einsum("ni,cno->ico", x, dy))
+    for found, theirs in zip((*ours, *vjp(gradients)), expected, strict=True):
+        np.testing.assert_allclose(found, theirs, atol=2e-6 * np.abs(theirs).max())
 
 
 def test_training_with_it_is_training_without_it():
