@@ -77,9 +77,15 @@ def flash_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dq, dk, dv), of what flash_forward gives and its gradient.
 
-    They are parts of one array: where they are stacked again for one product (layers.dots), no copy is made.
+    They are parts of one array: where they are stacked again for one product (layers.dots), no copy is made, if
+    fills_tiles(length).
     """
     return tuple(_call(_backward, 3, (q, k, v, gradient), causal, interpret))
+
+
+def fills_tiles(length: int) -> bool:
+    """Whether kernels take examples of so many rows from [batch * length, width], where a batch is divisible enough."""
+    return _least_examples(length) * length <= MAX_ROWS
 
 
 def kernel_steps(batch: int, length: int, heads: int, d: int) -> int:
@@ -145,11 +151,15 @@ def _least_columns(heads: int, d: int) -> int:
 
 def _examples(batch: int, length: int) -> int:
     """Whole examples of a kernel step whose rows fill whole tiles; 0 where it takes more than there are or fit."""
-    least = TILE_ROWS // math.gcd(length, TILE_ROWS)
-    if batch % least or least * length > MAX_ROWS:
+    least = _least_examples(length)
+    if batch % least or not fills_tiles(length):
         return 0
     wanted = max(MIN_ROWS // (least * length), 1)
     return least * max(n for n in range(1, wanted + 1) if batch % (least * n) == 0)
+
+
+def _least_examples(length: int) -> int:
+    return TILE_ROWS // math.gcd(length, TILE_ROWS)
 
 
 def _forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.models.chunks import in_chunks
-from clipjax.models.flash_attention import flash_attention
+from clipjax.models.flash_attention import fills_tiles, flash_attention
 from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -217,10 +217,8 @@ class SelfAttention(nn.Module):
             attend = in_chunks(attend, self.chunk, self.activations)
         if self.flash:
             attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
-        biased = BIASED[self.qkv_bias]
-        q, k, v = Projections(
-            3, width, self.qkv_init, self.bias_init, self.dtype, biased, self.flash and rotation is None, name="qkv"
-        )(x)
+        biased, one = BIASED[self.qkv_bias], self.flash and rotation is None and fills_tiles(x.shape[1])
+        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, one, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
