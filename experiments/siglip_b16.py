@@ -22,8 +22,8 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     image = config.model.image
     for tower, longest in ((image, 27), (config.model.text, 24)):
         tower.attention = "flash"
-        # Unrolled, towers step faster and take minutes to compile: a text tower, a seventeenth of So400m's work, is not worth
-        # them. What XLA then keeps by itself is the fastest choice, but for long sequences too much.
+        # Unrolled, towers step faster and take minutes to compile: So400m's text tower, a seventeenth of the work, is
+        # not worth them. What XLA then keeps by itself is the fastest choice, but for long sequences too much.
         tower.scan_layers = tower.depth > longest
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.name = "sigmoid"
