@@ -77,8 +77,8 @@ def flash_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dq, dk, dv), of what flash_forward gives and its gradient.
 
-    They are parts of one array: where they are stacked again for one product (layers.dots), no copy is made, if
-    fills_tiles(length).
+    Parts of one array, if fills_tiles(length): where they are stacked again for one product (layers.dots), no copy is
+    made.
     """
     return tuple(_call(_backward, 3, (q, k, v, gradient), causal, interpret))
 
@@ -108,21 +108,32 @@ def _call(body: Callable, results: int, args: tuple[jax.Array, ...], causal: boo
     width, columns = heads * d, _columns(batch, length, heads, d)
     examples = _examples(batch, length)
     if examples:
-        shape = (batch * length, width)
+        shape, out_shape = (
+            (batch * length, width),
+            jax.ShapeDtypeStruct((results, batch * length, width), args[0].dtype),
+        )
         block = pl.BlockSpec((examples * length, columns), lambda i, j: (i, j))
+        out_block = pl.BlockSpec((results, examples * length, columns), lambda i, j: (0, i, j))
     else:
         shape = (batch, length, width)
         block = pl.BlockSpec((None, length, columns), lambda i, j: (i, 0, j))
+        out_shape, out_block = [jax.ShapeDtypeStruct(shape, args[0].dtype)] * results, [block] * results
+
+    def kernel(*refs) -> None:  # noqa: ANN002
+        ins, outs = refs[: len(args)], refs[len(args) :]
+        outs = [outs[0].at[i] for i in range(results)] if examples else outs
+        body(*ins, *outs, length=length, d=d, causal=causal)
+
     call = pl.pallas_call(
-        functools.partial(body, length=length, d=d, causal=causal),
-        out_shape=jax.ShapeDtypeStruct((results, *shape), args[0].dtype),
+        kernel,
+        out_shape=out_shape,
         grid=(batch // (examples or 1), width // columns),
         in_specs=[block] * len(args),
-        out_specs=pl.BlockSpec((results, *block.block_shape), lambda i, j: (0, *block.index_map(i, j))),
+        out_specs=out_block,
         # Parallel: the two cores of a v4's or v5p's device share the steps.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES),
         # What clipjax.planning.kernels and readers of profiles tell kernels by.
-        name=f"flash{body.__name__}_{length}x{d}{'_causal' if causal else ''}",
+        name=f"flash{body.__name__}_{batch}x{length}x{heads}x{d}{'_causal' if causal else ''}",
         interpret=interpret,
     )
     y = call(*(a.reshape(shape) for a in args))
@@ -173,10 +184,10 @@ def _forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool)
         weights, total = _softmax(logits, d)
         outs.append(_dot(values[head.columns], weights.astype(values.dtype), 1, 0) * (1 / total))
         if head.last:
-            _store(out_ref.at[0], jnp.concatenate(outs, 0).T, head)
+            _store(out_ref, jnp.concatenate(outs, 0).T, head)
 
 
-def _backward(q_ref, k_ref, v_ref, g_ref, out_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
+def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
     def begin(head: _Head) -> tuple[jax.Array, ...]:
         q, k, v, g = (ref[head.window, head.lanes] for ref in (q_ref, k_ref, v_ref, g_ref))
         q, g = _only(q, head.own), _only(_own_rows(g, head.start, length, 0), head.own)
@@ -193,9 +204,9 @@ def _backward(q_ref, k_ref, v_ref, g_ref, out_ref, *, length: int, d: int, causa
         dqs.append(_dot(keys[head.columns], dlogits, 1, 0) * d**-0.5)
         _add(dks, head.lanes, _dot(dlogits, q, 1, 0) * d**-0.5)
         if head.last:
-            _store(out_ref.at[0], jnp.concatenate(dqs, 0).T, head)
-            for i, sums in ((1, dks), (2, dvs)):
-                _store(out_ref.at[i], jnp.concatenate([sums[at] for at in sorted(sums)], 1), head)
+            _store(dq_ref, jnp.concatenate(dqs, 0).T, head)
+            for ref, sums in ((dk_ref, dks), (dv_ref, dvs)):
+                _store(ref, jnp.concatenate([sums[i] for i in sorted(sums)], 1), head)
 
 
 class _Head(NamedTuple):

@@ -29,7 +29,7 @@ from clipjax.planning.hlo import Program
 from clipjax.planning.parts import part_of
 from clipjax.planning.topology import open_topology
 
-_NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)(_causal)?")
+_NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)x(\d+)x(\d+)(_causal)?")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 
@@ -74,11 +74,8 @@ def _kernel(op_name: str, shapes: list[tuple[str, tuple[int, ...]]]) -> Kernel |
     name = _NAME.search(op_name)
     if not name:
         return None
-    function, length, d, causal = name.groups()
-    dtype, shape = shapes[0]
-    # Before them, the kernel's results stand in one array.
-    batch, heads = math.prod(shape[1:-1]) // int(length), shape[-1] // int(d)
-    return Kernel(function, batch, int(length), heads, int(d), bool(causal), _DTYPES[dtype])
+    function, *shape, causal = name.groups()
+    return Kernel(function, *map(int, shape), bool(causal), _DTYPES[shapes[0][0]])
 
 
 def _bundles(kernels: list[Kernel], chip: Chip) -> list[int | None]:
