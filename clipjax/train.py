@@ -185,7 +185,8 @@ def loop(
             if evaluates:
                 results = evaluate(eval_variables(state))
                 log.write(step, results)
-                announce(f"evaluated step {step}: {headline(results)}")
+                if results:  # empty without evaluators
+                    announce(f"evaluated step {step}: {headline(results)}")
             if saves:
                 save(state, data_state=data_state, metrics=results if evaluates else None)
             if evaluates or saves:
