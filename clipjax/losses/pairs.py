@@ -27,7 +27,7 @@ from clipjax.losses.collectives import (
     scattered,
     unpacked,
 )
-from clipjax.losses.tiles import LARGEST_TILE_ALONE, choose_tile, chunk_count, over_tiles, tile_shape
+from clipjax.losses.tiles import chunk_count, over_tiles, tile_shape, tile_shape_alone
 from clipjax.mesh import BATCH_AXES
 
 Tree = Any
@@ -85,10 +85,8 @@ def over_all_pairs(
     def sharded(with_grads: bool) -> Callable:
         def device(*args):
             run = _one_pass if loss.per_example is None else _two_passes
-            own = _count(args[0])
-            alone = jax.lax.axis_size(BATCH_AXES) == 1
-            side = choose_tile(own, tile, LARGEST_TILE_ALONE) if alone else tile
-            return run(_Tiles(loss, repeats, own, side, dtype), *args, BATCH_AXES, comm, with_grads)
+            tiles = _Tiles(loss, repeats, _count(args[0]), tile, dtype, alone=jax.lax.axis_size(BATCH_AXES) == 1)
+            return run(tiles, *args, BATCH_AXES, comm, with_grads)
 
         return jax.shard_map(
             device,
@@ -241,9 +239,12 @@ class _Tiles:
     rows and columns are (features, ids), or (features, ids, results, cotangents) once those are known.
     """
 
-    def __init__(self, loss: Loss, repeats: str, own: int, tile: int, dtype: str):
+    def __init__(self, loss: Loss, repeats: str, own: int, tile: int, dtype: str, alone: bool):
         self.loss, self.repeats, self.dtype = loss, repeats, dtype
-        self.shape = lambda rows, columns: tile_shape(_count(rows), _count(columns), own, tile)
+        if alone:
+            self.shape = lambda rows, columns: tile_shape_alone(own, tile)
+        else:
+            self.shape = lambda rows, columns: tile_shape(_count(rows), _count(columns), own, tile)
         self.chunk_count = lambda rows, devices: chunk_count(rows, devices, tile)
         self.kinds: tuple[dict, dict] = ({}, {})
 

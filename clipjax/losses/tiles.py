@@ -12,7 +12,7 @@ from clipjax.config import require
 
 Tree = Any
 LARGEST_DEFAULT_TILE = 512
-LARGEST_TILE_ALONE = 1024  # where one device has all rows
+LARGEST_TILE_ALONE = 1024
 
 
 def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, shape: tuple[int, int]):
@@ -77,6 +77,13 @@ def tile_shape(rows: int, columns: int, own: int, tile: int) -> tuple[int, int]:
         )
 
     return (side if rows == own else long(rows)), (side if columns == own else long(columns))
+
+
+def tile_shape_alone(rows: int, tile: int) -> tuple[int, int]:
+    """Sides of the tiles where one device has all rows: larger ones, twice as high as wide. Each tile's gradients are
+    added to those of its rows and of its columns, which costs less the fewer tiles there are."""
+    side = choose_tile(rows, tile, LARGEST_TILE_ALONE)
+    return (side if tile or rows % (2 * side) else 2 * side), side
 
 
 def chunk_count(rows: int, devices: int, tile: int) -> int:
