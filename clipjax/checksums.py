@@ -17,6 +17,7 @@ THREADS = 4  # hashlib lets go of the interpreter's lock
 def write_checksums(folder: Path, *, leave_out: Collection[str] = ()) -> None:
     """Writes folder/checksums.json: {relative path: {"bytes": n, "sha256": hex}} of the other files in it.
 
+    Its row for itself is about the other rows, as JSON: damage to it is told from damage to what it lists.
     leave_out: names of files that will still change.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, *leave_out))
@@ -26,13 +27,15 @@ def write_checksums(folder: Path, *, leave_out: Collection[str] = ()) -> None:
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
             for path, digest in zip(paths, digests, strict=True)
         }
-    write_text(folder / FILE, json.dumps(found, indent=1, sort_keys=True))
+    write_text(folder / FILE, json.dumps(found | {FILE: _row_of_itself(found)}, indent=1, sort_keys=True))
 
 
 def find_damage(
     folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
     """A line for each file that is not as write_checksums found it; [] for an intact folder or one without checksums.
+
+    Checksums that are damaged themselves are the only line: what they say of the others is not to be believed.
 
     wanted: the relative paths to look at. share: (i, n), every nth of them from the ith on, to divide the reading.
     """
@@ -42,6 +45,9 @@ def find_damage(
         return []
     except (ValueError, OSError) as error:
         return [f"{folder / FILE}: cannot be read ({error})"]
+    own = expected.pop(FILE, None)  # none in those of before it was written
+    if own is not None and own != _row_of_itself(expected):
+        return [f"{folder / FILE}: its own SHA-256 is not the one that was written"]
     names = sorted(name for name in expected if wanted(name))[share[0] :: share[1]]
     with ThreadPoolExecutor(THREADS) as pool:
         lines: Iterable[str] = pool.map(lambda name: _compare(folder / name, expected[name]), names)
@@ -51,11 +57,16 @@ def find_damage(
 def _compare(path: Path, expected: dict) -> str:
     try:
         size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{path}: {size} bytes, {expected['bytes']} were written"
-        return "" if sha256(path) == expected["sha256"] else f"{path}: its SHA-256 is not the one that was written"
+        if size != expected.get("bytes"):
+            return f"{path}: {size} bytes, {expected.get('bytes')} were written"
+        return "" if sha256(path) == expected.get("sha256") else f"{path}: its SHA-256 is not the one that was written"
     except OSError as error:
         return f"{path}: {error.strerror}"
+
+
+def _row_of_itself(others: dict) -> dict:
+    text = json.dumps(others, sort_keys=True).encode()
+    return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
 def sha256(path: Path) -> str:

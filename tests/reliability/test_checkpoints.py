@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, or could not be written: told by file, passed over, never deleted."""
 
+import json
 import os
 import resource
 import shutil
@@ -12,7 +13,7 @@ from absl import logging
 
 from clipjax import checkpoint as checkpoints
 from clipjax import evaluate, train
-from clipjax.checksums import find_damage
+from clipjax.checksums import find_damage, write_checksums
 from clipjax.intact import set_aside_damaged
 from tests import runs
 
@@ -81,8 +82,7 @@ def test_every_kind_of_damage_to_every_kind_of_file_is_found_and_named(workdir, 
         assert found == ["3", "6", "9"]  # nothing to compare with; the time and the kind of the save, in no checksum
         return
     assert found == ["3", "6"]
-    named = workdir / "checkpoints" / "9" if name == "checksums" else path  # its lines are about the others
-    assert str(named) in warnings[0] and "going on from 6" in warnings[0]
+    assert str(path) in warnings[0] and "going on from 6" in warnings[0]
 
 
 def test_a_missing_meta_is_found_without_checksums_too(workdir, warnings):
@@ -197,6 +197,33 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_told_and_costs_no_earlier_one(wh
         assert runs.losses(workdir) == runs.losses(whole)
     finally:
         disk.close()
+
+
+@pytest.mark.parametrize("own_row", [True, False])
+def test_any_flipped_bit_of_the_checksums_is_found(tmp_path, own_row):
+    for name in ("meta", "params"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_checksums(tmp_path)
+    path = tmp_path / "checksums.json"
+    if not own_row:  # as they were before they had one
+        rows = json.loads(path.read_text())
+        del rows["checksums.json"]
+        path.write_text(json.dumps(rows, indent=1, sort_keys=True))
+    assert find_damage(tmp_path) == []
+    intact = path.read_bytes()
+    for bit in range(8 * len(intact)):
+        data = bytearray(intact)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        same = _loads(data) == json.loads(intact)  # white space for white space
+        assert bool(find_damage(tmp_path)) != same, (bit, data)
+
+
+def _loads(data):
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def test_checksums_are_there_when_the_checkpoint_is(whole):
