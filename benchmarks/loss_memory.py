@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
 import json
 import os
 import statistics
@@ -48,6 +49,7 @@ def main() -> None:
     topology = open_topology(args.topology)
     document = {"topology": args.topology, "width": WIDTH, "jax": jax.__version__, "tables": {}}
     if planned:
+        document["libtpu"] = importlib.metadata.version("libtpu")
         for name in ("softmax", "sigmoid"):
             document["tables"][name] = [row for batch in PLANNED for row in plan_rows(name, batch, topology)]
     elif len(topology.devices) == 1:

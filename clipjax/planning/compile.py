@@ -66,6 +66,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
         "loss": {"name": config.loss.name, "comm": config.loss.comm},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
+        "compiled_by": {name: _version(name) for name in ("jax", *(["libtpu"] if chip else []))},
         "memory": memory,
         "fits": None if chip is None else memory["total"] <= chip.hbm,
         "collectives": sorted(moved, key=lambda c: -c["bytes_received"] * c["times"]),

@@ -13,11 +13,12 @@ EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
 def plan_table(plan: dict[str, Any]) -> str:
     if "collectives" not in plan:
         return _does_not_fit(plan)
+    compiler = ", ".join(f"{name} {version}" for name, version in plan["compiled_by"].items())
     lines = [
         "",
         f"{plan['topology']}: {plan['devices']} x {plan['device_kind']}, mesh {_mesh(plan['mesh'])}, global batch "
         f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {plan['loss']['name']} "
-        f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s",
+        f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s by {compiler}",
         *_memory_lines(plan),
         *_collective_lines(plan),
         *_time_lines(plan),

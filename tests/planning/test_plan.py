@@ -122,6 +122,7 @@ def test_the_command_prints_a_table_without_a_device(tmp_path):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert "cpu:4: 4 x cpu, mesh data 4" in output
+    assert f" s by jax {jax.__version__}\n" in output
     assert "parameters" in output
 
 
