@@ -1,5 +1,6 @@
 """`clipjax plan`: real compiles for CPUs and, where libtpu is installed, for TPU slices nobody has here."""
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -130,6 +131,7 @@ def test_the_command_prints_a_table_without_a_device(tmp_path):
 def test_a_slice_that_is_not_here():
     config = replace(tiny_config((4, 2, 2)), global_batch_size=256)
     (found,) = run(config, "v5e:4x4")
+    assert found["compiled_by"] == {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     assert found["fits"] is True
     assert found["memory"]["available"] == 15.75 * GIB
     parts = found["time"]["estimated_seconds_by_part"]
