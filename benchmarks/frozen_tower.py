@@ -25,7 +25,8 @@ from benchmarks.train_step import processor, tokens
 from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
-from clipjax.train_step import abstract_state, batch_shapes, create_state, lower_step
+from clipjax.training.state import abstract_state, create_state
+from clipjax.training.step import batch_shapes, lower_step
 
 RESULT = Path(__file__).parent / "results" / "frozen_tower.json"
 

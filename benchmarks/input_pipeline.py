@@ -97,7 +97,7 @@ def clipjax_batches(folder: Path, parallel: int, **how) -> Iterator[int]:
     from clipjax.config import AugmentConfig, DataConfig, SourceConfig, TokenizerConfig
     from clipjax.data.pipeline import make_train_iterator
     from clipjax.data.sources import open_source
-    from clipjax.data.text import make_tokenizer
+    from clipjax.data.tokenizers import make_tokenizer
     from tests.torch_reference import import_torch
 
     import_torch()
@@ -219,7 +219,7 @@ def data_wait(folder: Path, steps: int) -> list[float]:
 from pathlib import Path
 from clipjax.config import SourceConfig, default_config, from_config_dict, to_config_dict
 from clipjax.models.presets import get_preset
-from clipjax.train import run
+from clipjax.commands.train import run
 from tests.torch_reference import import_torch
 if __name__ == "__main__":
     import_torch()

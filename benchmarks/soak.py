@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.metrics_log import read_metrics
+from clipjax.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # what no two runs share
@@ -206,9 +206,9 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint's training state by its path."""
     import jax
 
-    from clipjax import checkpoint as checkpoints
     from clipjax.config import MeshConfig
     from clipjax.mesh import make_mesh, path_name
+    from clipjax.runs import checkpoint as checkpoints
 
     manager, step = checkpoints.open_run(workdir)
     trained, _ = checkpoints.read_meta(manager, step)

@@ -97,7 +97,8 @@ def clipjax_step(batch: int):
     from clipjax.config import ExperimentConfig, LossConfig, MeshConfig
     from clipjax.mesh import make_mesh
     from clipjax.models.presets import get_preset
-    from clipjax.train_step import abstract_state, create_state, make_train_step
+    from clipjax.training.state import abstract_state, create_state
+    from clipjax.training.step import make_train_step
 
     model = get_preset("clip_vit_b32")
     image, text = (replace(tower, scan_layers=False) for tower in (model.image, model.text))

@@ -7,13 +7,16 @@ import sys
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
-    "train": ("clipjax.train", "train a dual encoder, or go on with a stopped run"),
-    "embed": ("clipjax.embed", "a frozen tower's embeddings of the training data, computed once to train from"),
-    "eval": ("clipjax.evaluate", "zero-shot classification and retrieval of a checkpoint"),
-    "import": ("clipjax.interop.import_weights", "published weights -> a directory to evaluate or train from"),
-    "export": ("clipjax.interop.export", "a run -> the files that transformers, open_clip or big_vision read"),
-    "check-data": ("clipjax.check_data", "read all the data of an experiment and count what is bad"),
-    "plan": ("clipjax.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
+    "train": ("clipjax.commands.train", "train a dual encoder, or go on with a stopped run"),
+    "embed": (
+        "clipjax.commands.embed",
+        "a frozen tower's embeddings of the training data, computed once to train from",
+    ),
+    "eval": ("clipjax.commands.eval", "zero-shot classification and retrieval of a checkpoint"),
+    "import": ("clipjax.commands.import_weights", "published weights -> a directory to evaluate or train from"),
+    "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
+    "check-data": ("clipjax.commands.check_data", "read all the data of an experiment and count what is bad"),
+    "plan": ("clipjax.commands.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }
 
 

@@ -2,7 +2,7 @@
 
     config_dict = experiments.quickstart.get_config()      # ml_collections.ConfigDict
     config = from_config_dict(config_dict)                 # ExperimentConfig, types checked
-    check(config, num_devices=8, process_count=1)          # clipjax.check: the parts fit together
+    check(config, num_devices=8, process_count=1)          # clipjax.training.check: the parts fit together
 
 Every field and its default stands here; `default_config()` gives the same tree as a ConfigDict, so
 that `--config.optimizer.learning_rate=1e-3` works for any of them. Nothing else in clipjax reads a
@@ -183,7 +183,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "adamw"  # a row of clipjax.optim.OPTIMIZERS
+    name: str = "adamw"  # a row of clipjax.optim.updates.OPTIMIZERS
     learning_rate: float = 5e-4
     weight_decay: float = 0.2
     b1: float = 0.9
@@ -202,7 +202,7 @@ class OptimizerConfig:
 class TokenizerConfig:
     """Part of the checkpoint's fingerprint. None is what the originals of that kind do: see docs/tokenizers.md."""
 
-    name: str = "sentencepiece"  # a row of clipjax.data.text.TOKENIZERS
+    name: str = "sentencepiece"  # a row of clipjax.data.tokenizers.TOKENIZERS
     # sentencepiece: the .model file; hf: tokenizer.json or its folder; clip_bpe: bpe_simple_vocab_16e6.txt.gz, or a
     # folder with vocab.json and merges.txt
     path: str = ""

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
-from clipjax.peers import HEARTBEAT_SECONDS
+from clipjax.processes import HEARTBEAT_SECONDS
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipjax import atomic
+from clipjax import files as atomic
 from clipjax.data.records import encode_record, write_records
 from data_pipelines import command, emoji_names
 from data_pipelines.command import PipelineError, Skips

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from clipjax import atomic
+from clipjax import files as atomic
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
 from data_pipelines import command

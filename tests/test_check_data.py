@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from clipjax import check_data
+from clipjax.commands import check_data
 from clipjax.config import ConfigError, DataConfig, EvaluatorConfig, MixturePart, SourceConfig
 from clipjax.data.records import encode_record
 from tests.data.samples import encoded, picture, record, write_folder

@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from clipjax import train
 from clipjax.__main__ import COMMANDS, main
+from clipjax.commands import train
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from clipjax.check import check
 from clipjax.config import (
     ConfigError,
     EvaluatorConfig,
@@ -14,6 +13,7 @@ from clipjax.config import (
     to_config_dict,
     to_json_dict,
 )
+from clipjax.training.check import check
 
 
 def checked(change, *, num_devices=8, process_count=1):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import embed, train
+from clipjax.commands import embed, train
 from clipjax.config import (
     AugmentConfig,
     ConfigError,
@@ -23,12 +23,13 @@ from clipjax.config import (
 from clipjax.data import embeddings
 from clipjax.data.embeddings import Embeddings, shares, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.embeddings import check_image_embeddings, image_made_by
-from clipjax.fingerprint import fingerprint
-from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import make_mesh
 from clipjax.models.teacher import EmbeddedTeacher, Teacher
-from clipjax.train_step import abstract_state, create_state, eval_variables, lower_step
+from clipjax.runs.fingerprint import fingerprint
+from clipjax.training.gradients import make_loss_and_gradients
+from clipjax.training.precomputed import check_image_embeddings, image_made_by
+from clipjax.training.state import abstract_state, create_state, eval_variables
+from clipjax.training.step import lower_step
 from tests.data.samples import FaultySource, example, write_folder
 from tests.data.test_pipeline import assert_equal, stream, take
 from tests.runs import build_data, losses, run_config

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipjax.check import check
 from clipjax.config import from_config_dict
+from clipjax.training.check import check
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import jax
 import pytest
 
-from clipjax.metrics_log import MetricsLog, read_metrics
+from clipjax.runs.metrics_log import MetricsLog, read_metrics
 
 
 def lines_of(workdir):
@@ -64,7 +64,7 @@ def test_a_failing_rewrite_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("clipjax.atomic.os.fsync", fail)
+    monkeypatch.setattr("clipjax.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         MetricsLog(tmp_path, tensorboard=False, resume_step=5)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

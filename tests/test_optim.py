@@ -9,8 +9,8 @@ import pytest
 
 from clipjax.config import ConfigError, OptimizerConfig, ScheduleConfig
 from clipjax.mesh import path_name
-from clipjax.optim import make_optimizer, make_schedule
-from clipjax.optimizers import OPTIMIZERS
+from clipjax.optim.optimizers import OPTIMIZERS
+from clipjax.optim.updates import make_optimizer, make_schedule
 from tests.torch_reference import import_torch
 
 STEPS = 20

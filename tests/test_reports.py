@@ -5,11 +5,11 @@ import json
 import numpy as np
 from PIL import Image
 
-from clipjax.metrics_log import MetricsLog, read_metrics
-from clipjax.progress import duration, progress_line
+from clipjax.processes import duration, progress_line
 from clipjax.report.figures import training_summary
 from clipjax.report.html import write_html
 from clipjax.report.table import format_table
+from clipjax.runs.metrics_log import MetricsLog, read_metrics
 
 
 def test_a_resumed_log_drops_what_was_written_after_the_checkpoint_and_a_torn_line(tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 from clipjax.config import ExperimentConfig, LossConfig, MeshConfig, OptimizerConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
-from clipjax.train_step import abstract_state, create_state, make_train_step
+from clipjax.training.state import abstract_state, create_state
+from clipjax.training.step import make_train_step
 
 BATCH, IMAGE_SIZE, CONTEXT, VOCAB = 16, 16, 8, 64
 

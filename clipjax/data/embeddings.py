@@ -2,7 +2,7 @@
 
 A folder as clipjax.data.records writes it, with the split "all"; record i is the msgpack map {"key": str, "image": the
 bytes of [D], "texts": those of [captions, D], or none where only images were embedded}. Where the source's record is
-bad, all three are empty. The manifest's source says what made them: clipjax.embeddings.
+bad, all three are empty. The manifest's source says what made them: clipjax.training.precomputed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from clipjax.config import ConfigError, SourceConfig, require
 from clipjax.data.records import RecordError, read_manifest, write_records
-from clipjax.data.sources import ArrayRecordSource
+from clipjax.data.sources.array_record import ArrayRecordSource
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPLIT = "all"

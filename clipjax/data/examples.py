@@ -9,13 +9,13 @@ import numpy as np
 from clipjax.config import DataConfig, PixelConfig
 from clipjax.data.bad_records import BadRecord, bad_record
 from clipjax.data.embeddings import open_embeddings
-from clipjax.data.images import eval_image, train_image
+from clipjax.data.images.naflex import PatchBudget, eval_patches, train_patches
+from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.mixture import make_order
-from clipjax.data.naflex import PatchBudget, eval_patches, train_patches
 from clipjax.data.read_ahead import Rows
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
-from clipjax.data.text import Tokenizer
+from clipjax.data.tokenizers import Tokenizer
 
 MAX_ATTEMPTS = 16  # replacements tried for one example before the data is given up
 

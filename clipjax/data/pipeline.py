@@ -16,11 +16,11 @@ from absl import logging
 from clipjax.config import DataConfig, PixelConfig, require
 from clipjax.data.bad_records import BadRecord, BadRecordCounts
 from clipjax.data.examples import DataError, EvalExamples, TrainExamples
-from clipjax.data.jpeg import choose_decoder
-from clipjax.data.naflex import PatchBudget
+from clipjax.data.images.jpeg import choose_decoder
+from clipjax.data.images.naflex import PatchBudget
 from clipjax.data.read_ahead import Rows, read_batches
 from clipjax.data.sources import Source
-from clipjax.data.text import Tokenizer
+from clipjax.data.tokenizers import Tokenizer
 
 MIN_READ = 100  # records read before the share of bad ones can stop a run
 MAX_MET = 1000  # batches with bad records that are remembered for whoever writes them down
@@ -40,7 +40,7 @@ def make_train_iterator(
 ) -> TrainIterator:
     """The endless training stream of this process; see TrainIterator. Epochs wrap within a batch.
 
-    budget: patches instead of images of image_size; "image" and "spatial_shape" are then as clipjax.data.naflex's.
+    budget: patches instead of images of image_size; "image" and "spatial_shape" are then as images/naflex.py says.
 
     Raises ConfigError when the batch does not divide over the processes, DataError for an empty source.
     """

@@ -22,8 +22,8 @@ from typing import Any
 
 import msgpack
 
-from clipjax.atomic import write_text
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
+from clipjax.files import write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -128,7 +128,7 @@ def write_records(
     A folder of anything else raises ManifestError, with overwrite too: only records are ever replaced.
     What killed writers of the same folder have left beside it is removed.
     process_index, gather: several processes may write one folder, on storage that all of them see. gather: a value of
-      each process -> those of all, as clipjax.peers.gather_json. A split is the records of process 0, then those of
+      each process -> those of all, as clipjax.processes.gather_json. A split is the records of process 0, then those of
       process 1, ...; the files are those that one process writes if all of them, but the last that has any, have a
       multiple of records_per_shard. `skipped` is process 0's. ManifestError where one does not see what another wrote.
     """

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from clipjax.data.pixel_presets import PIXEL_PRESETS
-from clipjax.interop.described import Description, Meaning
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop.hf_siglip import scalar
 from clipjax.interop.layouts import Layout, reshape
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor
 
 PIXELS = PIXEL_PRESETS["big_vision"]
 IGNORED = r"params/(opt|chrono|extra)/.*"

@@ -10,8 +10,7 @@ from typing import Any
 
 from clipjax.config import DecoderConfig, ModelConfig
 from clipjax.interop import open_clip
-from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import decoder, image_tower, text_tower
 
 TEXT_FIXED = {name: value for name, value in open_clip.TEXT_FIXED.items() if name != "embed_cls"}

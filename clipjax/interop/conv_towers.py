@@ -8,7 +8,7 @@ import numpy as np
 from clipjax.config import ModelConfig
 from clipjax.interop.layouts import Layout, conv, linear
 from clipjax.interop.names import Tensor, norm, weight_and_bias
-from clipjax.models.efficientnet import block_shapes
+from clipjax.models.towers.efficientnet import block_shapes
 
 # PyTorch counts a BatchNorm's steps beside its running mean. Nothing computes with the count (only momentum=None
 # would), so reading forgets it and writing starts at 0.

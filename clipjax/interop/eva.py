@@ -12,11 +12,19 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip, tokenizer_files
-from clipjax.interop.described import Description, Meaning, config_of, refuse_other_pixels
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import (
+    Description,
+    InteropError,
+    Meaning,
+    Tensor,
+    config_of,
+    norm,
+    refuse_other_pixels,
+    weight_and_bias,
+)
 from clipjax.interop.open_clip_parts import text_tower
-from clipjax.models.presets_eva import EVA_PRESETS
+from clipjax.models.presets.eva import EVA_PRESETS
 
 # timm models/eva.py: the names that OpenCLIP's EVA01-* and EVA02-* take -> the preset whose image tower it is.
 TRUNKS: dict[str, ImageTowerConfig] = {

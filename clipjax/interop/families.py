@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.config import ModelConfig, PixelConfig, nearest
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import (
     big_vision,
     coca,
@@ -25,8 +25,7 @@ from clipjax.interop import (
     open_clip_siglip,
     openai,
 )
-from clipjax.interop.described import Description, Meaning
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor
 
 
 class Family(NamedTuple):

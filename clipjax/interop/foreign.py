@@ -8,13 +8,12 @@ from jax.sharding import Mesh
 
 from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.interop.convert import read_variables
-from clipjax.interop.described import Meaning
 from clipjax.interop.families import FAMILIES, Family, recognise, weights
-from clipjax.interop.names import InteropError, check_tensors, flatten, their_shapes
+from clipjax.interop.names import InteropError, Meaning, check_tensors, flatten, their_shapes
 from clipjax.interop.source import Source, open_weights
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
-from clipjax.train_step import abstract_state, eval_variables
+from clipjax.training.state import abstract_state, eval_variables
 
 
 class Foreign(NamedTuple):

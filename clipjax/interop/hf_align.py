@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
-from clipjax.models.efficientnet import STAGES, block_shapes
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.models.towers.efficientnet import STAGES, block_shapes
 
 CONTEXT = 64  # tokens a text is padded or cut to; no file says it
 PROCESSOR = "preprocessor_config.json"

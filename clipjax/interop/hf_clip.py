@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, patch_conv
-from clipjax.interop.names import Tensor, norm, weight_and_bias
+from clipjax.interop.names import Description, Meaning, Tensor, config_of, norm, weight_and_bias
 
 PIXELS = PIXEL_PRESETS["clip_hf"]
 SHARED = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)

@@ -9,9 +9,8 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
 from clipjax.interop import hf
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, patch_conv, reshape
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 
 PIXELS = PixelConfig()  # squashed to a square, [-1, 1]
 SHARED = dict(

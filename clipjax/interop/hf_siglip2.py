@@ -12,9 +12,8 @@ from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import hf_siglip
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.tokenizer_files import tokenizer_json
 
 PIXELS = PixelConfig(interpolation="bilinear")

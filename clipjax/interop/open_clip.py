@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
-from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import image_tower, text_tower
 
 CONFIG = "open_clip_config.json"

@@ -14,11 +14,10 @@ from typing import Any
 
 from clipjax.config import ModelConfig, TextTowerConfig
 from clipjax.interop import open_clip
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import image_tower
-from clipjax.models.presets_bert import BERT_TOWERS
+from clipjax.models.presets.bert import BERT_TOWERS
 
 IGNORED = rf"{open_clip.IGNORED}|.*\.(position|token_type)_ids"
 # hf_pooler_type -> ours; only the first of them leaves BERT's pooler in the model.

@@ -12,8 +12,7 @@ from typing import Any
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip
 from clipjax.interop.conv_towers import convnext, resnet
-from clipjax.interop.described import Description, Meaning, config_of
-from clipjax.interop.names import InteropError, Tensor
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import text_tower
 
 # timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).

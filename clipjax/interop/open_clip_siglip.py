@@ -12,9 +12,8 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip, tokenizer_files
-from clipjax.interop.described import Description, Meaning, config_of
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
 
 # The word of timm's names -> (width, depth, heads, mlp_dim).

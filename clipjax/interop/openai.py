@@ -15,8 +15,7 @@ import numpy as np
 
 from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from clipjax.interop import tokenizer_files
-from clipjax.interop.described import Description, Meaning, refuse_other_pixels
-from clipjax.interop.names import InteropError
+from clipjax.interop.names import Description, InteropError, Meaning, refuse_other_pixels
 from clipjax.interop.open_clip import PIXELS, renamed
 
 NUMBERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files beside the weights, in nobody else's

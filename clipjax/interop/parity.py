@@ -20,8 +20,8 @@ from clipjax.interop.open_clip import CONFIG
 from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import to_host
 from clipjax.models import DualEncoder
-from clipjax.models.naflex import patch_mask
 from clipjax.models.pixels import Patches, image_columns
+from clipjax.models.towers.naflex import patch_mask
 
 EXAMPLES = 4
 Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of unit length, logits [B, B]

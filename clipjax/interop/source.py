@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from clipjax.interop.described import Description
-from clipjax.interop.names import InteropError, Stored
+from clipjax.interop.names import Description, InteropError, Stored
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.interop.torch_files import open_torch
 

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import ModelConfig, nearest, require
-from clipjax.models.bert import BertEncoder
-from clipjax.models.convnext import ConvNeXt
 from clipjax.models.decoder import CaptionDecoder
-from clipjax.models.efficientnet import EfficientNet
 from clipjax.models.hidden import Hidden
-from clipjax.models.naflex import NaFlexTransformer
 from clipjax.models.pixels import Patches
-from clipjax.models.resnet import ResNet
-from clipjax.models.text import TextTransformer, end_of_text
-from clipjax.models.vit import VisionTransformer
+from clipjax.models.towers.bert import BertEncoder
+from clipjax.models.towers.convnext import ConvNeXt
+from clipjax.models.towers.efficientnet import EfficientNet
+from clipjax.models.towers.naflex import NaFlexTransformer
+from clipjax.models.towers.resnet import ResNet
+from clipjax.models.towers.text import TextTransformer, end_of_text
+from clipjax.models.towers.vit import VisionTransformer
 
 # name -> linen module made from (tower config, embed_dim, dtype, sharding of activations)
 IMAGE_TOWERS = {

@@ -12,7 +12,7 @@ from clipjax.config import ImageTowerConfig
 
 
 class Patches(NamedTuple):
-    """What the naflex tower reads instead of [B, H, W, 3]; see clipjax.data.naflex."""
+    """What the naflex tower reads instead of [B, H, W, 3]; see clipjax.data.images.naflex."""
 
     pixels: jax.Array  # [B, N, patch_size^2 * 3], over row, column, channel of a patch
     spatial_shape: jax.Array  # [B, 2] int32: rows and columns of patches, at least 1; the rest of N is padding

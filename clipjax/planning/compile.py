@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clipjax.check import check
 from clipjax.config import ConfigError, ExperimentConfig
 from clipjax.mesh import make_mesh
 from clipjax.planning.chips import Chip
@@ -19,8 +18,10 @@ from clipjax.planning.hlo import collectives, parse
 from clipjax.planning.kernels import kernel_times
 from clipjax.planning.parts import PARTS, part_of, purpose_of
 from clipjax.planning.topology import Topology
-from clipjax.teacher import load_teacher
-from clipjax.train_step import TrainState, abstract_state, lower_step
+from clipjax.training.check import check
+from clipjax.training.state import TrainState, abstract_state
+from clipjax.training.step import lower_step
+from clipjax.training.teacher import load_teacher
 
 
 class OutOfMemory(NamedTuple):

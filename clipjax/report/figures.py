@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.atomic import replacing
+from clipjax.files import replacing
 from clipjax.report.table import rows
 
 BLUE, GREY, ORANGE, INK = "#2b6cb0", "#a0aec0", "#c05621", "#1f2733"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipjax.atomic import write_text
+from clipjax.files import write_text
 from clipjax.report.table import Row, format_value, is_share, rows
 
 STYLE = """

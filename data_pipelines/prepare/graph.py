@@ -15,8 +15,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsSingleton, PCollection, TaggedOutput
 
-from clipjax.atomic import write_text
 from clipjax.data.records import RecordError
+from clipjax.files import write_text
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.shard_files import write_shard
 from data_pipelines.prepare.staging import SAMPLES, first_samples, stage

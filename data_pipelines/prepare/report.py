@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from clipjax.atomic import write_text
+from clipjax.files import write_text
 from clipjax.report.html import STYLE
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.steps import STEPS

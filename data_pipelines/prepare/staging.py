@@ -18,8 +18,8 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from clipjax.atomic import replacing, write_text
 from clipjax.data.records import RecordError
+from clipjax.files import replacing, write_text
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS

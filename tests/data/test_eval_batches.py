@@ -5,7 +5,7 @@ import pytest
 from absl import logging
 
 from clipjax.config import ConfigError, PixelConfig
-from clipjax.data.images import eval_image
+from clipjax.data.images.transforms import eval_image
 from clipjax.data.pipeline import eval_batches
 from tests.data.samples import FaultySource, LengthTokenizer, example, open_folder, write_folder
 

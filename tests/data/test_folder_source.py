@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from clipjax.config import DataConfig, SourceConfig
-from clipjax.data import folder_source
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources import folder as folder_source
 from clipjax.data.sources import open_source
 from tests.data.samples import encoded, picture
 from tests.data.test_pipeline import stream

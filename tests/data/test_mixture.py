@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from clipjax.check import check
 from clipjax.config import (
     ConfigError,
     DataConfig,
@@ -19,9 +18,9 @@ from clipjax.config import (
     from_config_dict,
     to_config_dict,
 )
-from clipjax.data.interleave import PERIOD, interleave, places_of
-from clipjax.data.mixture import Mixture, open_train
+from clipjax.data.mixture import PERIOD, Mixture, interleave, open_train, places_of
 from clipjax.data.records import RecordError
+from clipjax.training.check import check
 from tests.data.samples import FaultySource, example, run_script, write_folder
 from tests.data.test_pipeline import DATA, assert_equal, joined, stream, take
 from tests.tiny import tiny_config

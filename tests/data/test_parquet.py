@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipjax.config import DataConfig, SourceConfig
-from clipjax.data import parquet_source
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import open_source
+from clipjax.data.sources import parquet as parquet_source
 from tests.data.samples import ROOT, encoded, example, picture
 from tests.data.test_pipeline import assert_equal, joined, stream, take
 
@@ -250,7 +250,7 @@ def test_pyarrow_is_imported_by_the_source_alone():
         "import sys, clipjax.data.sources, clipjax.data.pipeline\n"
         "assert 'pyarrow' not in sys.modules\n"
         "sys.modules['pyarrow'] = None\n"
-        "from clipjax.data.parquet_source import _import_parquet\n"
+        "from clipjax.data.sources.parquet import _import_parquet\n"
         "try: _import_parquet()\nexcept Exception as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)

@@ -10,7 +10,7 @@ import pytest
 
 from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
 from clipjax.data.examples import DataError
-from clipjax.data.images import eval_image
+from clipjax.data.images.transforms import eval_image
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.read_ahead import CHUNK
 from tests.data.samples import LengthTokenizer, example, open_folder, run_script, write_folder

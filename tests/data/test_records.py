@@ -177,7 +177,7 @@ def write_together(parts, disturb=lambda: None, **options):
         try:
             return write_records(splits={"train": parts[p]}, name="x", process_index=p, gather=gather, **options)
         except ManifestError as error:
-            met.abort()  # as clipjax.peers.stopping_together ends the others
+            met.abort()  # as clipjax.processes.stopping_together ends the others
             return error
         except threading.BrokenBarrierError:
             return None

@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 
 from clipjax.config import ConfigError, TokenizerConfig
-from clipjax.data.clean_text import canonicalize
-from clipjax.data.text import make_tokenizer
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.data.tokenizers.clean_text import canonicalize
 
 CORPUS = ["a small dog on the beach", "two blue stars, three red circles", "a photo of a cat", "naïve café 猫"] * 50
 TEXTS = [

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipjax.config import ConfigError, TokenizerConfig
-from clipjax.data import clean_text
-from clipjax.data.clean_text import make_clean, repair
-from clipjax.data.clip_bpe import byte_letters
-from clipjax.data.rust_tokenizer import files_sha256
-from clipjax.data.text import make_tokenizer
+from clipjax.data.tokenizers import clean_text, make_tokenizer
+from clipjax.data.tokenizers.clean_text import make_clean, repair
+from clipjax.data.tokenizers.clip_bpe import byte_letters
+from clipjax.data.tokenizers.rust import files_sha256
 from tests.data.hard_texts import HARD_TEXTS, SPECIAL_TEXTS
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from clipjax.config import DataConfig, SourceConfig
-from clipjax.data import tar_index
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import open_source
+from clipjax.data.sources import open_source, tar_index
 from tests.data.samples import FORMATS, encoded, example, picture
 from tests.data.test_pipeline import stream
 
@@ -167,8 +166,8 @@ def test_each_process_indexes_in_an_order_of_its_own_and_a_long_wait_is_told(tmp
         write_tar(tmp_path / f"{shard:02d}.tar", samples([shard]))
     calls, original = [], tar_index.index_tar
     monkeypatch.setattr(tar_index, "index_tar", lambda file: calls.append(file.name) or original(file))
-    monkeypatch.setattr("clipjax.data.webdataset_source.TELL_SECONDS", -1)
-    monkeypatch.setattr("clipjax.data.webdataset_source.INDEXING_THREADS", 1)
+    monkeypatch.setattr("clipjax.data.sources.webdataset.TELL_SECONDS", -1)
+    monkeypatch.setattr("clipjax.data.sources.webdataset.INDEXING_THREADS", 1)
     source = open_tars(tmp_path)
     assert [source[i]["key"] for i in range(20)] == [f"{i:06d}" for i in range(20)]
     assert len(calls) == 20 and calls != sorted(calls)
@@ -199,7 +198,7 @@ def test_indexes_of_a_folder_that_cannot_be_written_are_kept_in_memory_with_one_
 
 
 def test_threads_and_a_pickled_copy_read_the_same_with_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipjax.data.local_files.MAX_OPEN", 2)
+    monkeypatch.setattr("clipjax.data.sources.local_files.MAX_OPEN", 2)
     for shard in range(8):
         write_tar(tmp_path / f"{shard}.tar", samples([shard]))
     source = pickle.loads(pickle.dumps(open_tars(tmp_path)))

@@ -15,7 +15,8 @@ from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.chunks import in_chunks
 from clipjax.models.layers import attention
 from clipjax.planning.hlo import collectives, parse, shapes_in
-from clipjax.train_step import abstract_state, lower_step
+from clipjax.training.state import abstract_state
+from clipjax.training.step import lower_step
 from tests.tiny import tiny_config
 
 BATCH = 1024

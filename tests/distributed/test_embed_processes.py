@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import checkpoint as checkpoints
-from clipjax import embed
+from clipjax.commands import embed
 from clipjax.config import from_config_dict
 from clipjax.data import embeddings
 from clipjax.data.embeddings import Embeddings
 from clipjax.data.examples import DataError
 from clipjax.data.records import RecordError, encode_record
-from clipjax.data.text import make_tokenizer
-from clipjax.fingerprint import fingerprint
+from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh
-from clipjax.train_step import create_state, eval_variables
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.fingerprint import fingerprint
+from clipjax.training.state import create_state, eval_variables
 from tests import runs
 from tests.data.samples import example, write_folder
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipjax import train
+from clipjax.commands import train
 from clipjax.config import MixturePart, SourceConfig, from_config_dict, to_config_dict
 from clipjax.data.sources import open_source
 from clipjax.mesh import make_mesh

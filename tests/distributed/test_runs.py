@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax import checkpoint as checkpoints
-from clipjax import evaluate, train
+from clipjax.commands import eval as evaluate
+from clipjax.commands import train
 from clipjax.config import ConfigError, MeshConfig, from_config_dict
-from clipjax.fingerprint import FingerprintError
 from clipjax.mesh import make_mesh
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.fingerprint import FingerprintError
 from tests import runs
 
 

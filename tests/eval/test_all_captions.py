@@ -8,7 +8,7 @@ import pytest
 
 from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig
 from clipjax.eval import retrieval
-from clipjax.evaluate import make_evaluate
+from clipjax.inference.evaluate import make_evaluate
 from clipjax.mesh import batch_sharding, make_mesh
 from tests.data.samples import LengthTokenizer, write_folder
 from tests.eval.test_evaluators import unit
@@ -118,7 +118,7 @@ def test_an_experiment_asks_for_all_captions_and_they_are_read_from_the_source(t
     def embed_texts(variables, tokens):
         return eye[tokens[:, 1] % 8]
 
-    monkeypatch.setattr("clipjax.evaluate.make_embed", lambda *_: (embed_images, embed_texts))
+    monkeypatch.setattr("clipjax.inference.evaluate.make_embed", lambda *_: (embed_images, embed_texts))
     found = make_evaluate(config, mesh, LengthTokenizer())({})
     assert found["all"]["captions"] == sum(1 + i % 3 for i in range(13)) and found["all"]["examples"] == 13
     assert "captions" not in found["first"]

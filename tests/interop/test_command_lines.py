@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from clipjax import evaluate
-from clipjax.interop import export, import_weights
+from clipjax.commands import eval as evaluate
+from clipjax.commands import export, import_weights
 from tests import runs
 from tests.interop.test_commands import publish, tiny
 
 EVALUATION = """
 from pathlib import Path
 
-from clipjax import checkpoint as checkpoints
+from clipjax.runs import checkpoint as checkpoints
 from clipjax.config import to_config_dict
 from tests.runs import run_config
 

@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 
 import clipjax
-from clipjax import checkpoint as checkpoints
-from clipjax import train
+from clipjax.commands import export, import_weights, train
 from clipjax.config import MeshConfig, OptimizerConfig
-from clipjax.fingerprint import FingerprintError
-from clipjax.init_from import initial_state
-from clipjax.interop import export, import_weights
 from clipjax.interop.convert import read_variables
-from clipjax.interop.described import Meaning
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
-from clipjax.interop.names import InteropError, flatten
+from clipjax.interop.names import InteropError, Meaning, flatten
 from clipjax.interop.safetensors import open_safetensors, write_safetensors
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import normalize_pixels
-from clipjax.train_step import abstract_state, eval_variables
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.fingerprint import FingerprintError
+from clipjax.training.init_from import initial_state
+from clipjax.training.state import abstract_state, eval_variables
 from tests.interop.test_names import random_file, shapes_of, tiny
 
 

@@ -6,12 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from clipjax.commands import export, import_weights
 from clipjax.config import PixelConfig
-from clipjax.interop import export, import_weights
-from clipjax.interop.described import Meaning
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
-from clipjax.interop.names import InteropError
+from clipjax.interop.names import InteropError, Meaning
 from clipjax.interop.safetensors import write_safetensors
 from clipjax.interop.torch_files import _integer, open_torch, write_torch
 from tests.interop.test_commands import publish

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clipjax
-from clipjax.interop import export, import_weights
+from clipjax.commands import export, import_weights
 from tests.data.test_tokenizers import MERGES, byte_letters
 from tests.interop.test_commands import publish, tiny
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clipjax import checkpoint as checkpoints
-from clipjax.check import check
 from clipjax.config import CheckpointConfig, ConfigError, ImageTowerConfig
-from clipjax.gradients import make_loss_and_gradients
 from clipjax.mesh import batch_sharding, make_mesh, partition_spec
 from clipjax.models.conv import BatchNorm
 from clipjax.planning.hlo import collectives, parse
-from clipjax.train_step import abstract_state, create_state, eval_variables, lower_step
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.training.check import check
+from clipjax.training.gradients import make_loss_and_gradients
+from clipjax.training.state import abstract_state, create_state, eval_variables
+from clipjax.training.step import lower_step
 from tests.tiny import start, tiny_batches, tiny_config
 
 BATCH = tiny_batches(1)[0]

@@ -6,17 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax.check import check
+from clipjax.commands.eval import run as evaluate
+from clipjax.commands.train import run as train
 from clipjax.config import ConfigError, from_config_dict
-from clipjax.evaluate import run as evaluate
-from clipjax.gradients import make_loss_and_gradients
-from clipjax.init_from import adapt
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import Patches
 from clipjax.models.position import resample
-from clipjax.train import run as train
-from clipjax.train_step import batch_shapes, create_state
+from clipjax.training.check import check
+from clipjax.training.gradients import make_loss_and_gradients
+from clipjax.training.init_from import adapt
+from clipjax.training.state import create_state
+from clipjax.training.step import batch_shapes
 from tests.runs import build_data, run_config
 from tests.tiny import tiny_batches, tiny_config
 

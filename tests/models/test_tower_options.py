@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clipjax.check import check
 from clipjax.config import ConfigError, MeshConfig
 from clipjax.mesh import make_mesh, partition_spec
 from clipjax.models import DualEncoder
 from clipjax.models.rotary import rotary_1d, rotary_2d, rotate
-from clipjax.models.vit import drop_patches
+from clipjax.models.towers.vit import drop_patches
 from clipjax.planning.flops import step_flops
+from clipjax.training.check import check
 from tests.tiny import tiny_batches, tiny_config
 
 BATCH = tiny_batches(1)[0]

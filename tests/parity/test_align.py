@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from clipjax.config import ImageTowerConfig, ModelConfig
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf_align
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.convert import read_variables, their_arrays
-from clipjax.interop.described import Description, Meaning
 from clipjax.interop.families import recognise
-from clipjax.interop.names import InteropError, check_tensors, flatten, their_shapes
+from clipjax.interop.names import Description, InteropError, Meaning, check_tensors, flatten, their_shapes
 from clipjax.interop.safetensors import open_safetensors, write_safetensors
 from clipjax.models import DualEncoder
-from clipjax.models.efficientnet import COEFFICIENTS, block_shapes
 from clipjax.models.presets import get_preset
+from clipjax.models.towers.efficientnet import COEFFICIENTS, block_shapes
 from tests.parity.conv_towers import Pair, image_tower_shapes, randomise
 from tests.torch_reference import import_torch
 

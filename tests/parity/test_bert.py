@@ -11,7 +11,7 @@ import pytest
 from clipjax.config import ModelConfig, TextTowerConfig
 from clipjax.interop.names import our_names, their_names
 from clipjax.interop.open_clip_bert import text_tensors
-from clipjax.models.bert import BertEncoder
+from clipjax.models.towers.bert import BertEncoder
 from clipjax.models.transformer import stack_layers
 from tests.torch_reference import import_torch
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from clipjax.interop.convert import read_variables, their_arrays
-from clipjax.interop.described import Description
 from clipjax.interop.families import recognise, weights
-from clipjax.interop.names import InteropError, check_tensors, flatten, stored, their_shapes
+from clipjax.interop.names import Description, InteropError, check_tensors, flatten, stored, their_shapes
 from clipjax.models import DualEncoder
 from tests.parity.conv_towers import randomise
 from tests.torch_reference import import_torch

@@ -7,7 +7,7 @@ import pytest
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
-from clipjax.models.presets_conv import CONV_PRESETS
+from clipjax.models.presets.conv import CONV_PRESETS
 from clipjax.planning.flops import conv_tower_flops
 from tests.parity.conv_towers import image_tower_shapes
 from tests.torch_reference import import_torch

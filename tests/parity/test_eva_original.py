@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
-from clipjax.interop import eva, export, import_weights
+from clipjax.interop import eva
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipjax.commands import export, import_weights
 from clipjax.config import LossConfig, MeshConfig
-from clipjax.interop import export, import_weights, open_clip_siglip
+from clipjax.interop import open_clip_siglip
 from clipjax.interop.convert import read_variables
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import stored

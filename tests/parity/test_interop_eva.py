@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from clipjax.commands import export
 from clipjax.config import MeshConfig
-from clipjax.interop import eva, export
+from clipjax.interop import eva
 from clipjax.interop.convert import their_arrays
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.mesh import make_mesh
 from clipjax.models import presets
 from clipjax.models.presets import get_preset
-from clipjax.models.presets_eva import EVA_PRESETS
+from clipjax.models.presets.eva import EVA_PRESETS
 from tests.parity.test_interop_open_clip import EMBED, IMAGE, PATCH, assert_reads_computes_and_writes, config_of
 from tests.parity.torch_pairs import as_torch, inputs, shapes_of
 from tests.torch_reference import import_torch

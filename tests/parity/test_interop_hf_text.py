@@ -9,15 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
-from clipjax.interop import export, import_weights, open_clip_bert
+from clipjax.interop import open_clip_bert
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
-from clipjax.models.presets_bert import BERT_TOWERS
+from clipjax.models.presets.bert import BERT_TOWERS
 from tests.parity.test_interop_open_clip import EMBED, config_of
 from tests.parity.torch_pairs import CONTEXT, VOCAB, as_torch, inputs, perturb, shapes_of
 from tests.torch_reference import import_torch

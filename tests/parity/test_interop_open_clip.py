@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
-from clipjax.interop import export, import_weights
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.mesh import make_mesh

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipjax.data.text import make_tokenizer
-from clipjax.interop import export, import_weights, open_clip_siglip
+from clipjax.commands import export, import_weights
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.interop import open_clip_siglip
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.open_clip_siglip import SIZES, TANH
-from clipjax.models.presets_bert import BERT_TOWERS
+from clipjax.models.presets.bert import BERT_TOWERS
 from tests.data.hard_texts import HARD_TEXTS
 from tests.interop.test_commands import publish
 from tests.interop.test_names import tiny

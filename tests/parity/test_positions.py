@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from clipjax.config import ConfigError
-from clipjax.models.naflex import grid_weights
 from clipjax.models.position import resample, resample_positions, stretch
 from clipjax.models.presets import get_preset
+from clipjax.models.towers.naflex import grid_weights
 from tests.torch_reference import import_torch
 
 torch = import_torch()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from clipjax.config import PixelConfig
-from clipjax.data.images import eval_image
-from clipjax.data.pixel_presets import PIXEL_PRESETS
+from clipjax.data.images.presets import PIXEL_PRESETS
+from clipjax.data.images.transforms import eval_image
 from clipjax.models.pixels import normalize_pixels
 from tests.data.samples import encoded, picture
 from tests.torch_reference import import_torch

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from clipjax.config import LossConfig, PixelConfig
-from clipjax.data.naflex import PatchBudget, eval_patches, patch_grid
+from clipjax.data.images.naflex import PatchBudget, eval_patches, patch_grid
 from clipjax.losses import make_loss
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import Patches, image_columns, image_of, normalize_pixels
 from clipjax.models.presets import get_preset
-from clipjax.models.presets_siglip import SIGLIP_PRESETS
+from clipjax.models.presets.siglip import SIGLIP_PRESETS
 from tests.parity.test_towers import arrays, hf_sizes, to_clipjax
 from tests.torch_reference import import_torch
 
@@ -218,8 +218,8 @@ def test_naflex_is_exported_for_transformers_and_read_again_bit_for_bit(pair, tm
 
 
 def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
-    from clipjax import loading
     from clipjax.config import MeshConfig
+    from clipjax.inference import load as loading
     from clipjax.interop.foreign import load_variables, open_foreign
     from clipjax.interop.parity import report
     from clipjax.mesh import make_mesh

@@ -11,9 +11,9 @@ import pytest
 import sentencepiece
 
 from clipjax.config import TokenizerConfig
-from clipjax.data.clean_text import canonicalize, repair
-from clipjax.data.clip_bpe import byte_letters, read_openai
-from clipjax.data.text import make_tokenizer
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.data.tokenizers.clean_text import canonicalize, repair
+from clipjax.data.tokenizers.clip_bpe import byte_letters, read_openai
 from tests.data.hard_texts import HARD_TEXTS, SPECIAL_TEXTS
 from tests.torch_reference import import_torch
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax import checkpoint as checkpoints
+from clipjax.commands import export, import_weights
 from clipjax.config import LossConfig, MeshConfig, OptimizerConfig
-from clipjax.init_from import initial_state
-from clipjax.interop import export, import_weights
 from clipjax.interop.names import InteropError, flatten
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
-from clipjax.train_step import make_train_step
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.training.init_from import initial_state
+from clipjax.training.step import make_train_step
 from tests.parity.conv_towers import randomise
 from tests.parity.test_conv_models import MODELS
 from tests.parity.test_interop import hf_model, outputs, randomised

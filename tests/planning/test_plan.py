@@ -9,11 +9,11 @@ from dataclasses import replace
 import jax
 import pytest
 
-from clipjax import plan
+from clipjax.commands import plan
+from clipjax.commands.plan import nearest_that_may_fit, override, run
 from clipjax.config import ConfigError, MeshConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import PRESETS
-from clipjax.plan import nearest_that_may_fit, override, run
 from clipjax.planning import kernels, topology
 from clipjax.planning.chips import CHIPS, GIB
 from clipjax.planning.compile import OutOfMemory
@@ -22,7 +22,8 @@ from clipjax.planning.hlo import parse, shapes_in
 from clipjax.planning.kernels import kernel_times
 from clipjax.planning.table import _time_lines
 from clipjax.planning.topology import open_topology
-from clipjax.train_step import abstract_state, lower_step
+from clipjax.training.state import abstract_state
+from clipjax.training.step import lower_step
 from tests import runs
 from tests.tiny import tiny_config
 

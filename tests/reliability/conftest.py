@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipjax import train
+from clipjax.commands import train
 from clipjax.config import from_config_dict
 from tests import runs
 

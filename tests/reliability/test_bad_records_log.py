@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 
-from clipjax import bad_records_log, train
-from clipjax.bad_records_log import BadRecordsLog, add_causes, describe_bad_records, read_bad_records
+from clipjax.commands import train
 from clipjax.data.bad_records import BadRecord
 from clipjax.data.examples import DataError
 from clipjax.data.records import encode_record
-from clipjax.resume import own_data_state
+from clipjax.runs import bad_records_log
+from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records, read_bad_records
+from clipjax.runs.resume import own_data_state
 from tests.data.samples import record, write_folder
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from absl import logging
 
-from clipjax import checkpoint as checkpoints
-from clipjax import evaluate, train
-from clipjax.checksums import find_damage, write_checksums
-from clipjax.intact import set_aside_damaged
+from clipjax.commands import eval as evaluate
+from clipjax.commands import train
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.integrity import find_damage, set_aside_damaged, write_checksums
 from tests import runs
 
 

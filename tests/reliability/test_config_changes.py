@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from clipjax import train
+from clipjax.commands import train
 from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, to_json_dict
-from clipjax.config_changes import RULES, _flat, check_changes
+from clipjax.runs.config_changes import RULES, _flat, check_changes
 from tests import runs
 from tests.tiny import tiny_config
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import tensorstore
 
-from clipjax import checkpoint as checkpoints
 from clipjax.config import CheckpointConfig
+from clipjax.runs import checkpoint as checkpoints
 from tests.tiny import start, tiny_config
 
 FEW = 60  # blocks a checkpoint that may come and go

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from clipjax.peers import HEARTBEAT_SECONDS
+from clipjax.processes import HEARTBEAT_SECONDS
 from tests import runs
 from tests.reliability.faulty import write_faulty_experiment
 

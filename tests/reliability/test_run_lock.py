@@ -12,12 +12,12 @@ import jax
 import pytest
 from absl import logging
 
-from clipjax import train
-from clipjax.run_lock import RunLockError, run_lock
+from clipjax.commands import train
+from clipjax.runs.lock import RunLockError, run_lock
 
 HOLD = """
 import sys, time
-from clipjax.run_lock import run_lock
+from clipjax.runs.lock import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from clipjax.data.images import FORMATS, open_image
+from clipjax.data.images.transforms import FORMATS, open_image
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha

@@ -1,0 +1,142 @@
+"""Reads all the data of an experiment once and says what is wrong with it, before a run finds out.
+
+    clipjax check-data --config=experiments/emoji.py
+    clipjax check-data --config=experiments/emoji.py --decode=False --config.data.num_threads=16
+
+Every record of the training source, or of each part of a mixture, and of the evaluators' sources is read, and its image
+decoded; shards with a sha256 in their manifest are compared with it. Bad records and shards are counted by cause and
+named; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from clipjax.commands import flags as cli
+from clipjax.config import ExperimentConfig, SourceConfig, from_config_dict, require
+from clipjax.data.bad_records import BadRecordCounts, bad_record
+from clipjax.data.images.transforms import open_image
+from clipjax.data.records import RecordError, read_manifest
+from clipjax.data.sources import Source, open_source
+
+CHUNK = 1024  # records waiting for a thread
+
+
+class BadDataError(RuntimeError):
+    """Records or shards are bad; the message counts them."""
+
+
+@dataclasses.dataclass
+class Found:
+    """What one source has."""
+
+    records: int
+    image_bytes: int
+    captions: int
+    bad: BadRecordCounts
+    shards: list[str]  # that are not what their manifest says
+
+
+def run(config: ExperimentConfig, decode: bool = True) -> dict[str, Found]:
+    """Prints a line for each source; returns what they have. Raises BadDataError where anything is bad, ManifestError
+    for a source that cannot be opened."""
+    sources = sources_of(config)
+    require(len(sources) > 0, "config.data.train.path and config.eval.evaluators name no data to check.")
+    found = {}
+    for name, source in sources.items():
+        found[name] = check_source(source, config.data.num_threads, decode)
+        print(describe(name, source, found[name]), flush=True)
+    bad = sum(one.bad.causes.total() for one in found.values())
+    shards = sum(len(one.shards) for one in found.values())
+    if bad or shards:
+        raise BadDataError(f"{bad} bad record(s) and {shards} damaged shard(s) in {len(found)} source(s); see above.")
+    return found
+
+
+def sources_of(config: ExperimentConfig) -> dict[str, SourceConfig]:
+    """Name -> source, each once."""
+    named = {"train": config.data.train} if config.data.train.path else {}
+    named |= {f"train, {name}": part.source for name, part in config.data.mixture.items()}
+    named |= {name: evaluator.source for name, evaluator in config.eval.evaluators.items()}
+    by_source: dict[SourceConfig, list[str]] = collections.defaultdict(list)
+    for name, source in named.items():
+        by_source[source].append(name)
+    return {" and ".join(names): source for source, names in by_source.items()}
+
+
+def check_source(config: SourceConfig, num_threads: int, decode: bool) -> Found:
+    source = open_source(config)
+    found = Found(len(source), 0, 0, BadRecordCounts({}, "found"), damaged_shards(config))
+
+    def read(index: int) -> tuple[int, int] | RecordError:
+        try:
+            record = source[index]
+            if decode:
+                open_image(record["image"])
+            return len(record["image"]), len(record["texts"])
+        except RecordError as error:
+            return error
+
+    for index, result in enumerate(_in_threads(read, source, num_threads)):
+        if isinstance(result, RecordError):
+            found.bad.add([bad_record(source, index, result)])
+        else:
+            found.image_bytes += result[0]
+            found.captions += result[1]
+    return found
+
+
+def damaged_shards(config: SourceConfig) -> list[str]:
+    """Files of an array_record source whose sha256 is not the manifest's."""
+    if config.name != "array_record":
+        return []
+    damaged = []
+    for shard in read_manifest(config.path)["splits"][config.split]["shards"]:
+        path = Path(config.path) / shard["file"]
+        with open(path, "rb") as file:
+            if "sha256" in shard and hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                damaged.append(str(path))
+    return damaged
+
+
+def describe(name: str, config: SourceConfig, found: Found) -> str:
+    good = found.records - found.bad.causes.total()
+    lines = [
+        f"{name}: {config.name} {config.path} {config.split}",
+        f"  {good} of {found.records} records are good, with {found.captions} captions and "
+        f"{found.image_bytes / 1e6:.1f} MB of images",
+    ]
+    lines += [f"  {count} bad: {cause}" for cause, count in sorted(found.bad.causes.items())]
+    if found.bad.files:
+        lines.append(f"  worst files: {found.bad.worst_files()}")
+    lines += [f"  {path}: its sha256 is not that of the manifest" for path in found.shards]
+    return "\n".join(lines)
+
+
+def _in_threads(read: Callable[[int], Any], source: Source, num_threads: int) -> Iterator:
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(source), CHUNK):
+            yield from pool.map(read, range(start, min(start + CHUNK, len(source))))
+
+
+def main(argv: list[str]) -> None:
+    """The command line; see the module's docstring."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_bool("decode", True, "Decode every image, not only read it.", flag_values=values)
+
+    values = cli.parse(argv, __doc__, define, required=("config",))
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,92 @@
+"""What the commands share: flags of their own FlagValues, start-up of several processes, one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from clipjax.mesh import initialize_distributed
+from clipjax.processes import stopping_together
+
+
+def parse(
+    argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], None], *, required: Sequence[str] = ()
+) -> flags.FlagValues:
+    """Parses argv (argv[0] is the command) into FlagValues with --config and the distributed flags defined.
+
+    doc: the module's docstring, whose examples --help shows. Exits with 2 and one line on a wrong flag.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file: path.py or path.py:argument; --config.a.b=value overrides.",
+        values,
+        sys_argv=list(argv),
+    )
+    define(values)
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
+    flags.DEFINE_integer("num_processes", None, "Processes of the run, to start by hand.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "This process, from 0, to start by hand.", flag_values=values)
+    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+        print(doc)
+        print("\n".join(_describe(values[name]) for name in sorted(values)))
+        sys.exit(0)
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if arg == "--config" or arg.startswith("--config="):
+            file = (arg.partition("=")[2] or following).split(":")[0]
+            if not Path(file).is_file():
+                fail(f"--config={file}: there is no such file; try experiments/quickstart.py.")
+    try:
+        rest = values(list(argv))[1:]
+    except (AttributeError, KeyError) as error:
+        overrides = [arg for arg in argv if arg.startswith("--config.")]
+        reason = " ".join(str(error.args[0]).replace("\\n", " ").replace("'", "").split())
+        fail(f"{' '.join(overrides)}: no such field: {reason}")
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        fail(error)
+    if rest:
+        fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
+    for name in required:
+        if values[name].value is None:
+            fail(f"--{name} is missing. Try --help.")
+    return values
+
+
+def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
+    """(command, the first `count` arguments, the flags after them); --help alone passes as a flag."""
+    places = [arg for arg in argv[1 : count + 1] if not arg.startswith("-")]
+    if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
+        fail(f"usage: {usage}. Try --help.")
+    return argv[0], places, list(argv[1 + len(places) :])
+
+
+def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
+    """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # else absl's logging and Grain's workers wait for flags nobody here parses
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    # Orbax warns about options we mean, such as reading only.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
+    initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    try:
+        with stopping_together():
+            body()
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__module__.startswith("clipjax."):
+            fail(error, code=1)
+        raise
+
+
+def fail(error: object, code: int = 2) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _describe(flag: flags.Flag) -> str:
+    return f"  --{flag.name}\n        {flag.help}"

@@ -1,0 +1,146 @@
+"""What an experiment costs on a TPU slice, a mesh of CPUs or the devices present, before anyone pays for it.
+
+    clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16
+    clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --compare=loss.comm=ring --out=plan.json
+    clipjax plan --config=experiments/clip_b32.py:clip_vit_l14 --topology=v5p:8x8x4 --config.model.image.remat=dots
+    clipjax plan --config=experiments/quickstart.py --topology=cpu:8
+
+Compiles the real train step for that topology (TPUs: with the libtpu package, no TPU needed) and reads the compiled
+program: memory, collectives, the compiler's estimate of time. Nothing runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from clipjax.commands import flags as cli
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
+from clipjax.files import write_text
+from clipjax.models.dual_encoder import BATCH_NORM_TOWERS
+from clipjax.planning.chips import GIB
+from clipjax.planning.compile import OutOfMemory, plan_step
+from clipjax.planning.table import compare_table, plan_table
+from clipjax.planning.topology import Topology, host_devices_flag, open_topology
+
+
+def run(
+    config: ExperimentConfig, topology: str, *, compare: str = "", search: bool = True, out: str | Path | None = None
+) -> list[dict[str, Any]]:
+    """Plans config, and config with the overrides of `compare` ("loss.comm=ring,model.image.remat=full") beside it.
+
+    Prints tables, writes them as JSON to `out`, returns what that holds: a plan each, with "fits": False and
+    "nearest" where the compiler ran out of memory (search: whether to look for what fits).
+    Raises ConfigError for an unknown topology or an impossible combination, before compiling.
+    """
+    devices = open_topology(topology)
+    configs = {"": config} | ({compare: override(config, compare)} if compare else {})
+    plans = []
+    for name, one in configs.items():
+        print(f"Compiling {name or 'the experiment'} for {topology} ({len(devices.devices)} devices) ...", flush=True)
+        plans.append({"overrides": name} | plan_or_nearest(one, devices, search=search))
+        print(plan_table(plans[-1]), flush=True)
+    if compare:
+        print(compare_table(plans))
+    if out:
+        write_text(Path(out), json.dumps(plans, indent=2))
+        print(f"Wrote {out}")
+    return plans
+
+
+def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
+    """config with "field.of.field=value,..." changed. Raises ConfigError for an unknown field or a wrong type."""
+    tree = to_config_dict(config)
+    for item in overrides.split(","):
+        name, equals, value = item.strip().removeprefix("config.").partition("=")
+        require(bool(equals), f"--compare={overrides}: '{item}' is not name=value, such as loss.comm=ring.")
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = {"True": True, "False": False, "None": None}.get(value, value)
+        try:
+            with tree.ignore_type():
+                tree.update_from_flattened_dict({name: parsed})
+        except (KeyError, AttributeError, ValueError) as error:
+            raise ConfigError(f"--compare={overrides}: config.{name} does not exist ({error}).") from None
+    return from_config_dict(ConfigDict(tree))
+
+
+def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: bool) -> dict[str, Any]:
+    """plan_step's answer; where that does not fit, with "nearest": the plan of the smallest change that does."""
+    found = plan_step(config, topology)
+    if isinstance(found, OutOfMemory):
+        found = {
+            "topology": topology.name,
+            "devices": len(topology.devices),
+            "fits": False,
+            "memory": {"total": found.needed, "available": found.available},
+            "message": found.message,
+        }
+    if found["fits"] is not False:
+        return found
+    found["nearest"] = None
+    memory = found["memory"]
+    for change, candidate in nearest_that_may_fit(config) if search else ():
+        print(
+            f"Needs {memory['total'] / GIB:.1f} of {memory['available'] / GIB:.2f} GiB a device. Trying {change} ...",
+            flush=True,
+        )
+        other = plan_step(candidate, topology)
+        if not isinstance(other, OutOfMemory) and other["fits"]:
+            return found | {"nearest": {"change": change} | other}
+    return found
+
+
+def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, ExperimentConfig]]:
+    """(what to change, the config) from the least change to the greatest: remat first, then micro-batches."""
+    order = ("none", "attention", "dots", "full")
+    now = config.model.image.remat
+    for remat in order[order.index(now) + 1 :] if now in order else ():
+        if remat == "attention":
+            continue  # saves little beside "dots", which costs little
+        change = f"model.image.remat={remat} model.text.remat={remat}"
+        yield change, _with_remat(config, remat)
+    if config.model.image.name in BATCH_NORM_TOWERS and config.optimizer.image_lr_multiplier:
+        return  # see check: no micro-batches
+    base, prefix = (config, "") if now == "full" else (_with_remat(config, "full"), "remat=full for both towers and ")
+    for factor in (2, 4, 8, 16):
+        steps = config.accumulation_steps * factor
+        yield f"{prefix}accumulation_steps={steps}", dataclasses.replace(base, accumulation_steps=steps)
+
+
+def _with_remat(config: ExperimentConfig, remat: str) -> ExperimentConfig:
+    image, text = (dataclasses.replace(t, remat=remat) for t in (config.model.image, config.model.text))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, image=image, text=text))
+
+
+def main(argv: list[str]) -> None:
+    """The command line; see the module's docstring."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
+        flags.DEFINE_string("compare", "", "Overrides to plan beside it: loss.comm=ring,...", flag_values=values)
+        flags.DEFINE_bool("search", True, "Where it does not fit, look for what does.", flag_values=values)
+        flags.DEFINE_string("out", None, "Also write the plans as JSON.", flag_values=values)
+
+    values = cli.parse(argv, __doc__, define, required=("config", "topology"))
+    if flag := host_devices_flag(values.topology):
+        # Read when JAX first looks for devices, which is later.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if values.topology != "local":
+        jax.config.update("jax_platforms", "cpu")  # what is planned for elsewhere must not take a device that is here
+    options = dict(compare=values.compare, search=values.search, out=values.out)
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

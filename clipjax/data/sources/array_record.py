@@ -1,0 +1,56 @@
+"""Records in ArrayRecord shards: a folder that clipjax.data.records.write_records made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from clipjax.config import SourceConfig, nearest
+from clipjax.data.records import ManifestError, RecordError, decode_record, read_manifest
+
+
+class ArrayRecordSource:
+    """One split of a folder written by clipjax.data.records.write_records."""
+
+    def __init__(self, config: SourceConfig):
+        manifest = read_manifest(config.path)
+        if config.split not in manifest["splits"]:
+            raise ManifestError(
+                f"{config.path} has no split '{config.split}'.{nearest(config.split, manifest['splits'])}"
+            )
+        shards = manifest["splits"][config.split]["shards"]
+        self.files = [str(Path(config.path) / shard["file"]) for shard in shards]
+        for path, shard in zip(self.files, shards, strict=True):
+            found = Path(path).stat().st_size if Path(path).is_file() else "no file"
+            if found != shard["bytes"]:
+                raise ManifestError(
+                    f"Shard {path}: expected {shard['bytes']} bytes by the manifest, found {found}. "
+                    "Copy it again, or build the folder again with --overwrite."
+                )
+        self.counts = [shard["records"] for shard in shards]
+        self.size = sum(self.counts)
+        self.class_names = tuple(manifest["class_names"])
+        # With the range of records in the name, a file is opened when first read, not here.
+        ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
+        self.reader = ArrayRecordDataSource(ranges) if ranges else None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        try:
+            data = self.reader[index]
+        except (ValueError, RuntimeError) as error:
+            raise RecordError("unreadable record", str(error)) from error
+        return decode_record(data)
+
+    def where(self, index: int) -> tuple[str, int]:
+        for path, count in zip(self.files, self.counts, strict=True):
+            if index < count:
+                return path, index
+            index -= count
+        raise IndexError(index)

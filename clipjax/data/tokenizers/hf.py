@@ -1,0 +1,90 @@
+"""Any tokenizer.json: BERT's WordPiece (ALIGN), RoBERTa and XLM-R, Gemma (SigLIP 2), CLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.data.tokenizers.clean_text import make_clean
+from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
+
+# Under which names tokenizer_config.json has a token, and what it is called where there is no such file.
+NAMES = {
+    "bos": (("bos_token", "cls_token"), ("<|startoftext|>", "[CLS]", "<s>", "<bos>")),
+    "eos": (("eos_token", "sep_token"), ("<|endoftext|>", "[SEP]", "</s>", "<eos>")),
+    "pad": (("pad_token",), ("[PAD]", "<pad>")),
+}
+
+
+def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
+    """The `tokenizers` pipeline of a tokenizer.json (config.path: the file or its folder), padded on the right.
+
+    What stands around a text is the file's post-processor, unless config.add_bos or add_eos say otherwise.
+    config.lowercase puts a lower-casing before the file's own normalisation (SigLIP 2). A special token written out in
+    a text is not read as one: "[SEP]" becomes "[ SEP]". Raises ConfigError.
+    """
+    tokenizers = import_tokenizers()
+    path = Path(config.path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    content = read_json(path)
+    try:
+        pipeline = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ConfigError(f"config.tokenizer.path='{path}' is not a tokenizer.json ({error}).") from error
+    settings = token_settings(path.parent)
+    ids = {kind: find_token(pipeline, settings, kind) for kind in NAMES}
+    if config.add_bos is not None or config.add_eos is not None:
+        set_template(pipeline, config, ids)
+    if config.lowercase:
+        own = [pipeline.normalizer] if pipeline.normalizer is not None else []
+        pipeline.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *own])
+    special = [token["content"] for token in content.get("added_tokens", []) if token.get("special")]
+    own_pad = ids["pad"] if ids["pad"] >= 0 else ids["eos"]
+    # add_bos and add_eos stay None where the file decides.
+    config = dataclasses.replace(config, clean=bool(config.clean), lowercase=bool(config.lowercase))
+    return RustTokenizer(
+        pipeline,
+        config,
+        context_length,
+        pad_id=own_pad if config.pad_id is None else config.pad_id,
+        eos_id=ids["eos"],
+        sha256=files_sha256(path),
+        clean=make_clean(dataclasses.replace(config, lowercase=False)),
+        literals=literal_pattern(special),
+    )
+
+
+def token_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json and special_tokens_map.json of a folder as one; empty where it has neither."""
+    files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
+    return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
+
+
+def find_token(pipeline: Any, settings: dict[str, Any], kind: str) -> int:
+    """The id of "bos", "eos" or "pad", by the settings' names or the usual ones; -1: none."""
+    keys, usual = NAMES[kind]
+    named = [settings[key] for key in keys if settings.get(key)]
+    named = [token["content"] if isinstance(token, dict) else token for token in named]
+    ids = (pipeline.token_to_id(token) for token in named or usual)
+    return next((i for i in ids if i is not None), -1)
+
+
+def set_template(pipeline: Any, config: TokenizerConfig, ids: dict[str, int]) -> None:
+    """Has the pipeline put BOS and EOS around a text by config.add_bos and add_eos (None: not)."""
+    wanted = [kind for kind in ("bos", "eos") if getattr(config, f"add_{kind}")]
+    for kind in wanted:
+        require(ids[kind] >= 0, f"config.tokenizer.add_{kind}: '{config.path}' has no such token.")
+    parts = [kind for kind in ("bos", "$A", "eos") if kind in ("$A", *wanted)]
+    pipeline.post_processor = import_tokenizers().processors.TemplateProcessing(
+        single=" ".join(parts), special_tokens=[(kind, ids[kind]) for kind in wanted]
+    )
+
+
+def literal_pattern(special: Sequence[str]) -> re.Pattern | None:
+    """Matches any special token's text of two characters or more, in either case (a normalizer may lower it first)."""
+    found = [re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1]
+    return re.compile("|".join(found), re.IGNORECASE) if found else None

@@ -1,0 +1,69 @@
+"""SentencePiece models (SigLIP, SigLIP 2, and what data_pipelines.train_tokenizer writes)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.data.tokenizers.clean_text import make_clean
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model with SigLIP's rules: lower case, EOS survives truncation, padding to the full context.
+
+    Lower-casing and canonicalisation come first. A control symbol written out in a text is text like any other.
+    """
+
+    def __init__(self, config: TokenizerConfig, context_length: int):
+        path = Path(config.path)
+        if not path.is_file():
+            raise ConfigError(
+                f"config.tokenizer.path='{config.path}' is not a file. Train one with "
+                "python -m data_pipelines.train_tokenizer, or point it at a SentencePiece .model."
+            )
+        data = path.read_bytes()
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"config.tokenizer.path='{config.path}' is not a SentencePiece model ({error})."
+            ) from error
+        own = {"clean": False, "lowercase": True, "add_bos": False, "add_eos": True}
+        config = dataclasses.replace(config, **{n: v for n, v in own.items() if getattr(config, n) is None})
+        self.config, self.context_length = config, context_length
+        self.clean = make_clean(config)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.vocab_size = self.model.vocab_size()
+        self.eos_id, self.bos_id = self.model.eos_id(), self.model.bos_id()
+        own_pad = self.model.pad_id() if self.model.pad_id() >= 0 else self.eos_id
+        self.pad_id = own_pad if config.pad_id is None else config.pad_id
+        for name, needed, found in (
+            ("add_eos", config.add_eos, self.eos_id),
+            ("add_bos", config.add_bos, self.bos_id),
+            ("pad_id", True, self.pad_id),
+        ):
+            require(
+                not needed or 0 <= found < self.vocab_size,
+                f"config.tokenizer.{name}: {config.path} with {self.vocab_size} pieces has no such piece (id {found}).",
+            )
+        require(
+            config.add_bos + config.add_eos < context_length,
+            f"config.model.text.context_length={context_length} has no room for text beside BOS and EOS.",
+        )
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        start = [self.bos_id] if self.config.add_bos else []
+        end = [self.pad_id if self.config.eos_to_pad else self.eos_id] if self.config.add_eos else []
+        room = self.context_length - len(start) - len(end)
+        cleaned = [self.clean(text) for text in texts] if self.clean else list(texts)
+        for row, pieces in zip(ids, self.model.encode(cleaned), strict=True):
+            pieces = start + pieces[:room] + end
+            row[: len(pieces)] = pieces
+        return ids

@@ -1,0 +1,107 @@
+"""The functions that embed: batches, tokens or single layers of a model on a mesh."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig
+from clipjax.data.images.naflex import budget_of
+from clipjax.data.pipeline import eval_batches
+from clipjax.data.prefetch import prefetch_to_mesh
+from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host
+from clipjax.models import DualEncoder
+from clipjax.models.dual_encoder import IMAGE_TOWERS, TEXT_TOWERS, run_tower
+from clipjax.models.hidden import Hidden
+from clipjax.models.pixels import normalize_pixels
+from clipjax.training.state import abstract_state, eval_variables
+
+
+def global_batches(
+    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source: Any, *, shares: Sequence[range] | None = None
+) -> Iterator[dict[str, jax.Array]]:
+    """The records of `source` once, in order, as global arrays over (data, fsdp); see data.pipeline.eval_batches."""
+    local = eval_batches(
+        source,
+        tokenizer=tokenizer,
+        pixels=config.data.pixels,
+        image_size=config.model.image.image_size,
+        budget=budget_of(config.model.image),
+        batch_size=config.eval.batch_size,
+        num_threads=config.data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shares=shares,
+    )
+    pairs = ((batch, None) for batch in local)
+    with contextlib.closing(prefetch_to_mesh(pairs, batch_sharding(mesh), config.data.prefetch)) as stream:
+        for batch, _, _ in stream:
+            yield batch
+
+
+def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable]:
+    """(embed_images, embed_texts) for this model on this mesh, jitted.
+
+    variables: {"params", "batch_stats"}, see train_step.eval_variables.
+    embed_images(variables, pixels.image_of(a batch of global arrays)) -> [B, embed_dim] float32, sharded as the batch.
+    embed_texts(variables, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
+    """
+    model = DualEncoder(config.model, batch_sharding(mesh))
+    pixels, batch_size = config.data.pixels, config.eval.batch_size
+    shardings = param_shardings(eval_variables(abstract_state(config, mesh)), mesh)
+    sharding = batch_sharding(mesh)
+
+    def image_embedding(variables: Any, image: jax.Array) -> jax.Array:
+        image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        return model.apply(variables, image=image, text=None).image_embedding
+
+    def text_embedding(variables: Any, text: jax.Array) -> jax.Array:
+        return model.apply(variables, image=None, text=text).text_embedding
+
+    embed_images = jax.jit(image_embedding, in_shardings=(shardings, sharding), out_shardings=sharding)
+    embed_block = jax.jit(text_embedding, in_shardings=(shardings, sharding), out_shardings=replicated(mesh))
+
+    def embed_texts(variables: Any, tokens: np.ndarray) -> np.ndarray:
+        blocks = []
+        for start in range(0, len(tokens), batch_size):
+            block = tokens[start : start + batch_size]
+            padded = np.zeros((batch_size, tokens.shape[1]), np.int32)
+            padded[: len(block)] = block
+            array = jax.make_array_from_callback(padded.shape, sharding, lambda index, x=padded: x[index])
+            blocks.append(to_host(embed_block(variables, array))[: len(block)])
+        return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
+
+    return embed_images, embed_texts
+
+
+class Encoded(NamedTuple):
+    pooled: Any  # [B, embed_dim]: what embed_images and embed_texts bring to unit length
+    hidden: tuple[Hidden, ...]  # of the layers asked for, [B, L, width]; a class token comes first (CoCa: last)
+
+
+def make_encode(config: ExperimentConfig, mesh: Mesh, side: str) -> Callable[[Any, Any, tuple[int, ...]], Encoded]:
+    """encode(variables, x, hidden_layers) -> Encoded, jitted, whole on every device; side: "image" or "text".
+
+    variables: {"params", "batch_stats"}; x: uint8 images or Patches, or ids [B, L] int32, sharded over the batch.
+    hidden_layers: see hidden.layer_indices; ConfigError for a tower that has none to give, or not this one.
+    """
+    model, pixels, sharding = config.model, config.data.pixels, batch_sharding(mesh)
+    settings, table = getattr(model, side), {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[side]
+    dtype = jnp.dtype(model.dtype)
+    tower = table[settings.name](settings, model.embed_dim, dtype, sharding)
+
+    def encode(variables: Any, x: Any, hidden_layers: tuple[int, ...]) -> Encoded:
+        if side == "image":
+            x = normalize_pixels(x, pixels.mean, pixels.std, dtype)
+        own = {collection: tree[side] for collection, tree in variables.items() if side in tree}
+        pooled, _, hidden = run_tower(tower.bind(own), x, False, hidden_layers)
+        return Encoded(pooled, hidden)
+
+    shardings = param_shardings(eval_variables(abstract_state(config, mesh)), mesh)
+    return jax.jit(encode, static_argnums=2, in_shardings=(shardings, sharding), out_shardings=replicated(mesh))

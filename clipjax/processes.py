@@ -1,0 +1,202 @@
+"""What the processes of a run tell each other beside their arrays: small values, and that one of them has failed.
+
+When one process of a run fails, the others say so and stop, instead of waiting in a collective for ever.
+
+A process that fails in Python leaves a word in the key-value store of JAX's coordination service, which all others
+look at every second. One that is killed leaves none: the service misses its heartbeats, and ends the others with a
+message that names it.
+
+Also here: SIGTERM noticed by all processes at the same step, and the lines that the first process prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+# A process without a heartbeat for as long is dead: XLA then ends all others. JAX's own default is 100.
+HEARTBEAT_SECONDS = 30
+POLL_SECONDS = 1.0
+LONGEST_WAIT = 7 * 24 * 3600
+FOLDER = "clipjax/stopped"
+_waits = itertools.count()  # a barrier's name is used once; processes come to the same ones in the same order
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+    """Around the work of a process: an exception here, or on any other process, ends all within HEARTBEAT_SECONDS.
+
+    Does nothing for a run of one process. Where there are several, a failing process never leaves by the usual way
+    out, on which JAX waits for the others: it prints its error and exits with 1.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client = _client()
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(client, done), name="peers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        _print(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Most likely another's death seen from here: let it, or the service, say whose.
+            time.sleep(HEARTBEAT_SECONDS + 10)
+        done.set()
+        _leave(client, error)
+    finally:
+        done.set()
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here; after LONGEST_WAIT seconds it raises.
+
+    For processes that may come hours after one another: a collective gives up earlier (on CPU, by XLA's
+    xla_cpu_collective_timeout_seconds). One that fails or dies meanwhile ends the wait, as it ends the run.
+    """
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every process's value, on every process, in process order."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]
+
+
+def _leave(client: Any, error: BaseException) -> None:
+    """Tells the others and ends this process."""
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    word = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
+    with contextlib.suppress(Exception):  # the service may be what is gone
+        client.key_value_set(f"{FOLDER}/{jax.process_index()}", word)
+    _exit(1)
+
+
+def _watch(client: Any, done: threading.Event) -> None:
+    while not done.wait(POLL_SECONDS):
+        try:
+            words = client.key_value_dir_get(FOLDER)
+        except Exception:  # the service is gone, of which JAX's client makes its own message
+            continue
+        if words and not done.is_set():
+            name, reason = words[0]
+            print(
+                f"error: process {name.rpartition('/')[2]} on {reason}\nProcess {jax.process_index()} on "
+                f"{socket.gethostname()} stops because of it. Start all processes again; training goes on from the "
+                "last checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+            _exit(1)
+
+
+def _print(error: BaseException) -> None:
+    if type(error).__module__.startswith("clipjax."):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return
+    sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        print(
+            f"error: process {jax.process_index()} could not go on; if another process died, its name follows within "
+            f"{HEARTBEAT_SECONDS + 10} s.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _exit(code: int) -> None:
+    """The usual way out would wait at a barrier for processes that will not come."""
+    if jax.process_index() == 0:
+        time.sleep(3 * POLL_SECONDS)  # this process serves the store; the others need a moment to read it
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _client() -> Any:
+    """The coordination service's key-value store, for which JAX has no public name (0.10 and 0.12)."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+class Preemption:
+    """Context manager; `reached(step)` turns true once after a SIGTERM, on all processes at one step.
+
+    One process: a signal handler. Several: JAX's coordination service takes the signal wherever it
+    arrives and agrees with the others on the step at which all of them save.
+    """
+
+    def __enter__(self) -> Preemption:
+        self.signalled = False
+        self.alone = jax.process_count() == 1
+        if self.alone:
+            self.previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.alone:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def reached(self, step: int) -> bool:
+        return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(step)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        logging.info("Signal %d: saving at the end of this step.", number)
+        self.signalled = True
+
+
+def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
+    """'step   200/500  loss 1.234  1,234 images/s  ETA 1m 02s', and what deserves attention when it does."""
+    eta = duration((total_steps - step) * values["seconds_per_step"])
+    line = (
+        f"step {step:>{len(str(total_steps))}}/{total_steps}  loss {values['loss']:.4f}  "
+        f"scale {values['logit_scale']:.1f}  lr {values['learning_rate']:.2e}  "
+        f"{values['images_per_second']:,.0f} images/s  ETA {eta}"
+    )
+    if values["data_wait"] > 0.05:
+        line += f"  waiting for data {values['data_wait']:.0%}"
+    if values["skipped"]:
+        line += f"  {values['skipped']:.0f} steps skipped"
+    return line
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h 02m', 65 -> '1m 05s', 7 -> '7s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def announce(line: str) -> None:
+    """Prints on the first process only; "" is nothing to say."""
+    if line and jax.process_index() == 0:
+        print(line, flush=True)

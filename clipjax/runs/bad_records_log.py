@@ -1,0 +1,107 @@
+"""bad_records.jsonl: the records a run could not use, each once, in step with its checkpoints.
+
+A line is {"file", "position", "key", "cause", "error", "step"}: step is the first whose batch would have had the
+record. Process 0 writes bad_records.jsonl, process p bad_records-p.jsonl; read_bad_records joins them. How often each
+cause was met is counted in the data state (TrainIterator) and shown as bad_records/<cause> in metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipjax.data.bad_records import BadRecord
+from clipjax.files import read_json_lines, write_text
+
+MAX_ENTRIES = 10_000  # a process's; about 3 MB. Further ones are counted only.
+
+
+class BadRecordsLog:
+    """Appends the bad records of the batches that were trained on.
+
+    met: TrainIterator.met, which a reading thread fills; what it read ahead is no part of the file until its step is
+    done. resume_step: lines beyond it are dropped, as MetricsLog does.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        met: collections.deque[tuple[int, list[BadRecord]]],
+        *,
+        resume_step: int,
+        process_index: int = 0,
+    ):
+        self.path = Path(workdir) / _name(process_index)
+        kept = [line for line in _read(self.path) if line["step"] <= resume_step]
+        self.known = {_identity(line) for line in read_bad_records(workdir) if line["step"] <= resume_step}
+        self.entries = len(kept)
+        self.met = met
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    @contextlib.contextmanager
+    def kept_on(self, error: type[Exception]) -> Iterator[None]:
+        """Around the steps: when the data stop the run by `error`, all that was met is wanted, read ahead or not."""
+        try:
+            yield
+        except error:
+            self.write(sys.maxsize)
+            raise
+
+    def write(self, step: int) -> None:
+        """Appends what batches up to `step` met; it is in the file when this returns."""
+        lines = []
+        while self.met and self.met[0][0] <= step:
+            number, records = self.met.popleft()
+            for record in records:
+                line = {**record._asdict(), "step": number}
+                if _identity(line) not in self.known and self.entries < MAX_ENTRIES:
+                    self.known.add(_identity(line))
+                    self.entries += 1
+                    lines.append(json.dumps(line) + "\n")
+        if lines:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+
+def read_bad_records(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of all processes in order of step, a record once; [] when there are none. A torn line is left out."""
+    paths = sorted(Path(workdir).glob("bad_records*.jsonl"))
+    lines = sorted((line for path in paths for line in _read(path)), key=lambda line: line["step"])
+    return list({_identity(line): line for line in reversed(lines)}.values())[::-1]
+
+
+def describe_bad_records(workdir: str | Path, causes: Mapping[str, int]) -> str:
+    """The line at the end of a run. causes: how often each was met, over all processes; "" for none."""
+    if not causes:
+        return ""
+    entries = read_bad_records(workdir)
+    files = collections.Counter(entry["file"] for entry in entries)
+    worst = ", ".join(f"{file} ({count})" for file, count in files.most_common(3))
+    return (
+        f"Bad records: {sum(causes.values())} replaced ("
+        + ", ".join(f"{cause} {count}" for cause, count in sorted(causes.items()))
+        + f"), {len(entries)} different ones in {len(files)} files, most in {worst}; {workdir}/{_name(0)} lists them."
+    )
+
+
+def add_causes(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The causes of several processes, added."""
+    return dict(sum((collections.Counter(causes) for causes in counts), collections.Counter()))
+
+
+def _name(process_index: int) -> str:
+    return f"bad_records-{process_index}.jsonl" if process_index else "bad_records.jsonl"
+
+
+def _identity(line: Mapping[str, Any]) -> tuple:
+    return line["file"], line["position"], line["cause"]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [line for line in read_json_lines(path) if "step" in line]

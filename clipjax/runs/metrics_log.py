@@ -1,0 +1,62 @@
+"""Metrics of a run: metrics.jsonl, a line per log, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipjax.files import read_json_lines, write_text
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends {"step": s, name: value, ...} lines on the first process; on the others it does nothing.
+
+    resume_step: lines beyond it, which a killed run wrote after its last checkpoint, are dropped first, so
+    that the file holds one curve.
+    """
+
+    def __init__(self, workdir: str | Path, *, tensorboard: bool, resume_step: int):
+        self.file = self.events = None
+        if jax.process_index() != 0:
+            return
+        path = Path(workdir) / FILE
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step and resume_step > 0]
+        write_text(path, "".join(_to_line(line) for line in kept))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, in the file when this returns; nothing for no values. Not finite values become null."""
+        if self.file is None or not values:
+            return
+        self.file.write(_to_line({"step": step, **values}))
+        self.file.flush()
+        for name, value in values.items() if self.events else ():
+            self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for sink in (self.file, self.events):
+            if sink is not None:
+                sink.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of workdir/metrics.jsonl; [] without the file. A torn line is left out; null is read as NaN."""
+    return [
+        {name: math.nan if value is None else value for name, value in line.items()}
+        for line in read_json_lines(Path(workdir) / FILE)
+    ]
+
+
+def _to_line(values: dict[str, float]) -> str:
+    """JSON has no NaN or infinity, and other readers than Python's refuse them: null."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"

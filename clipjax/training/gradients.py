@@ -1,0 +1,121 @@
+"""Loss and exact gradient of the global batch: towers at once, or micro-batch by micro-batch with one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clipjax.config import ExperimentConfig
+from clipjax.losses import make_loss
+from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
+from clipjax.models import DualEncoder
+from clipjax.models.pixels import image_of, normalize_pixels
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
+
+Batch = dict[str, jax.Array]
+Tree = Any
+
+
+def make_loss_and_gradients(
+    config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None = None
+) -> Callable:
+    """(params, batch_stats, batch, key, teacher_variables) -> (loss, metrics, grads, batch_stats after this step), of
+    the GLOBAL batch, whatever the mesh.
+
+    config.accumulation_steps=1 is plain reverse mode. With more, memory is that of one micro-batch's towers:
+    every micro-batch is embedded without keeping anything, the loss sees all embeddings once, then each
+    micro-batch runs again, with the same dropout, and receives its rows' gradient (GradCache, Gao et al.
+    2101.06983). The sum is the gradient of the whole batch, not an average of small batches' losses; it costs one
+    more forward pass. A micro-batch takes its share from every device's rows, so nothing moves between devices.
+
+    BatchNorm's statistics are the whole batch's, which a micro-batch cannot know: training/check.py refuses the two
+    together. A frozen tower uses its running statistics and leaves them as they are.
+    """
+    model = DualEncoder(config.model, batch_sharding(mesh))
+    loss_fn = make_loss(config.loss, mesh)
+    optimizer, pixels = config.optimizer, config.data.pixels
+    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
+    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
+
+    mutable = [] if "image" in frozen else ["batch_stats"]
+
+    def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
+        """(what the loss takes of each example: arrays [b, ...], batch_stats with this batch in them)."""
+        # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
+        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
+        image = None
+        if "image_embedding" not in batch:
+            image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        variables = {"params": params, "batch_stats": batch_stats}
+        out, changed = model.apply(
+            variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable
+        )
+        names = ("image_embedding", "text_embedding", "caption_nll")
+        embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+        # A frozen tower's, computed beforehand.
+        embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
+        return embedded, changed.get("batch_stats", batch_stats)
+
+    def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
+        out = model.apply({"params": params})
+        with jax.named_scope("loss"):
+            loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
+        return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
+
+    def known(batch: Batch, teacher_variables: Tree) -> dict[str, jax.Array]:
+        """What the loss takes that no gradient flows to."""
+        found = {"pair_id": batch["pair_id"]} if "pair_id" in batch else {}
+        if config.model.decoder.depth:
+            found["caption_tokens"] = model.apply({}, batch["text"], method=DualEncoder.caption_tokens)
+        return found | (teacher.embed(teacher_variables, batch) if teacher else {})
+
+    def at_once(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
+        others = known(batch, teacher_variables)
+
+        def value(params: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
+            embedded, changed = embed(params, batch_stats, batch, key)
+            loss, metrics = loss_of(params, embedded, others)
+            return loss, (metrics, changed)
+
+        (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(params)
+        return loss, metrics, grads, changed
+
+    count, shards = config.accumulation_steps, batch_shards(mesh)
+    in_micro_batches = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def split(a: jax.Array) -> jax.Array:
+        """[B, ...] -> [count, B / count, ...]: of each device's rows the first part, the second, ..."""
+        a = a.reshape(shards, count, -1, *a.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(a.reshape(count, -1, *a.shape[3:]), in_micro_batches)
+
+    def join(a: jax.Array) -> jax.Array:
+        a = a.reshape(count, shards, -1, *a.shape[2:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(a.reshape(-1, *a.shape[3:]), batch_sharding(mesh))
+
+    def accumulated(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
+        parts = jax.tree.map(split, batch)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+        first = jax.lax.map(
+            lambda part: (embed(params, batch_stats, *part)[0], known(part[0], teacher_variables)), (parts, keys)
+        )
+        embedded, others = jax.tree.map(lambda a: join(a) if a.ndim > 1 else a[0], first)
+        (loss, metrics), (grads, to_embedded) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
+            params, embedded, others
+        )
+        layout = param_shardings(params, mesh)
+
+        def replay(grads: Tree, part: tuple) -> tuple[Tree, None]:
+            part_of_batch, part_key, cotangent = part
+            _, pull = jax.vjp(lambda params: embed(params, batch_stats, part_of_batch, part_key)[0], params)
+            (added,) = pull(cotangent)
+            return jax.lax.with_sharding_constraint(jax.tree.map(jnp.add, grads, added), layout), None
+
+        grads, _ = jax.lax.scan(replay, grads, (parts, keys, jax.tree.map(split, to_embedded)))
+        return loss, metrics, grads, batch_stats
+
+    return at_once if count == 1 else accumulated

@@ -1,0 +1,105 @@
+"""The TrainState: what survives a step, how it begins, and where each part of it lies on the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig
+from clipjax.mesh import param_shardings, replicated, state_shardings
+from clipjax.models import DualEncoder
+from clipjax.models.pixels import image_columns, image_of, normalize_pixels
+from clipjax.optim.updates import make_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that survives a step. Nothing else may."""
+
+    step: jax.Array  # int32, batches consumed
+    params: Any  # float32
+    opt_state: Any
+    ema_params: Any  # float32 tree like params, or None
+    rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
+    skipped: jax.Array  # int32, steps skipped for a non-finite loss or gradient, ever
+    skipped_in_a_row: jax.Array  # int32, of those the ones up to now without a good step between
+    batch_stats: Any = flax.struct.field(default_factory=dict)  # BatchNorm's running float32; {} for towers without
+    ema_batch_stats: Any = None  # as ema_params of params
+
+
+def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """A fresh TrainState, every array made where it lives on the mesh; the same numbers on any mesh."""
+    init = initializer(config)
+    shardings = train_state_shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of create_state's result, without computing it."""
+    shapes = jax.eval_shape(initializer(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        train_state_shardings(shapes, mesh),
+    )
+
+
+def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
+    """() -> TrainState from config.seed; traceable."""
+
+    def init() -> TrainState:
+        params_key, step_key = jax.random.split(jax.random.key(config.seed))
+        columns = {
+            name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(config.model.image, 1).items()
+        }
+        pixels = config.data.pixels
+        variables = DualEncoder(config.model).init(
+            params_key,
+            image=normalize_pixels(image_of(columns), pixels.mean, pixels.std),
+            text=jnp.zeros((1, config.model.text.context_length), jnp.int32),
+        )
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        tx = make_optimizer(config.optimizer, params, config.total_steps)
+        zero = jnp.zeros((), jnp.int32)
+        averaged = config.optimizer.ema_decay > 0
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=tx.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
+            rng=jax.random.key_data(step_key),
+            skipped=zero,
+            skipped_in_a_row=zero,
+            batch_stats=batch_stats,
+            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if averaged else None,
+        )
+
+    return init
+
+
+def eval_variables(state: TrainState) -> dict[str, Any]:
+    """{"params", "batch_stats"} to evaluate with: the averages where the run keeps them."""
+    if state.ema_params is None:
+        return {"params": state.params, "batch_stats": state.batch_stats}
+    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
+
+def train_state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """NamedSharding for every leaf of a TrainState (shapes are enough)."""
+    every = replicated(mesh)
+    return TrainState(
+        step=every,
+        params=param_shardings(state.params, mesh),
+        opt_state=state_shardings(state.opt_state, state.params, mesh),
+        ema_params=None if state.ema_params is None else param_shardings(state.ema_params, mesh),
+        rng=every,
+        skipped=every,
+        skipped_in_a_row=every,
+        batch_stats=param_shardings(state.batch_stats, mesh),
+        ema_batch_stats=None if state.ema_batch_stats is None else param_shardings(state.ema_batch_stats, mesh),
+    )

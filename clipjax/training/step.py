@@ -1,0 +1,121 @@
+"""One step of training as a pure function: (TrainState, batch) -> (TrainState, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig
+from clipjax.mesh import batch_sharding, param_shardings, replicated
+from clipjax.models.pixels import image_columns
+from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.optim.updates import make_optimizer, make_schedule
+from clipjax.training.gradients import make_loss_and_gradients
+from clipjax.training.state import TrainState, train_state_shardings
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | EmbeddedTeacher | None = None
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+    """The jitted step for this experiment on this mesh; donates the state it is given.
+
+    Args:
+      state: shapes are enough (jax.eval_shape of create_state).
+      teacher: for loss "distill"; the step then takes its variables as a third argument.
+    Batch: what batch_shapes says, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
+      data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
+    Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
+      learning_rate, skipped, skipped_in_a_row, and what the loss adds.
+
+    A step whose loss or gradient is not finite leaves all but the counters as it was.
+    """
+    tx = make_optimizer(config.optimizer, state.params, config.total_steps)
+    schedule = make_schedule(config.optimizer, config.total_steps)
+    loss_and_gradients = make_loss_and_gradients(config, mesh, teacher)
+    ema_decay = config.optimizer.ema_decay
+    scale_max = config.model.logit_scale_max
+
+    def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        loss, metrics, grads, batch_stats = loss_and_gradients(
+            state.params, state.batch_stats, batch, key, teacher_variables
+        )
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            update_norm = optax.tree.norm(updates)
+            params = optax.apply_updates(state.params, updates)
+            if scale_max > 0:
+                # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
+                # leave a scale beyond the bound without a gradient to come back.
+                params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
+            averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
+            if ema_decay > 0:
+                now = {"ema_params": params, "ema_batch_stats": batch_stats}
+                averages = optax.incremental_update(now, averages, 1 - ema_decay)
+
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
+            old = {name: getattr(state, name) for name in new}
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        bad = 1 - finite.astype(jnp.int32)
+        state = TrainState(
+            step=state.step + 1,
+            rng=state.rng,
+            **new,
+            skipped=state.skipped + bad,
+            skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+        )
+        metrics |= {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "update_norm": update_norm,
+            "learning_rate": schedule(state.step - 1),
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    shardings = train_state_shardings(state, mesh)
+    extra = [param_shardings(teacher.variables, mesh)] if teacher else []
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh), *extra),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def lower_step(
+    config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | EmbeddedTeacher | None
+) -> jax.stages.Lowered:
+    """The step traced for this experiment's shapes, ready to compile; state: abstract_state's."""
+    sharding = batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in batch_shapes(config, teacher).items()
+    }
+    extra = (teacher.variables,) if teacher else ()
+    return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
+
+
+def batch_shapes(
+    config: ExperimentConfig, teacher: Teacher | EmbeddedTeacher | None = None
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
+    size = config.global_batch_size
+    shapes = image_columns(config.model.image, size)
+    if config.data.image_embeddings:
+        shapes = {"image_embedding": ((size, config.model.embed_dim), jnp.float32)}
+    if isinstance(teacher, EmbeddedTeacher):
+        shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
+    shapes |= {"text": ((size, config.model.text.context_length), jnp.int32)}
+    return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
