@@ -1,37 +1,18 @@
 """What two parties must agree on before weights mean the same thing.
 
-None of these raises a shape error when it is wrong; each costs accuracy in silence (another
-vocabulary, another EOS rule, QuickGELU against GELU, another pixel range).
+None of these raises a shape error when it is wrong; each costs accuracy in silence (another vocabulary, another EOS
+rule, QuickGELU instead of GELU, another pixel range).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ExperimentConfig
+from clipjax.config import ExperimentConfig, declared, differences, flat
 
-# Options that change what weights mean and no shape, younger than the first checkpoints: written down only where they
-# are not the default, so that a checkpoint without them has the default.
-OPTIONS = {
-    "image": ("name", "post_norm", "norm_after_pool", "rope", "rope_theta", "rope_grid"),
-    "text": ("post_norm", "rope", "rope_theta"),
-}
-
-# What a checkpoint has that was written before the entry existed.
-BEFORE = {
-    "tokenizer.clean": False,
-    "tokenizer.drop_underscore": False,
-    "tokenizer.eos_to_pad": False,
-    "text.name": "transformer",
-    "text.pad_id": 0,
-    "image.depthwise_padding": [],
-    "text.positions_after_padding": False,
-    "pixels.scale_to": 0,
-    "pixels.center": "round",
-    "pixels.fill": 0,
-    "pixels.antialias": True,
-    "pixels.alpha": "white",
-}
+# Sections whose fields of role "weights" or "meaning" are recorded, and what their names begin with here.
+SECTIONS = {"model.image.": "image.", "model.text.": "text.", "data.pixels.": "pixels."}
 
 
 class FingerprintError(ValueError):
@@ -39,68 +20,33 @@ class FingerprintError(ValueError):
 
 
 def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
-    """JSON-able dict of tokenizer, text rules, pixel transform, activations and pooling.
+    """JSON-able dict of everything that decides what weights mean: tokenizer, towers, pixel transform.
 
     tokenizer: what clipjax.data.tokenizers.make_tokenizer returned for config.tokenizer.
     """
-    image, text, pixels, rules = config.model.image, config.model.text, config.data.pixels, tokenizer.config
-    found = {
-        "tokenizer.name": rules.name,
-        "tokenizer.sha256": tokenizer.sha256,
-        "tokenizer.vocab_size": tokenizer.vocab_size,
-        "tokenizer.clean": rules.clean,
-        "tokenizer.lowercase": rules.lowercase,
-        "tokenizer.canonicalize": rules.canonicalize,
-        "tokenizer.drop_underscore": rules.drop_underscore,
-        "tokenizer.add_bos": rules.add_bos,
-        "tokenizer.add_eos": rules.add_eos,
-        "tokenizer.eos_to_pad": rules.eos_to_pad,
-        "tokenizer.pad_id": tokenizer.pad_id,
-        "tokenizer.eos_id": tokenizer.eos_id,
-        "text.name": text.name,
-        "text.context_length": text.context_length,
-        "text.causal": text.causal,
-        "text.pool": text.pool,
-        "text.eos_id": text.eos_id,
-        "text.pad_id": text.pad_id,
-        "text.positions_after_padding": text.positions_after_padding,
-        "text.activation": text.activation,
-        "text.norm_eps": text.norm_eps,
-        "image.image_size": image.image_size,
-        "image.patch_size": image.patch_size,
-        "image.pool": image.pool,
-        "image.activation": image.activation,
-        "image.norm_eps": image.norm_eps,
-        "image.depthwise_padding": list(image.depthwise_padding),
-        "pixels.resize": pixels.resize,
-        "pixels.scale_to": pixels.scale_to,
-        "pixels.center": pixels.center,
-        "pixels.fill": pixels.fill,
-        "pixels.interpolation": pixels.interpolation,
-        "pixels.antialias": pixels.antialias,
-        "pixels.alpha": pixels.alpha,
-        "pixels.mean": list(pixels.mean),
-        "pixels.std": list(pixels.std),
-    }
-    for side, tower in (("image", image), ("text", text)):
-        default = type(tower)()
-        changed = [name for name in OPTIONS[side] if getattr(tower, name) != getattr(default, name)]
-        found |= {f"{side}.{name}": getattr(tower, name) for name in changed}
+    facts = {name: getattr(tokenizer, name) for name in ("sha256", "vocab_size", "pad_id", "eos_id")}
+    rules = {name: value for name, value in flat(tokenizer.config).items() if name != "path"}
+    found = {f"tokenizer.{name}": value for name, value in (rules | facts).items()}
+    roles, values = declared(config), flat(config)
+    for section, prefix in SECTIONS.items():
+        found |= {
+            prefix + name.removeprefix(section): value
+            for name, value in values.items()
+            if name.startswith(section) and roles[name].role in ("weights", "meaning")
+        }
     return found
 
 
-def check_fingerprint(found: dict[str, Any], expected: dict[str, Any], *, where: str) -> None:
+def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
     """Raises FingerprintError listing every field in which a checkpoint differs from the configuration.
 
     found: the checkpoint's; expected: the current configuration's; where: the checkpoint, for the message.
     """
     if not any(name.startswith("tokenizer.") for name in found):  # weights that came without one
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
-    found = {name: value for name, value in BEFORE.items() if name in expected} | found
     lines = [
         f"  {name}: checkpoint {found.get(name, 'not recorded')!r}, configuration {expected.get(name, 'not set')!r}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
+        for name in differences(found, expected)
     ]
     if lines:
         raise FingerprintError(
@@ -108,3 +54,20 @@ def check_fingerprint(found: dict[str, Any], expected: dict[str, Any], *, where:
             + "\n".join(lines)
             + "\nUse the checkpoint's own settings (leave --config out), or start a new workdir."
         )
+
+
+def to_train_on(found: Mapping[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """The entries of a fingerprint that must agree where training starts from other weights (config.init_from).
+
+    Left out is what decides shapes, which are compared by themselves, and what init_from converts or trains to the new
+    setting (fields declared `converted`).
+    """
+    roles = declared(config)
+    names = {prefix: section for section, prefix in SECTIONS.items()}
+
+    def counts(name: str) -> bool:
+        prefix = name.partition(".")[0] + "."
+        declaration = roles.get(names.get(prefix, prefix) + name.removeprefix(prefix))
+        return declaration is None or (declaration.role == "meaning" and not declaration.converted)
+
+    return {name: value for name, value in found.items() if counts(name)}

@@ -15,23 +15,8 @@ from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
 from clipjax.optim.updates import make_optimizer
 from clipjax.runs import checkpoint as checkpoints
-from clipjax.runs.fingerprint import check_fingerprint
+from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
-
-# What may differ: positions are resampled to other sizes, other images are a matter of the data, and a tower of another
-# name has other parameters, but for naflex, which goes on from vit's.
-MAY_DIFFER = (
-    "image.name",
-    "image.image_size",
-    "text.context_length",
-    "pixels.resize",
-    "pixels.interpolation",
-    "pixels.scale_to",
-    "pixels.center",
-    "pixels.fill",
-    "pixels.antialias",
-    "pixels.alpha",
-)
 
 
 def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) -> TrainState:
@@ -43,8 +28,7 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) 
     manager, step = checkpoints.open_run(config.init_from)
     trained, found = checkpoints.read_meta(manager, step)
     where = f"config.init_from={config.init_from}"
-    kept = lambda entries: {name: value for name, value in entries.items() if name not in MAY_DIFFER}  # noqa: E731
-    check_fingerprint(kept(found), kept(prints), where=where)
+    check_fingerprint(to_train_on(found, config), to_train_on(prints, config), where=where)
 
     convert = functools.partial(adapt, source=trained.model, target=config.model)
     target = eval_variables(abstract_state(config, mesh))

@@ -7,13 +7,13 @@ import shutil
 import pytest
 
 from clipjax.commands import train
-from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, to_json_dict
-from clipjax.runs.config_changes import RULES, _flat, check_changes
+from clipjax.config import ConfigError, flat, from_json_dict, to_json_dict
+from clipjax.runs.config_changes import check_changes
 from tests import runs
 from tests.tiny import tiny_config
 
 OLD = tiny_config()
-FIELDS = _flat(to_json_dict(OLD))
+FIELDS = flat(OLD)
 
 
 def changed(**values):
@@ -95,13 +95,6 @@ def test_what_may_change_is_told_with_whether_the_curve_feels_it(name, felt):
 def test_no_change_is_nothing_to_tell_after_a_round_trip_through_json():
     again = from_json_dict(json.loads(json.dumps(to_json_dict(OLD))))
     assert check_changes(again, OLD, "x") == []
-
-
-def test_every_rule_names_a_field_that_there_is():
-    known = set(FIELDS) | {name[:i] for name in FIELDS for i, c in enumerate(name) if c == "."}
-    known |= {f.name for f in dataclasses.fields(ExperimentConfig)} | {"data.mixture"}
-    decoders = {f"model.{tower}.patch_dropout" for tower in ("text", "decoder")}  # the image tower's alone
-    assert set(RULES) - decoders <= known
 
 
 def test_a_run_tells_what_changed_and_goes_on(whole, config, tmp_path, capsys):

@@ -1,0 +1,109 @@
+"""The experiment's configuration: a ConfigDict, read once into frozen dataclasses.
+
+    config_dict = experiments.quickstart.get_config()      # ml_collections.ConfigDict
+    config = from_config_dict(config_dict)                 # ExperimentConfig, names and types checked
+    check(config, num_devices=8, process_count=1)          # clipjax.training.check: the parts fit together
+
+`default_config()` gives every field at its default as a ConfigDict, so that `--config.optimizer.learning_rate=1e-3`
+works for any of them. Nothing else in clipjax reads a ConfigDict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipjax.config.changes import declared, differences, flat
+from clipjax.config.data import (
+    AugmentConfig,
+    DataConfig,
+    MixturePart,
+    PixelConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
+from clipjax.config.errors import ConfigError, nearest, require
+from clipjax.config.experiment import (
+    CheckpointConfig,
+    EvalConfig,
+    EvaluatorConfig,
+    ExperimentConfig,
+    LogConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
+from clipjax.config.fields import Part
+from clipjax.config.model import (
+    Activation,
+    BlockConfig,
+    DecoderConfig,
+    Dtype,
+    ImageTowerConfig,
+    Init,
+    ModelConfig,
+    Remat,
+    TextTowerConfig,
+)
+from clipjax.config.reading import build, to_config_dict, to_json_dict
+
+__all__ = [
+    "Activation",
+    "AugmentConfig",
+    "BlockConfig",
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "DecoderConfig",
+    "Dtype",
+    "EvalConfig",
+    "EvaluatorConfig",
+    "ExperimentConfig",
+    "ImageTowerConfig",
+    "Init",
+    "LogConfig",
+    "LossConfig",
+    "MeshConfig",
+    "MixturePart",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Part",
+    "PixelConfig",
+    "Remat",
+    "ScheduleConfig",
+    "SourceConfig",
+    "TextTowerConfig",
+    "TokenizerConfig",
+    "build",
+    "declared",
+    "default_config",
+    "differences",
+    "flat",
+    "from_config_dict",
+    "from_json_dict",
+    "nearest",
+    "require",
+    "to_config_dict",
+    "to_json_dict",
+]
+
+
+def default_config() -> ConfigDict:
+    """A ConfigDict with every field of ExperimentConfig at its default; experiments start from it."""
+    return to_config_dict(ExperimentConfig())
+
+
+def from_config_dict(config: ConfigDict) -> ExperimentConfig:
+    """ConfigDict -> frozen ExperimentConfig.
+
+    Raises ConfigError for an unknown field (naming the nearest known one, or the part that has it), a wrong type, or a
+    value that is not among a field's choices.
+    """
+    return build(ExperimentConfig, config)
+
+
+def from_json_dict(tree: dict[str, Any]) -> ExperimentConfig:
+    """What to_json_dict returned, also after a round trip through JSON, as the same ExperimentConfig."""
+    return build(ExperimentConfig, tree)

@@ -1,0 +1,23 @@
+"""The errors of a configuration, and what their messages are made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. The message names the field, the value, and what to do."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...? Known: ...' for an error about an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(known)}."

@@ -1,0 +1,112 @@
+"""The experiment: everything a run is told, in one tree of frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
+from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, runtime, section
+from clipjax.config.model import Dtype, ModelConfig
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    name: str = experiment("softmax", fixed=OBJECTIVE)  # a row of clipjax.losses.LOSSES
+    comm: Literal["dense", "all_gather", "chunked", "ring"] = runtime("all_gather")
+    tile: int = runtime(0)  # rows of the local block compared at a time; 0: chosen by the loss
+    dtype: Dtype = experiment("float32")  # what embeddings are rounded to before they meet; bfloat16 halves what moves
+    # what pairs with an equal pair_id are
+    repeats: Literal["negatives", "positives", "ignore"] = experiment("negatives", fixed=OBJECTIVE)
+    label_smoothing: float = experiment(0.1, fixed=OBJECTIVE)  # label_smoothing only
+    in_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)  # cyclip only
+    cross_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)  # cyclip only
+    teacher: str = experiment("", fixed=OBJECTIVE)  # distill only: the --workdir of the teacher's run
+    distill_weight: float = experiment(1.0, fixed=OBJECTIVE)  # distill only
+    contrastive_weight: float = experiment(1.0, fixed=OBJECTIVE)  # coca only
+    caption_weight: float = experiment(2.0, fixed=OBJECTIVE)  # coca only
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = runtime(-1)  # -1: all devices that fsdp and tensor leave
+    fsdp: int = runtime(1)
+    tensor: int = runtime(1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["cosine", "rsqrt", "linear", "constant"] = experiment("cosine")
+    warmup_steps: int = experiment(0)
+    final_fraction: float = experiment(0.0)  # cosine and linear end at this fraction of the learning rate
+    rsqrt_timescale: int = experiment(10_000)  # steps
+    cooldown_steps: int = experiment(0)  # rsqrt and constant: linear to zero over the last steps
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.updates.OPTIMIZERS
+    learning_rate: float = experiment(5e-4)
+    weight_decay: float = experiment(0.2)
+    b1: float = experiment(0.9)
+    b2: float = experiment(0.98)
+    eps: float = experiment(1e-6)
+    moment_dtype: Dtype = experiment("float32", fixed=STATE)  # of the first moment
+    grad_clip_norm: float = experiment(0.0)  # global norm; 0: off
+    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimizer state
+    text_lr_multiplier: float = experiment(1.0)
+    ema_decay: float = experiment(0.0)  # 0: no EMA parameters
+    max_nonfinite_steps: int = runtime(10)  # consecutive skipped steps before the run stops
+    schedule: ScheduleConfig = section(ScheduleConfig)
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
+    source: SourceConfig = section(SourceConfig)
+    class_names: str = runtime("")  # zero_shot: text file, a name a line; "": the names in the source's manifest
+    templates: tuple[str, ...] = runtime(("{}",))  # zero_shot: prompts, "{}" stands for the class name
+    # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
+    all_captions: bool = runtime(False)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every_steps: int = runtime(0)  # 0: only at the end of training
+    batch_size: int = runtime(256)
+    evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = runtime(1000)
+    keep_last: int = runtime(3)
+    keep_best: int = runtime(1)  # by best_metric; 0: none kept for being best
+    best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no best
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = runtime(50)
+    tensorboard: bool = runtime(True)
+    figures: bool = runtime(True)  # the summary picture at the end of the run
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    seed: int = experiment(0, fixed=ORDER)
+    total_steps: int = experiment(10_000)
+    global_batch_size: int = experiment(1024, fixed=ORDER)
+    # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
+    init_from: str = experiment("", at_start=True)
+    # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
+    accumulation_steps: int = runtime(1)
+    model: ModelConfig = section(ModelConfig)
+    loss: LossConfig = section(LossConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    tokenizer: TokenizerConfig = section(TokenizerConfig)
+    data: DataConfig = section(DataConfig)
+    eval: EvalConfig = section(EvalConfig, role="runtime")
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    log: LogConfig = section(LogConfig)

@@ -1,0 +1,146 @@
+"""ConfigDict and JSON -> frozen dataclasses, and back; every field's name and type is checked on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from ml_collections import ConfigDict, config_dict
+
+from clipjax.config.errors import ConfigError, nearest, require
+from clipjax.config.fields import metadata, rows
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
+    """A mapping (ConfigDict, or a dict read from JSON) -> an instance of the frozen dataclass cls.
+
+    Raises ConfigError for an unknown field (naming the part that has it, or the nearest known one), for a wrong type,
+    and for a value that is not among a field's choices.
+    """
+    kinds = typing.get_type_hints(cls)
+    for key in tree:
+        require(key in kinds, f"Unknown field {path}.{key}.{nearest(key, kinds)}")
+    return cls(**{key: _convert(kinds[key], tree[key], f"{path}.{key}", metadata(cls, key)) for key in tree})
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """A configuration dataclass as a ConfigDict: floats stay floats, tuples stay tuples.
+
+    Experiments use it for whole sections: `config.model = to_config_dict(get_preset("siglip_b16"))`.
+    """
+    return _fill(ConfigDict(), config)
+
+
+def to_json_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of JSON values; `build` gives the same dataclass back."""
+    return dataclasses.asdict(config)
+
+
+class PartDict(ConfigDict):
+    """A section whose `name` chooses its fields: setting another name exchanges them.
+
+    What was set and the new part has too stays set; fields at the old part's defaults take the new part's; fields
+    that only the old part has are gone. An unknown name is kept as it is, for `build` to refuse.
+    """
+
+    def __init__(self, initial_dictionary: Any = None, type_safe: bool = True, *, table: str = ""):
+        super().__init__(initial_dictionary, type_safe)
+        object.__setattr__(self, "_table", table)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        old = self.get("name") if key == "name" else None
+        super().__setitem__(key, value)
+        table = rows(self._table) if self._table and old not in (None, value) else {}
+        if value in table and old in table:
+            self._exchange(table[old].config, table[value].config)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "_table", "")  # ConfigDict fills the fields while it restores
+        super().__setstate__(state)
+        object.__setattr__(self, "_table", state["_table"])
+
+    def _exchange(self, old: type, new: type) -> None:
+        before = _fill(ConfigDict(), old())
+        name, found = self["name"], dict(self.items())
+        kept = {key: value for key, value in found.items() if key not in before or value != before[key]}
+        names = {field.name for field in dataclasses.fields(new)}
+        with self.unlocked():
+            for key in found:
+                if key != "name":
+                    del self[key]
+            _fill(self, new(), leave_out=("name",))
+            for key, value in kept.items():
+                # What the old part never had stays too, and is refused if the new one has not either.
+                if key != "name" and (key in names or key not in before):
+                    super().__setitem__(key, value)
+            super().__setitem__("name", name)
+
+
+def _fill(target: ConfigDict, config: Any, leave_out: tuple[str, ...] = ()) -> ConfigDict:
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        if field.name in leave_out:
+            continue
+        value, table = getattr(config, field.name), metadata(type(config), field.name).get("table", "")
+        if dataclasses.is_dataclass(value):
+            value = _section(value, table)
+        elif isinstance(value, Mapping):
+            value = ConfigDict({key: _section(item, table) for key, item in value.items()})
+        optional = [kind for kind in typing.get_args(kinds[field.name]) if kind is not type(None)]
+        if type(None) in typing.get_args(kinds[field.name]):
+            # ConfigDict fixes a field's type by its first value; a placeholder takes None and the other type.
+            target[field.name] = config_dict.placeholder(optional[0])
+        target[field.name] = value
+    return target
+
+
+def _section(config: Any, table: str) -> ConfigDict:
+    return _fill(PartDict(table=table) if table else ConfigDict(), config)
+
+
+def _convert(kind: Any, value: Any, path: str, declared: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """value as `kind`, or ConfigError naming the field, what it is and what it must be."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    is_tree = isinstance(value, Mapping | ConfigDict)
+    if origin is dict and is_tree:
+        return {key: _convert(args[1], value[key], f"{path}.{key}", declared) for key in value}
+    if is_tree and declared.get("table"):
+        return _build_part(declared, value, path)
+    if dataclasses.is_dataclass(kind) and is_tree:
+        return build(kind, value, path)
+    if origin is Literal:
+        require(value in args, f"{path}={value!r} is not a choice.{nearest(str(value), map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {expected}.")
+
+
+def _build_part(declared: Mapping[str, Any], tree: Mapping[str, Any], path: str) -> Any:
+    """The dataclass that tree's name selects. Raises ConfigError naming the part that has an unknown field."""
+    table = rows(declared["table"])
+    name = tree["name"] if "name" in tree else declared.get("name", next(iter(table)))
+    require(name in table, f"{path}.name={name!r} is unknown.{nearest(str(name), table)}")
+    cls = table[name].config
+    own = {field.name for field in dataclasses.fields(cls)}
+    for key in tree:
+        having = [n for n, row in table.items() if key in {field.name for field in dataclasses.fields(row.config)}]
+        require(
+            key in own or not having,
+            f"Unknown field {path}.{key}: '{name}' has no such field, "
+            f"{', '.join(map(repr, having))} {'has' if len(having) == 1 else 'have'}. "
+            f"Set {path}.name, or leave {key} out. Fields of '{name}': {', '.join(sorted(own))}.",
+        )
+    return build(cls, {**tree, "name": name}, path)
