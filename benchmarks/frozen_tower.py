@@ -1,18 +1,16 @@
-"""A LiT step that runs its frozen image tower beside one that reads its embeddings from clipjax embed.
+"""Compares a LiT step that runs its frozen image tower with one that reads the embeddings `clipjax embed` stored.
 
-    python -m benchmarks.frozen_tower                      # ViT-B/16, three layers a tower, batch 32
+    python -m benchmarks.frozen_tower                      # ViT-B/16, three layers in each tower, batch 32
 
-The steps take turns; prints median processor seconds of a step, which do not depend on what else runs, the ratio, and
-the ratio that the towers' FLOPs promise; writes benchmarks/results/frozen_tower.json. What decoding images costs on the
-way to the first and not to the second is benchmarks.input_pipeline's.
+The two steps take turns. The script prints the median processor seconds of each, which do not depend on what else runs,
+their ratio, and the ratio expected from the towers' FLOPs. It writes benchmarks/results/frozen_tower.json. Decoding
+images, which only the first needs, is not part of it: see benchmarks.input_pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -21,7 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.train_step import processor, tokens
+from benchmarks.machine import command, machine
+from benchmarks.train_step import tokens
 from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
@@ -54,13 +53,15 @@ def main() -> None:
                 samples[name].append(time.process_time() - started)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     ratio = seconds["image tower run"] / seconds["from embeddings"]
-    by_flops = 1 + forward_flops(model)[0] / (3 * forward_flops(model)[1])
+    image_flops, text_flops = forward_flops(model)
+    by_flops = 1 + image_flops / (3 * text_flops)  # training the text tower costs three times its forward pass
     for name, value in seconds.items():
         print(f"{name:16} {value:7.3f} processor seconds a step")
     print(f"ratio {ratio:.2f}, by the towers' FLOPs {by_flops:.2f}")
     result = {
         "model": f"{args.preset}, {args.depth} layers a tower, batch {args.batch}, float32, LiT",
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()},
+        "command": command("benchmarks.frozen_tower"),
+        "machine": machine(),
         "processor_seconds": seconds,
         "ratio": ratio,
         "ratio_by_flops": by_flops,
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def make_run(model, batch: int, data: DataConfig):
-    """() -> None, one step."""
+    """Returns a function that runs one step."""
     optimizer = OptimizerConfig(image_lr_multiplier=0.0)
     config = ExperimentConfig(global_batch_size=batch, model=model, optimizer=optimizer, data=data)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -93,15 +94,15 @@ def make_run(model, batch: int, data: DataConfig):
 
 
 def forward_flops(model) -> tuple[float, float]:
-    """Matrix products of (image tower, text tower) for one example; the backward pass costs twice as much."""
+    """FLOPs of the matrix products of the image tower and the text tower for one example, forward."""
     patches = (model.image.image_size // model.image.patch_size) ** 2
     lengths = {"image": patches + (model.image.pool == "cls"), "text": model.text.context_length}
-    found = []
+    flops = []
     for name, length in lengths.items():
         tower = getattr(model, name)
-        found.append(tower.depth * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
-    found[0] += 2 * patches * 3 * model.image.patch_size**2 * model.image.width
-    return found[0], found[1]
+        flops.append(tower.depth * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
+    flops[0] += 2 * patches * 3 * model.image.patch_size**2 * model.image.width
+    return flops[0], flops[1]
 
 
 if __name__ == "__main__":

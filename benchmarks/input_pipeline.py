@@ -1,16 +1,17 @@
-"""Images per core second of clipjax's training input beside PyTorch's DataLoader, WebDataset, open_clip's transform.
+"""Compares clipjax's training input with PyTorch's DataLoader, WebDataset and open_clip's transform.
 
     python -m benchmarks.input_pipeline
     python -m benchmarks.input_pipeline --rounds=3 --sizes=500x375 --train_steps=0
 
-Same JPEG files in ArrayRecord shards and in tar shards, same captions and tokenizer (CLIP's), same share and shape of
-the random crop, bicubic, 224 x 224, batches of 32. The files are drawn (benchmarks.photos), not photographs. clipjax
-gives uint8, which the device normalises inside its step; open_clip's transform gives normalised float32.
+All contenders read the same JPEG files, in ArrayRecord shards or in tar shards, with the same captions, the same
+tokenizer (CLIP's), the same distribution of random crops, a bicubic resize to 224 x 224 and batches of 32. The pictures
+are drawn (benchmarks.photos), not photographs. clipjax yields uint8, which the device normalises in its step;
+open_clip's transform yields normalised float32.
 
-One process per contender; they take turns. In a turn what is buffered is used up first; then the processor time of the
-contender's whole process tree and the wall time are taken over --images images. Images per core second do not depend
-on what else runs, wall time does. Prints medians and ratios, and data_wait of a real training run on the same files;
-writes benchmarks/results/input_pipeline.json. Needs: make parity. tf.data takes part where
+Each contender has a process of its own, and they take turns. A turn first uses up what is buffered, then measures the
+processor time of the contender's whole process tree and the wall time over --images images. Images per core second do
+not depend on what else runs; wall time does. The script prints medians and ratios, and data_wait of a training run on
+the same files. It writes benchmarks/results/input_pipeline.json. It needs `make parity`. tf.data takes part where
 TensorFlow is installed (pip install tensorflow-cpu); its captions are not tokenised.
 """
 
@@ -22,7 +23,6 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,12 +32,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.machine import command, machine
 from benchmarks.photos import SIZES, photo_jpeg
-from benchmarks.train_step import processor
 
 RESULT = Path(__file__).parent / "results" / "input_pipeline.json"
 PICTURES, SHARDS, BATCH, SIZE, SEED = 64, 4, 32, 224, 0
-BUFFERED = 640  # images: more than any contender has ready
+BUFFERED = 640  # images; no contender has more of them ready
 
 
 def main() -> None:
@@ -57,7 +57,8 @@ def main() -> None:
         "pictures": "drawn, 1 / f^1.55 noise and ellipses, JPEG quality 90 4:2:0",
         "output": f"{SIZE} x {SIZE}, batches of {BATCH}",
         "parallel": args.parallel,
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()},
+        "command": command("benchmarks.input_pipeline"),
+        "machine": machine(),
         "sizes": {},
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def build(folder: Path, width: int, height: int) -> None:
-    """folder/records and folder/*.tar: the same pictures and captions."""
+    """Writes the same pictures and captions to folder/records and to folder/*.tar."""
     from clipjax.data.records import encode_record, write_records
 
     pictures = [photo_jpeg(seed, width, height) for seed in range(PICTURES)]
@@ -93,12 +94,12 @@ def build(folder: Path, width: int, height: int) -> None:
 
 
 def clipjax_batches(folder: Path, parallel: int, **how) -> Iterator[int]:
-    """Sizes of the batches, as they come."""
+    """Yields the size of each batch."""
+    from benchmarks.pytorch import import_torch
     from clipjax.config import AugmentConfig, DataConfig, SourceConfig, TokenizerConfig
     from clipjax.data.pipeline import make_train_iterator
     from clipjax.data.sources import open_source
     from clipjax.data.tokenizers import make_tokenizer
-    from tests.torch_reference import import_torch
 
     import_torch()
     vocabulary = Path(import_torch("open_clip").__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -116,7 +117,7 @@ def clipjax_batches(folder: Path, parallel: int, **how) -> Iterator[int]:
 
 
 def torch_batches(folder: Path, parallel: int) -> Iterator[int]:
-    from tests.torch_reference import import_torch
+    from benchmarks.pytorch import import_torch
 
     import_torch()
     open_clip = import_torch("open_clip")
@@ -141,7 +142,7 @@ def torch_batches(folder: Path, parallel: int) -> Iterator[int]:
 
 
 def tensorflow_batches(folder: Path, parallel: int) -> Iterator[int]:
-    """tf.data, crop and decode in one operation, at full size; uint8, and captions stay out of it."""
+    """Crops and decodes in one operation, at full size; yields uint8 images without captions."""
     import tensorflow as tf
 
     from clipjax.config import SourceConfig
@@ -174,7 +175,7 @@ def tensorflow_batches(folder: Path, parallel: int) -> Iterator[int]:
 
 
 def contenders() -> list[str]:
-    """tf.data only where TensorFlow is installed."""
+    """Names of the contenders; tf.data only where TensorFlow is installed."""
     return [name for name in CONTENDERS if name != "tf.data" or importlib.util.find_spec("tensorflow")]
 
 
@@ -188,7 +189,7 @@ CONTENDERS = {
 
 
 def compare(folder: Path, args: argparse.Namespace) -> dict:
-    """{contender: {"images_per_core_second", "images_per_second", samples}} and the ratios to PyTorch's."""
+    """Returns {contender: {"images_per_core_second", "images_per_second", "turns", "ratio_to_pytorch"}}."""
     workers = {name: start(name, folder, args.parallel) for name in contenders()}
     samples = collections.defaultdict(list)
     for number in range(args.rounds):
@@ -197,30 +198,30 @@ def compare(folder: Path, args: argparse.Namespace) -> dict:
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    found = {}
+    rows = {}
     for name, turns in samples.items():
         per_core, per_second = (statistics.median(column) for column in zip(*turns, strict=True))
-        found[name] = {"images_per_core_second": per_core, "images_per_second": per_second, "turns": turns}
-    base = found["PyTorch"]["images_per_core_second"]
+        rows[name] = {"images_per_core_second": per_core, "images_per_second": per_second, "turns": turns}
+    base = rows["PyTorch"]["images_per_core_second"]
     print(f"{folder.name}: files of {(folder / '0.tar').stat().st_size * SHARDS / PICTURES / 1024:.0f} KB")
-    for name, row in found.items():
+    for name, row in rows.items():
         row["ratio_to_pytorch"] = row["images_per_core_second"] / base
         print(
             f"  {name:26} {row['images_per_core_second']:7.0f} images per core second  {row['ratio_to_pytorch']:5.2f}x"
             f"   {row['images_per_second']:6.0f} images/s",
             flush=True,
         )
-    return found
+    return rows
 
 
 def data_wait(folder: Path, steps: int) -> list[float]:
-    """The metric of the same name, step by step after the first: ViT-B/32 with three layers a tower, this machine."""
+    """Returns the metric data_wait of each step after the first: ViT-B/32 with three layers in each tower."""
     script = f"""
 from pathlib import Path
 from clipjax.config import SourceConfig, default_config, from_config_dict, to_config_dict
 from clipjax.models.presets import get_preset
 from clipjax.commands.train import run
-from tests.torch_reference import import_torch
+from benchmarks.pytorch import import_torch
 if __name__ == "__main__":
     import_torch()
     config = default_config()
@@ -243,7 +244,7 @@ if __name__ == "__main__":
 
 
 def serve(batches: Iterator[int]) -> None:
-    """Worker side: for each number on a line of input, takes so many images; answers (per core second, per second)."""
+    """The worker's side: for each line with a number of images, prints images per core second and per second."""
 
     def take(count: int) -> int:
         taken = 0
@@ -262,7 +263,7 @@ def serve(batches: Iterator[int]) -> None:
 
 
 def tree_seconds() -> float:
-    """Processor seconds of this process and all that descend from it and live."""
+    """Processor seconds of this process and of its living descendants."""
     parents, seconds = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

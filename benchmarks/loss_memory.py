@@ -1,16 +1,16 @@
-"""Peak memory, time and traffic of the losses by how the embeddings meet, beside gather + reduce-scatter.
+"""Measures memory, time and traffic of the losses for each `comm`, and of gather + reduce-scatter.
 
     python -m benchmarks.loss_memory --topology=cpu:1       # one CPU device; a minute
     python -m benchmarks.loss_memory                        # eight CPU devices; minutes
     python -m benchmarks.loss_memory --topology=v5e:16x16   # planned for a slice, to a million (needs libtpu)
 
-Writes benchmarks/results/loss_memory_TOPOLOGY.json and prints the tables of docs/losses.md. Forms:
+Writes benchmarks/results/loss_memory_TOPOLOGY.json and prints its rows. The forms compared:
 
-  dense       the textbook formula on one device's or GSPMD's [B, B] matrix, plain autodiff
+  dense       the textbook formula on a [B, B] matrix, on one device or partitioned by GSPMD, with plain autodiff
   reference   what open_clip does with local_loss and gather_with_grad: all-gather, [b, B] logits of images and of
-              texts, autodiff, which reduce-scatters the gradients in float32 (softmax), written here in a few lines
+              texts, and autodiff, which reduce-scatters the gradients in float32 (softmax only; written here)
   all_gather, chunked, ring   clipjax's
-  ... bf16    the same with embeddings that move as bfloat16 (config.loss.dtype)
+  ... bf16    the same with embeddings moved as bfloat16 (config.loss.dtype)
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.machine import command, machine
+
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 512
 MEASURED = (4096, 8192)
@@ -35,7 +37,7 @@ PLANNED = (32_768, 131_072, 524_288, 1_048_576)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="cpu:8", help="cpu:1, cpu:8, or a slice such as v5e:16x16")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form, interleaved")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form; the forms take turns")
     args = parser.parse_args()
     planned = not args.topology.startswith("cpu")
     import jax
@@ -48,6 +50,7 @@ def main() -> None:
 
     topology = open_topology(args.topology)
     document = {"topology": args.topology, "width": WIDTH, "jax": jax.__version__, "tables": {}}
+    document |= {"command": command("benchmarks.loss_memory"), "machine": machine()}
     if planned:
         document["libtpu"] = importlib.metadata.version("libtpu")
         for name in ("softmax", "sigmoid"):
@@ -76,7 +79,7 @@ def forms(name: str, devices: int) -> list[str]:
 
 
 def compiled_loss(name: str, form: str, batch: int, devices: list):
-    """Value and gradients by both embeddings, the scale and the bias, compiled for [batch, WIDTH] float32."""
+    """Compiles the loss and its gradients (embeddings, scale, bias) for [batch, WIDTH] float32 embeddings."""
     import jax
     import jax.numpy as jnp
 
@@ -109,7 +112,7 @@ def reference_softmax(mesh, rounds: bool):
     def gather(a):
         if not rounds:
             return jax.lax.all_gather(a, BATCH_AXES, tiled=True)
-        # As integers: the CPU's compiler would move bfloat16 as float32.
+        # Moved as integers: the CPU's compiler would move bfloat16 as float32.
         bits = jax.lax.bitcast_convert_type(a.astype(jnp.bfloat16), jnp.uint16)
         bits = jax.lax.all_gather(bits, BATCH_AXES, tiled=True)
         return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
@@ -132,7 +135,7 @@ def reference_softmax(mesh, rounds: bool):
 
 
 def measured_rows(name: str, batch: int, *, devices: list, rounds: int) -> list[dict]:
-    """A row a form: temporaries by the compiler's account, median time of interleaved runs (rounds=0: none)."""
+    """Returns a row for each form: the compiler's count of temporaries and, unless rounds is 0, median times."""
     import jax
     import numpy as np
 

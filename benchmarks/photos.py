@@ -1,4 +1,4 @@
-"""Drawn pictures that compress and decode like photographs: no photographs can be had without a network."""
+"""Drawn pictures that compress and decode like photographs, so that the benchmark needs no downloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZES = ((256, 256), (500, 375), (1024, 768))
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """RGB noise whose amplitude falls with frequency, as in photographs (1 / f^1.55), under eight ellipses."""
+    """Draws RGB noise whose amplitude falls with frequency as in photographs (1 / f^1.55), then eight ellipses."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     amplitude = np.maximum(frequency, 1 / max(width, height)) ** -1.55
@@ -34,7 +34,7 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
 
 
 def photo_jpeg(seed: int, width: int, height: int) -> bytes:
-    """photo as a JPEG of quality 90 with 4:2:0 chroma, as cameras and web sites write them."""
+    """Encodes photo() as a JPEG of quality 90 with 4:2:0 chroma, as cameras and web sites do."""
     buffer = io.BytesIO()
     photo(seed, width, height).save(buffer, "JPEG", quality=90, subsampling="4:2:0")
     return buffer.getvalue()

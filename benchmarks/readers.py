@@ -1,11 +1,11 @@
-"""Records a second of each source, in the order a run reads them, without decoding images.
+"""Measures how many records each source reads per CPU second, in the order of a run, without decoding images.
 
-    python benchmarks/readers.py                       # writes benchmarks/results/readers.json
+    python -m benchmarks.readers                       # writes benchmarks/results/readers.json
 
-The same records (random bytes for images of 20 KB, one caption) are written in every format and read in a random order
-by one thread. Measured is the process's CPU time, so that a busy machine disturbs it less; files are in the page cache.
-Repeats are interleaved and all of them counted: Parquet decodes many rows at once and then gives them away.
-`tarfile` is Python's module over the same tars, opened and listed before.
+The same records (20 KB of random bytes as the image, one caption) are written in every format and read in a random
+order by one thread. The script takes the process's CPU time, which a busy machine disturbs less than wall time. Files
+are in the page cache. Repeats are interleaved and all of them count: Parquet decodes many rows at once, then hands them
+out. `tarfile` is Python's module on the same tars, opened and listed before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import csv
 import io
 import json
 import os
-import platform
 import tarfile
 import tempfile
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import command, machine
 from clipjax.config import SourceConfig
 from clipjax.data.mixture import Mixture, make_order
 from clipjax.data.records import encode_record, write_records
@@ -35,7 +35,7 @@ IMAGE_BYTES, GROUP = 20_000, 100
 
 
 def write_all(folder: Path, count: int) -> dict[str, SourceConfig]:
-    """Name -> source of the same `count` records."""
+    """Writes `count` records in each format and returns a source for each."""
     rng = np.random.default_rng(0)
     records = [(f"{i:08d}", rng.bytes(IMAGE_BYTES), f"a caption of some ten words, number {i}") for i in range(count)]
     write_records(
@@ -131,8 +131,8 @@ def main() -> None:
         "cpu_seconds_to_open": {name: round(value, 3) for name, value in opened.items()},
         "cpu_seconds_to_open_again": {name: round(value, 3) for name, value in again.items()},
         "load_average": os.getloadavg()[0],
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
+        "command": command("benchmarks.readers"),
+        "machine": machine(),
     }
     options.out.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(document, indent=2))

@@ -1,13 +1,13 @@
-"""A run that is killed again and again, beside the same run left alone: same parameters, same curve, no memory gained.
+"""Kills a run again and again and compares it with the same run left alone: parameters, curve, memory.
 
     python -m benchmarks.soak --config=experiments/quickstart.py --workdir=runs/soak --kills=100
     python -m benchmarks.soak --config=experiments/emoji.py --workdir=runs/soak --minutes=30 -- --config.total_steps=500
 
-Two runs at a time, each on a core of its own where there are two: WORKDIR/whole is left alone, WORKDIR/killed gets
-SIGKILL or SIGTERM (two to one) at a random moment, counted from its start or (one life in two) from its first step, and
-is started again until the kills, or the minutes, are used up; then it runs to its end. Writes
-benchmarks/results/soak_NAME.json and docs/images/soak_NAME.png, and exits with 1 when the two differ anywhere or the
-one left alone has gained more memory than MAX_GAIN.
+The two runs go on at the same time, each on a core of its own where there are two. WORKDIR/whole is left alone.
+WORKDIR/killed gets SIGKILL or SIGTERM (two to one) at a random moment, counted from its start or, one life in two, from
+its first step. It is started again until the kills or the minutes are used up; then it runs to its end. The script
+writes benchmarks/results/soak_NAME.json and docs/images/soak_NAME.png. It exits with 1 when the two runs differ
+anywhere or when the one left alone gained more memory than MAX_GAIN.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import command, machine
 from clipjax.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # what no two runs share
+TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # differ between any two runs
 SAMPLE_SECONDS = 2.0
-MAX_SAMPLES = 40  # of a life that are kept in the JSON
+MAX_SAMPLES = 40  # memory samples of each life kept in the JSON
 MAX_GAIN = 5.0  # MB of resident memory in 1000 steps
-WARM_UP_SHARE = 0.3  # of a process's life is left out of its memory's slope: caches and buffers fill
+WARM_UP_SHARE = 0.3  # share of a life left out of its memory's slope, while caches and buffers fill
 
 
 def main() -> None:
@@ -49,11 +50,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("extra", nargs="*", help="flags of clipjax train, after --")
     args = parser.parse_args()
-    command = [f"--config={args.config}", *args.extra]
-    whole = Run(args.workdir / "whole", command, core=0)
+    flags = [f"--config={args.config}", *args.extra]
+    whole = Run(args.workdir / "whole", flags, core=0)
     thread = threading.Thread(target=whole.to_the_end)
     thread.start()
-    killed = Run(args.workdir / "killed", command, core=1)
+    killed = Run(args.workdir / "killed", flags, core=1)
     kill_again_and_again(killed, args.kills, args.minutes * 60, args.longest, random.Random(args.seed))
     thread.join()
     document = {
@@ -61,7 +62,8 @@ def main() -> None:
         "flags": args.extra,
         "seed": args.seed,
         "longest_seconds": args.longest,
-        "cores": os.cpu_count(),
+        "command": command("benchmarks.soak"),
+        "machine": machine(),
         **compare(whole, killed),
     }
     out = ROOT / "benchmarks" / "results" / f"soak_{args.name}.json"
@@ -72,10 +74,10 @@ def main() -> None:
 
 
 class Run:
-    """Processes of one run, one after the other; samples: (seconds, resident MB, step) of each of them."""
+    """The processes of one run, one after the other, each with samples of (seconds, resident MB, step)."""
 
-    def __init__(self, workdir: Path, command: list[str], core: int):
-        self.workdir, self.command, self.core = workdir, command, core
+    def __init__(self, workdir: Path, flags: list[str], core: int):
+        self.workdir, self.flags, self.core = workdir, flags, core
         self.lives: list[dict[str, Any]] = []
         self.started = time.monotonic()
 
@@ -83,17 +85,19 @@ class Run:
         self.live(None, None)
 
     def live(self, seconds: float | None, number: signal.Signals | None, *, from_first_step: bool = False) -> int:
-        """Runs one process, to its end or until it is sent `number` so long after its start or first step; returns
-        its exit status."""
+        """Runs one process to its end, or sends it signal `number` `seconds` after its start or its first step.
+
+        Returns the exit status.
+        """
         self.workdir.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "jax-cache")}
         env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        # One heap for all threads: what one frees is not kept from the others, and what is resident is in use.
+        # One heap for all threads: memory that one thread frees is reused by the others, so resident memory is in use.
         env["MALLOC_ARENA_MAX"] = "1"
         core = self.core % os.cpu_count()
         with open(self.workdir / "output.log", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "clipjax", "train", f"--workdir={self.workdir}", *self.command],
+                [sys.executable, "-m", "clipjax", "train", f"--workdir={self.workdir}", *self.flags],
                 env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )  # fmt: skip
@@ -133,7 +137,7 @@ class Run:
 
     @property
     def slope(self) -> float:
-        """Resident memory gained in 1000 steps, MB, by least squares over the longest life without its warm-up."""
+        """MB of resident memory gained in 1000 steps: least squares over the longest life, without its warm-up."""
         samples = max((life["samples"] for life in self.lives), key=len)
         samples = samples[int(WARM_UP_SHARE * len(samples)) :]
         _, memory, steps = np.array(samples, float).T
@@ -141,7 +145,7 @@ class Run:
 
 
 def kill_again_and_again(run: Run, kills: int, seconds: float, longest: float, rng: random.Random) -> None:
-    """Kills until both bounds are passed, then lets the run end. Stops when a process ends by itself with an error."""
+    """Kills until both bounds are reached, then lets the run end. Exits when a process fails by itself."""
     started = time.monotonic()
     while len(run.lives) < kills or time.monotonic() - started < seconds:
         number = signal.SIGTERM if rng.random() < 1 / 3 else signal.SIGKILL
@@ -184,7 +188,7 @@ def compare(whole: Run, killed: Run) -> dict[str, Any]:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """A line for each entry and each life; of a life's samples at most MAX_SAMPLES."""
+    """One line for each entry and each life, with at most MAX_SAMPLES samples of a life."""
 
     def line(life: dict[str, Any]) -> str:
         samples = life["samples"]
@@ -198,12 +202,12 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def curve(workdir: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without times; numbers as they stand there."""
+    """Lines of metrics.jsonl without the times."""
     return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(workdir)]
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the newest checkpoint's training state by its path."""
+    """Every array of the newest checkpoint's training state, by its path."""
     import jax
 
     from clipjax.config import MeshConfig
@@ -224,13 +228,13 @@ def last_step(workdir: Path) -> int:
 def resident_mb(pid: int) -> float:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):  # it has just ended
+    except (OSError, IndexError):  # the process has just ended
         return 0.0
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def draw(path: Path, whole: Run, killed: Run, document: dict[str, Any]) -> None:
-    """Both loss curves over one another with the restarts, and the memory of every process over its steps."""
+    """Draws both loss curves with the kills, and the memory of every process, over the steps."""
     from matplotlib.figure import Figure
 
     blue, orange, grey = "#2b6cb0", "#c05621", "#a0aec0"

@@ -1,6 +1,6 @@
-"""experiments/emoji.py with a model small enough for a process that lives less than a minute; for benchmarks.soak.
+"""The experiment of benchmarks.soak: experiments/emoji.py, small enough to be killed within a minute.
 
-The argument is the folder with the data and its tokenizer: --config=benchmarks/soak_emoji.py:data
+The argument names the folder with the data and its tokenizer: --config=benchmarks/soak_emoji.py:data
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,8 @@ def get_config(data: str = "data") -> ConfigDict:
 
 
 def shrink(config: ConfigDict, data: str, name: str) -> ConfigDict:
-    """The experiment on data/NAME with data/NAME.model, small, a checkpoint every 50 steps."""
+    """Makes the experiment small, with the records of DATA/NAME, the tokenizer DATA/NAME.model, and a checkpoint
+    every 50 steps."""
     config.total_steps, config.global_batch_size = 3000, 64
     config.model.image.update(patch_size=16, width=96, depth=2, mlp_dim=192)
     config.model.text.update(context_length=16, width=96, depth=1, mlp_dim=192)

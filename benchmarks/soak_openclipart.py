@@ -1,6 +1,6 @@
-"""experiments/openclipart.py with a model so small that a process may live less than a minute; for benchmarks.soak.
+"""The experiment of benchmarks.soak: experiments/openclipart.py, small enough to be killed within a minute.
 
-The argument is the folder with the data and its tokenizer: --config=benchmarks/soak_openclipart.py:data
+The argument names the folder with the data and its tokenizer: --config=benchmarks/soak_openclipart.py:data
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""experiments/quickstart.py with a model so small that a restart is most of a process's life; for benchmarks.soak.
+"""The experiment of benchmarks.soak: experiments/quickstart.py, so small that most of a process's life is its start.
 
-The argument is the folder with the data and its tokenizer: --config=benchmarks/soak_scenes.py:data
+The argument names the folder with the data and its tokenizer: --config=benchmarks/soak_scenes.py:data
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,15 @@
-"""The whole train step (forward, loss, backward, AdamW) beside open_clip's in PyTorch, same model, same batch.
+"""Compares the whole train step (forward, loss, backward, AdamW) with open_clip's on PyTorch: same model, same batch.
 
     python -m benchmarks.train_step                         # ViT-B/32, batch 32, float32
-    python -m benchmarks.train_step --huge_pages --batch=4  # malloc's huge pages, as make train has them, for both
+    python -m benchmarks.train_step --huge_pages --batch=4  # both libraries with malloc's huge pages, as in make train
     python -m benchmarks.train_step --no_torch              # clipjax and the matmul peak alone
 
-One process per library; they take turns and wait for each other, so that both see the same machine. A turn is two
-steps, of which the second counts: the first pays for memory that the other library had in between. Prints medians, the
-ratio, and the share of the matmul peak measured in the same run (the fastest of NumPy's, XLA's and PyTorch's); writes
-benchmarks/results/train_step_batch_BATCH[_huge_pages].json. Rounds in which other programs used more than a seventh of
-a core are left out of the medians when enough others remain. Needs, for PyTorch's side: make parity.
+Each library has a process of its own. The processes take turns, so that both see the same machine. A turn is two steps,
+of which the second is timed: the first pays for memory that the other library used in between. The script prints
+medians, their ratio, and the share of the matmul peak measured in the same run, which is the fastest of NumPy's, XLA's
+and PyTorch's products. It writes benchmarks/results/train_step_batch_BATCH[_huge_pages].json. The medians leave out
+rounds in which other programs used more than 15% of a core, if at least three rounds remain. PyTorch's side needs
+`make parity`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,9 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import command, machine
+
 RESULTS = Path(__file__).parent / "results"
 QUIET = 0.15  # of a core, used by others
-SIDE, PRODUCTS = 2048, 20  # so many products of so large matrices are timed together
+SIDE, PRODUCTS = 2048, 20  # a turn times 20 products of 2048 x 2048 matrices
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def report(batch: int, samples: dict[str, list[tuple[float, float]]]) -> dict:
-    """Prints the table; what to write."""
+    """Prints the table and returns the result's JSON."""
     seconds = {name: median_of_quiet(values) for name, values in samples.items()}
     rates = {name: PRODUCTS * 2 * SIDE**3 / seconds[name] for name in MATMULS if name in seconds}
     peak = max(rates.values())
@@ -76,7 +78,8 @@ def report(batch: int, samples: dict[str, list[tuple[float, float]]]) -> dict:
         "batch": batch,
         "matmul_gflops": {name: rate / 1e9 for name, rate in rates.items()},
         "train_gflops_per_image": flops / 1e9,
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()},
+        "command": command("benchmarks.train_step"),
+        "machine": machine(),
         "samples_seconds_and_others": samples,
     }
     for name in (name for name in STEPS if name in seconds):
@@ -91,7 +94,7 @@ def report(batch: int, samples: dict[str, list[tuple[float, float]]]) -> dict:
 
 
 def clipjax_step(batch: int):
-    """() -> None, one step of clipjax on its own data."""
+    """Returns a function that runs one step of clipjax."""
     import jax
 
     from clipjax.config import ExperimentConfig, LossConfig, MeshConfig
@@ -122,8 +125,8 @@ def clipjax_step(batch: int):
 
 
 def open_clip_step(batch: int):
-    """() -> None, the same step in PyTorch."""
-    from tests.torch_reference import import_torch
+    """Returns a function that runs the same step in PyTorch."""
+    from benchmarks.pytorch import import_torch
 
     torch, open_clip = import_torch(), import_torch("open_clip")
     model = open_clip.create_model("ViT-B-32-quickgelu").train()
@@ -159,14 +162,14 @@ def xla_matmul():
 
 
 def torch_matmul():
-    from tests.torch_reference import import_torch
+    from benchmarks.pytorch import import_torch
 
     a = import_torch().ones((SIDE, SIDE))
     return lambda: a @ a
 
 
 def repeated(product):
-    """() -> None, so many products that their time can be told."""
+    """Returns a function that runs enough products to time."""
 
     def run() -> None:
         for _ in range(PRODUCTS):
@@ -185,7 +188,7 @@ def pixels(batch: int) -> np.ndarray:
 
 
 def tokens(batch: int) -> np.ndarray:
-    """[batch, 77] int32: captions of 5 to 40 tokens between start and end, zeros behind."""
+    """Returns [batch, 77] int32: captions of 5 to 39 tokens between start and end, padded with zeros."""
     rng = np.random.default_rng(0)
     text = np.zeros((batch, 77), np.int32)
     for row in text:
@@ -195,7 +198,7 @@ def tokens(batch: int) -> np.ndarray:
 
 
 def train_flops_per_image() -> float:
-    """Model FLOPs of forward and backward (three times forward): matrix products only."""
+    """FLOPs of the matrix products, forward and backward (three times forward)."""
     layers, tokens, width, text_width, length = 12, 50, 768, 512, 77
     image = layers * (24 * tokens * width**2 + 4 * tokens**2 * width) + 2 * 49 * 3072 * width + 2 * width * 512
     text = layers * (24 * length * text_width**2 + 4 * length**2 * text_width) + 2 * text_width * 512
@@ -203,7 +206,7 @@ def train_flops_per_image() -> float:
 
 
 def serve(run) -> None:
-    """Worker side: a step to warm up, then a turn per line of input."""
+    """The worker's side: one step to warm up, then one turn for each line of input."""
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -215,7 +218,7 @@ def serve(run) -> None:
 
 def start_worker(name: str, batch: int, huge_pages: bool) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.train_step", f"--worker={name}", f"--batch={batch}"]
-    # Without OPENBLAS_CORETYPE: another processor's kernels are not this one's peak.
+    # OPENBLAS_CORETYPE may choose another processor's kernels, whose peak is not this processor's.
     env = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
     env |= {"HF_HUB_OFFLINE": "1"} | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {})
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -232,7 +235,7 @@ def ask(worker: subprocess.Popen) -> float:
 
 
 def measured(run, pid: int) -> tuple[float, float]:
-    """(seconds that run() reports, cores used meanwhile by processes other than pid)."""
+    """Returns the seconds that run() reports and how many cores processes other than pid used meanwhile."""
     busy, own, started = busy_seconds(), process_seconds(pid), time.perf_counter()
     seconds = run()
     elapsed = time.perf_counter() - started
@@ -246,7 +249,7 @@ def median_of_quiet(values: list[tuple[float, float]]) -> float:
 
 
 def busy_seconds() -> float:
-    """Core seconds used by anybody, those that a hypervisor gave to other machines (steal) included."""
+    """Core seconds used by all processes, including those a hypervisor gave to other machines (steal)."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _, _, irq, softirq, steal = fields
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
@@ -255,13 +258,6 @@ def busy_seconds() -> float:
 def process_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.photos import photo, photo_jpeg
 from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
 from clipjax.data.images import jpeg
 from clipjax.data.images import transforms as images
 from clipjax.data.images.naflex import PatchBudget, train_patches
 from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.records import RecordError
+from tests.data.photos import photo, photo_jpeg
 from tests.data.samples import encoded, picture
 
 PIXELS = PixelConfig()

@@ -1,0 +1,47 @@
+"""What a benchmark's JSON records about the machine, the versions and the command that gave its numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch", "open_clip_torch", "webdataset", "tensorflow-cpu")
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor, Python, and the version of each of PACKAGES that is installed."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def processor() -> str:
+    """The processor's model name, as Linux reports it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def command(module: str) -> str:
+    """The command line of this process, for a script started with `python -m module`."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
