@@ -1,4 +1,4 @@
-"""Drawn pictures that compress and decode like photographs. benchmarks/photos.py has its own, which results depend on."""
+"""Drawn pictures that compress and decode like photographs. The benchmarks keep their own: results depend on them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,515 @@
+"""Writes benchmarks/README.md, the page with all benchmark tables, from benchmarks/results/*.json.
+
+    python -m benchmarks.tables            # rewrites the page
+    python -m benchmarks.tables --check    # exits with 1 when the page is not what the JSON gives
+
+A section of the page is a function below: its words stand beside the numbers that they explain. Every JSON file must
+belong to a section, so that no result is forgotten.
+"""
+# Lines of the page's Markdown may be long.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent / "README.md"
+
+HEAD = """\
+# Benchmarks
+
+`python -m benchmarks.tables` writes this page from the JSON files in [results](results); edit the script, not the page.
+Each section gives the command, the machine that its JSON records, and how to read the table. "Not recorded" means that the
+JSON is older than the scripts' records of processor and versions. Where a section names a source, its numbers were copied
+into the JSON by hand.
+
+| Script | What it measures | Command | Takes, on two cores |
+| --- | --- | --- | --- |
+| [train_step](train_step.py) | images/s of a whole train step, beside open_clip on PyTorch | `python -m benchmarks.train_step [--batch=4] [--huge_pages]` | 5 minutes at batch 32, 3 at batch 4 |
+| [input_pipeline](input_pipeline.py) | images per core second of the training input, beside PyTorch and tf.data | `python -m benchmarks.input_pipeline --rounds=3` | 5 minutes |
+| [frozen_tower](frozen_tower.py) | a LiT step with stored embeddings instead of its frozen tower | `python -m benchmarks.frozen_tower --batch=16` | 2 minutes |
+| [readers](readers.py) | records per CPU second of each source | `python -m benchmarks.readers` | 2 minutes, 2 GB of disk |
+| [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
+| | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
+| [soak](soak.py) | whether a run killed again and again ends as one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
+| [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
+
+The times are rough. `train_step` and `input_pipeline` compare with libraries that `make parity` installs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page would change")
+    args = parser.parse_args()
+    text = make_page()
+    if not args.check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not is_current(text):
+        sys.exit(f"{PAGE} is not what the JSON gives; run: python -m benchmarks.tables")
+
+
+def is_current(text: str, page: Path = PAGE) -> bool:
+    """Whether the page exists and holds exactly this text."""
+    return page.exists() and page.read_text(encoding="utf-8") == text
+
+
+def make_page(results: Path = RESULTS) -> str:
+    """Returns the whole page. Raises ValueError when a JSON file belongs to no section."""
+    documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    left = dict(documents)
+    parts = [HEAD]
+    for prefixes, section in SECTIONS.items():
+        mine = {name: left.pop(name) for name in documents if name in left and name.startswith(prefixes)}
+        parts.append(section(mine))
+    if left:
+        raise ValueError(f"No section of benchmarks/tables.py shows {', '.join(left)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+# Sections: {name of the JSON: its content} -> Markdown.
+
+
+def train_step(documents: dict[str, Any]) -> str:
+    rows = []
+    for document in documents.values():
+        for result in document.get("rows", [document]):
+            if "open_clip" not in result:  # measured with --no_torch
+                continue
+            ours, theirs = result["clipjax"], result["open_clip"]
+            gflops = ", ".join(f"{result['matmul_gflops'][name]:.0f}" for name in ("numpy", "xla", "torch"))
+            rows.append(
+                [
+                    document["machine"]["processor"],
+                    result["batch"],
+                    "yes" if result["huge_pages"] else "no",
+                    f"{ours['images_per_second']:.2f}",
+                    f"{theirs['images_per_second']:.2f}",
+                    f"{result['ratio']:.2f}",
+                    f"{ours['share_of_peak']:.0%}",
+                    f"{theirs['share_of_peak']:.0%}",
+                    gflops,
+                ]
+            )
+    rows.sort(key=lambda row: (row[0], -row[1], row[2]))
+    header = [
+        "Processor", "Batch", "Huge pages", "clipjax, images/s", "open_clip, images/s", "Ratio",
+        "clipjax's share of the matmul peak", "open_clip's", "Products: NumPy, XLA, PyTorch, GFLOP/s",
+    ]  # fmt: skip
+    return f"""\
+## A train step beside open_clip
+
+{origin(documents, "python -m benchmarks.train_step --batch=BATCH [--huge_pages]")}
+
+ViT-B/32 CLIP in float32, the whole step with AdamW, against open_clip 3.3 on PyTorch 2.13 (what `make parity` installs).
+A ratio above 1 means that clipjax is faster.
+
+{table(header, rows)}
+
+**The ratio depends on the processor.** On the AMD processor PyTorch's products run at half the rate of XLA's, and clipjax
+is 1.2 to 1.8 times as fast as open_clip. On the Intel processor with AMX all three libraries multiply at about the same
+rate, and clipjax has 0.79 to 0.90 of open_clip's speed. Compare the shares of the peak: they say how much of what the
+machine can do each library uses.
+
+A row is the median of seven turns (Intel: four or five) of two steps, of which the second is timed, with each library in
+its own process. The AMD rows' samples are in the JSON. The peak is the fastest rate of plain 2,048 x 2,048 products in the
+same run. Huge pages are `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which `make train` sets: XLA allocates and frees its
+buffers at each step, and the kernel otherwise clears them 4 KiB at a time. On the Intel machine identical cells differed
+by 15 to 20% between runs."""
+
+
+def input_pipeline(documents: dict[str, Any]) -> str:
+    (document,) = documents.values()
+    names = {
+        "clipjax, processes": "clipjax, `worker_count=2`",
+        "clipjax, threads": "clipjax, `num_threads=2`",
+        "clipjax, threads, Pillow": 'clipjax, `num_threads=2`, `decoder="pillow"`',
+        "tf.data": "tf.data, 2 threads",
+        "PyTorch": "PyTorch, 2 workers",
+    }
+    rows = []
+    for size, contenders in document["sizes"].items():
+        cells = (contenders.get(name) for name in names)
+        rows.append(
+            [
+                size.replace("x", " x "),
+                *(f"{c['images_per_core_second']:.0f} ({c['ratio_to_pytorch']:.1f})" for c in cells),
+            ]
+        )
+    turns = len(next(iter(contenders.values()))["turns"])
+    return f"""\
+## Training input beside PyTorch and tf.data
+
+{origin(documents, f"python -m benchmarks.input_pipeline --rounds={turns}")}
+
+Images per core second, and in parentheses the ratio to PyTorch's DataLoader with WebDataset and open_clip's transform.
+Higher is better: these are images for each second of one core, so they do not depend on what else runs.
+
+{table(["JPEG size", *names.values()], rows)}
+
+Medians of {turns} turns. All contenders read the same JPEGs and return {document["output"]}. clipjax gains by decoding at a
+fraction of the size and by leaving normalisation to the device. It does not gain in Pillow's bicubic resize, which both
+sides run and which is most of the work at 256 x 256. The pictures are drawn (noise with a photograph's spectrum, and
+ellipses); their sizes in bytes are those of photographs. tf.data's captions are not tokenised.
+
+`data_wait`, the share of time a step waits for data, was at most {max(document["data_wait"]):.5f} after the first step of a
+training run on the {size.replace("x", " x ")} pictures (ViT-B/32 with three layers in each tower, batch 32)."""
+
+
+def frozen_tower(documents: dict[str, Any]) -> str:
+    (document,) = documents.values()
+    seconds = document["processor_seconds"]
+    rows = [[name, f"{value:.2f}"] for name, value in seconds.items()]
+    return f"""\
+## A frozen tower's embeddings, stored
+
+{origin(documents, "python -m benchmarks.frozen_tower --batch=16")}
+
+{document["model"]}. Processor seconds of a step; lower is better.
+
+{table(["Step", "Processor seconds"], rows)}
+
+Reading the embeddings that `clipjax embed` stored makes the step {document["ratio"]:.1f} times as fast. The towers' FLOPs
+promise {document["ratio_by_flops"]:.1f}; the optimizer and the embedding table's gradient, which both steps have, take the
+rest. Decoding, which only the first needs, is not included."""
+
+
+def readers(documents: dict[str, Any]) -> str:
+    (document,) = documents.values()
+    rows = []
+    for name, rate in document["records_per_cpu_second"].items():
+        slowest, fastest = document["slowest_and_fastest_repeat"][name]
+        opens = (document[key].get(name) for key in ("cpu_seconds_to_open", "cpu_seconds_to_open_again"))
+        seconds = ["-" if value is None else f"{value:.3f}" for value in opens]
+        rows.append([name, f"{rate:,}", f"{slowest:,} to {fastest:,}", *seconds])
+    header = ["Source", "Records per CPU second", "Slowest and fastest repeat", "CPU s to open", "CPU s to open again"]
+    return f"""\
+## Reading records
+
+{origin(documents, "python -m benchmarks.readers")}
+
+{document["records"]:,} records with {document["image_bytes"]:,} bytes of image each, read in a random order by one thread,
+without decoding. Higher is better.
+
+{table(header, rows)}
+
+The machine was busy (load average {document["load_average"]:.0f}), so compare only large differences. `tarfile` is Python's
+module on the same tars, opened and listed before. WebDataset opens slowly the first time because it indexes the tars.
+Parquet decodes row groups ({document["rows_of_a_parquet_group"]} rows) at once, so its repeats differ widely."""
+
+
+def losses(documents: dict[str, Any]) -> str:
+    one, eight, planned = (documents[f"loss_memory_{name}"] for name in ("cpu_1", "cpu_8", "v5e_16x16"))
+    rows = [
+        [row["loss"], f"{row['batch']:,}", row["form"], megabytes(row, "temporaries_a_device"), *times(row)]
+        for row in one["tables"]["one device"]
+    ]
+    header = ["Loss", "Global batch", "Form", "Temporaries, MB", "ms", "CPU ms"]
+    return f"""\
+## Losses
+
+Value and gradients of the loss alone, for embeddings of width {one["width"]}. Forms:
+
+- `dense`: the textbook formula on a [B, B] matrix, partitioned by GSPMD.
+- `reference`: what open_clip does with `local_loss` and `gather_with_grad`: all-gather, the [b, B] logits of images and of
+  texts, autodiff.
+- `all_gather`, `chunked`, `ring`: clipjax's `loss.comm`. `bf16` moves the embeddings as bfloat16 (`loss.dtype`).
+
+### On one device
+
+{origin({"loss_memory_cpu_1": one}, "python -m benchmarks.loss_memory --topology=cpu:1 --rounds=25")}
+
+Medians of 25 runs; lower is better. "CPU ms" counts all threads.
+
+{table(header, rows)}
+
+The tiles save memory, not arithmetic: for softmax they compute 8 B² d where the dense form computes 6, and take about the
+same time with 1/18 of its temporaries. In eight runs of the benchmark softmax took 0.97 to 1.04 of the dense time, and on a
+slower machine 1.08 to 1.09. With huge pages the dense form gains more (640 ms): softmax then takes 1.08 to 1.15 of its time
+at 0.37 to 0.40 TFLOP/s, where XLA's plain products reach 0.46, and sigmoid takes 0.83 to 0.91.
+
+### On eight devices of one CPU
+
+{origin({"loss_memory_cpu_8": eight}, "python -m benchmarks.loss_memory")}
+
+Batches above 8,192 were compiled, not run. Lower is better in every table. Temporaries of a device, MB:
+
+{by_batch(eight, "temporaries_a_device")}
+
+Bytes received by a device, MB:
+
+{by_batch(eight, "received_a_device")}
+
+Milliseconds (and CPU milliseconds of all threads), medians of five runs:
+
+{by_batch(eight, "seconds")}
+
+### Planned for 256 TPU chips
+
+{origin({"loss_memory_v5e_16x16": planned}, "python -m benchmarks.loss_memory --topology=v5e:16x16", planned=True)}
+
+Compiled for a v5e:16x16 slice, not run. Lower is better. Temporaries of a device, MB:
+
+{by_batch(planned, "temporaries_a_device")}
+
+Bytes received by a device, MB:
+
+{by_batch(planned, "received_a_device")}
+
+Milliseconds by the compiler's estimate, without transfers:
+
+{by_batch(planned, "seconds")}"""
+
+
+def plans(documents: dict[str, Any]) -> str:
+    rows = []
+    for name in ("plan_siglip_b16_v5e_16x16", "plan_clip_l14_v5p_8x8x4", "plan_siglip_so400m_v6e_16x16"):
+        for plan in documents[name]:
+            memory, time, mesh = plan["memory"], plan["time"], plan["mesh"]
+            rows.append(
+                [
+                    MODELS[name],
+                    f"`loss.comm={plan['loss']['comm']}`"
+                    + (f", `mesh.fsdp={mesh['fsdp']}`" if mesh["fsdp"] > 1 else ""),
+                    f"`{plan['topology']}`",
+                    f"{plan['global_batch_size']:,}",
+                    f"{memory['total'] / 2**30:.2f} of {memory['available'] / 2**30:.2f}",
+                    f"{time['estimated_seconds'] * 1e3:.1f}",
+                    f"{time['estimated_mfu']:.1%}",
+                    f"{time['at_least']['matrix units'] * 1e3:.1f}",
+                    f"{plan['compile_seconds']:.0f} s",
+                ]
+            )
+    header = [
+        "Model", "Settings", "Slice", "Global batch", "Memory of a device, GiB", "Step, ms (estimated)",
+        "MFU (estimated)", "Matrix units alone, ms", "Compiled in",
+    ]  # fmt: skip
+    plan_files = {name: documents[name] for name in MODELS}
+    changes, remat = documents["plan_changes_siglip_b16"], documents["remat_siglip_b16"]
+    change_rows = [
+        [row["change"], row["slice"], f"{row['milliseconds']}", f"{row['mfu']:.1%}"] for row in changes["rows"]
+    ]
+    remat_rows = [
+        [
+            f"`{row['remat']}`", f"`{row['attention']}`", row["layers"], f"{row['temporaries_gib']:.2f}",
+            f"{row['milliseconds']:.1f}",
+        ]
+        for row in remat["rows"]
+    ]  # fmt: skip
+    return f"""\
+## Planned train steps
+
+{origin(plan_files, "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --out=FILE.json", planned=True)}
+
+Nothing here ran on a TPU. `clipjax plan` compiled each experiment's train step for the slice on two CPU cores,
+whose processor the JSON does not record. [docs/plan.md](../docs/plan.md) says how each figure is known. Use the estimates
+to compare settings.
+
+{table(header, rows)}
+
+A plan belongs to its compiler: with libtpu 0.0.52 the MFU of SigLIP B/16 is 57.5%, and 60.4% with `chunked`.
+
+### What each change gave SigLIP B/16
+
+{origin({"plan_changes_siglip_b16": changes}, "clipjax plan --config=experiments/siglip_b16.py", planned=True)}
+
+Each row keeps the changes above it.
+
+{table(["Change", "Planned for", "Step, ms (estimated)", "MFU"], change_rows)}
+
+Where B/16's 150 ms go: the bound of the matrix units is 91 ms. Products, with LayerNorm, GELU and biases fused into them,
+run at 72% (image) and 80% (text) of their peak. The optimizer takes 15 ms and is bound by memory. Attention takes 14 ms:
+its heads of 64 fill half of a 128-wide matrix unit. One copy of the pixels into patches takes 1.3 ms. The image tower of
+So400m reaches half of its chip's peak: a v6e has 3.5 times a v5p's FLOPs for each byte from memory, so what LayerNorm,
+GELU and the residuals read and write weighs more.
+
+Tried and not kept, with the change in time:
+
+- attention logits in bfloat16: -8% of plain attention's time, but logits rounded to three digits;
+- attention weights normalised after the product: +50% of plain attention's time;
+- batch and heads transposed before the products: -2%;
+- with the kernels, biases' gradients as plain sums: +1%;
+- `mesh.fsdp=4`: +4%, because transfers no longer fuse with the products;
+- the optimizer's state and update divided over the data axis (ZeRO-1): +8%;
+- q, k and v as one forward product: a copy of 1 ms in each layer;
+- L/14 scanned with `remat=none`: +36% over scanned with `dots`;
+- a kernel's products delayed until after the next softmax: no change.
+
+### Rematerialisation of SigLIP B/16
+
+{origin({"remat_siglip_b16": remat}, "clipjax plan --config=experiments/siglip_b16.py --config.model.image.remat=REMAT", planned=True)}
+
+Planned for {remat["device"]}; lower is better. [docs/mesh.md](../docs/mesh.md) says what each setting keeps.
+
+{table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}"""
+
+
+def soak(documents: dict[str, Any]) -> str:
+    rows = []
+    for name, document in documents.items():
+        data, kills = name.split("_")[1], document["kills"]
+        after_step = document.get("kills_after_the_first_step_of_a_life")
+        if after_step is None:
+            after_step = sum(kills.values()) - document["killed_before_the_first_step_of_that_life"]
+        memory = document["memory_mb_per_1000_steps"]["whole"]
+        same = "equal" if document["equal"] else "NOT equal"
+        rows.append(
+            [
+                f"{data} ([JSON](results/{name}.json), [picture](../docs/images/{name}.png))",
+                f"{sum(kills.values())} ({kills['SIGKILL']} SIGKILL, {kills['SIGTERM']} SIGTERM)",
+                after_step,
+                f"{document['steps']:,}",
+                document["bad_records"],
+                f"{same}, all {document['arrays']} arrays" if document["equal"] else same,
+                f"{memory:.1f}",
+                f"{document['seconds']['killed'] / 60:.0f}",
+            ]
+        )
+    header = [
+        "Data", "Kills", "After the life's first step", "Steps", "Damaged records", "Curves, states, bad records",
+        "MB gained in 1,000 steps", "Minutes",
+    ]  # fmt: skip
+    command = "python -m benchmarks.soak --config=benchmarks/soak_DATA.py:data --workdir=runs/soak --name=NAME"
+    return f"""\
+## Killed and restarted
+
+{origin(documents, f"{command} --kills=100 (or --minutes=30) -- --config.total_steps=STEPS", files=False)}
+
+Each experiment ran twice at the same time, each on one core: once left alone, once killed at random moments and started
+again. The last states must be equal in every bit, the curves in every number, `bad_records.jsonl` in every byte.
+
+{table(header, rows)}
+
+Memory is that of the run left alone. scenes and emoji were measured before the soak set `MALLOC_ARENA_MAX=1`; what they
+gain is memory that glibc keeps for each thread. [docs/reliability.md](../docs/reliability.md) says where the rest goes."""
+
+
+def emoji(documents: dict[str, Any]) -> str:
+    (document,) = documents.values()
+    rows = [
+        [
+            row["loss"],
+            f"{row['top1']:.1%} ({row['top1_low']:.1%} to {row['top1_high']:.1%})",
+            f"{row['top5']:.1%}",
+            f"{row['times_chance']} times",
+            f"{row['cpu_minutes']} min",
+        ]
+        for row in document["rows"]
+    ]
+    return f"""\
+## Emoji in a style never seen
+
+{origin(documents, "clipjax train --config=experiments/emoji.py --config.total_steps=650 --config.loss.name=LOSS")}
+
+Zero-shot accuracy on Twemoji's drawings among {document["names"]:,} names, after {document["steps"]} steps of
+{document["batch"]} on the drawings of three other artists; 95% intervals. Higher is better.
+
+{table(["Loss", "Top-1", "Top-5", "Top-1 over chance", "CPU time"], rows)}
+
+The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
+
+
+# The first section whose prefix fits takes a file.
+SECTIONS = {
+    ("train_step",): train_step,
+    ("input_pipeline",): input_pipeline,
+    ("frozen_tower",): frozen_tower,
+    ("readers",): readers,
+    ("loss_memory",): losses,
+    ("plan_", "remat_"): plans,
+    ("soak_",): soak,
+    ("emoji",): emoji,
+}
+MODELS = {
+    "plan_siglip_b16_v5e_16x16": "SigLIP B/16",
+    "plan_clip_l14_v5p_8x8x4": "CLIP L/14",
+    "plan_siglip_so400m_v6e_16x16": "SigLIP So400m/14",
+}
+
+
+def origin(documents: dict[str, Any], command: str, *, planned: bool = False, files: bool = True) -> str:
+    """Returns a list that says where numbers come from.
+
+    Args:
+      documents: {name: JSON}; a plan's JSON is a list whose first entry is read.
+      command: shown for files that do not record theirs.
+      planned: show the compiler instead of the machine.
+      files: link to the JSON files.
+    """
+    records = [document[0] if isinstance(document, list) else document for document in documents.values()]
+    lines = [f"- Command: `{text}`" for text in unique(record.get("command", command) for record in records)]
+    if planned:
+        lines += [f"- Compiler: {text}" for text in unique(map(describe_compiler, records))]
+    else:
+        lines += [f"- Machine: {text}" for text in unique(map(describe_machine, records))]
+    lines += [f"- Source: {record['source']}" for record in records if "source" in record]
+    if files:
+        lines.append("- JSON: " + ", ".join(f"[{name}](results/{name}.json)" for name in documents))
+    return "\n".join(lines)
+
+
+def describe_machine(document: dict[str, Any]) -> str:
+    """The machine, Python and versions that the JSON records; says what it does not record."""
+    machine = {"cores": document.get("cores", document.get("cpus")), "python": document.get("python")}
+    machine |= document.get("machine", {})
+    cores = f"{machine['cores']} cores, " if machine["cores"] else ""
+    known = [cores + machine.get("processor", "processor not recorded")]
+    if machine["python"]:
+        known.append(f"Python {machine['python']}")
+    known.append(describe_compiler(document))
+    return "; ".join(known)
+
+
+def describe_compiler(document: dict[str, Any]) -> str:
+    """Versions of jax, libtpu and other libraries that the JSON records."""
+    versions = {name: document[name] for name in ("jax", "libtpu") if name in document}
+    versions |= document.get("compiled_by", {}) | document.get("machine", {}).get("versions", {})
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "versions not recorded"
+
+
+def by_batch(document: dict[str, Any], key: str) -> str:
+    """A table of one figure: a row for each loss and form, a column for each global batch."""
+    rows = [row for rows in document["tables"].values() for row in rows]
+    batches = unique(row["batch"] for row in rows if key in row)
+    cells = {(row["loss"], row["form"], row["batch"]): row for row in rows}
+    lines = []
+    for loss, form in unique((row["loss"], row["form"]) for row in rows):
+        line = [loss, form]
+        for batch in batches:
+            row = cells.get((loss, form, batch), {})
+            if key != "seconds":
+                line.append(megabytes(row, key))
+            else:
+                milliseconds, cpu = times(row)
+                line.append(milliseconds if cpu == "-" else f"{milliseconds} ({cpu})")
+        lines.append(line)
+    return table(["Loss", "Form", *(f"{batch:,}" for batch in batches)], lines)
+
+
+def megabytes(row: dict[str, Any], key: str) -> str:
+    text = f"{row[key] / 1e6:,.1f}" if key in row else "-"
+    return text + ("" if row.get("fits", True) or text == "-" else " (does not fit)")
+
+
+def times(row: dict[str, Any]) -> tuple[str, str]:
+    """Milliseconds and CPU milliseconds; "-" where they were not measured."""
+    milliseconds = f"{row['seconds'] * 1e3:,.1f}" if "seconds" in row else "-"
+    return milliseconds, f"{row['cpu_seconds'] * 1e3:,.0f}" if "cpu_seconds" in row else "-"
+
+
+def table(header: list[str], rows: Iterable[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+if __name__ == "__main__":
+    main()
