@@ -1,8 +1,8 @@
-# `make train` and `make test` need Python 3.11 or newer, pip and make; nothing else.
+# `make train` and `make test` need only Python 3.11 or newer, pip and make.
 
 PYTHON ?= python3
 VENV ?= .venv
-# The newest interpreter found, for the newest JAX; empty when there is none.
+# The newest Python installed, for the newest JAX; empty when there is none.
 PYTHON_LATEST ?= $(shell .ci/find-python 3.13 3.12)
 VENV_LATEST ?= .venv-latest
 
@@ -12,13 +12,13 @@ WORKDIR ?= runs/quickstart
 TESTS ?= tests
 JOBS ?= 2
 PYTEST_ARGS ?=
-# Compiled once for all tests and all runs: what takes the time in them is XLA, on the same few tiny models.
+# XLA's compilation of the same few tiny models takes most of the tests' time; this cache shares it between all of them.
 CACHED = JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 JAX_COMPILATION_CACHE_DIR=$(abspath $(1))/jax-cache
 PYTEST = -m pytest $(TESTS) -n $(JOBS) --dist worksteal --timeout 600 --durations 10 $(PYTEST_ARGS)
 
 .PHONY: train test test-latest lint format parity clean
 
-# Huge pages for XLA's buffers, which a step on CPU takes and gives back: 1.4 times the images/s (Linux, glibc 2.35 on).
+# A step on CPU allocates and frees XLA's buffers each time, which huge pages make cheaper (Linux, glibc 2.35 or newer).
 train: data/scenes.model
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/clipjax train --config=$(CONFIG) --workdir=$(WORKDIR)
 
@@ -37,7 +37,7 @@ format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only their model code is wanted.
+# Installs the PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only model code is needed.
 parity: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install -qq torch==2.13.0 transformers ftfy regex tqdm webdataset
 	$(VENV)/bin/python -m pip install -qq --no-deps torchvision==0.28.0 timm open_clip_torch consisid-eva-clip einops
@@ -45,7 +45,7 @@ parity: $(VENV)/.installed-test
 clean:
 	rm -rf .venv .venv-latest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-# The embedded default data: drawn once, the same on every machine.
+# The default data, drawn once; it is the same on every machine.
 data/scenes/manifest.json: | $(VENV)/.installed
 	$(VENV)/bin/python -m data_pipelines.scenes --out=data/scenes
 

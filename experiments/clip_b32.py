@@ -1,11 +1,11 @@
-"""CLIP ViT-B/32 on your own shards with CLIP's recipe (2103.00020, tables 18 and 19).
+"""Trains CLIP ViT-B/32 on your own shards with CLIP's recipe (2103.00020, tables 18 and 19).
 
     clipjax train --config=experiments/clip_b32.py --workdir=/shared/clip --config.data.train.path=/shared/shards \\
       --config.tokenizer.path=/shared/tokenizer.model
     clipjax train --config=experiments/clip_b32.py:clip_vit_l14 --config.mesh.fsdp=8 ...
 
-The argument names any CLIP preset of clipjax.models.presets. A SentencePiece tokenizer ends texts with its own EOS id,
-so pooling looks for that one (1 for those of data_pipelines.train_tokenizer) and not for the largest id.
+The argument names any CLIP preset of clipjax.models.presets. A SentencePiece tokenizer ends texts with its own EOS
+id (1 with data_pipelines.train_tokenizer), so pooling looks for that id instead of the largest one.
 """
 
 from ml_collections import ConfigDict
@@ -23,8 +23,8 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     image = config.model.image
     for tower in (image, config.model.text):
         tower.attention = "flash"
-        # Unrolled, towers step faster and take minutes to compile. What XLA then keeps by itself is the fastest choice,
-        # but for long sequences too much.
+        # Unrolled towers step faster and take minutes to compile. remat="none" lets XLA choose what to keep, which is
+        # fastest, but takes too much memory for long sequences.
         tower.scan_layers = tower.depth > 24
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.dtype = "bfloat16"

@@ -1,11 +1,12 @@
-"""Real pictures: learn emoji from three artists' drawings, name the fourth's. About half an hour of CPU time.
+"""Learns emoji from three artists' drawings and names a fourth's. About half an hour of CPU time.
 
     python -m data_pipelines.emoji --out=data/emoji            # needs npm and pip install 'clipjax[pipelines]'
     python -m data_pipelines.train_tokenizer --records=data/emoji --vocab_size=4096 --out=data/emoji.model
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-softmax --config.loss.name=softmax
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-sigmoid --config.loss.name=sigmoid
 
-Trained on Noto, OpenMoji and Fluent; tested on Twemoji, whose style no training image has, among all 1,911 names.
+The model trains on Noto, OpenMoji and Fluent. The test is Twemoji, whose style no training image has, among all 1,911
+names.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
     model = config.model
     model.embed_dim = 128
     model.logit_scale_init = 10.0
-    # The softmax does not use the bias. For the sigmoid, -log(batch) starts with the right share of positives.
+    # Softmax does not use the bias. For sigmoid, -log(batch) starts with the right share of positives.
     model.logit_bias_init = -5.5
     model.image.update(
         image_size=64, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, pool="map",
@@ -40,7 +41,8 @@ def get_config() -> ConfigDict:
 
     config.tokenizer.path = "data/emoji.model"
     config.data.train.path = DATA
-    # No flips: arrows, and "facing right". Crops as small as half: the artists frame things differently.
+    # No flips: there are arrows, and captions such as "facing right". Crops go down to half the area, because artists
+    # frame things differently.
     config.data.augment.update(scale=(0.5, 1.0), flip=0.0)
 
     evaluators = {
@@ -51,7 +53,7 @@ def get_config() -> ConfigDict:
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 325
     config.checkpoint.every_steps = 325
-    config.checkpoint.best_metric = "known_style/top1"  # never chosen by the style that is held out
+    config.checkpoint.best_metric = "known_style/top1"  # the held-out style must not choose the checkpoint
     config.log.every_steps = 25
     return config
 

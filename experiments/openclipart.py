@@ -1,10 +1,10 @@
-"""Real drawings by hundreds of artists, with the titles, descriptions and tags they gave them. An hour of CPU time.
+"""Trains on drawings by hundreds of artists, with the artists' titles, descriptions and tags. An hour of CPU time.
 
     python -m data_pipelines.openclipart --fetch --out=data/openclipart          # Debian's or Ubuntu's apt-get
     python -m data_pipelines.train_tokenizer --records=data/openclipart --vocab_size=4096 --out=data/openclipart.model
     clipjax train --config=experiments/openclipart.py --workdir=runs/openclipart
 
-4,577 drawings to train on; tested by retrieval among 262 others and by the library's 19 categories.
+The model trains on 4,577 drawings. The tests are retrieval among 262 others and the library's 19 categories.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     model = config.model
     model.embed_dim = 128
     model.logit_scale_init = 10.0
-    # The softmax does not use the bias. For the sigmoid, -log(batch) starts with the right share of positives.
+    # Softmax does not use the bias. For sigmoid, -log(batch) starts with the right share of positives.
     model.logit_bias_init = -5.5
     model.image.update(
         image_size=64, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, pool="map",

@@ -1,4 +1,4 @@
-r"""A small dual encoder on drawn scenes, minutes on a laptop: `make train`.
+r"""Trains a small dual encoder on drawn scenes, in minutes on a laptop: `make train`.
 
     python -m data_pipelines.scenes --out=data/scenes
     python -m data_pipelines.train_tokenizer --records=data/scenes --vocab_size=256 --model_type=bpe \
@@ -25,7 +25,7 @@ def get_config(loss: str = "sigmoid") -> ConfigDict:
     model = config.model
     model.embed_dim = 128
     model.logit_scale_init = 10.0
-    # -log(batch) starts with the right share of positives; -10 is SigLIP's for batches of 32,000.
+    # -log(batch) starts with the right share of positives; SigLIP uses -10 for batches of 32,768.
     model.logit_bias_init = -4.85 if loss == "sigmoid" else None
     model.image.update(
         image_size=64, patch_size=16, width=128, depth=4, num_heads=4, mlp_dim=512, pool="map",
@@ -44,7 +44,7 @@ def get_config(loss: str = "sigmoid") -> ConfigDict:
     config.data.augment.name = "none"
 
     evaluators = {
-        # Colours and shapes that never met in training: does the model compose what it learnt?
+        # Colours and shapes that never met in training: does the model combine what it has learnt?
         "compositional": EvaluatorConfig(name="zero_shot", source=_split("compositional"), templates=TEMPLATES),
         "validation": EvaluatorConfig(name="zero_shot", source=_split("validation"), templates=TEMPLATES),
         "retrieval": EvaluatorConfig(name="retrieval", source=_split("validation")),

@@ -1,11 +1,12 @@
-"""SigLIP 2's NaFlex B/16 on your own shards: images keep their aspect ratio, at most so many patches (2502.14786).
+"""Trains SigLIP 2's NaFlex B/16 on your own shards: images keep their aspect ratio within a budget of patches
+(2502.14786).
 
     clipjax train --config=experiments/siglip2_naflex.py --workdir=/shared/naflex --config.init_from=/shared/siglip2 \\
       --config.data.train.path=/shared/shards --config.tokenizer.path=/shared/gemma.model
     clipjax plan --config=experiments/siglip2_naflex.py:siglip2_naflex_so400m16 --topology=v5e:16x16 \\
       --compare=model.image.max_patches=784
 
-The argument names a NaFlex preset; init_from goes on from any SigLIP 2 of patches of 16 and the same width.
+The argument names a NaFlex preset. init_from starts from any SigLIP 2 of the same width with patches of 16 pixels.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ def get_config(preset: str = "siglip2_naflex_b16") -> ConfigDict:
     config.optimizer.schedule.warmup_steps = 1_000
     config.tokenizer.pad_id = 0  # Gemma's
     config.data.pixels.interpolation = "bilinear"
-    config.data.augment.name = "none"  # a crop would keep its own aspect ratio, not the image's
+    config.data.augment.name = "none"  # a random crop has its own aspect ratio, not the image's
     config.data.num_threads = 16
     config.checkpoint.every_steps = 1_000
     config.log.every_steps = 100

@@ -1,4 +1,4 @@
-"""SigLIP B/16 at 224 pixels on your own shards, as published: 2303.15343, section 4.
+"""Trains SigLIP B/16 at 224 pixels on your own shards, as published (2303.15343, section 4).
 
     clipjax train --config=experiments/siglip_b16.py --workdir=/shared/siglip --config.data.train.path=/shared/shards \\
       --config.tokenizer.path=/shared/tokenizer.model
@@ -22,8 +22,9 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     image = config.model.image
     for tower, longest in ((image, 27), (config.model.text, 24)):
         tower.attention = "flash"
-        # Unrolled, towers step faster and take minutes to compile: So400m's text tower, a seventeenth of the work, is
-        # not worth them. What XLA then keeps by itself is the fastest choice, but for long sequences too much.
+        # Unrolled towers step faster and take minutes to compile. So400m's text tower is only a seventeenth of the work,
+        # so it stays scanned. remat="none" lets XLA choose what to keep, which is fastest, but takes too much memory for
+        # long sequences.
         tower.scan_layers = tower.depth > longest
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.name = "sigmoid"
