@@ -23,8 +23,8 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     image = config.model.image
     for tower in (image, config.model.text):
         tower.attention = "flash"
-        # Unrolled towers step faster and take minutes to compile. remat="none" lets XLA choose what to keep, which is
-        # fastest, but takes too much memory for long sequences.
+        # Unrolled towers step faster and take minutes to compile. remat="none" lets XLA choose what to keep,
+        # which is fastest, but takes too much memory for long sequences.
         tower.scan_layers = tower.depth > 24
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
     config.loss.dtype = "bfloat16"

@@ -22,8 +22,8 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     image = config.model.image
     for tower, longest in ((image, 27), (config.model.text, 24)):
         tower.attention = "flash"
-        # Unrolled towers step faster and take minutes to compile. So400m's text tower is only a seventeenth of the work,
-        # so it stays scanned. remat="none" lets XLA choose what to keep, which is fastest, but takes too much memory for
+        # Unrolled towers step faster and take minutes to compile. So400m's text tower, a seventeenth of the work,
+        # stays scanned. remat="none" lets XLA choose what to keep: fastest, but too much memory for
         # long sequences.
         tower.scan_layers = tower.depth > longest
         tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
