@@ -1,4 +1,4 @@
-"""`clipjax COMMAND ...`, the same as `python -m clipjax COMMAND ...`."""
+"""`clipjax COMMAND ...`, the same as `python -m clipjax.COMMAND ...`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
     clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
     clipjax train --config=experiments/emoji.py --config.loss.name=sigmoid --workdir=runs/emoji
+    python -m clipjax.commands.train ...                      # the same thing
 
 Started again with the same --workdir, a run goes on where its last checkpoint stands.
 """
