@@ -16,18 +16,22 @@ PYTEST_ARGS ?=
 CACHED = JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 JAX_COMPILATION_CACHE_DIR=$(abspath $(1))/jax-cache
 PYTEST = -m pytest $(TESTS) -n $(JOBS) --dist worksteal --timeout 600 --durations 10 $(PYTEST_ARGS)
 
-.PHONY: train test test-latest lint format parity clean
+.PHONY: train test test-all test-latest lint format docs parity clean
 
 # A step on CPU allocates and frees XLA's buffers each time, which huge pages make cheaper (Linux, glibc 2.35 or newer).
 train: data/scenes.model
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/clipjax train --config=$(CONFIG) --workdir=$(WORKDIR)
 
+# Leaves the slow tests, those of more than about ten seconds, to test-all.
 test: lint
+	$(call CACHED,$(VENV)) $(VENV)/bin/python $(PYTEST) -m "not slow"
+
+test-all: lint
 	$(call CACHED,$(VENV)) $(VENV)/bin/python $(PYTEST)
 
 test-latest: $(VENV_LATEST)/.installed-test
 	$(VENV_LATEST)/bin/python -c "import jax, sys; print('JAX', jax.__version__, 'Python', sys.version.split()[0])"
-	$(call CACHED,$(VENV_LATEST)) $(VENV_LATEST)/bin/python $(PYTEST)
+	$(call CACHED,$(VENV_LATEST)) $(VENV_LATEST)/bin/python $(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
@@ -36,6 +40,11 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# Rewrites the pages that are generated: the API from the docstrings, the benchmark tables from their JSON.
+docs: $(VENV)/.installed-test
+	$(VENV)/bin/python docs/generate_api.py
+	$(VENV)/bin/python -m benchmarks.tables
 
 # Installs the PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only model code is needed.
 parity: $(VENV)/.installed-test

@@ -44,7 +44,7 @@ def get_config(loss: str = "sigmoid") -> ConfigDict:
     config.data.augment.name = "none"
 
     evaluators = {
-        # Colours and shapes that never met in training: does the model combine what it has learnt?
+        # Colours and shapes that never met in training: does the model compose what it learnt?
         "compositional": EvaluatorConfig(name="zero_shot", source=_split("compositional"), templates=TEMPLATES),
         "validation": EvaluatorConfig(name="zero_shot", source=_split("validation"), templates=TEMPLATES),
         "retrieval": EvaluatorConfig(name="retrieval", source=_split("validation")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
+from clipjax.config import ConfigError, require_field
 from clipjax.mesh import initialize_distributed
 from clipjax.processes import stopping_together
 
@@ -16,37 +18,23 @@ from clipjax.processes import stopping_together
 def parse(
     argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], None], *, required: Sequence[str] = ()
 ) -> flags.FlagValues:
-    """Parses argv (argv[0] is the command) into FlagValues with --config and the distributed flags defined.
+    """Parses argv (argv[0] is the command) into FlagValues with --config and the flags of a distributed start.
 
     doc: the module's docstring, whose examples --help shows. Exits with 2 and one line on a wrong flag.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Experiment file: path.py or path.py:argument; --config.a.b=value overrides.",
-        values,
-        sys_argv=list(argv),
-    )
     define(values)
     flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
-    flags.DEFINE_integer("num_processes", None, "Processes of the run, to start by hand.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "This process, from 0, to start by hand.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes in the run, to start by hand.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+        flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
         print(doc)
         print("\n".join(_describe(values[name]) for name in sorted(values)))
         sys.exit(0)
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        if arg == "--config" or arg.startswith("--config="):
-            file = (arg.partition("=")[2] or following).split(":")[0]
-            if not Path(file).is_file():
-                fail(f"--config={file}: there is no such file; try experiments/quickstart.py.")
     try:
-        rest = values(list(argv))[1:]
-    except (AttributeError, KeyError) as error:
-        overrides = [arg for arg in argv if arg.startswith("--config.")]
-        reason = " ".join(str(error.args[0]).replace("\\n", " ").replace("'", "").split())
-        fail(f"{' '.join(overrides)}: no such field: {reason}")
+        argv = _define_config(values, list(argv))
+        rest = values(argv)[1:]
     except (flags.Error, TypeError, ValueError, OSError) as error:
         fail(error)
     if rest:
@@ -55,6 +43,43 @@ def parse(
         if values[name].value is None:
             fail(f"--{name} is missing. Try --help.")
     return values
+
+
+CONFIG_HELP = "Experiment file: path.py or path.py:argument; --config.a.b=value overrides a field."
+
+
+def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Defines --config, with the fields of the parts that argv itself chooses; returns argv without --config=FILE.
+
+    `--config.loss.name=cyclip` gives the section cyclip's fields, which later arguments may then set.
+    """
+    place = next((i for i, arg in enumerate(argv) if arg == "--config" or arg.startswith("--config=")), None)
+    if place is None:
+        flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
+        return argv
+    name, equals, path = argv[place].partition("=")
+    path = path if equals else argv[place + 1] if place + 1 < len(argv) else ""
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        fail(f"--config={file}: there is no such file; try experiments/quickstart.py.")
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, CONFIG_HELP, alone, lock_config=False, sys_argv=[])
+    alone([argv[0], f"{name}={path}"])
+    config = alone.config
+    overrides = [arg for arg in argv if arg.startswith("--config.")]
+    # Names of parts first: they decide which other fields there are.
+    for arg in sorted(overrides, key=lambda arg: not arg.partition("=")[0].endswith(".name")):
+        field, equals, value = arg.removeprefix("--config.").partition("=")
+        try:
+            require_field(config, field)
+        except ConfigError as error:
+            fail(f"{arg}: {error}")
+        if field.endswith(".name"):
+            *sections, last = field.split(".")
+            functools.reduce(getattr, sections, config)[last] = value if equals else argv[argv.index(arg) + 1]
+    argv = argv[:place] + argv[place + (1 if equals else 2) :]
+    config_flags.DEFINE_config_dict("config", config, CONFIG_HELP, values, sys_argv=argv)
+    return argv
 
 
 def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:

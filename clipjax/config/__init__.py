@@ -47,7 +47,7 @@ from clipjax.config.model import (
     Remat,
     TextTowerConfig,
 )
-from clipjax.config.reading import build, to_config_dict, to_json_dict
+from clipjax.config.reading import build, require_field, to_config_dict, to_json_dict
 
 __all__ = [
     "Activation",
@@ -85,6 +85,7 @@ __all__ = [
     "from_json_dict",
     "nearest",
     "require",
+    "require_field",
     "to_config_dict",
     "to_json_dict",
 ]

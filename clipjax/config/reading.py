@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
@@ -36,6 +36,18 @@ def to_config_dict(config: Any) -> ConfigDict:
     return _fill(ConfigDict(), config)
 
 
+def require_field(config: ConfigDict, name: str) -> None:
+    """Raises ConfigError unless the dotted name is a field of config; the message names who has it, or the nearest."""
+    section, path = config, "config"
+    for key in name.partition("[")[0].split("."):  # a tuple's items may be set by their number
+        known = list(section) if isinstance(section, ConfigDict) else []
+        if key not in known:
+            table = rows(section._table) if isinstance(section, PartDict) and section._table else {}
+            chosen = section["name"] if table else ""
+            raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path))
+        section, path = section[key], f"{path}.{key}"
+
+
 def to_json_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of JSON values; `build` gives the same dataclass back."""
     return dataclasses.asdict(config)
@@ -53,11 +65,12 @@ class PartDict(ConfigDict):
         object.__setattr__(self, "_table", table)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        old = self.get("name") if key == "name" else None
+        old = self.get("name")
         super().__setitem__(key, value)
-        table = rows(self._table) if self._table and old not in (None, value) else {}
-        if value in table and old in table:
-            self._exchange(table[old].config, table[value].config)
+        if key == "name" and self._table and old is not None and value != old:
+            table = rows(self._table)
+            if value in table and old in table:
+                self._exchange(table[old].config, table[value].config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "_table", "")  # ConfigDict fills the fields while it restores
@@ -136,11 +149,16 @@ def _build_part(declared: Mapping[str, Any], tree: Mapping[str, Any], path: str)
     cls = table[name].config
     own = {field.name for field in dataclasses.fields(cls)}
     for key in tree:
-        having = [n for n, row in table.items() if key in {field.name for field in dataclasses.fields(row.config)}]
-        require(
-            key in own or not having,
-            f"Unknown field {path}.{key}: '{name}' has no such field, "
-            f"{', '.join(map(repr, having))} {'has' if len(having) == 1 else 'have'}. "
-            f"Set {path}.name, or leave {key} out. Fields of '{name}': {', '.join(sorted(own))}.",
-        )
+        require(key in own, f"Unknown field {path}.{key}" + _who_has_it(key, name, own, table, path))
     return build(cls, {**tree, "name": name}, path)
+
+
+def _who_has_it(key: str, name: str, own: Collection[str], table: Mapping[str, Any], path: str) -> str:
+    """The end of a message about a field that part `name` does not have: other parts that do, or the nearest field."""
+    having = [other for other, row in table.items() if key in {field.name for field in dataclasses.fields(row.config)}]
+    if not having:
+        return "." + nearest(key, own)
+    return (
+        f": '{name}' has no such field, {', '.join(map(repr, having))} {'has' if len(having) == 1 else 'have'}. "
+        f"Set {path}.name, or leave {key} out. Fields of '{name}': {', '.join(sorted(own))}."
+    )
