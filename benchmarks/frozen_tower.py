@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 from benchmarks.train_step import processor, tokens
-from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
+from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
+from clipjax.optim.adamw import AdamWConfig
 from clipjax.training.state import abstract_state, create_state
 from clipjax.training.step import batch_shapes, lower_step
 
@@ -72,7 +73,7 @@ def main() -> None:
 
 def make_run(model, batch: int, data: DataConfig):
     """() -> None, one step."""
-    optimizer = OptimizerConfig(image_lr_multiplier=0.0)
+    optimizer = AdamWConfig(image_lr_multiplier=0.0)
     config = ExperimentConfig(global_batch_size=batch, model=model, optimizer=optimizer, data=data)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     step = lower_step(config, mesh, abstract_state(config, mesh), None).compile()
