@@ -294,6 +294,10 @@ def test_bad_settings_are_refused_with_the_fields_name():
     with pytest.raises(ConfigError, match="config.loss.name='sigmod'.*'sigmoid'"):
         make_loss(LossConfig("sigmod"), mesh)
     x, y = embeddings()
+    with pytest.raises(ConfigError, match="config.loss is a LossConfig, but 'cyclip' reads a CyclipConfig"):
+        make_loss(LossConfig("cyclip"), mesh)
+    with pytest.raises(ConfigError, match="config.loss.comm='rings' is unknown. Did you mean 'ring'"):
+        make_loss(LossConfig(comm="rings"), mesh)
     with pytest.raises(ConfigError, match="config.loss.tile=3 does not divide the 8 rows"):
         make_loss(LossConfig(tile=3), mesh)(x, y, logit_scale=1.0, logit_bias=0.0)
     with pytest.raises(ConfigError, match="batch of 60 does not divide"):
