@@ -24,6 +24,7 @@ from benchmarks.train_step import tokens
 from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
+from clipjax.optim.adamw import AdamWConfig
 from clipjax.training.state import abstract_state, create_state
 from clipjax.training.step import batch_shapes, lower_step
 
@@ -74,6 +75,8 @@ def main() -> None:
 def make_run(model, batch: int, data: DataConfig):
     """Returns a function that runs one step."""
     optimizer = OptimizerConfig(image_lr_multiplier=0.0)
+    """() -> None, one step."""
+    optimizer = AdamWConfig(image_lr_multiplier=0.0)
     config = ExperimentConfig(global_batch_size=batch, model=model, optimizer=optimizer, data=data)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     step = lower_step(config, mesh, abstract_state(config, mesh), None).compile()

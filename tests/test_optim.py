@@ -9,8 +9,8 @@ import pytest
 
 from clipjax.config import ConfigError, OptimizerConfig, ScheduleConfig
 from clipjax.mesh import path_name
-from clipjax.optim.optimizers import OPTIMIZERS
-from clipjax.optim.updates import make_optimizer, make_schedule
+from clipjax.optim import OPTIMIZERS, make_optimizer, make_schedule
+from clipjax.optim.adamw import AdamWConfig
 from tests.torch_reference import import_torch
 
 STEPS = 20
@@ -24,6 +24,10 @@ DECAYED = {
     "text/token_embedding/embedding",
     "text/projection/kernel",
 }
+
+
+def config_of(name: str, **fields) -> OptimizerConfig:
+    return OPTIMIZERS[name].config(**fields)
 
 
 def make_params(depth: int = 2) -> dict:
@@ -121,7 +125,7 @@ def stack_blocks(tree: dict) -> dict:
 def test_adamw_equals_torch_adamw_with_openclip_decay_groups():
     torch = import_torch()
     params = make_params()
-    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, schedule=COSINE)
+    config = AdamWConfig(learning_rate=1e-2, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, schedule=COSINE)
     grads = make_grads(params, STEPS)
     expected = train_torch(lambda g: torch.optim.AdamW(g, betas=(0.9, 0.98), eps=1e-6), config, params, grads)
     assert_same_change(train(config, params, grads), expected, params)
@@ -130,7 +134,7 @@ def test_adamw_equals_torch_adamw_with_openclip_decay_groups():
 def test_lion_equals_timm_lion():
     timm = import_torch("timm.optim")
     params = make_params()
-    config = OptimizerConfig("lion", learning_rate=1e-3, weight_decay=1.0, b1=0.9, b2=0.99, schedule=COSINE)
+    config = config_of("lion", learning_rate=1e-3, weight_decay=1.0, b1=0.9, b2=0.99, schedule=COSINE)
     grads = make_grads(params, STEPS)
     expected = train_torch(lambda g: timm.Lion(g, betas=(0.9, 0.99)), config, params, grads)
     assert_same_change(train(config, params, grads), expected, params)
@@ -139,7 +143,7 @@ def test_lion_equals_timm_lion():
 def test_lamb_equals_timm_lamb():
     timm = import_torch("timm.optim")
     params = make_params()
-    config = OptimizerConfig("lamb", learning_rate=1e-2, weight_decay=0.05, b2=0.999, schedule=COSINE)
+    config = config_of("lamb", learning_rate=1e-2, weight_decay=0.05, b2=0.999, schedule=COSINE)
     grads = make_grads(params, STEPS)
 
     def make(groups):
@@ -156,7 +160,7 @@ def test_adafactor_equals_torch_adafactor():
         "image": {"mlp": {"kernel": np.asarray(0.02 * rng.standard_normal((128, 160)), np.float32)}},
         "text": {"ln": {"scale": np.ones(32, np.float32)}},
     }
-    config = OptimizerConfig("adafactor", learning_rate=1e-2, weight_decay=0.1, schedule=CONSTANT)
+    config = config_of("adafactor", learning_rate=1e-2, weight_decay=0.1, schedule=CONSTANT)
     grads = make_grads(params, STEPS)
     expected = train_torch(torch.optim.Adafactor, config, params, grads, decayed={"image/mlp/kernel"})
     assert_same_change(train(config, params, grads), expected, params)
@@ -166,7 +170,7 @@ def test_bv_adafactor_equals_timm_big_vision_adafactor():
     timm = import_torch("timm.optim")
     torch = import_torch()
     params = make_params()
-    config = OptimizerConfig("bv_adafactor", learning_rate=1e-3, weight_decay=1e-3, b2=0.9, schedule=CONSTANT)
+    config = config_of("bv_adafactor", learning_rate=1e-3, weight_decay=1e-3, b2=0.9, schedule=CONSTANT)
     grads = make_grads(params, STEPS)
 
     def make(groups):
@@ -199,7 +203,7 @@ def numpy_adam(config: OptimizerConfig, params: dict, grads: list[dict], decay_p
 @pytest.mark.parametrize("name", ["adamw", "bv_adam"])
 def test_adam_dialects_equal_their_rule_in_float64(name):
     params = make_params()
-    config = OptimizerConfig(name, learning_rate=1e-3, weight_decay=5e-3, b2=0.95, eps=1e-8, schedule=COSINE)
+    config = config_of(name, learning_rate=1e-3, weight_decay=5e-3, b2=0.95, eps=1e-8, schedule=COSINE)
     grads = make_grads(params, STEPS)
 
     def decay(leaf, share):
@@ -219,7 +223,7 @@ def test_the_same_weight_decay_is_a_thousand_times_stronger_in_big_vision_at_lea
     no_grads = [jax.tree.map(np.zeros_like, params)]
 
     def shrinks(name, weight_decay):
-        config = OptimizerConfig(name, learning_rate=1e-3, weight_decay=weight_decay, schedule=CONSTANT)
+        config = config_of(name, learning_rate=1e-3, weight_decay=weight_decay, schedule=CONSTANT)
         after, before = (by_name(t)["text/projection/kernel"] for t in (train(config, params, no_grads), params))
         return np.median(1 - np.float64(after) / before)
 
@@ -236,9 +240,9 @@ def test_decay_leaves_norms_biases_scalars_and_tokens_alone():
         after, before = by_name(train(config, params, no_grads)), by_name(params)
         return {name for name in before if not np.array_equal(after[name], before[name])}
 
-    assert decayed(OptimizerConfig("adamw", weight_decay=0.5, schedule=CONSTANT)) == DECAYED
+    assert decayed(config_of("adamw", weight_decay=0.5, schedule=CONSTANT)) == DECAYED
     kernels = {name for name in DECAYED if name.endswith("kernel")}
-    assert decayed(OptimizerConfig("bv_adam", weight_decay=5e-3, schedule=CONSTANT)) == kernels
+    assert decayed(config_of("bv_adam", weight_decay=5e-3, schedule=CONSTANT)) == kernels
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -249,7 +253,7 @@ def test_scanned_blocks_train_as_unrolled_ones(name):
     params["image"]["block_1"] = jax.tree.map(lambda p: 10 * p, params["image"]["block_1"])
     for grad in grads:
         grad["image"]["block_1"] = jax.tree.map(lambda g: 0.01 * g, grad["image"]["block_1"])
-    config = OptimizerConfig(name, learning_rate=1e-2, weight_decay=5e-3, schedule=CONSTANT)
+    config = config_of(name, learning_rate=1e-2, weight_decay=5e-3, schedule=CONSTANT)
     unrolled = train(config, params, grads)
     scanned = train(config, stack_blocks(params), [stack_blocks(grad) for grad in grads])
     assert_same_change(scanned, stack_blocks(unrolled), stack_blocks(params), tolerance=2e-5)
@@ -258,7 +262,7 @@ def test_scanned_blocks_train_as_unrolled_ones(name):
 def test_adafactor_does_not_factor_over_the_layer_axis_of_a_deep_tower():
     params = {"image": {f"block_{i}": {"ln_1": {"scale": np.ones(32, np.float32)}} for i in range(40)}}
     grads = make_grads(params, 3)
-    config = OptimizerConfig("bv_adafactor", weight_decay=0.0, schedule=CONSTANT)
+    config = config_of("bv_adafactor", weight_decay=0.0, schedule=CONSTANT)
     scanned = train(config, stack_blocks(params), [stack_blocks(grad) for grad in grads])
     assert_same_change(scanned, stack_blocks(train(config, params, grads)), stack_blocks(params))
 
@@ -266,7 +270,7 @@ def test_adafactor_does_not_factor_over_the_layer_axis_of_a_deep_tower():
 def test_muon_makes_query_key_and_value_updates_orthogonal_one_by_one():
     params = stack_blocks(make_params())
     grads = make_grads(params, 1)
-    config = OptimizerConfig("muon", learning_rate=1.0, weight_decay=0.0, b1=0.95, schedule=CONSTANT)
+    config = config_of("muon", learning_rate=1.0, weight_decay=0.0, b1=0.95, schedule=CONSTANT)
     name = "image/blocks/attention/qkv/kernel"
     change = by_name(train(config, params, grads))[name] - by_name(params)[name]
     for layer in range(2):
@@ -279,9 +283,10 @@ def test_muon_first_step_equals_torch_muon_and_adam_elsewhere():
     torch = import_torch()
     params = make_params()
     grads = make_grads(params, 1)
-    config = OptimizerConfig("muon", learning_rate=1e-2, weight_decay=0.1, b1=0.95, schedule=CONSTANT)
+    options = dict(learning_rate=1e-2, weight_decay=0.1, b1=0.95, schedule=CONSTANT)
+    config = config_of("muon", **options)
     found, start = by_name(train(config, params, grads)), by_name(params)
-    adamw = by_name(train(dataclasses.replace(config, name="adamw"), params, grads))
+    adamw = by_name(train(config_of("adamw", **options), params, grads))
     for name, before in start.items():
         if not name.endswith("qkv/kernel"):
             np.testing.assert_array_equal(found[name], adamw[name])
@@ -299,7 +304,7 @@ def test_gradients_are_clipped_by_their_global_norm_before_anything_else():
     params = make_params()
     grads = make_grads(params, 3)
     grads[1] = jax.tree.map(lambda g: 1e-3 * g, grads[1])  # below the limit: left as it is
-    config = OptimizerConfig(learning_rate=1e-2, grad_clip_norm=1.0, eps=1e-2)
+    config = AdamWConfig(learning_rate=1e-2, grad_clip_norm=1.0, eps=1e-2)
 
     def clip(grad):
         norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in by_name(grad).values()))
@@ -312,7 +317,9 @@ def test_gradients_are_clipped_by_their_global_norm_before_anything_else():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_frozen_tower_has_no_state_no_update_and_no_part_in_the_clipped_norm(name):
     params = stack_blocks(make_params())
-    config = OptimizerConfig(name, weight_decay=5e-3, image_lr_multiplier=0.0, grad_clip_norm=1.0, eps=1e-2)
+    config = config_of(name, weight_decay=5e-3, image_lr_multiplier=0.0, grad_clip_norm=1.0)
+    if hasattr(config, "eps"):
+        config = dataclasses.replace(config, eps=1e-2)
     state = make_optimizer(config, params, 10).init(params)
     assert not [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state) if "image" in path_name(path)]
     grads = make_grads(params, 2)
@@ -326,7 +333,7 @@ def test_a_frozen_tower_has_no_state_no_update_and_no_part_in_the_clipped_norm(n
 def test_a_tower_multiplier_scales_its_updates_and_its_decay_and_nothing_else():
     params = make_params()
     grads = make_grads(params, 1)
-    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.5)
+    config = AdamWConfig(learning_rate=1e-2, weight_decay=0.5)
     plain, tenth = (
         first_updates(dataclasses.replace(config, image_lr_multiplier=m), params, grads[0]) for m in (1.0, 0.1)
     )
@@ -343,7 +350,7 @@ def first_updates(config: OptimizerConfig, params: dict, grad: dict) -> dict:
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"adafactor"}))
 def test_first_moments_in_bfloat16_have_path_and_shape_of_their_parameters(name):
     params = stack_blocks(make_params())
-    config = OptimizerConfig(name, weight_decay=5e-3, moment_dtype="bfloat16")
+    config = config_of(name, weight_decay=5e-3, moment_dtype="bfloat16")
     tx = make_optimizer(config, jax.eval_shape(lambda: params), 10)
     state = by_name_and_dtype(jax.eval_shape(tx.init, params))
     moments = [(path, shape) for path, shape, dtype in state if dtype == jnp.bfloat16]
@@ -373,7 +380,7 @@ def by_name_and_dtype(tree) -> list[tuple]:
     ids=lambda value: value.name if isinstance(value, ScheduleConfig) else "",
 )
 def test_schedule_values_at_exact_steps(schedule, expected):
-    learning_rate = make_schedule(OptimizerConfig(learning_rate=2e-3, schedule=schedule), total_steps=100)
+    learning_rate = make_schedule(AdamWConfig(learning_rate=2e-3, schedule=schedule), total_steps=100)
     for step, share in expected.items():
         assert float(learning_rate(step)) == pytest.approx(2e-3 * share, rel=1e-6, abs=1e-10), step
         assert float(jax.jit(learning_rate)(jnp.int32(step))) == pytest.approx(2e-3 * share, rel=1e-6, abs=1e-10)
@@ -383,7 +390,7 @@ def test_the_update_follows_the_schedule():
     params = make_params()
     grads = make_grads(params, 1) * 4  # Adam of a constant gradient is its sign, whatever the step
     schedule = ScheduleConfig("linear", warmup_steps=2)
-    config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, eps=0.0, schedule=schedule)
+    config = AdamWConfig(learning_rate=1e-2, weight_decay=0.0, eps=0.0, schedule=schedule)
     change = np.abs(train(config, params, grads)["image"]["cls_token"] - params["image"]["cls_token"])
     np.testing.assert_allclose(change, 1e-2 * (0.5 + 1.0 + 1.0 + 0.5), rtol=1e-4)
 
@@ -401,6 +408,7 @@ def test_the_update_follows_the_schedule():
         ({"grad_clip_norm": float("inf")}, r"grad_clip_norm=inf must be a finite number"),
         ({"max_nonfinite_steps": 0}, r"max_nonfinite_steps=0 must be at least 1"),
         ({"image_lr_multiplier": 0.0, "text_lr_multiplier": 0.0}, r"both 0: nothing is left to train"),
+        ({"name": "muon"}, r"config\.optimizer is a AdamWConfig, but 'muon' reads a MuonConfig"),
         ({"name": "bv_adam", "weight_decay": 0.2}, r"What AdamW calls 0\.2 is 0\.0001 here"),
         ({"schedule": ScheduleConfig("cosin")}, r"schedule\.name='cosin' is unknown\. Did you mean 'cosine'\?"),
         ({"schedule": ScheduleConfig(warmup_steps=100)}, r"warmup_steps=100 and cooldown_steps=0 do not fit"),
@@ -411,6 +419,7 @@ def test_the_update_follows_the_schedule():
     ],
 )
 def test_values_that_cannot_train_are_refused_by_name(changes, message):
-    config = OptimizerConfig(**{"learning_rate": 5e-4, **changes})
+    config = config_of("bv_adam") if changes.get("name") == "bv_adam" else AdamWConfig()
+    config = dataclasses.replace(config, **{"learning_rate": 5e-4, **changes})
     with pytest.raises(ConfigError, match=message):
         make_optimizer(config, make_params(), total_steps=100)

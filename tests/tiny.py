@@ -7,9 +7,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from clipjax.config import ExperimentConfig, LossConfig, MeshConfig, OptimizerConfig
+from clipjax.config import ExperimentConfig, MeshConfig
+from clipjax.losses import LOSSES
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
+from clipjax.optim.adamw import AdamWConfig
 from clipjax.training.state import abstract_state, create_state
 from clipjax.training.step import make_train_step
 
@@ -27,9 +29,9 @@ def tiny_config(mesh: tuple[int, int, int] = (-1, 1, 1), loss: str = "sigmoid", 
         total_steps=20,
         global_batch_size=BATCH,
         model=model,
-        loss=LossConfig(name=loss, comm=comm),
+        loss=LOSSES[loss].config(name=loss, comm=comm),
         mesh=MeshConfig(*mesh),
-        optimizer=OptimizerConfig(**{"learning_rate": 1e-3, "weight_decay": 0.1, **optimizer}),
+        optimizer=AdamWConfig(**{"learning_rate": 1e-3, "weight_decay": 0.1, **optimizer}),
     )
 
 

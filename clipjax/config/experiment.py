@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
-from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, runtime, section
+from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, runtime, section
 from clipjax.config.model import Dtype, ModelConfig
 
 
 @dataclass(frozen=True)
 class LossConfig:
+    """What all losses share. A loss with options of its own has a subclass in its file."""
+
     name: str = experiment("softmax", fixed=OBJECTIVE)  # a row of clipjax.losses.LOSSES
-    comm: Literal["dense", "all_gather", "chunked", "ring"] = runtime("all_gather")
-    tile: int = runtime(0)  # rows of the local block compared at a time; 0: chosen by the loss
-    dtype: Dtype = experiment("float32")  # what embeddings are rounded to before they meet; bfloat16 halves what moves
-    # what pairs with an equal pair_id are
+    comm: str = runtime("all_gather")  # how the embeddings meet: a row of clipjax.losses.comm.COMMS
+    tile: int = runtime(0)  # side of a tile along a device's own rows; 0: chosen by the loss
+    dtype: Dtype = experiment("float32")  # embeddings are rounded to it before they meet; bfloat16 moves half the bytes
+    # how pairs with an equal pair_id count
     repeats: Literal["negatives", "positives", "ignore"] = experiment("negatives", fixed=OBJECTIVE)
-    label_smoothing: float = experiment(0.1, fixed=OBJECTIVE)  # label_smoothing only
-    in_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)  # cyclip only
-    cross_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)  # cyclip only
-    teacher: str = experiment("", fixed=OBJECTIVE)  # distill only: the --workdir of the teacher's run
-    distill_weight: float = experiment(1.0, fixed=OBJECTIVE)  # distill only
-    contrastive_weight: float = experiment(1.0, fixed=OBJECTIVE)  # coca only
-    caption_weight: float = experiment(2.0, fixed=OBJECTIVE)  # coca only
+
+    @property
+    def teacher(self) -> str:
+        """The --workdir of the run that the loss learns from; "" for a loss without a teacher."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: Literal["cosine", "rsqrt", "linear", "constant"] = experiment("cosine")
+    name: str = experiment("cosine")  # a row of clipjax.optim.schedules.SCHEDULES
     warmup_steps: int = experiment(0)
     final_fraction: float = experiment(0.0)  # cosine and linear end at this fraction of the learning rate
     rsqrt_timescale: int = experiment(10_000)  # steps
@@ -45,15 +45,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.updates.OPTIMIZERS
+    """What all optimisers share. An optimiser with options of its own has a subclass in its file."""
+
+    name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.OPTIMIZERS
     learning_rate: float = experiment(5e-4)
     weight_decay: float = experiment(0.2)
-    b1: float = experiment(0.9)
-    b2: float = experiment(0.98)
-    eps: float = experiment(1e-6)
-    moment_dtype: Dtype = experiment("float32", fixed=STATE)  # of the first moment
     grad_clip_norm: float = experiment(0.0)  # global norm; 0: off
-    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimizer state
+    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimiser state
     text_lr_multiplier: float = experiment(1.0)
     ema_decay: float = experiment(0.0)  # 0: no EMA parameters
     max_nonfinite_steps: int = runtime(10)  # consecutive skipped steps before the run stops
@@ -102,9 +100,9 @@ class ExperimentConfig:
     # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
     accumulation_steps: int = runtime(1)
     model: ModelConfig = section(ModelConfig)
-    loss: LossConfig = section(LossConfig)
+    loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")
     mesh: MeshConfig = section(MeshConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
+    optimizer: OptimizerConfig = part("clipjax.optim:OPTIMIZERS", "adamw")
     tokenizer: TokenizerConfig = section(TokenizerConfig)
     data: DataConfig = section(DataConfig)
     eval: EvalConfig = section(EvalConfig, role="runtime")

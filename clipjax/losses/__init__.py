@@ -1,24 +1,32 @@
 """Contrastive losses of the GLOBAL batch, computed from embeddings that are sharded over the mesh.
 
-Add a loss: one file with a LOSS that says what one tile of similarities contributes, one row in LOSSES. See
-docs/losses.md for one in twenty lines.
+    loss_fn = make_loss(config.loss, mesh)
+    loss, metrics = loss_fn(image_embedding, text_embedding, logit_scale=t, logit_bias=b)     # under jit
+
+To add a loss, write one file that describes one tile of similarities, and one row in LOSSES; docs/losses.md shows one
+in twenty lines. To add a way for embeddings to meet (config.loss.comm), write a file and a row in clipjax.losses.comm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from clipjax.config import LossConfig, nearest, require
+from clipjax.config import LossConfig, ModelConfig, Part, nearest, require
 from clipjax.losses import coca, cyclip, dcl, distill, label_smoothing, ntxent, sigmoid, softmax
-from clipjax.losses.pairs import Inputs, Loss, dense, over_all_pairs
-from clipjax.losses.tiles import choose_tile
+from clipjax.losses.comm import COMMS
+from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.pairwise import pairwise, sum_over_pairs
+from clipjax.losses.tile_sizes import choose_tile
 from clipjax.mesh import batch_shards
 
-LOSSES: dict[str, Loss] = {
+__all__ = ["COMMS", "LOSSES", "Inputs", "Loss", "Pairs", "check_loss", "make_loss", "pairwise", "sum_over_pairs"]
+
+# Each makes the Loss of its config: LOSSES["cyclip"](CyclipConfig()) -> Loss. Each checks (LossConfig, ModelConfig).
+LOSSES: dict[str, Part] = {
     "softmax": softmax.LOSS,
     "sigmoid": sigmoid.LOSS,
     "dcl": dcl.LOSS,
@@ -31,36 +39,28 @@ LOSSES: dict[str, Loss] = {
 
 
 def make_loss(
-    config: LossConfig, mesh: Mesh | None, losses: dict[str, Loss] = LOSSES
+    config: LossConfig, mesh: Mesh | None, losses: Mapping[str, Part] = LOSSES
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """loss_fn(image_embedding, text_embedding, *, logit_scale, logit_bias, ...) -> (loss, metrics), for use under jit.
 
     image_embedding, text_embedding: [B, D] global arrays, L2-normalised; row i of one belongs to row i of the other.
-    logit_scale, logit_bias: scalars. The other arguments are those of Inputs: pair_id for config.repeats other than
-    "negatives", the teacher's for "distill", the captions' for "coca".
-    loss: float32 scalar, the mean over the global batch, replicated. Its gradient is that of the dense loss on one
-      device, for every mesh, `comm` and `tile`; it is made in the forward pass, tile by tile, and nothing of size
-      B x B is kept. metrics: the parts of a loss that has several.
-    comm: "all_gather" moves the embeddings once and needs no gradient collective; "ring" sends blocks of texts around
-      in both directions and never holds more than three of them; "chunked" gathers them part by part; "dense" is the
-      textbook formula with autodiff.
-    dtype: "bfloat16" rounds the embeddings first, straight through for the gradient, and sends them as two bytes; the
-      loss and the gradients of what was rounded are float32's.
-    losses: the table to look in; a loss of your own may come from outside.
+    logit_scale, logit_bias: scalars. The other arguments are those of Inputs: pair_id unless config.repeats is
+      "negatives", and what the loss needs (a teacher's embeddings, captions).
+    loss: float32 scalar, the mean over the global batch, replicated. For every mesh, `comm` and `tile`, its gradient is
+      that of the dense loss on one device; it is computed in the forward pass, tile by tile, and nothing of size B x B
+      is kept. metrics: the parts of a loss that has several.
+    config.comm: "all_gather" moves the embeddings once and needs no gradient collective. "ring" sends blocks of texts
+      around in both directions and never holds more than three of them. "chunked" gathers them part by part. "dense"
+      is the textbook formula with autodiff. mesh=None is "dense".
+    config.dtype: "bfloat16" rounds the embeddings first, straight through for the gradient, and moves them as two bytes
+      an element. The loss and the gradients of the rounded embeddings are computed in float32.
+    losses: the table to look in; pass your own to use a loss that is not in LOSSES.
 
-    Raises ConfigError for an unknown loss, a tile that does not divide a device's rows, or (at trace time) a batch
-    that does not divide over the mesh or an input the loss needs and was not given.
+    Raises ConfigError for an unknown loss or comm, a tile that does not divide a device's rows, or (at trace time) a
+    batch that does not divide over the mesh or an input that the loss needs and was not given.
     """
-    require(config.name in losses, f"config.loss.name='{config.name}' is unknown.{nearest(config.name, losses)}")
-    require(config.tile >= 0, f"config.loss.tile={config.tile} must be 0 (chosen for you) or positive.")
-    loss = losses[config.name]
-    shards = 1 if mesh is None else batch_shards(mesh)
-    if mesh is None or config.comm == "dense":
-        mean_loss = dense(loss, config.repeats)
-    else:
-        mean_loss = over_all_pairs(
-            loss, mesh, comm=config.comm, tile=config.tile, repeats=config.repeats, dtype=config.dtype
-        )
+    loss, shards = _loss(config, losses), 1 if mesh is None else batch_shards(mesh)
+    mean_loss = COMMS["dense" if mesh is None else config.comm](loss, config, mesh)
 
     def loss_fn(image_embedding: jax.Array, text_embedding: jax.Array, *, logit_scale, logit_bias, **others):
         inputs = rounded(Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others), config.dtype)
@@ -71,19 +71,33 @@ def make_loss(
         )
         choose_tile(batch // shards, config.tile)
         for name in (*loss.needs, *(["pair_id"] if config.repeats != "negatives" else [])):
-            require(getattr(inputs, name) is not None, f"config.loss ('{config.name}') needs {name}, found none.")
+            require(getattr(inputs, name) is not None, f"config.loss ('{config.name}') needs {name}, which is missing.")
         pair_id = None if config.repeats == "negatives" else inputs.pair_id
-        value, metrics = mean_loss(*loss.features(inputs, config), pair_id)
+        value, metrics = mean_loss(*loss.features(inputs), pair_id)
         if loss.extra is not None:
-            extra = loss.extra(inputs, config)
+            extra = loss.extra(inputs)
             value, metrics = value + sum(extra.values()), metrics | extra
         return value, {f"{name}_loss": part for name, part in metrics.items()} if len(metrics) > 1 else {}
 
     return loss_fn
 
 
+def check_loss(config: LossConfig, model: ModelConfig, rows: int) -> None:
+    """Refuses a loss that cannot train this model; rows: of the batch on one device. Raises ConfigError."""
+    needs = _loss(config, LOSSES).needs
+    choose_tile(rows, config.tile)
+    check = LOSSES[config.name].check
+    if check is not None:
+        check(config, model)
+    require(
+        not model.decoder.depth or "caption_nll" in needs,
+        f"config.loss.name='{config.name}' with config.model.decoder.depth={model.decoder.depth}: this loss reads no "
+        "captions. Set depth=0, or choose a loss that does ('coca').",
+    )
+
+
 def rounded(inputs: Inputs, dtype: str) -> Inputs:
-    """inputs with embeddings, arrays [B, D], at dtype's precision, still float32; their gradient passes unchanged."""
+    """inputs with embeddings ([B, D] arrays) rounded to dtype's precision, still float32; gradients pass unchanged."""
     if dtype == "float32":
         return inputs
     kind = jnp.finfo(dtype)
@@ -94,3 +108,15 @@ def rounded(inputs: Inputs, dtype: str) -> Inputs:
         return x + jax.lax.stop_gradient(jax.lax.reduce_precision(x, kind.nexp, kind.nmant) - x)
 
     return Inputs(*(straight_through(a) if getattr(a, "ndim", 0) == 2 else a for a in inputs))
+
+
+def _loss(config: LossConfig, losses: Mapping[str, Part]) -> Loss:
+    require(config.name in losses, f"config.loss.name='{config.name}' is unknown.{nearest(config.name, losses)}")
+    row = losses[config.name]
+    require(
+        isinstance(config, row.config),
+        f"config.loss is a {type(config).__name__}, but '{config.name}' reads a {row.config.__name__}.",
+    )
+    require(config.comm in COMMS, f"config.loss.comm='{config.comm}' is unknown.{nearest(config.comm, COMMS)}")
+    require(config.tile >= 0, f"config.loss.tile={config.tile} must be positive, or 0 for the default.")
+    return row(config)

@@ -8,24 +8,40 @@ sum_ij (x_i.x_j)(y_i.y_j) = |M|^2 and sum_ij (x_i.y_j)(x_j.y_i) = tr(M M), so th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import LossConfig
+from clipjax.config import LossConfig, Part
+from clipjax.config.fields import OBJECTIVE, experiment
 from clipjax.losses import softmax
-from clipjax.losses.pairs import Inputs, Loss
+from clipjax.losses.loss import Inputs, Loss
 
 
-def consistency(inputs: Inputs, config: LossConfig) -> dict[str, jax.Array]:
-    x, y = (e.astype(jnp.float32) for e in (inputs.image_embedding, inputs.text_embedding))
-    gram = lambda a, b: jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    images, texts, mixed = gram(x, x), gram(y, y), gram(x, y)
-    in_modal = jnp.sum(images**2) - 2 * jnp.sum(mixed**2) + jnp.sum(texts**2)
-    cross_modal = 2 * jnp.sum(images * texts) - 2 * jnp.sum(mixed * mixed.T)
-    return {
-        "in_modal": config.in_modal_weight * in_modal / x.shape[0],
-        "cross_modal": config.cross_modal_weight * cross_modal / x.shape[0],
-    }
+@dataclass(frozen=True)
+class CyclipConfig(LossConfig):
+    name: str = "cyclip"
+    in_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)
+    cross_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)
 
 
-LOSS = Loss(softmax.features, softmax.terms, softmax.per_example, extra=consistency)
+def make(config: CyclipConfig) -> Loss:
+    def consistency(inputs: Inputs) -> dict[str, jax.Array]:
+        x, y = (e.astype(jnp.float32) for e in (inputs.image_embedding, inputs.text_embedding))
+        images, texts, mixed = _gram(x, x), _gram(y, y), _gram(x, y)
+        in_modal = jnp.sum(images**2) - 2 * jnp.sum(mixed**2) + jnp.sum(texts**2)
+        cross_modal = 2 * jnp.sum(images * texts) - 2 * jnp.sum(mixed * mixed.T)
+        return {
+            "in_modal": config.in_modal_weight * in_modal / x.shape[0],
+            "cross_modal": config.cross_modal_weight * cross_modal / x.shape[0],
+        }
+
+    return Loss(softmax.features, softmax.terms, softmax.per_example, extra=consistency)
+
+
+def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
+
+
+LOSS = Part(CyclipConfig, make)

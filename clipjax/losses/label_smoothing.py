@@ -6,38 +6,45 @@ torch.nn.functional.cross_entropy(label_smoothing=e). Ignored pairs take no part
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import LossConfig
+from clipjax.config import LossConfig, Part
+from clipjax.config.fields import OBJECTIVE, experiment
 from clipjax.losses import softmax
-from clipjax.losses.pairs import Inputs, Loss, Pairs
+from clipjax.losses.loss import Loss, Pairs
 from clipjax.losses.reductions import LogSumExp, Sum
 
 
-def features(inputs: Inputs, config: LossConfig) -> tuple[dict, dict]:
-    rows, columns = softmax.features(inputs, config)
-    return rows | {"smoothing": jnp.full_like(rows["scale"], config.label_smoothing)}, columns
+@dataclass(frozen=True)
+class LabelSmoothingConfig(LossConfig):
+    name: str = "label_smoothing"
+    label_smoothing: float = experiment(0.1, fixed=OBJECTIVE)  # share of every target that is spread over the batch
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = softmax.logits(row, column)
     counted = jnp.ones_like(s) if pairs.ignored is None else 1.0 - pairs.ignored
-    found = {
+    both = {
         "lse": LogSumExp(softmax.without(s, pairs.ignored)),
         "all": Sum(s * counted),
         "count": Sum(counted),
         **softmax.positive_terms(s, pairs),
     }
-    return found, found
+    return both, both
 
 
-def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-    def cross_entropy(side: dict) -> jax.Array:
-        positive = softmax.positive_mean(side, row, column)
-        return side["lse"] - positive - row["smoothing"] * (side["all"] / side["count"] - positive)
+def make(config: LabelSmoothingConfig) -> Loss:
+    def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
+        def cross_entropy(side: dict) -> jax.Array:
+            positive = softmax.positive_mean(side, row, column)
+            return side["lse"] - positive - config.label_smoothing * (side["all"] / side["count"] - positive)
 
-    return {"label_smoothing": 0.5 * (cross_entropy(r) + cross_entropy(c))}
+        return {"label_smoothing": 0.5 * (cross_entropy(r) + cross_entropy(c))}
+
+    return Loss(softmax.features, terms, per_example)
 
 
-LOSS = Loss(features, terms, per_example)
+LOSS = Part(LabelSmoothingConfig, make)

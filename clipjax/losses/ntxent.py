@@ -1,7 +1,7 @@
 """Intra-modal negatives: NT-Xent over the 2B embeddings of both modalities (Chen et al. SimCLR 2002.05709, eq. 1).
 
-An image's candidates are all texts and all OTHER images, its positive is its text; a text's likewise. Mean over the 2B
-anchors. Equals optax.losses.ntxent of the concatenated embeddings.
+An image's candidates are all texts and all OTHER images, and its positive is its text; likewise for a text. Mean over
+the 2B anchors. Equals optax.losses.ntxent of the concatenated embeddings.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import LossConfig
+from clipjax.config import LossConfig, Part
 from clipjax.losses import softmax
-from clipjax.losses.pairs import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp
 from clipjax.losses.softmax import positive_mean, positive_terms, without
 from clipjax.losses.tiles import scaled, similarities
 
 
-def features(inputs: Inputs, config: LossConfig) -> tuple[dict, dict]:
-    rows, columns = softmax.features(inputs, config)
+def features(inputs: Inputs) -> tuple[dict, dict]:
+    rows, columns = softmax.features(inputs)
     return rows | {"text": inputs.text_embedding}, columns | {"image": inputs.image_embedding}
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     across = softmax.logits(row, column)
-    # Within a modality, repeats of an example are no more a negative of it than it is itself.
+    # Within a modality, neither an example itself nor a repeat of it is one of its negatives.
     itself = pairs.positive if pairs.ignored is None else pairs.positive | pairs.ignored
     images, texts = (similarities(scaled(row[name], row["scale"]), column[name]) for name in ("image", "text"))
-    found = {"across": LogSumExp(without(across, pairs.ignored))} | positive_terms(across, pairs)
+    both = {"across": LogSumExp(without(across, pairs.ignored))} | positive_terms(across, pairs)
     within = {"images": LogSumExp(without(images, itself)), "texts": LogSumExp(without(texts, itself))}
-    return found | within, found
+    return both | within, both
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
@@ -38,4 +38,9 @@ def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Arra
     return {"ntxent": 0.5 * (image + text)}
 
 
-LOSS = Loss(features, terms, per_example)
+def make(config: LossConfig) -> Loss:
+    del config
+    return Loss(features, terms, per_example)
+
+
+LOSS = Part(LossConfig, make)

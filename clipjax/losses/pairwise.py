@@ -1,4 +1,4 @@
-"""Losses that are a sum over pairs which do not know of each other: one function of one pair is all there is to say."""
+"""Losses that are a sum over independent pairs: one function of one pair defines the loss."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import LossConfig
+from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.losses import softmax
-from clipjax.losses.pairs import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import Sum
 
+PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
-def pairwise(pair_loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Loss:
+
+def pairwise(pair_loss: PairLoss) -> Part:
+    """The row of LOSSES for a sum over pairs without options of its own."""
+    return Part(LossConfig, lambda config: sum_over_pairs(pair_loss), needs_bias)
+
+
+def sum_over_pairs(pair_loss: PairLoss) -> Loss:
     """The Loss 1/B sum_ij pair_loss(logit_ij, positive_ij) with logit_ij = logit_scale x_i.y_j + logit_bias.
 
     pair_loss: elementwise and differentiable; logit [r, c] float32, positive [r, c] bool -> [r, c] float32.
     Pairs ignored by config.loss.repeats add nothing.
     """
 
-    def features(inputs: Inputs, config: LossConfig) -> tuple[dict, dict]:
-        rows, columns = softmax.features(inputs, config)
+    def features(inputs: Inputs) -> tuple[dict, dict]:
+        rows, columns = softmax.features(inputs)
         return rows | {"bias": jnp.broadcast_to(inputs.logit_bias, rows["scale"].shape)}, columns
 
     def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
@@ -30,3 +37,11 @@ def pairwise(pair_loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Loss:
         return {"loss": Sum(loss if pairs.ignored is None else jnp.where(pairs.ignored, 0.0, loss))}, {}
 
     return Loss(features, terms)
+
+
+def needs_bias(config: LossConfig, model: ModelConfig) -> None:
+    """The check of a loss in which each positive is one pair among B: a bias makes up for it. Raises ConfigError."""
+    require(
+        model.logit_bias_init is not None,
+        f"config.loss.name='{config.name}' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",
+    )

@@ -1,12 +1,13 @@
-"""What a loss may ask of the rows and of the columns of a matrix of which only one tile exists at a time.
+"""Reductions over the rows and columns of a matrix of which only one tile exists at a time.
 
-Each holds matrices [r, c] of one tile; over all tiles together it gives one number a row (axis=1) or a column
-(axis=0). `state` is the running form: a tuple of vectors that merges with another tile's, or another device's, in any
-order. `pull` is the derivative, rebuilt tile by tile from the finished numbers.
+A reduction holds matrices [r, c] of one tile. Over all tiles together it gives one number for each row (axis=1) or
+column (axis=0). `state` is the running form: a tuple of vectors that can be merged with the state of another tile, or
+another device, in any order. `pull` is the derivative, rebuilt tile by tile from the final results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ class Sum(NamedTuple):
 
 
 class LogSumExp(NamedTuple):
-    """log of the sum of exp(value), with a true running maximum; a value of -inf takes no part."""
+    """Log of the sum of exp(value), with a true running maximum. A value of -inf takes no part."""
 
     value: jax.Array
 
@@ -75,7 +76,7 @@ class LogSumExp(NamedTuple):
 
 
 class SoftmaxMean(NamedTuple):
-    """The mean of value weighted by softmax(logits), and the log-sum-exp of logits: finish gives (mean, lse)."""
+    """Mean of value, weighted by softmax(logits). finish gives (mean, log-sum-exp of logits)."""
 
     logits: jax.Array
     value: jax.Array
@@ -116,6 +117,28 @@ class SoftmaxMean(NamedTuple):
 Reduction = Sum | LogSumExp | SoftmaxMean
 
 
+class Reductions:
+    """The reductions a loss uses on one side of its tiles, by name. States and results are dicts with these names."""
+
+    def __init__(self, terms: Mapping[str, Reduction]):
+        self.kinds: dict[str, type[Reduction]] = {name: type(term) for name, term in terms.items()}
+
+    def empty(self, count: int) -> dict:
+        """States of `count` rows or columns before any tile."""
+        return {name: kind.empty(count) for name, kind in self.kinds.items()}
+
+    def merge(self, a: dict, b: dict) -> dict:
+        return {name: kind.merge(a[name], b[name]) for name, kind in self.kinds.items()}
+
+    def across(self, states: dict, axis_name) -> dict:
+        """States merged over all devices of axis_name."""
+        return {name: kind.across(states[name], axis_name) for name, kind in self.kinds.items()}
+
+    def finish(self, states: dict) -> dict:
+        """Results: [count] arrays, or tuples of them."""
+        return {name: kind.finish(states[name]) for name, kind in self.kinds.items()}
+
+
 def finite(top: jax.Array) -> jax.Array:
-    """0 where nothing took part yet, so that -inf - -inf never happens."""
+    """top, or 0 where nothing took part yet, so that -inf - -inf never happens."""
     return jnp.where(jnp.isfinite(top), top, 0.0)

@@ -9,23 +9,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import LossConfig
-from clipjax.losses.pairs import Inputs, Loss, Pairs
+from clipjax.config import LossConfig, Part
+from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp, Sum
 from clipjax.losses.tiles import scaled, similarities
 
 
-def features(inputs: Inputs, config: LossConfig) -> tuple[dict, dict]:
-    """The scale goes along with each row, so that a tile can apply it and its gradient is one of the rows'."""
-    del config
+def features(inputs: Inputs) -> tuple[dict, dict]:
+    """The scale is a feature of each row, so that a tile can apply it and its gradient is one of the rows'."""
     scale = jnp.broadcast_to(inputs.logit_scale, inputs.image_embedding.shape[:1])
     return {"image": inputs.image_embedding, "scale": scale}, {"text": inputs.text_embedding}
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = logits(row, column)
-    found = {"lse": LogSumExp(without(s, pairs.ignored))} | positive_terms(s, pairs)
-    return found, found
+    both = {"lse": LogSumExp(without(s, pairs.ignored))} | positive_terms(s, pairs)
+    return both, both
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
@@ -57,4 +56,9 @@ def positive_mean(results: dict, row: dict, column: dict) -> jax.Array:
     return row["scale"] * jnp.sum(row["image"].astype(jnp.float32) * column["text"], axis=1)
 
 
-LOSS = Loss(features, terms, per_example)
+def make(config: LossConfig) -> Loss:
+    del config
+    return Loss(features, terms, per_example)
+
+
+LOSS = Part(LossConfig, make)

@@ -1,57 +1,137 @@
-"""Visit every pair of (row tile, column tile) and accumulate on both sides, in memory of one tile."""
+"""One device's part of the matrix of all pairs, visited tile by tile in the memory of one tile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from clipjax.config import require
+from clipjax.config import LossConfig
+from clipjax.losses.collectives import AxisName
+from clipjax.losses.loss import Loss, Pairs
+from clipjax.losses.reductions import Reductions
+from clipjax.losses.tile_sizes import tile_shape, tile_shape_alone
 
 Tree = Any
-LARGEST_DEFAULT_TILE = 512
-LARGEST_TILE_ALONE = 1024
+
+
+class Side(NamedTuple):
+    """Rows or columns of the matrix, as trees of [count, ...]."""
+
+    features: Tree  # what Loss.features gave
+    ids: dict[str, jax.Array]  # positions in the global batch, and pair_id where repeats matter
+    results: dict | None = None  # results of this side's reductions, once known
+    cotangents: dict | None = None  # derivatives of the loss by those results
+
+
+class RowSums(NamedTuple):
+    """What `Tiles.differentiate` adds up for its rows."""
+
+    states: dict  # of the reductions; {}: not wanted
+    gradients: Tree  # by the features; None: not wanted
+
+
+class Tiles:
+    """The tiles of one loss on one device, inside shard_map."""
+
+    def __init__(self, loss: Loss, config: LossConfig, rows: Side, columns: Side, axis_name: AxisName):
+        """rows, columns: this device's own."""
+        self.loss, self.config, self.axis_name = loss, config, axis_name
+        self.count, self.devices = count(rows), jax.lax.axis_size(axis_name)
+        row_terms, column_terms = jax.eval_shape(self._terms, rows, columns)
+        self.of_rows, self.of_columns = Reductions(row_terms), Reductions(column_terms)
+
+    def collect(self, rows: Side, columns: Side, row_states: dict, column_states: dict) -> tuple[dict, dict]:
+        """Adds all tiles of rows x columns to the states of both sides."""
+
+        def visit(row, column, row_states, column_states):
+            row_terms, column_terms = self._terms(row, column)
+            return _collected(row_terms, row_states, axis=1), _collected(column_terms, column_states, axis=0)
+
+        return over_tiles(visit, rows, columns, row_states, column_states, self._shape(rows, columns))
+
+    def differentiate(
+        self, rows: Side, columns: Side, row_sums: RowSums, column_gradients: Tree
+    ) -> tuple[RowSums, Tree]:
+        """Adds all tiles of rows x columns to the gradients of both sides, and to states that row_sums wants.
+
+        Results and cotangents of rows and columns must be known. column_gradients=None: not wanted.
+        """
+
+        def visit(row, column, row_sums, column_gradients):
+            terms, (by_row, by_column) = self._gradients(row, column)
+            states = _collected(terms[0], row_sums.states, axis=1)
+            return RowSums(states, _add(row_sums.gradients, by_row)), _add(column_gradients, by_column)
+
+        return over_tiles(visit, rows, columns, row_sums, column_gradients, self._shape(rows, columns))
+
+    def _shape(self, rows: Side, columns: Side) -> tuple[int, int]:
+        if self.devices == 1:
+            return tile_shape_alone(self.count, self.config.tile)
+        return tile_shape(count(rows), count(columns), self.count, self.config.tile)
+
+    def _terms(self, row: Side, column: Side) -> tuple[dict, dict]:
+        return self.loss.terms(row.features, column.features, pairs(row.ids, column.ids, self.config.repeats))
+
+    def _gradients(self, row: Side, column: Side) -> tuple[tuple[dict, dict], tuple[Tree, Tree]]:
+        """(the tile's terms, gradients by the features of its rows and columns)."""
+        terms, pull = jax.vjp(
+            lambda r, c: self._terms(row._replace(features=r), column._replace(features=c)),
+            row.features,
+            column.features,
+        )
+        cotangents = tuple(
+            {name: term.pull(side.results[name], side.cotangents[name], axis) for name, term in side_terms.items()}
+            for side_terms, side, axis in zip(terms, (row, column), (1, 0), strict=True)
+        )
+        return terms, pull(cotangents)
 
 
 def over_tiles(body: Callable, rows: Tree, columns: Tree, row_sums: Tree, column_sums: Tree, shape: tuple[int, int]):
     """Accumulates over all tiles of the rows x columns matrix; returns (row_sums, column_sums).
 
     rows, row_sums: trees of [r, ...]; columns, column_sums: trees of [c, ...].
-    shape: of a tile; its sides divide r and c.
-    body(row_tile, column_tile, row_sums_tile, column_sums_tile) -> the two sums' tiles, updated.
+    shape: height and width of a tile; they divide r and c.
+    body(row_tile, column_tile, row_sums_tile, column_sums_tile) -> the tiles of both sums, updated.
     """
-    split = lambda tree, side: jax.tree.map(lambda a: a.reshape(-1, side, *a.shape[1:]), tree)  # noqa: E731
-    join = lambda tree: jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)  # noqa: E731
-    at = lambda tree, i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), tree)  # noqa: E731
-    count = lambda tree: jax.tree.leaves(tree)[0].shape[0]  # noqa: E731
-
-    def put(tree: Tree, i: jax.Array, values: Tree) -> Tree:
-        # In place: the loops carry one copy of the sums, and update a tile of it.
-        return jax.tree.map(lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, i, 0), tree, values)
-
-    rows, row_sums = split(rows, shape[0]), split(row_sums, shape[0])
-    columns, column_sums = split(columns, shape[1]), split(column_sums, shape[1])
+    rows, row_sums = _split(rows, shape[0]), _split(row_sums, shape[0])
+    columns, column_sums = _split(columns, shape[1]), _split(column_sums, shape[1])
 
     def row_step(i, carry):
         row_sums, column_sums = carry
-        row = at(rows, i)
+        row = _at(rows, i)
 
         def column_step(j, carry):
             row_sums_tile, column_sums = carry
-            row_sums_tile, updated = body(row, at(columns, j), row_sums_tile, at(column_sums, j))
-            return row_sums_tile, put(column_sums, j, updated)
+            row_sums_tile, updated = body(row, _at(columns, j), row_sums_tile, _at(column_sums, j))
+            return row_sums_tile, _put(column_sums, j, updated)
 
-        row_sums_tile, column_sums = jax.lax.fori_loop(0, count(columns), column_step, (at(row_sums, i), column_sums))
-        return put(row_sums, i, row_sums_tile), column_sums
+        row_sums_tile, column_sums = jax.lax.fori_loop(0, count(columns), column_step, (_at(row_sums, i), column_sums))
+        return _put(row_sums, i, row_sums_tile), column_sums
 
     row_sums, column_sums = jax.lax.fori_loop(0, count(rows), row_step, (row_sums, column_sums))
-    return join(row_sums), join(column_sums)
+    return _join(row_sums), _join(column_sums)
+
+
+def pairs(row_ids: dict, column_ids: dict, repeats: str) -> Pairs:
+    """The masks of a tile whose rows and columns have these ids; repeats: config.loss.repeats."""
+    diagonal = row_ids["index"][:, None] == column_ids["index"][None, :]
+    if repeats == "negatives" or "pair_id" not in row_ids:
+        return Pairs(diagonal, diagonal, None, False)
+    same = (row_ids["pair_id"][:, None] == column_ids["pair_id"][None, :]) & (row_ids["pair_id"][:, None] >= 0)
+    if repeats == "ignore":
+        return Pairs(diagonal, diagonal, same & ~diagonal, False)
+    return Pairs(diagonal, diagonal | same, None, True)
+
+
+def ids(index: jax.Array, pair_id: jax.Array | None) -> dict[str, jax.Array]:
+    return {"index": index} | ({} if pair_id is None else {"pair_id": pair_id})
 
 
 def similarities(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [r, D] . y [c, D] -> [r, c] float32; full float32 products also where the default is fewer bits."""
+    """x [r, D] . y [c, D] -> [r, c] float32; full float32 products even where the default precision is lower."""
     return jax.lax.dot_general(
         x, y, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
@@ -62,49 +142,31 @@ def scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) * scale[:, None]
 
 
-def tile_shape(rows: int, columns: int, own: int, tile: int) -> tuple[int, int]:
-    """Sides of the tiles for `rows` x `columns`, of which a device's `own` rows (choose_tile's side) are one side.
-
-    The other, gathered side is as long as makes the tile no larger than a square one: long products keep a matrix unit
-    busy where a device has few rows.
-    """
-    side = choose_tile(own, tile)
-    area = (tile or LARGEST_DEFAULT_TILE) ** 2
-
-    def long(count: int) -> int:
-        return side * max(
-            d for d in range(1, count // side + 1) if (count // side) % d == 0 and side * d * side <= area
-        )
-
-    return (side if rows == own else long(rows)), (side if columns == own else long(columns))
+def count(tree: Tree) -> int:
+    """Length of the first dimension of a tree's arrays."""
+    return jax.tree.leaves(tree)[0].shape[0]
 
 
-def tile_shape_alone(rows: int, tile: int) -> tuple[int, int]:
-    """Sides of the tiles where one device has all rows: larger ones, twice as high as wide. Each tile's gradients are
-    added to those of its rows and of its columns, which costs less the fewer tiles there are."""
-    side = choose_tile(rows, tile, LARGEST_TILE_ALONE)
-    return (side if tile or rows % (2 * side) else 2 * side), side
+def _collected(terms: dict, states: dict, axis: int) -> dict:
+    return {name: terms[name].merge(state, terms[name].state(axis)) for name, state in states.items()}
 
 
-def chunk_count(rows: int, devices: int, tile: int) -> int:
-    """In how many parts `rows` of each device are gathered: the fewest of which each, all devices' rows together, is
-    divided by tiles and no longer than two of them, if it can be."""
-    side, longest = choose_tile(rows, tile), 2 * (tile or LARGEST_DEFAULT_TILE)
-    # One row of each device at a time is the shortest part there can be.
-    parts = [d for d in range(1, rows + 1) if rows % d == 0 and d * devices % side == 0]
-    return rows // max((d for d in parts if d * devices <= longest), default=parts[0])
+def _add(sums: Tree, part: Tree) -> Tree:
+    return None if sums is None else jax.tree.map(jnp.add, sums, part)
 
 
-def choose_tile(rows: int, tile: int, largest: int = LARGEST_DEFAULT_TILE) -> int:
-    """tile, or for 0 a divisor of `rows` near `largest`. Raises ConfigError when tile does not divide."""
-    if tile:
-        require(
-            rows % tile == 0,
-            f"config.loss.tile={tile} does not divide the {rows} rows of one device. Use a divisor, such as "
-            f"{max(d for d in range(1, min(rows, tile) + 1) if rows % d == 0)}, or 0 to have it chosen.",
-        )
-        return tile
-    divisors = [d for d in range(1, rows + 1) if rows % d == 0]
-    small = max(d for d in divisors if d <= largest)
-    # A batch with no divisor of useful size (a prime, say) takes the next larger one.
-    return small if small >= min(rows, 128) else min(d for d in divisors if d > largest)
+def _split(tree: Tree, side: int) -> Tree:
+    return jax.tree.map(lambda a: a.reshape(-1, side, *a.shape[1:]), tree)
+
+
+def _join(tree: Tree) -> Tree:
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+
+def _at(tree: Tree, i: jax.Array) -> Tree:
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), tree)
+
+
+def _put(tree: Tree, i: jax.Array, values: Tree) -> Tree:
+    # In place: the loops carry one copy of the sums, and update a tile of it.
+    return jax.tree.map(lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, i, 0), tree, values)

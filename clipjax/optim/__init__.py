@@ -1,0 +1,99 @@
+"""Gradients -> updates: clipping, the optimiser and its weight decay, learning rates per tower, the schedule.
+
+    tx = make_optimizer(config.optimizer, params, config.total_steps)
+    learning_rate = make_schedule(config.optimizer, config.total_steps)(step)
+
+To add an optimiser, write one file with its config, its gradient transformation and its check, and one row in
+OPTIMIZERS. Schedules are functions and rows in schedules.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from clipjax.config import OptimizerConfig, Part, nearest, require
+from clipjax.optim import adafactor, adamw, big_vision, lamb, lion, muon
+from clipjax.optim.schedules import SCHEDULES, check_schedule, make_schedule, share_of_peak
+from clipjax.optim.updates import map_names
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "check_optimizer", "make_optimizer", "make_schedule"]
+
+TOWERS = ("image", "text")
+
+# Each makes, from its config, the optax transformation of gradients into updates at the schedule's peak, before the
+# sign. Weight decay is that of the code that the row is named after.
+OPTIMIZERS: dict[str, Part] = {
+    "adamw": adamw.OPTIMIZER,
+    "adafactor": adafactor.OPTIMIZER,
+    "lion": lion.OPTIMIZER,
+    "lamb": lamb.OPTIMIZER,
+    "muon": muon.OPTIMIZER,
+    "bv_adam": big_vision.ADAM,
+    "bv_adafactor": big_vision.ADAFACTOR,
+    "bv_lion": big_vision.LION,
+}
+
+
+def make_optimizer(
+    config: OptimizerConfig, params: Any, total_steps: int, optimizers: Mapping[str, Part] = OPTIMIZERS
+) -> optax.GradientTransformation:
+    """The whole update: clip by the global norm, optimiser and weight decay, tower multipliers, schedule, sign.
+
+    Args:
+      params: the parameter tree {"image": ..., "text": ..., "logit_scale": ...}; shapes are enough.
+      optimizers: the table to look in; pass your own to use an optimiser that is not in OPTIMIZERS.
+
+    A tower whose multiplier is 0 gets zero updates, has no optimiser state and does not count in the clipped norm. Any
+    other multiplier scales the tower's whole update, weight decay included. Moments have the shape and path of their
+    parameter. Raises ConfigError.
+    """
+    check_optimizer(config, total_steps, optimizers)
+    multipliers = {tower: getattr(config, f"{tower}_lr_multiplier") for tower in TOWERS}
+    trained = optax.chain(
+        optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity(),
+        optimizers[config.name](config),
+        *(
+            optax.masked(optax.scale(multiplier), functools.partial(map_names, lambda p, t=tower: p[0] == t))
+            for tower, multiplier in multipliers.items()
+            if multiplier not in (0, 1)
+        ),
+        optax.scale_by_schedule(functools.partial(share_of_peak, config.schedule, total_steps)),
+        optax.scale(-1.0),
+    )
+    labels = map_names(lambda parts: "frozen" if multipliers.get(parts[0]) == 0 else "trained", params)
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def check_optimizer(config: OptimizerConfig, total_steps: int, optimizers: Mapping[str, Part] = OPTIMIZERS) -> None:
+    """Refuses unknown names and values that cannot train. Raises ConfigError."""
+    where = "config.optimizer"
+    require(config.name in optimizers, f"{where}.name='{config.name}' is unknown.{nearest(config.name, optimizers)}")
+    row = optimizers[config.name]
+    require(
+        isinstance(config, row.config),
+        f"{where} is a {type(config).__name__}, but '{config.name}' reads a {row.config.__name__}.",
+    )
+    require(0 <= config.ema_decay < 1, f"{where}.ema_decay={config.ema_decay} must be in [0, 1).")
+    for name in ("weight_decay", "grad_clip_norm", *(f"{tower}_lr_multiplier" for tower in TOWERS)):
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"{where}.{name}={value} must be a finite number, 0 or more.")
+    require(
+        0 < config.learning_rate < math.inf,
+        f"{where}.learning_rate={config.learning_rate} must be positive; a multiplier of 0 freezes a tower.",
+    )
+    require(
+        config.max_nonfinite_steps >= 1,
+        f"{where}.max_nonfinite_steps={config.max_nonfinite_steps} must be at least 1.",
+    )
+    require(
+        any(getattr(config, f"{tower}_lr_multiplier") > 0 for tower in TOWERS),
+        f"{where}.image_lr_multiplier and text_lr_multiplier are both 0: nothing is left to train.",
+    )
+    if row.check is not None:
+        row.check(config)
+    check_schedule(config.schedule, total_steps)

@@ -1,134 +1,100 @@
-"""Gradients -> updates: clipping, the optimizer, weight decay, the schedule, per-tower learning rates."""
+"""What optimisers share: options and their limits, weight decay, and transformations of one layer at a time.
+
+Two dialects of weight decay, a factor of the learning rate apart (1000 at 1e-3); r(t) is the schedule:
+  most optimisers  p -= r(t) * learning_rate * (direction + weight_decay * p)     not norms, biases, scalars
+  bv_...           p -= r(t) * (learning_rate * direction + weight_decay * p)     kernels only
+So weight_decay=1e-4 in a big_vision config is 0.1 for AdamW at learning rate 1e-3.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from clipjax.config import OptimizerConfig, ScheduleConfig, nearest, require
-from clipjax.optim.optimizers import OPTIMIZERS, map_names
+from clipjax.config import Dtype, OptimizerConfig, require
+from clipjax.config.fields import STATE, experiment
 
-TOWERS = ("image", "text")
-
-
-def make_optimizer(config: OptimizerConfig, params: Any, total_steps: int) -> optax.GradientTransformation:
-    """The whole of an update, in this order: clip by the global norm, optimizer and weight decay, tower
-    multipliers, schedule, sign.
-
-    Args:
-      params: the parameter tree {"image": ..., "text": ..., "logit_scale": ...}; shapes are enough.
-    A tower whose multiplier is 0 gets zero updates, has no optimizer state and does not count in the
-    clipped norm. Any other multiplier scales the tower's whole update, weight decay included. Moments have
-    the shape and path of their parameter. Raises ConfigError.
-    """
-    check_optimizer(config, total_steps)
-    multipliers = {tower: getattr(config, f"{tower}_lr_multiplier") for tower in TOWERS}
-    trained = optax.chain(
-        optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity(),
-        OPTIMIZERS[config.name](config),
-        *(
-            optax.masked(optax.scale(multiplier), functools.partial(map_names, lambda p, t=tower: p[0] == t))
-            for tower, multiplier in multipliers.items()
-            if multiplier not in (0, 1)
-        ),
-        optax.scale_by_schedule(functools.partial(_relative, config.schedule, total_steps)),
-        optax.scale(-1.0),
-    )
-    labels = map_names(lambda parts: "frozen" if multipliers.get(parts[0]) == 0 else "trained", params)
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+# Parameters that are a size or an offset rather than a direction: AdamW and its relatives do not decay them.
+NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", "ls_1", "ls_2")
 
 
-def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable[[Any], jax.Array]:
-    """step (0 is the first, int or int32 scalar) -> learning rate, float32 scalar.
+@dataclass(frozen=True)
+class MomentsConfig(OptimizerConfig):
+    """For optimisers with moving averages of the gradient."""
 
-    Warm-up is linear and its last step, warmup_steps - 1, has the full rate (OpenCLIP); then
-    cosine and linear fall from 1 at step warmup_steps towards final_fraction at total_steps, and rsqrt is
-    sqrt(timescale / (timescale + step - warmup_steps)) (big_vision). The cool-down multiplies rsqrt and
-    constant by (total_steps - step) / cooldown_steps.
-    """
-    return lambda step: config.learning_rate * _relative(config.schedule, total_steps, step)
+    b1: float = experiment(0.9)
+    b2: float = experiment(0.98)
+    moment_dtype: Dtype = experiment("float32", fixed=STATE)  # of the first moment
 
 
-def check_optimizer(config: OptimizerConfig, total_steps: int) -> None:
-    """Refuses unknown names and values that cannot train. Raises ConfigError."""
-    where, schedule = "config.optimizer", config.schedule
-    require(
-        config.name in OPTIMIZERS,
-        f"{where}.name='{config.name}' is unknown.{nearest(config.name, OPTIMIZERS)}",
-    )
-    for name in ("b1", "b2", "ema_decay"):
+@dataclass(frozen=True)
+class AdamConfig(MomentsConfig):
+    """For optimisers that divide by the root of a second moment, plus eps."""
+
+    eps: float = experiment(1e-6)
+
+
+def check_moments(config: MomentsConfig) -> None:
+    """Refuses decay rates outside [0, 1). Raises ConfigError."""
+    for name in ("b1", "b2"):
         value = getattr(config, name)
-        require(0 <= value < 1, f"{where}.{name}={value} must be in [0, 1).")
-    for name in ("weight_decay", "eps", "grad_clip_norm", *(f"{tower}_lr_multiplier" for tower in TOWERS)):
-        value = getattr(config, name)
-        require(0 <= value < math.inf, f"{where}.{name}={value} must be a finite number, 0 or more.")
-    require(
-        0 < config.learning_rate < math.inf,
-        f"{where}.learning_rate={config.learning_rate} must be positive; a multiplier of 0 freezes a tower.",
-    )
-    require(
-        config.max_nonfinite_steps >= 1,
-        f"{where}.max_nonfinite_steps={config.max_nonfinite_steps} must be at least 1.",
-    )
-    require(
-        any(getattr(config, f"{tower}_lr_multiplier") > 0 for tower in TOWERS),
-        f"{where}.image_lr_multiplier and text_lr_multiplier are both 0: nothing is left to train.",
-    )
-    require(
-        not config.name.startswith("bv_") or config.weight_decay < 0.01,
-        f"{where}.weight_decay={config.weight_decay} with name='{config.name}' shrinks every kernel by that "
-        "share at EACH step: big_vision adds it after the learning rate. What AdamW calls "
-        f"{config.weight_decay} is {config.weight_decay * config.learning_rate:.2g} here, that is times "
-        "learning_rate.",
-    )
-    warmup, cooldown = schedule.warmup_steps, schedule.cooldown_steps
-    require(
-        schedule.name in SCHEDULES,
-        f"{where}.schedule.name='{schedule.name}' is unknown.{nearest(schedule.name, SCHEDULES)}",
-    )
-    require(
-        warmup >= 0 and cooldown >= 0 and warmup + cooldown <= total_steps and warmup < total_steps,
-        f"{where}.schedule.warmup_steps={warmup} and cooldown_steps={cooldown} do not fit into "
-        f"config.total_steps={total_steps}.",
-    )
-    require(
-        cooldown == 0 or schedule.name in ("rsqrt", "constant"),
-        f"{where}.schedule.cooldown_steps={cooldown} is for rsqrt and constant; {schedule.name} falls by "
-        "itself. Set it to 0.",
-    )
-    require(
-        0 <= schedule.final_fraction <= 1,
-        f"{where}.schedule.final_fraction={schedule.final_fraction} must be in [0, 1].",
-    )
-    require(
-        schedule.rsqrt_timescale > 0,
-        f"{where}.schedule.rsqrt_timescale={schedule.rsqrt_timescale} must be positive.",
+        require(0 <= value < 1, f"config.optimizer.{name}={value} must be in [0, 1).")
+
+
+def check_adam(config: AdamConfig) -> None:
+    """check_moments, and refuses a negative eps. Raises ConfigError."""
+    check_moments(config)
+    require(0 <= config.eps < math.inf, f"config.optimizer.eps={config.eps} must be a finite number, 0 or more.")
+
+
+def adam(config: AdamConfig) -> optax.GradientTransformation:
+    """Adam's direction (Kingma & Ba 2015), without learning rate and decay."""
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moment_dtype)
+
+
+def with_decay(config: OptimizerConfig, direction: optax.GradientTransformation) -> optax.GradientTransformation:
+    """learning_rate * (direction + weight_decay * parameter)."""
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale(config.learning_rate),
     )
 
 
-def _relative(schedule: ScheduleConfig, total_steps: int, step: Any) -> jax.Array:
-    """The learning rate as a share of its peak, float32 scalar."""
-    step = jnp.asarray(step, jnp.float32)
-    after = jnp.maximum(step - schedule.warmup_steps, 0.0)
-    share = jnp.minimum(after / (total_steps - schedule.warmup_steps), 1.0)
-    rate = SCHEDULES[schedule.name](after, share, schedule)
-    if schedule.warmup_steps:
-        rate *= jnp.minimum((step + 1) / schedule.warmup_steps, 1.0)
-    if schedule.cooldown_steps:
-        rate *= jnp.clip((total_steps - step) / schedule.cooldown_steps, 0.0, 1.0)
-    return rate
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """tx as if scanned blocks were unrolled: norms, factors and matrix products are of one layer at a time.
+
+    In scanned blocks its state has a leading layer axis, also for counters.
+    """
+    stacked = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+    labels = functools.partial(map_names, _stack_of)
+
+    def partition(tree: Any) -> optax.GradientTransformation:
+        names = set(jax.tree.leaves(labels(tree)))
+        return optax.partition({name: tx if name == "rest" else stacked for name in names}, labels)
+
+    return optax.GradientTransformation(
+        lambda params: partition(params).init(params),
+        lambda updates, state, params: partition(updates).update(updates, state, params),
+    )
 
 
-# Each: (steps after warm-up, their share of all steps after warm-up, config) -> share of the learning rate.
-SCHEDULES: dict[str, Callable[[jax.Array, jax.Array, ScheduleConfig], jax.Array]] = {
-    "cosine": lambda _, t, c: c.final_fraction + (1 - c.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * t)),
-    "linear": lambda _, t, c: c.final_fraction + (1 - c.final_fraction) * (1 - t),
-    "rsqrt": lambda steps, _, c: jnp.sqrt(c.rsqrt_timescale / (c.rsqrt_timescale + steps)),
-    "constant": lambda steps, *_: jnp.ones_like(steps),
-}
+def decayed(params: Any) -> Any:
+    """Tree of bool: whether AdamW and its relatives decay a parameter."""
+    return map_names(lambda parts: parts[-1] not in NO_DECAY, params)
+
+
+def map_names(fn: Callable[[tuple[str, ...]], Any], params: Any) -> Any:
+    """Tree of fn(("image", "blocks", "mlp", "up", "kernel")) for each leaf of a tree of nested dicts."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: fn(tuple(str(key.key) for key in path)), params)
+
+
+def _stack_of(parts: tuple[str, ...]) -> str:
+    """("image", "blocks", "mlp", ...) -> "image_blocks"; "rest" for a parameter outside scanned blocks."""
+    return "_".join(parts[: parts.index("blocks") + 1]) if "blocks" in parts else "rest"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-from clipjax.config import DataConfig, ExperimentConfig, nearest, require
+from clipjax.config import DataConfig, ExperimentConfig, require
 from clipjax.data.mixture import PERIOD
-from clipjax.losses import LOSSES
-from clipjax.losses.tiles import choose_tile
+from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
 from clipjax.models.dual_encoder import BATCH_NORM_TOWERS, CONV_TOWERS
 from clipjax.models.towers.bert import check_bert
 from clipjax.models.towers.efficientnet import block_shapes
-from clipjax.optim.updates import check_optimizer
+from clipjax.optim import check_optimizer
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
@@ -111,36 +110,13 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // batch_shards} rows of one "
         f"device (global_batch_size={config.global_batch_size} over {batch_shards}); use a divisor of it.",
     )
-    require(
-        config.loss.name in LOSSES,
-        f"config.loss.name='{config.loss.name}' is unknown.{nearest(config.loss.name, LOSSES)}",
-    )
-    choose_tile(config.global_batch_size // batch_shards, config.loss.tile)
-    require(
-        bool(config.loss.teacher) == (config.loss.name == "distill"),
-        f"config.loss.name='{config.loss.name}' with config.loss.teacher='{config.loss.teacher}': loss 'distill', and "
-        "no other, needs the --workdir of the teacher's run.",
-    )
-    require(
-        bool(model.decoder.depth) == (config.loss.name == "coca"),
-        f"config.loss.name='{config.loss.name}' with config.model.decoder.depth={model.decoder.depth}: loss 'coca', "
-        "and no other, needs a decoder (depth 6 for CoCa-Base).",
-    )
+    check_loss(config.loss, model, config.global_batch_size // batch_shards)
     decoder = model.decoder
     require(
         not decoder.depth or (text.causal and decoder.width == text.width and decoder.width % decoder.num_heads == 0),
         "config.model.decoder reads the text tower's tokens and predicts the next word: it needs "
         f"config.model.text.causal=True (found {text.causal}) and the text tower's width of {text.width} (found "
         f"{decoder.width}), a multiple of its num_heads={decoder.num_heads}.",
-    )
-    require(
-        config.loss.name != "sigmoid" or model.logit_bias_init is not None,
-        "config.loss.name='sigmoid' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",
-    )
-    require(
-        config.optimizer.schedule.warmup_steps < config.total_steps,
-        f"config.optimizer.schedule.warmup_steps={config.optimizer.schedule.warmup_steps} leaves nothing of "
-        f"config.total_steps={config.total_steps}.",
     )
     check_embeddings(config)
     for name in ("mean", "std"):

@@ -13,7 +13,7 @@ from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.interop.names import flatten
 from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
-from clipjax.optim.updates import make_optimizer
+from clipjax.optim import make_optimizer
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables

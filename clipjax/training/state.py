@@ -14,7 +14,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.mesh import param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import image_columns, image_of, normalize_pixels
-from clipjax.optim.updates import make_optimizer
+from clipjax.optim import make_optimizer
 
 
 @flax.struct.dataclass

@@ -14,7 +14,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models.pixels import image_columns
 from clipjax.models.teacher import EmbeddedTeacher, Teacher
-from clipjax.optim.updates import make_optimizer, make_schedule
+from clipjax.optim import make_optimizer, make_schedule
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, train_state_shardings
 
@@ -29,7 +29,7 @@ def make_train_step(
 
     Args:
       state: shapes are enough (jax.eval_shape of create_state).
-      teacher: for loss "distill"; the step then takes its variables as a third argument.
+      teacher: for a loss that learns from one; the step then takes its variables as a third argument.
     Batch: what batch_shapes says, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
       data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,

@@ -1,4 +1,4 @@
-"""Opens the frozen model that loss "distill" learns from: any run with the same tokenizer and image size."""
+"""Opens the frozen model that a student's loss learns from: any run with the same tokenizer and image size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.embeddings import check_made_by, read_made_by
-from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding
 from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.runs import checkpoint as checkpoints
@@ -25,7 +24,7 @@ def load_teacher(
     fingerprint: the student's; the tokenizer, the context length and the image size must be the teacher's.
     None: not compared. Raises ConfigError naming what differs, CheckpointError where there is no checkpoint.
     """
-    if "teacher_image_embedding" not in LOSSES[config.loss.name].needs:
+    if not config.loss.teacher:
         return None
     manager, step = checkpoints.open_run(config.loss.teacher)
     trained, found = checkpoints.read_meta(manager, step)

@@ -10,10 +10,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clipjax.config import MeshConfig, OptimizerConfig
+from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.chunks import in_chunks
 from clipjax.models.layers import attention
+from clipjax.optim import OPTIMIZERS
 from clipjax.planning.hlo import collectives, parse, shapes_in
 from clipjax.training.state import abstract_state
 from clipjax.training.step import lower_step
@@ -58,7 +59,7 @@ def shards(tree):
 @pytest.mark.parametrize("name", ["adamw", "bv_adam"])
 def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
     config = replace(tiny_config((1, 8, 1)), global_batch_size=BATCH)
-    config = replace(config, optimizer=OptimizerConfig(name=name, learning_rate=1e-3, weight_decay=1e-4))
+    config = replace(config, optimizer=OPTIMIZERS[name].config(learning_rate=1e-3, weight_decay=1e-4))
     mesh = make_mesh(config.mesh, jax.devices())
     state = abstract_state(config, mesh)
     params = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))

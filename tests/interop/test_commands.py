@@ -11,7 +11,7 @@ import pytest
 
 import clipjax
 from clipjax.commands import export, import_weights, train
-from clipjax.config import MeshConfig, OptimizerConfig
+from clipjax.config import MeshConfig
 from clipjax.interop.convert import read_variables
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
@@ -20,6 +20,7 @@ from clipjax.interop.safetensors import open_safetensors, write_safetensors
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import normalize_pixels
+from clipjax.optim.adamw import AdamWConfig
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.fingerprint import FingerprintError
 from clipjax.training.init_from import initial_state
@@ -159,7 +160,7 @@ def training(imported, **changes):
     trained, _ = checkpoints.read_meta(*checkpoints.open_run(imported))
     return dataclasses.replace(
         trained, total_steps=20, global_batch_size=16, init_from=str(imported),
-        optimizer=OptimizerConfig(learning_rate=1e-3), **changes,
+        optimizer=AdamWConfig(learning_rate=1e-3), **changes,
     )  # fmt: skip
 
 

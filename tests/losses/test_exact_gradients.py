@@ -32,6 +32,10 @@ def unit(a):
     return (a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)
 
 
+def config_of(name, *args, **fields):
+    return LOSSES[name].config(name, *args, **fields)
+
+
 def embeddings(seed=0, batch=BATCH, noise=1.0):
     """Unit-length image and text embeddings; noise 0 makes them equal, 1 unrelated."""
     rng = np.random.default_rng(seed)
@@ -91,27 +95,27 @@ def assert_equals_float64(config, shape, batch=BATCH, rtol=5e-6):
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_value_and_gradient_equal_float64_on_any_mesh(name, comm, devices):
     batch = BATCH if devices not in (3, 5) else 60
-    assert_equals_float64(LossConfig(name, comm), MESHES[devices], batch)
+    assert_equals_float64(config_of(name, comm), MESHES[devices], batch)
 
 
 @pytest.mark.parametrize("comm", FORMS)
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("softmax", "sigmoid")])
 def test_the_family_equals_float64_on_eight_devices(name, comm):
-    assert_equals_float64(LossConfig(name, comm), MESHES[8])
+    assert_equals_float64(config_of(name, comm), MESHES[8])
 
 
 @pytest.mark.parametrize("repeats", ["positives", "ignore"])
 @pytest.mark.parametrize("comm", ["dense", "all_gather", "ring"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_repeats_are_positives_or_ignored_as_float64_says(name, comm, repeats):
-    assert_equals_float64(LossConfig(name, comm, tile=4, repeats=repeats), MESHES[8])
+    assert_equals_float64(config_of(name, comm, tile=4, repeats=repeats), MESHES[8])
 
 
 @pytest.mark.parametrize("tile", [1, 4, 8])
 @pytest.mark.parametrize("comm", ["all_gather", "chunked", "ring"])
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_tiles_change_no_number(name, comm, tile):
-    assert_equals_float64(LossConfig(name, comm, tile), (8, 1, 1))
+    assert_equals_float64(config_of(name, comm, tile), (8, 1, 1))
 
 
 @pytest.mark.parametrize("comm", FORMS)
@@ -122,7 +126,7 @@ def test_bfloat16_embeddings_meet_exactly_as_they_were_rounded(name, comm):
     to_bfloat16 = lambda a: a.astype(jnp.bfloat16).astype(np.float32)  # noqa: E731
     rest = others(name)
     by_rounded = {n: to_bfloat16(a) if np.ndim(a) == 2 else a for n, a in rest.items()}
-    config = LossConfig(name, comm, tile=4, dtype="bfloat16")
+    config = config_of(name, comm, tile=4, dtype="bfloat16")
     expected = references.value_and_grads(config, to_bfloat16(x), to_bfloat16(y), 4.0, -3.0, **by_rounded)
     assert_close(value_and_grads(config, (8, 1, 1), x, y, 4.0, -3.0, **rest), expected, rtol=5e-6)
     unrounded = references.value_and_grads(config, x, y, 4.0, -3.0, **rest)
@@ -162,7 +166,7 @@ def test_the_references_derivatives_are_those_written_out_by_hand(name):
         loss, ds = np.logaddexp(0, -z * s).sum() / n, -z / (1 + np.exp(z * s)) / n
         dbias = ds.sum()
     by_hand = (loss, scale * ds @ y64, scale * ds.T @ x64, (ds * cosine).sum(), dbias)
-    assert_close(references.value_and_grads(LossConfig(name), x, y, scale, bias), by_hand, rtol=1e-12)
+    assert_close(references.value_and_grads(config_of(name), x, y, scale, bias), by_hand, rtol=1e-12)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
@@ -172,7 +176,7 @@ def test_scale_100_neither_overflows_nor_underflows(name, comm, noise):
     """At scale 100 a bare exp overflows, and one shifted by the scale underflows when no pair is similar."""
     x, y = embeddings(noise=noise)
     y = -y if noise else y
-    config, rest = LossConfig(name, comm, 4), others(name)
+    config, rest = config_of(name, comm, 4), others(name)
     found = value_and_grads(config, (8, 1, 1), x, y, 100.0, -10.0, **rest)
     assert all(np.isfinite(np.asarray(a)).all() for a in found)
     # Logits of 100 carry float32 rounding of 4e-6 each into the exponent.
@@ -207,7 +211,7 @@ def test_losses_equal_open_clips(name):
             theirs.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0, pad_id=-1)(a, b, logits, labels, scale)
         )
     loss.backward()
-    found = value_and_grads(LossConfig(name), (8, 1, 1), x, y, 4.0, -3.0, **rest)
+    found = value_and_grads(config_of(name), (8, 1, 1), x, y, 4.0, -3.0, **rest)
     assert_close(found[:3], (loss.item(), a.grad.numpy(), b.grad.numpy()), rtol=5e-6)
 
 
@@ -219,7 +223,7 @@ def test_label_smoothing_equals_torchs_cross_entropy():
     entropy = torch.nn.functional.cross_entropy
     loss = 0.5 * (entropy(s, diagonal, label_smoothing=0.1) + entropy(s.T, diagonal, label_smoothing=0.1))
     loss.backward()
-    found = value_and_grads(LossConfig("label_smoothing"), (8, 1, 1), x, y, 4.0, 0.0)
+    found = value_and_grads(config_of("label_smoothing"), (8, 1, 1), x, y, 4.0, 0.0)
     assert_close(found[:3], (loss.item(), a.grad.numpy(), b.grad.numpy()), rtol=5e-6)
 
 
@@ -244,9 +248,7 @@ def test_parts_are_metrics_and_add_up():
         "distill": ["distill_loss", "softmax_loss"],
         "coca": ["caption_loss", "contrastive_loss"],
     }.items():
-        loss, metrics = jax.jit(make_loss(LossConfig(name), mesh))(
-            x, y, logit_scale=4.0, logit_bias=0.0, **others(name)
-        )
+        loss, metrics = jax.jit(make_loss(config_of(name), mesh))(x, y, logit_scale=4.0, logit_bias=0.0, **others(name))
         assert sorted(metrics) == parts
         assert float(loss) == pytest.approx(sum(float(v) for v in metrics.values()), rel=1e-6)
     assert jax.jit(make_loss(LossConfig("softmax"), mesh))(x, y, logit_scale=4.0, logit_bias=0.0)[1] == {}
@@ -269,7 +271,7 @@ def compiled_text(config, batch=512):
 @pytest.mark.parametrize("comm", ["all_gather", "chunked", "ring"])
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "distill"])
 def test_no_buffer_is_as_large_as_the_similarities(name, comm):
-    text = compiled_text(LossConfig(name, comm, tile=32))
+    text = compiled_text(config_of(name, comm, tile=32))
     sizes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
     largest = max(np.prod(size) for size in sizes)
     # The gathered embeddings, not a [64, 512] block of a device's similarities.
@@ -280,7 +282,7 @@ def test_no_buffer_is_as_large_as_the_similarities(name, comm):
 
 def test_ring_and_gather_need_no_reduce_scatter_and_the_ring_no_gather():
     for name in ("softmax", "sigmoid"):
-        gather, ring = compiled_text(LossConfig(name, "all_gather")), compiled_text(LossConfig(name, "ring"))
+        gather, ring = compiled_text(config_of(name, "all_gather")), compiled_text(config_of(name, "ring"))
         assert "reduce-scatter" not in gather
         assert "collective-permute" not in gather
         assert "all-gather" not in ring
@@ -292,11 +294,15 @@ def test_bad_settings_are_refused_with_the_fields_name():
     with pytest.raises(ConfigError, match="config.loss.name='sigmod'.*'sigmoid'"):
         make_loss(LossConfig("sigmod"), mesh)
     x, y = embeddings()
+    with pytest.raises(ConfigError, match="config.loss is a LossConfig, but 'cyclip' reads a CyclipConfig"):
+        make_loss(LossConfig("cyclip"), mesh)
+    with pytest.raises(ConfigError, match="config.loss.comm='rings' is unknown. Did you mean 'ring'"):
+        make_loss(LossConfig(comm="rings"), mesh)
     with pytest.raises(ConfigError, match="config.loss.tile=3 does not divide the 8 rows"):
         make_loss(LossConfig(tile=3), mesh)(x, y, logit_scale=1.0, logit_bias=0.0)
     with pytest.raises(ConfigError, match="batch of 60 does not divide"):
         make_loss(LossConfig(), mesh)(x[:60], y[:60], logit_scale=1.0, logit_bias=0.0)
     with pytest.raises(ConfigError, match="'distill'.* needs teacher_image_embedding"):
-        make_loss(LossConfig("distill"), mesh)(x, y, logit_scale=1.0, logit_bias=0.0)
+        make_loss(config_of("distill"), mesh)(x, y, logit_scale=1.0, logit_bias=0.0)
     with pytest.raises(ConfigError, match="'softmax'.* needs pair_id"):
         make_loss(LossConfig(repeats="ignore"), mesh)(x, y, logit_scale=1.0, logit_bias=0.0)

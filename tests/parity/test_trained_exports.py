@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from clipjax.commands import export, import_weights
-from clipjax.config import LossConfig, MeshConfig, OptimizerConfig
+from clipjax.config import LossConfig, MeshConfig
 from clipjax.interop.names import InteropError, flatten
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
+from clipjax.optim.adamw import AdamWConfig
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.training.init_from import initial_state
 from clipjax.training.step import make_train_step
@@ -52,7 +53,7 @@ def trained(source, path, loss, logit_bias_init):
         model=dataclasses.replace(start.model, logit_bias_init=logit_bias_init),
         mesh=MeshConfig(data=2, fsdp=4),
         loss=LossConfig(loss),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
+        optimizer=AdamWConfig(learning_rate=1e-3),
         global_batch_size=16,
         total_steps=20,
         init_from=str(source),

@@ -106,8 +106,8 @@ def test_overrides_are_checked_like_the_command_lines():
     assert override(config, "optimizer.learning_rate=0.5").optimizer.learning_rate == 0.5
     with pytest.raises(ConfigError, match="Unknown field config.loss.com. Did you mean .comm"):
         override(config, "loss.com=ring")
-    with pytest.raises(ConfigError, match="config.loss.comm='rings' is not a choice. Did you mean 'ring'"):
-        override(config, "loss.comm=rings")
+    with pytest.raises(ConfigError, match="config.loss.repeats='positive' is not a choice. Did you mean 'positives'"):
+        override(config, "loss.repeats=positive")
 
 
 def test_the_search_goes_from_the_least_change_to_the_greatest():

@@ -1,0 +1,47 @@
+"""What a loss is: a description of ONE tile of the matrix of all pairs, from which everything else follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+
+class Inputs(NamedTuple):
+    """What a loss may read: arrays of the global batch, the first dimension sharded over the batch axes."""
+
+    image_embedding: jax.Array  # [B, D] L2-normalised
+    text_embedding: jax.Array  # [B, D] L2-normalised
+    logit_scale: jax.Array  # ()
+    logit_bias: jax.Array  # ()
+    pair_id: jax.Array | None = None  # [B] int32; equal: the captions mean the same; < 0: unlike any other
+    teacher_image_embedding: jax.Array | None = None  # [B, D of the teacher] L2-normalised
+    teacher_text_embedding: jax.Array | None = None  # [B, D of the teacher] L2-normalised
+    teacher_logit_scale: jax.Array | None = None  # ()
+    caption_nll: jax.Array | None = None  # [B] float32, summed over a caption's tokens
+    caption_tokens: jax.Array | None = None  # [B] float32, number of tokens in that sum
+
+
+class Pairs(NamedTuple):
+    """Masks of one tile, [r, c] bool."""
+
+    diagonal: jax.Array  # image i with its own text
+    positive: jax.Array  # the diagonal, and repeats where config.loss.repeats="positives"
+    ignored: jax.Array | None  # repeats where config.loss.repeats="ignore"; None: no pair is ignored
+    several: bool  # whether `positive` may hold more than the diagonal
+
+
+class Loss(NamedTuple):
+    """A loss with its options filled in. Its value is the mean of per_example over the global batch, plus `extra`."""
+
+    # Inputs -> (rows, columns): dicts of [B, ...] float32
+    features: Callable
+    # (rows, columns, Pairs) of one tile -> (row_terms, column_terms): dicts of reductions of [r, c]
+    terms: Callable
+    # (row_results, column_results, rows, columns) -> dict of [B] float32, summed, each also a metric.
+    # None: the sum of the row terms, all of which are Sum; this takes one pass over the tiles instead of two.
+    per_example: Callable | None = None
+    # Inputs -> dict of () float32, added to the loss, each also a metric; plain JAX on global arrays
+    extra: Callable | None = None
+    needs: tuple[str, ...] = ()  # names of Inputs that must not be None

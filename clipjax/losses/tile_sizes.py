@@ -1,0 +1,61 @@
+"""Sizes of tiles and chunks, from the rows of one device, the number of devices and config.loss.tile."""
+
+from __future__ import annotations
+
+from clipjax.config import require
+
+LARGEST_DEFAULT_TILE = 512
+LARGEST_TILE_ALONE = 1024
+
+
+def tile_shape(rows: int, columns: int, own: int, tile: int) -> tuple[int, int]:
+    """Height and width of the tiles of a `rows` x `columns` matrix; a device's `own` rows are one of its sides.
+
+    The tile's side along `own` is choose_tile's. The other side, which was gathered, is as long as it can be without
+    making the tile larger than a square one: long products keep a matrix unit busy where a device has few rows.
+    """
+    side = choose_tile(own, tile)
+    area = (tile or LARGEST_DEFAULT_TILE) ** 2
+
+    def long(count: int) -> int:
+        return side * max(
+            d for d in range(1, count // side + 1) if (count // side) % d == 0 and side * d * side <= area
+        )
+
+    return (side if rows == own else long(rows)), (side if columns == own else long(columns))
+
+
+def tile_shape_alone(rows: int, tile: int) -> tuple[int, int]:
+    """Height and width of the tiles where one device has all rows: larger than others, and twice as high as wide.
+
+    The gradients of every tile are added to those of its rows and columns, so fewer tiles cost less.
+    """
+    side = choose_tile(rows, tile, LARGEST_TILE_ALONE)
+    return (side if tile or rows % (2 * side) else 2 * side), side
+
+
+def chunk_count(rows: int, devices: int, tile: int) -> int:
+    """Number of parts in which `rows` of each device are gathered.
+
+    The fewest for which a part, of all devices together, is a multiple of a tile's side and at most two of the largest
+    tiles long. Where there is no such number, the shortest parts that tiles divide.
+    """
+    side, longest = choose_tile(rows, tile), 2 * (tile or LARGEST_DEFAULT_TILE)
+    # The shortest possible part has one row of each device.
+    parts = [d for d in range(1, rows + 1) if rows % d == 0 and d * devices % side == 0]
+    return rows // max((d for d in parts if d * devices <= longest), default=parts[0])
+
+
+def choose_tile(rows: int, tile: int, largest: int = LARGEST_DEFAULT_TILE) -> int:
+    """tile, or a divisor of `rows` near `largest` if tile is 0. Raises ConfigError if tile does not divide `rows`."""
+    if tile:
+        require(
+            rows % tile == 0,
+            f"config.loss.tile={tile} does not divide the {rows} rows of one device. Use a divisor, such as "
+            f"{max(d for d in range(1, min(rows, tile) + 1) if rows % d == 0)}, or 0 for the default.",
+        )
+        return tile
+    divisors = [d for d in range(1, rows + 1) if rows % d == 0]
+    small = max(d for d in divisors if d <= largest)
+    # Where no divisor is of useful size (the rows are prime, say), take the next larger one.
+    return small if small >= min(rows, 128) else min(d for d in divisors if d > largest)
