@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
 from data_pipelines.command import PipelineError, Skips, add_output_flags, print_manifest
 

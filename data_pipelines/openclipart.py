@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipjax import files as atomic
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
 from data_pipelines import command
 from data_pipelines.archives import deb_members

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
-from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, runtime, section
+from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, runtime, section
 from clipjax.config.model import Dtype, ModelConfig
 
 
@@ -63,7 +63,7 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class EvaluatorConfig:
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
-    source: SourceConfig = section(SourceConfig)
+    source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     class_names: str = runtime("")  # zero_shot: text file, a name a line; "": the names in the source's manifest
     templates: tuple[str, ...] = runtime(("{}",))  # zero_shot: prompts, "{}" stands for the class name
     # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
@@ -105,7 +105,7 @@ class ExperimentConfig:
     loss: LossConfig = section(LossConfig)
     mesh: MeshConfig = section(MeshConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
-    tokenizer: TokenizerConfig = section(TokenizerConfig)
+    tokenizer: TokenizerConfig = part("clipjax.data.tokenizers:TOKENIZERS", "sentencepiece")
     data: DataConfig = section(DataConfig)
     eval: EvalConfig = section(EvalConfig, role="runtime")
     checkpoint: CheckpointConfig = section(CheckpointConfig)

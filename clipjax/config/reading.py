@@ -56,7 +56,7 @@ class PartDict(ConfigDict):
         old = self.get("name") if key == "name" else None
         super().__setitem__(key, value)
         table = rows(self._table) if self._table and old not in (None, value) else {}
-        if value in table and old in table:
+        if table and value in table and old in table:
             self._exchange(table[old].config, table[value].config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import AugmentConfig, ImageTowerConfig, PixelConfig
+from clipjax.data.images.decode import open_image, read_box
 from clipjax.data.images.resize import Box, resize
-from clipjax.data.images.transforms import crop_box, open_image, read_box
+from clipjax.data.images.transforms import crop_box
 
 Columns = dict[str, np.ndarray]
 

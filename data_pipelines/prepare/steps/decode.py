@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from clipjax.data.images.transforms import FORMATS, open_image
+from clipjax.data.images.decode import EXIF_ORIENTATION, FORMATS, open_image
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha
@@ -29,7 +29,7 @@ def decode(example: Example, options: Options, note: Note) -> Example:
         # "MPO" is what Pillow calls a JPEG of several pictures, as phones make them.
         kind, lossless = header.format, header.format not in ("JPEG", "MPO") and not _lossy_webp(header, example.image)
         sound = header.mode in ("RGB", "L", "RGBA", "P", "LA", "1") and getattr(header, "n_frames", 1) == 1
-        sound = sound and header.size == image.size and header.getexif().get(0x0112, 1) == 1
+        sound = sound and header.size == image.size and header.getexif().get(EXIF_ORIENTATION, 1) == 1
     short, long = min(image.size), max(image.size)
     if short < options.min_side:
         raise RecordError("side too short", f"{image.width} x {image.height} pixels, --min_side={options.min_side}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clipjax.config import SourceConfig
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, read_manifest
 from clipjax.data.sources import open_source
 from data_pipelines.prepare.options import Options
