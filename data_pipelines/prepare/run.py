@@ -14,10 +14,12 @@ from typing import Any
 
 from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
+from data_pipelines.files import file_sha256
+from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.report import account, write_report
-from data_pipelines.prepare.staging import VERSION, file_sha256, model_files
+from data_pipelines.prepare.staging import VERSION, model_files
 from data_pipelines.prepare.steps import languages
 from data_pipelines.prepare.types import Listing, Unit
 
@@ -30,7 +32,7 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
     Raises PipelineError or ManifestError saying what is wrong.
     """
     options, out = Options(**flags), Path(out)
-    options.check()
+    check(options)
     listing = READERS[options.reader].units(options)
     source = {
         "pipeline": "prepare",

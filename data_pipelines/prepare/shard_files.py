@@ -12,7 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from clipjax.data.records import encode_record
 from clipjax.data.shards import shard_name
 from clipjax.files import replacing, write_text
-from data_pipelines.prepare.staging import file_sha256, read_images
+from data_pipelines.files import file_sha256
+from data_pipelines.prepare.staging import read_images
 from data_pipelines.prepare.steps.shards import order
 from data_pipelines.prepare.types import Row
 

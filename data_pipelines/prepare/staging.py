@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from clipjax.data.records import RecordError
 from clipjax.files import replacing, write_text
 from data_pipelines.command import PipelineError
+from data_pipelines.files import file_sha256
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.steps import STEPS, languages
@@ -91,11 +92,6 @@ def model_files(folder: str, times: bool = True) -> list[tuple]:
     """(path, size, time) of the files of a model's folder; "": none."""
     files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()] if folder else []
     return [(path.relative_to(folder).as_posix(), *_state(path)[: 2 if times else 1]) for path in files]
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Events:

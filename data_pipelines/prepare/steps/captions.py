@@ -11,6 +11,7 @@ import html
 import re
 import unicodedata
 
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
@@ -27,7 +28,7 @@ _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 # What cameras, phones and screen shots call their files, and file names with their suffix.
 _FILE_NAME = re.compile(
     r"(?i)(?:(?:img|image|dsc[fn]?|pict?|p|photo|screenshot|untitled|wp|vid|mvi)[\s_-]*\(?[\d\s_()-]+\)?)"
-    r"|\S+\.(?:jpe?g|png|gif|webp|tiff?|bmp)|[0-9a-f]{16,}"
+    rf"|\S+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})|[0-9a-f]{{16,}}"
 )
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from data_pipelines.prepare.options import HASH_BITS
-
+HASH_BITS = 64
 _SIDE, _LOW = 32, 8
 
 
