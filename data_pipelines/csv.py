@@ -4,8 +4,8 @@
     python -m data_pipelines.csv --table=flickr.tsv --image_column=filepath --caption_columns=title,description \\
         --image_root=/mnt/photos --shorter_side=256 --out=data/flickr
 
-Image paths are taken from the table's folder, or from --image_root. Rows with the same image become one
-record with several captions. Rows without image or caption and images that cannot be read are left out and counted.
+Image paths start from the table's folder, or from --image_root. Rows with the same image become one record with
+several captions. Rows without image or caption, and images that cannot be read, are left out and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every image is decoded as training will; large ones are stored smaller."""
+"""Decodes every image as training does, and stores large ones smaller."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha
 from data_pipelines.prepare.types import Example, Note
 
-_KEPT = ("JPEG", "PNG", "WEBP")  # formats that records hold; others are stored anew
+_KEPT = ("JPEG", "PNG", "WEBP")  # formats of records; images of other formats are encoded again
 
 
 def decode(example: Example, options: Options, note: Note) -> Example:
-    """The example with an image that training can read, and its hashes: the file's own bytes where nothing must change.
+    """The example with an image that training can read, and its hashes. Keeps the file's bytes where it can.
 
-    Stored anew, upright and without animation: images above shorter_side or longest_side, which are never made larger;
-    GIF, BMP and TIFF; anything with an orientation or several frames; CMYK and 16-bit. As JPEG, or PNG where the file
-    was lossless. Transparency of those lies over white. Raises RecordError for what cannot be decoded, images above
-    MAX_PIXELS by their header, and sides below min_side or beyond max_aspect.
+    Encoded again, upright, without animation and over white: images above shorter_side or longest_side (which are
+    shrunk, never enlarged), GIF, BMP and TIFF, images with an orientation or several frames, CMYK and 16 bits. The
+    result is PNG where the file was lossless, else JPEG. Raises RecordError for images that cannot be decoded, exceed
+    MAX_PIXELS by their header, have a side below min_side, or are longer than max_aspect allows.
     """
     image = open_image(example.image)
     with Image.open(io.BytesIO(example.image), formats=FORMATS) as header:
