@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 
@@ -13,6 +12,8 @@ class Shuffled:
     """Each epoch is a permutation of all records, seeded by `seed`."""
 
     def __init__(self, size: int, seed: int):
+        import grain  # brings JAX; reading a configuration imports the sources, and this file with them
+
         self.size = size
         self.permutations = grain.MapDataset.range(size).seed(seed).shuffle().repeat(None, reseed_each_epoch=True)
 
