@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.machine import command, machine
 from benchmarks.train_step import tokens
-from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
+from clipjax.config import AugmentConfig, DataConfig, ExperimentConfig, MeshConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
 from clipjax.optim.adamw import AdamWConfig
@@ -74,8 +74,6 @@ def main() -> None:
 
 def make_run(model, batch: int, data: DataConfig):
     """Returns a function that runs one step."""
-    optimizer = OptimizerConfig(image_lr_multiplier=0.0)
-    """() -> None, one step."""
     optimizer = AdamWConfig(image_lr_multiplier=0.0)
     config = ExperimentConfig(global_batch_size=batch, model=model, optimizer=optimizer, data=data)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -29,7 +29,7 @@ from benchmarks.machine import command, machine
 from clipjax.config import SourceConfig
 from clipjax.data.mixture import Mixture, make_order
 from clipjax.data.records import encode_record, write_records
-from clipjax.data.sources import open_source
+from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
 
 IMAGE_BYTES, GROUP = 20_000, 100
 
@@ -62,10 +62,10 @@ def write_all(folder: Path, count: int) -> dict[str, SourceConfig]:
             table.writerow([f"{key}.jpg", text])
     return {
         "array_record": SourceConfig(path=str(folder / "records")),
-        "webdataset": SourceConfig(name="webdataset", path=str(folder / "tars")),
-        "parquet": SourceConfig(name="parquet", path=str(folder / "rows.parquet")),
-        "folder, sidecars": SourceConfig(name="folder", path=str(folder / "images")),
-        "folder, table": SourceConfig(name="folder", path=str(folder / "images" / "table.csv")),
+        "webdataset": WebDatasetConfig(path=str(folder / "tars")),
+        "parquet": ParquetConfig(path=str(folder / "rows.parquet")),
+        "folder, sidecars": FolderConfig(path=str(folder / "images")),
+        "folder, table": FolderConfig(path=str(folder / "images" / "table.csv")),
     }
 
 

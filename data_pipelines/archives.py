@@ -1,7 +1,7 @@
-"""Members of tar and Debian archives, read without unpacking: nothing of them is ever written under its own name.
+"""Members of tar and Debian archives, streamed without unpacking: no member's name is used as a path.
 
-A bomb ends with an ArchiveError before its memory is taken: a member's size is known from its header, pax and GNU
-headers included, and all that decompression gives is counted.
+A decompression bomb ends in an ArchiveError before it can fill the memory: headers say how large a member is, pax and
+GNU headers included, and decompressed bytes are counted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from data_pipelines.command import PipelineError
 MAX_MEMBER = 256 << 20  # bytes
 MAX_TOTAL = 64 << 30  # bytes of one archive after decompression
 MAX_RATIO = 200  # of decompressed to compressed bytes; photographs have 1, drawings and text below 50
-_ALWAYS = 64 << 20  # bytes that any archive may decompress to
+_ALWAYS = 64 << 20  # bytes that every archive may decompress to, however small it is
 _OPEN = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 
 
 class ArchiveError(PipelineError):
-    """An archive that is damaged, of an unknown kind, or larger than it may be."""
+    """An archive that is damaged, of an unknown kind, or too large."""
 
 
 class Member(NamedTuple):
@@ -41,11 +41,11 @@ def tar_members(
     max_member: int = MAX_MEMBER,
     max_total: int = MAX_TOTAL,
 ) -> Iterator[Member]:
-    """Regular files with keep(name) in the archive's order; plain, gzip, xz or bzip2.
+    """The regular files for which keep(name), in the archive's order; plain, gzip, xz or bzip2.
 
-    refused(cause, name) is told of members that are left out: names that climb out of the folder, links and devices,
-    and files larger than max_member. Raises ArchiveError, after the members before it, for damage and for more than
-    max_total bytes or MAX_RATIO times the file.
+    refused(cause, name) is called for members that are left out: names that climb out of the folder, links and devices,
+    and files larger than max_member. Raises ArchiveError, after the members before that place, for damage and for more
+    than max_total bytes or MAX_RATIO times the size of the file.
     """
     with open(path, "rb") as file:
         yield from _members(file, str(path), Path(path).stat().st_size, keep, refused, max_member, max_total)
@@ -59,7 +59,7 @@ def deb_members(
     max_member: int = MAX_MEMBER,
     max_total: int = MAX_TOTAL,
 ) -> Iterator[Member]:
-    """tar_members of a Debian package's files (deb(5): an ar archive whose data.tar.* holds them)."""
+    """As tar_members, for the files of a Debian package: deb(5), an ar archive with a data.tar.*."""
     with open(path, "rb") as file:
         part, size = _data_tar(file, str(path))
         yield from _members(part, str(path), size, keep, refused, max_member, max_total)
@@ -102,7 +102,10 @@ def _members(
 
 
 def _limited_header(max_member: int, path: str) -> type[tarfile.TarInfo]:
-    """Damage in any header is an error; pax headers and GNU long names, which tarfile reads whole, are bounded."""
+    """A TarInfo that raises for any damaged header, and for pax headers and GNU long names that are too long.
+
+    tarfile reads the latter into memory as a whole.
+    """
 
     class Header(tarfile.TarInfo):
         @classmethod
@@ -110,7 +113,7 @@ def _limited_header(max_member: int, path: str) -> type[tarfile.TarInfo]:
             try:
                 header = super().frombuf(buf, encoding, errors)
             except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-                # Behind the first member tarfile would take it for the end of the archive.
+                # After the first member tarfile would take it for the end of the archive.
                 raise ArchiveError(f"{path} is damaged: {error}.") from error
             if header.type in _READ_WHOLE and header.size > _MAX_HEADER:
                 raise ArchiveError(f"{path} has a header of {header.size:,} bytes, the limit is {_MAX_HEADER:,}.")
@@ -124,7 +127,7 @@ _READ_WHOLE = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTY
 
 
 class _Counted:
-    """What tarfile's streaming mode needs of a file, with the bytes counted."""
+    """A file for tarfile's streaming mode that counts the bytes it gives."""
 
     def __init__(self, file: BinaryIO, limit: int, path: str):
         self.file, self.limit, self.path, self.read_bytes = file, limit, path, 0

@@ -1,4 +1,4 @@
-"""What the pipelines' commands share: their flags, one-line errors, the closing report."""
+"""Shared by the commands: flags, one-line errors, the report at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _EXAMPLES_PER_CAUSE = 3
 
 
 class PipelineError(ValueError):
-    """Input that a pipeline cannot work with; the message says where, what was found and what to do."""
+    """Input that a pipeline cannot use. The message says where, what is wrong and what to do."""
 
 
 @dataclass
 class Skips:
-    """What was left out and why; `counts` goes into the manifest, the first examples to the screen."""
+    """Inputs that were left out, by cause. The counts go into the manifest, the first examples to the screen."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Skips:
 
 
 def make_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """A parser that shows the docstring of data_pipelines.NAME, with its examples, for --help."""
+    """A parser whose --help shows `doc`, the docstring of data_pipelines.NAME, with its examples."""
     return argparse.ArgumentParser(
         prog=f"python -m data_pipelines.{name}",
         description=doc,
@@ -50,9 +50,9 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
-    """Calls build with the flags as keyword arguments; an error in the input becomes one line and exit code 1."""
+    """Calls build with the flags as keyword arguments. An error in the input is printed in one line, exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Images over the limit are refused and counted; Pillow's own lower limit need not be told as well.
+    # Images over our limit are refused and counted; a warning at Pillow's own, lower limit would only repeat that.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     arguments = vars(parser.parse_args(argv))
     try:
@@ -63,7 +63,7 @@ def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: lis
 
 
 def print_manifest(folder: Path, manifest: dict, skips: Skips | None = None) -> None:
-    """Counts per split, what was skipped and why, licences. skips: with examples, when this run made the records."""
+    """Prints the counts of each split, what was left out and why, and the licences. skips: also examples of those."""
     print(f"{folder}: {manifest['name']}")
     for split, entry in manifest["splits"].items():
         megabytes = sum(shard["bytes"] for shard in entry["shards"]) / 1e6

@@ -4,11 +4,11 @@
     python -m data_pipelines.emoji --out=data/emoji-openmoji --held_out=openmoji
     python -m data_pipelines.emoji --out=data/emoji --packages=node_modules
 
-Four styles: google (Noto), openmoji, fluentui and twitter (Twemoji). What is not in --packages is
-fetched there with your own `npm pack` (165 MB in all). Splits:
+Four styles: google (Noto), openmoji, fluentui and twitter (Twemoji). Packages that are not in --packages are fetched
+there with your own `npm pack` (165 MB in all). Splits:
 
-    train       the drawings of every style but the held-out one
-    validation  for a tenth of the names, one of those drawings, which train then lacks
+    train       drawings of all styles except the held-out one
+    validation  one of these drawings for a tenth of the names, which train then lacks
     test        the held-out style: no drawing of it is in the other splits
 
 The names, tags and categories come from openmoji and emoji-datasource-google. SVG is drawn by CairoSVG:
@@ -37,7 +37,7 @@ IMAGE_SIZE = 64  # pixels
 VALIDATION_SHARE = 0.1
 _METADATA = ("emoji.json", "data/openmoji.json")
 
-Drawing = tuple[str, Emoji, bytes]  # style, what it shows, SVG or PNG file
+Drawing = tuple[str, Emoji, bytes]  # style, emoji, SVG or PNG file
 
 
 def build(
@@ -149,7 +149,7 @@ def _split(drawings: dict[str, dict[str, bytes]], emoji: dict[str, Emoji], held_
 
 
 def _validation_style(code: str, styles: list[str]) -> str | None:
-    """The style whose drawing goes to validation; None for most emoji, and where train would have none left."""
+    """The style whose drawing goes to validation; None for most emoji, and where train would be left without one."""
     number = int.from_bytes(hashlib.sha256(code.encode()).digest()[:8])
     if len(styles) < 2 or number % 1000 >= 1000 * VALIDATION_SHARE:
         return None
@@ -174,7 +174,10 @@ def _records(items: list[Drawing], pair_ids: dict[str, int], num_classes: int, s
 
 
 def _png(file: bytes) -> bytes:
-    """PNG of the drawing: a 64-pixel PNG as it is, SVG drawn at 64 x 64. Raises for what is no picture."""
+    """The drawing as PNG: a 64-pixel PNG as it is, SVG drawn at 64 x 64.
+
+    Raises PipelineError without CairoSVG; OSError, ValueError or SyntaxError for a file that is no picture.
+    """
     png = file if file.startswith(b"\x89PNG") else _draw_svg(file)
     with Image.open(io.BytesIO(png)) as image:
         if image.convert("RGBA").getextrema()[3][1] == 0:

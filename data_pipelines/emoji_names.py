@@ -1,4 +1,4 @@
-"""Emoji, their names and tags, and which file of each package draws which of them."""
+"""Emoji with their names and tags, and the file in each package that draws each of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipelines.command import Skips
 @dataclass(frozen=True)
 class Emoji:
     code: str  # code points in hexadecimal, joined by "-", without the variation selector FE0F
-    name: str  # Unicode's short name (CLDR), lower case but for proper names
+    name: str  # Unicode's short name (CLDR), in lower case except proper names
     tags: tuple[str, ...]
     category: str
     subcategory: str
@@ -23,17 +23,17 @@ class Emoji:
 
 
 def normalise_code(code: str) -> str:
-    """ "2764-FE0F" -> "2764": packages differ in writing the variation selector."""
+    """ "2764-FE0F" -> "2764": some packages leave the variation selector out."""
     return "-".join(point for point in code.upper().split("-") if point != "FE0F")
 
 
 def has_tone(code: str) -> bool:
-    """Whether the code points name a skin tone of a person (the tones alone are emoji, too)."""
+    """Whether the code points give a person a skin tone. (A tone alone is an emoji too.)"""
     return any(point in _TONES.values() for point in code.split("-")[1:])
 
 
 def read_emoji(datasource: bytes, openmoji: bytes, *, skin_tones: bool) -> dict[str, Emoji]:
-    """code -> Emoji, in Unicode's order, OpenMoji's own at the end.
+    """code -> Emoji, in Unicode's order, OpenMoji's own last.
 
     datasource: emoji.json of an emoji-datasource package; openmoji: data/openmoji.json.
     """
@@ -80,9 +80,9 @@ def openmoji_drawings(paths: list[str], folder: str) -> dict[str, str]:
 def fluentui_drawings(
     paths: list[str], folder: str, emoji: dict[str, Emoji], skips: Skips, *, skin_tones: bool
 ) -> dict[str, str]:
-    """code -> path of the drawing; file names are emoji names of Unicode 14 as slugs, some with a skin tone.
+    """code -> path of the drawing. File names are emoji names of Unicode 14 as slugs, some with a skin tone.
 
-    A file whose name is no emoji's is counted in skips.
+    A file with another name is counted in skips.
     """
     by_slug = {_slug(e.old_name): e.code for e in emoji.values() if e.old_name}
     by_slug |= {_slug(e.name): e.code for e in emoji.values() if e.unicode}
@@ -110,7 +110,7 @@ def fluentui_drawings(
 
 
 def captions(emoji: Emoji) -> list[str]:
-    """What the packages say of the emoji, the name first: names, tags, category."""
+    """Captions made of the emoji's names, tags and category; the first is its name."""
     article = "an" if emoji.name[0].lower() in "aeiou" else "a"
     tags = ", ".join(emoji.tags[:6])
     texts = [
@@ -136,7 +136,7 @@ _TONES = {
     "-dark": "1F3FF",
 }
 
-# File names of fluentui-emoji that are neither a short name nor "person-" and one.
+# File names of fluentui-emoji that are no short name, also without "person-".
 _FLUENTUI_NAMES = {
     "blackbird": "black-bird",
     "knocked-out-face": "face-with-crossed-out-eyes",
@@ -176,7 +176,7 @@ def _split_tone(stem: str, stems: dict[str, str]) -> tuple[str, str]:
 
 
 def _with_tone(code: str, tone: str) -> str:
-    """The tone follows the first character, the person; emoji of two people are not drawn with one tone."""
+    """The code with a skin tone, which follows the first character, the person."""
     first, *rest = code.split("-")
     return "-".join([first, tone, *rest]) if tone else code
 

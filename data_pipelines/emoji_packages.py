@@ -1,4 +1,4 @@
-"""The npm packages that emoji drawings come from: where they lie, how they are fetched, what may be done with them."""
+"""The npm packages with emoji drawings: where they are kept, how they are fetched, and their licences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Package:
     name: str
     version: str
     drawings: str  # folder of the drawings in the package
-    artwork: str  # whose drawings, as to be credited
+    artwork: str  # the artists, as credits should name them
     licence: str  # SPDX
     url: str
     evidence: tuple[str, str]  # (file in the package, words in it)
@@ -77,9 +77,9 @@ def default_cache() -> Path:
 
 
 def read_package(folder: Path, name: str, version: str, keep: Callable[[str], bool]) -> dict[str, bytes]:
-    """The package's files with keep(path), as path inside the package -> content; package.json always.
+    """Path inside the package -> content, of package.json and the files for which keep(path).
 
-    Looks in folder for NAME-VERSION.tgz, then for an unpacked NAME (as in node_modules); else calls `npm pack`.
+    Looks in folder for NAME-VERSION.tgz, then for an unpacked NAME (as in node_modules), and else calls `npm pack`.
     """
     tarball = folder / f"{name}-{version}.tgz"
     unpacked = folder / name

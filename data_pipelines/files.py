@@ -1,4 +1,4 @@
-"""Shared by the pipelines over a user's own images: checking a file, splitting by key, writing records."""
+"""Shared by the commands for your own images: checking a file, splitting by key, writing records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
 from data_pipelines.command import PipelineError, Skips, add_output_flags, print_manifest
 
@@ -26,7 +26,7 @@ _AHEAD = 8  # files read ahead per thread
 
 @dataclass(frozen=True)
 class Item:
-    """One image file and what is said of it."""
+    """An image file with its captions and its class."""
 
     key: str  # unique, the same on every machine
     path: Path
@@ -65,7 +65,7 @@ def write_items(
 ) -> dict:
     """Reads and checks the image files, writes the records, prints the report, returns the manifest.
 
-    An unreadable image is left out and counted in skips. Raises PipelineError when nothing is left to read.
+    An unreadable image is left out and counted in skips. Raises PipelineError where there are no items.
     """
     if not items:
         causes = "".join(f" {count} skipped: {cause}." for cause, count in skips.counts.items())
@@ -73,7 +73,7 @@ def write_items(
     by_split: dict[str, list[Item]] = {}
     for item in items:
         by_split.setdefault(split_of(item.key), []).append(item)
-    # Images whose first captions are the same, but for case, are each other's matches in retrieval.
+    # Images whose first captions differ in case only are each other's matches in retrieval.
     pair_ids: dict[str, int] = {}
     for item in items:
         pair_ids.setdefault(item.texts[0].lower(), len(pair_ids))
@@ -93,10 +93,9 @@ def write_items(
 
 
 def split_by_share(splits: str) -> Callable[[str], str]:
-    """ "train=0.9,validation=0.1" -> function from key to split, by the key's hash.
+    """ "train=0.9,validation=0.1" -> a function from a key to its split, by the key's hash.
 
-    A key stays in its split when other keys come and go. Raises PipelineError for shares that are not numbers
-    in 0..1 with sum 1.
+    A key's split does not depend on other keys. Raises PipelineError unless the shares are numbers in 0..1 with sum 1.
     """
     try:
         shares = {name.strip(): float(share) for name, share in (part.split("=") for part in splits.split(","))}
@@ -115,9 +114,9 @@ def split_by_share(splits: str) -> Callable[[str], str]:
 
 
 def read_image(path: Path, shorter_side: int = 0) -> bytes:
-    """The file as a record stores it, after decoding it as training will.
+    """The file's bytes for a record, after a decode as in training.
 
-    An image whose shorter side is above shorter_side (> 0) becomes a smaller JPEG; any other stays as it is.
+    An image whose shorter side is above shorter_side (> 0) becomes a smaller JPEG; any other keeps its bytes.
     Raises RecordError for a file that is no readable image, OSError for one that cannot be read.
     """
     data = path.read_bytes()
@@ -155,7 +154,7 @@ def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, ski
 
 
 def _thread_map(function: Callable, items: Iterable) -> Iterator:
-    """function over items, in order, in two threads per core: reading and decoding release Python's lock."""
+    """function(item) of each item, in order, in two threads per core: reading and decoding release Python's lock."""
     threads = 2 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()

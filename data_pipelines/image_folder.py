@@ -14,15 +14,15 @@ Images without a caption and images that cannot be read are left out and counted
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clipjax.data.sources.fields import caption_lines
+from clipjax.data.sources.folder import image_files
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FOLDERS = "folders"
 
 
@@ -52,7 +52,7 @@ def build(
     by_folder = splits == FOLDERS
     skips, listing = Skips(), hashlib.sha256()
     items, names = [], []
-    for path in image_files(images, skips):
+    for path in list_images(images, skips):
         key = path.relative_to(images).as_posix()
         listing.update(f"{key}\0{path.stat().st_size}\n".encode())
         folders = key.split("/")[:-1]
@@ -106,20 +106,23 @@ def main(argv: list[str] | None = None) -> None:
     command.run(build_with_default_template, parser, argv)
 
 
-def image_files(folder: Path, skips: Skips) -> Iterator[Path]:
-    """Files with an image's suffix, at any depth, in the order of their names; others but .txt go to skips."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            suffix = Path(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
-                yield Path(parent) / name
-            elif suffix != ".txt":
-                skips.add(f"not an image file ({suffix or 'no suffix'})", str(Path(parent) / name))
+def list_images(folder: Path, skips: Skips) -> Iterator[Path]:
+    """The image files in a folder and below it, linked folders included, in a fixed order.
+
+    Other files go to skips, apart from .txt.
+    """
+
+    def other(path: str) -> None:
+        suffix = Path(path).suffix.lower()
+        if suffix != ".txt":
+            skips.add(f"not an image file ({suffix or 'no suffix'})", str(folder / path))
+
+    for path in image_files(folder, follow_links=True, other=other):
+        yield folder / path
 
 
 def sidecar(image: Path, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
-    """The lines of the caption file beside an image, without empty ones and repetitions; listing takes its bytes."""
+    """The captions in the file beside an image. listing: a hash that is updated with the file's bytes."""
     path = image.with_suffix(".txt")
     if not path.is_file():
         return ()
@@ -127,10 +130,9 @@ def sidecar(image: Path, listing: hashlib._Hash | None = None) -> tuple[str, ...
     if listing:
         listing.update(data)
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        return tuple(caption_lines(data.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv.") from error
-    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,19 @@
     {"image": "photos/1.jpg", "caption": "a dog on a beach"}
     {"image": "photos/2.jpg", "caption": ["two cats", "cats asleep on a sofa"]}
 
-A caption is a text or a list of texts. Image paths are taken from the table's folder, or from --image_root.
-Lines with the same image become one record. Lines that are no JSON object, have no image or no caption, and images
-that cannot be read are left out and counted.
+A caption is a text or a list of texts. Image paths start from the table's folder, or from --image_root. Lines with the
+same image become one record. Lines that are no JSON object or have no image or caption, and images that cannot be read,
+are left out and counted.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import command
 from data_pipelines.command import Skips
-from data_pipelines.tables import add_table_flags, build_from_rows
+from data_pipelines.tables import add_table_flags, build_from_rows, json_rows
 
 
 def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
@@ -28,31 +26,13 @@ def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     options: the other flags, as in tables.build_from_rows.
     """
     table, skips = Path(table), Skips()
-    return build_from_rows(Path(out), table, table_rows(table, skips), skips, **options)
+    return build_from_rows(Path(out), table, json_rows(table, skips), skips, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("jsonl", __doc__)
     add_table_flags(parser)
     command.run(build, parser, argv)
-
-
-def table_rows(table: Path, skips: Skips) -> Iterator[tuple[int, dict]]:
-    """(line number, column -> value) of each whole row; what is none goes to skips."""
-    # Bytes: one line in another encoding must not end the file.
-    with open(table, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                skips.add("not JSON", f"{table.name} line {number}: {error}")
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                skips.add("not a JSON object", f"{table.name} line {number}")
 
 
 if __name__ == "__main__":

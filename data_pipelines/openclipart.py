@@ -1,13 +1,13 @@
-"""A real image-text set: the Open Clip Art Library's drawings as Debian packages them, captioned by their own metadata.
+"""A real image-text set: the drawings of the Open Clip Art Library in Debian's packages, captioned by their metadata.
 
     python -m data_pipelines.openclipart --fetch --out=data/openclipart
     python -m data_pipelines.openclipart --packages=debs --out=data/openclipart
 
-Pictures come from the openclipart-png package, titles, descriptions and tags from the RDF in openclipart-svg's
-files. What is not in --packages is fetched with your own `apt-get download` when you pass --fetch (155 MB; Debian and
-Ubuntu). Only drawings that their own metadata put into the public domain are taken. Left out and counted: geometric
-shapes and gradients, drawings of the same pixels, empty ones, and 15 PNGs that are decompression bombs, the largest of
-623 million pixels. credits.jsonl names the creator and licence of every record.
+Pictures come from the package openclipart-png; titles, descriptions and tags from the RDF in the files of
+openclipart-svg. With --fetch, packages that are not in --packages are fetched with your own `apt-get download` (155 MB;
+Debian and Ubuntu). Only drawings that are public domain by their own metadata are used. Left out and counted: geometric
+shapes and gradients, drawings with the pixels of another, empty ones, and 15 PNGs that are decompression bombs, the
+largest with 623 million pixels. credits.jsonl names the creator and licence of each record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipjax import files as atomic
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
 from data_pipelines import command
 from data_pipelines.archives import deb_members
@@ -36,11 +36,11 @@ from data_pipelines.openclipart_packages import ROOT, NoWork, Work, find_package
 LONGEST_SIDE = 256  # pixels
 DEFAULT_SPLITS = "train=0.9,validation=0.05,test=0.05"
 PUBLIC_DOMAIN = ("http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/")
-# A title or description of more drawings than this is that of their collection, or a licence.
+# A title or description that more drawings than this share belongs to their collection, or is a licence.
 _MAX_SAME_TEXT = 8
 _MAX_TAGS, _MAX_WORDS = 8, 40
 _NO_CATEGORY = ("special", "unsorted")
-# Words of the library's upload form and of its Perl, not of the drawing.
+# Words that come from the library's upload form and its Perl code, not from the artist.
 _NO_TAGS = {"hash", "unsorted", "special", "clip art", "clipart", "svg", "inkscape", "theme"}
 
 
@@ -56,7 +56,7 @@ def build(
     """Writes the records and credits.jsonl to `out`, prints the report, returns the manifest.
 
     packages: folder with openclipart-png_*.deb and openclipart-svg_*.deb. longest_side: larger pictures are stored
-    shrunk, over white. Raises PipelineError for a missing or damaged package and for shares that are none.
+    shrunk, over white. Raises PipelineError for a missing or damaged package and for wrong shares.
     """
     out, folder, skips = Path(out), Path(packages or default_cache().with_name("deb")), Skips()
     split_of = split_by_share(splits)
@@ -154,7 +154,7 @@ def _usable(works: dict[str, Work | NoWork], skips: Skips) -> dict[str, Work]:
 def _pictures(
     package: Path, captions: dict[str, list[str]], longest_side: int, skips: Skips
 ) -> Iterator[tuple[str, bytes]]:
-    """(path, image file) of each drawing that has a caption, in the package's order; no pixels twice."""
+    """(path, image file) of each drawing with a caption, in the package's order; the same pixels once."""
     prefix = ROOT + "png/"
     seen: set[bytes] = set()
     for member in deb_members(
@@ -193,7 +193,7 @@ def picture(data: bytes, longest_side: int) -> tuple[bytes, bytes]:
 
 
 def _captions(path: str, work: Work, counts: collections.Counter[str]) -> list[str]:
-    """Title, description, title with tags; empty when the drawing has no name."""
+    """The title, the description, and the title with tags; empty where the drawing has no name."""
     of_collection = counts[work.title] > _MAX_SAME_TEXT or re.match(r"Part of |Clipart by |.*Collection", work.title)
     title = "" if of_collection else _plain(work.title)
     # Two letters are an abbreviation at best: "aj", "b w".
@@ -214,7 +214,7 @@ def _is_tag(tag: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without markup, Perl references, addresses, and the number at the end that tells versions apart."""
+    """The text without markup, Perl references, addresses, and a version number at its end."""
     text = re.sub(r"<!--.*?-->|</?\w[^<>]*>", " ", html.unescape(html.unescape(text)))
     text = re.sub(r"(?i)(?:hash\()?\b0x[0-9a-f]+\)?|\S+@\S+|(?:https?://|www\.)\S+", " ", text)
     text = re.sub(r"(?<=[^\W\d])[\s_]+0*\d{1,2}$", "", " ".join(text.split()))
@@ -222,7 +222,7 @@ def _plain(text: str) -> str:
 
 
 def _file_name(path: str, creator: str) -> str:
-    """The file name as words, without numbers and the creator's name, which the library put, cut off, at its end."""
+    """The file name as words, without numbers and without the creator's name, which the library appended, cut off."""
     words = [word for word in re.split(r"[_\-\s.]+", path.rpartition("/")[2].lower()) if word and not word.isdigit()]
     author = re.sub(r"[_\-\s.]+", "_", creator.lower())
     for start in range(1, len(words)):
@@ -239,7 +239,7 @@ def _category(path: str) -> str:
 
 
 def _series(path: str) -> str:
-    """Drawings that differ by a number only are versions of one another: they belong into one split."""
+    """The path without its number: drawings that differ in the number are versions and belong to one split."""
     return re.sub(r"[\d_]+$", "", path)
 
 

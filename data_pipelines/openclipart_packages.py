@@ -1,4 +1,4 @@
-"""The Debian packages of the Open Clip Art Library: fetching them, and what an SVG says of itself."""
+"""The Debian packages of the Open Clip Art Library: fetching them, and reading the metadata of an SVG."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class NoWork(ValueError):
 
 
 def find_package(folder: Path, kind: str, fetch: bool) -> Path:
-    """The newest .deb of the kind ("png" or "svg") in folder, fetched there by `apt-get download` if asked to.
+    """The newest .deb of a kind ("png" or "svg") in folder. fetch: if there is none, get it by `apt-get download`.
 
-    Raises PipelineError when there is none.
+    Raises PipelineError where there is none.
     """
     name = PACKAGES[kind]
     found = sorted(folder.glob(f"{name}_*.deb"))
@@ -57,7 +57,7 @@ def version_of(package: Path) -> str:
 
 
 def read_works(package: Path, refused: Callable[[str, str], None]) -> dict[str, Work | NoWork]:
-    """The drawing's path below svg/, without suffix -> what its SVG says."""
+    """Path of a drawing below svg/, without suffix -> its metadata, or why they cannot be read."""
     works: dict[str, Work | NoWork] = {}
     prefix = ROOT + "svg/"
     for member in deb_members(package, lambda name: name.startswith(prefix) and name.endswith(".svg"), refused):
@@ -73,17 +73,17 @@ def parse_work(svg: bytes) -> Work:
 
     Entities are never expanded: a file that declares one is refused at the declaration.
     """
-    found = _Found()
+    reader = _Reader()
     parser = expat.ParserCreate(namespace_separator="}")
     parser.buffer_text = True
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
     parser.EntityDeclHandler = _refuse_entity
-    parser.StartElementHandler, parser.EndElementHandler = found.start, found.end
-    parser.CharacterDataHandler = found.text
+    parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
+    parser.CharacterDataHandler = reader.text
     try:
         parser.Parse(svg, True)
     except _Done:
-        return found.work()
+        return reader.work()
     except expat.ExpatError as error:
         raise NoWork("SVG is not well-formed XML") from error
     raise NoWork("SVG says nothing of itself (no cc:Work)")
@@ -97,7 +97,7 @@ def _refuse_entity(*_: object) -> None:
     raise NoWork("SVG declares XML entities")
 
 
-class _Found:
+class _Reader:
     """Collects the text of the first Work's elements by their path below it."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a drawn scene shows, and how one says it: contents, captions, class names, the held-out pairs."""
+"""The content of a scene in words: objects, captions, class names, the held-out pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_COUNT = 3
 HELD_OUT_PER_SHAPE = 2
 
 _COUNT_WORDS = ("one", "two", "three")
-# relation -> (its caption forms with "{a}" and "{b}"); right of and below are these two said backwards.
+# relation -> forms of a caption with "{a}" and "{b}". Right of and below are these two, said the other way round.
 _RELATIONS = {
     "left": (
         "{a} left of {b}",
@@ -60,21 +60,21 @@ class Single:
 
 @dataclass(frozen=True)
 class Pair:
-    """One object beside or above another one of another kind."""
+    """One object beside or above another of another kind."""
 
     first: Kind
     second: Kind
-    relation: str  # where `first` stands, seen from `second`
+    relation: str  # the place of `first`, seen from `second`
 
 
 Content = Single | Pair
 
 
 def held_out_kinds(seed: int) -> frozenset[Kind]:
-    """Colour-shape pairs for the compositional split: two for every shape and two for every colour.
+    """Colour-shape pairs of the compositional split: two of each shape and two of each colour.
 
-    As each colour and each shape stays in training with all its other partners, naming a held-out pair
-    asks for composition, not for a new word.
+    Each colour and each shape stays in training with its other partners. So the name of a held-out pair has no new
+    word, only a new combination.
     """
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(COLOURS))
@@ -100,7 +100,7 @@ def label(content: Single) -> int:
 
 
 def pair_id(content: Content) -> int:
-    """A number for what the scene shows: two scenes have the same one exactly when their captions fit both."""
+    """A number of the content: two scenes have the same one exactly when the captions of each fit both."""
     kinds = len(all_kinds())
     if isinstance(content, Single):
         return ((content.count - 1) * len(SIZES) + content.size) * kinds + _kind_index(content.kind)
@@ -110,7 +110,7 @@ def pair_id(content: Content) -> int:
 
 
 def captions(content: Content, rng: np.random.Generator, number: int) -> list[str]:
-    """`number` different captions; the first says all of the content and is the same for equal contents."""
+    """`number` different captions. The first says everything and is the same for equal contents."""
     complete, others = _single_captions(content) if isinstance(content, Single) else _pair_captions(content)
     others = [text for text in dict.fromkeys(others) if text != complete]
     chosen = rng.permutation(len(others))[: number - 1]

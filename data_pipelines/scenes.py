@@ -1,4 +1,4 @@
-"""Draws captioned scenes: the default data, whole experiments long on a laptop.
+"""Draws captioned scenes: the default data, enough for whole experiments on a laptop.
 
     python -m data_pipelines.scenes --out=data/scenes
     python -m data_pipelines.scenes --out=data/scenes-large --train=100000 --seed=1
@@ -6,10 +6,11 @@
 64 x 64 PNG with one to three objects of 10 colours and 10 shapes on plain, shaded or patterned backgrounds,
 and four captions each. Splits:
 
-    train          3 in 5 scenes show one to three objects of one kind, the others two objects and how they stand
-    validation     one kind, drawn anew; its colour-shape pairs are in train
-    compositional  one kind whose colour-shape pair is in no other split: 20 of the 100 pairs
-    relations      two objects and how they stand, drawn anew; for retrieval
+    train          three in five scenes show one to three objects of one kind, the others two objects side by side or
+                   one above the other
+    validation     new scenes of one kind, whose colour-shape pairs are in train
+    compositional  new scenes of one kind, whose colour-shape pairs (20 of the 100) are in no other split
+    relations      new scenes of two objects, for retrieval
 
 A class name is count x colour x shape ("three blue triangles"): 300 of them. The same arguments and library
 versions give the same bytes.
@@ -43,7 +44,7 @@ def build(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict:
-    """Writes so many scenes per split to `out`, prints the report, returns the manifest."""
+    """Writes the scenes to `out`, prints the report, returns the manifest. train, ...: scenes of each split."""
     counts = {"train": train, "validation": validation, "compositional": compositional, "relations": relations}
     manifest = write_records(
         out,
@@ -59,7 +60,7 @@ def build(
 
 
 def records(split: str, count: int, seed: int) -> Iterator[bytes]:
-    """Encoded records; the i-th is a function of (split, seed, i) alone."""
+    """Encoded records. Record i is a function of (split, seed, i) alone."""
     held_out = scene_content.held_out_kinds(seed)
     kinds = [kind for kind in scene_content.all_kinds() if (kind in held_out) == (split == "compositional")]
     pair_share = {"train": PAIR_SHARE, "relations": 1.0}.get(split, 0.0)

@@ -1,15 +1,19 @@
-"""What `csv` and `jsonl` share: rows that name an image file and its captions."""
+"""Tables whose rows name an image file and its captions: what the commands `csv` and `jsonl` share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from clipjax.config import nearest
+from clipjax.data.sources import tables
+from clipjax.data.sources.fields import missing_column, texts_of
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
+
+Rows = Iterable[tuple[int, Mapping[str, Any]]]  # (line number, column -> value)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
 def build_from_rows(
     out: Path,
     table: Path,
-    rows: Iterable[tuple[int, dict]],
+    rows: Rows,
     skips: Skips,
     *,
     image_column: str = "image",
@@ -47,7 +51,7 @@ def build_from_rows(
     licence: str = "",
     overwrite: bool = False,
 ) -> dict:
-    """Rows (line number, column -> value) -> records; returns the manifest. Rows of one image become one record.
+    """Rows -> records; returns the manifest. Rows of one image become one record.
 
     The keyword arguments are the commands' flags. Raises PipelineError for a column that no row has, and for
     a table without a usable row.
@@ -83,13 +87,28 @@ def build_from_rows(
 
 @dataclass
 class Entry:
-    """What the rows of one image say together."""
+    """What all rows of one image say of it."""
 
     texts: list[str] = field(default_factory=list)
     label: str = ""
 
 
-def gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, skips: Skips) -> dict[str, Entry]:
+def csv_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The whole rows of a CSV or TSV table; others go to skips. Raises PipelineError for a table that is not UTF-8."""
+    for line, row in _whole(table, tables.csv_rows(table), skips):
+        try:
+            "".join(text for text in (*row, *row.values()) if text).encode()
+        except UnicodeEncodeError as error:
+            raise PipelineError(f"{table} line {line} is not UTF-8. Convert it, for example with iconv.") from error
+        yield line, row
+
+
+def json_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The JSON objects of a table with one a line; other lines go to skips."""
+    yield from _whole(table, tables.json_rows(table), skips)
+
+
+def gather(table: Path, rows: Rows, columns: Columns, skips: Skips) -> dict[str, Entry]:
     """Image path -> its captions and label, in the order of the table."""
     wanted = [columns.image, *columns.captions, *([columns.label] if columns.label else [])]
     gathered: dict[str, Entry] = {}
@@ -109,16 +128,20 @@ def gather(table: Path, rows: Iterable[tuple[int, dict]], columns: Columns, skip
             entry.label = entry.label or str(row.get(columns.label) or "").strip()
     for name in wanted:
         if name not in seen:
-            found = ", ".join(f"'{column}'" for column in seen) or "none"
-            hint = nearest(name, seen).split(" Known")[0] if seen else ""
-            raise PipelineError(
-                f"{table} has no column '{name}'. It has {found}.{hint} "
-                "Set --image_column, --caption_columns or --label_column."
-            )
+            flags = "--image_column, --caption_columns or --label_column"
+            raise PipelineError(missing_column(table, name, seen, flags))
     return gathered
 
 
+def _whole(table: Path, rows: Iterable[tables.TableRow], skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for row in rows:
+        if row.fault:
+            place = f"{table.name} line {row.line}"
+            skips.add(row.fault, f"{place}: {row.detail}" if row.detail else place)
+        else:
+            yield row.line, row.values
+
+
 def _texts(value: object) -> list[str]:
-    """A caption or a list of captions as a list of non-empty texts."""
-    values = value if isinstance(value, list) else [value]
-    return [" ".join(text.split()) for text in values if isinstance(text, str) and text.strip()]
+    """A caption or a list of captions as a list of non-empty texts, white space joined."""
+    return [" ".join(text.split()) for text in texts_of(value) if text.strip()]

@@ -7,6 +7,7 @@ import pytest
 from clipjax.commands import check_data
 from clipjax.config import ConfigError, DataConfig, EvaluatorConfig, MixturePart, SourceConfig
 from clipjax.data.records import encode_record
+from clipjax.data.sources import WebDatasetConfig
 from tests.data.samples import encoded, picture, record, write_folder
 from tests.data.test_webdataset import samples, write_tar
 from tests.tiny import tiny_config
@@ -21,7 +22,7 @@ def config_of(mixture=(), train=None, evaluators=()):
 
 def test_every_source_is_read_once_and_counted(tmp_path, capsys):
     good = SourceConfig(path=str(write_folder(tmp_path / "good", 12)))
-    tars = SourceConfig(name="webdataset", path=str(write_tar(tmp_path / "0.tar", samples(range(5)))))
+    tars = WebDatasetConfig(path=str(write_tar(tmp_path / "0.tar", samples(range(5)))))
     config = config_of(mixture=[("a", good), ("b", tars)], evaluators=[("x", good), ("y", good)])
     found = check_data.run(config)
     assert list(found) == ["train, a and x and y", "train, b"]

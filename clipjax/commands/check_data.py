@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -24,8 +22,8 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, SourceConfig, from_config_dict, require
 from clipjax.data.bad_records import BadRecordCounts, bad_record
-from clipjax.data.images.transforms import open_image
-from clipjax.data.records import RecordError, read_manifest
+from clipjax.data.images.decode import open_image
+from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
 
 CHUNK = 1024  # records waiting for a thread
@@ -75,7 +73,8 @@ def sources_of(config: ExperimentConfig) -> dict[str, SourceConfig]:
 
 def check_source(config: SourceConfig, num_threads: int, decode: bool) -> Found:
     source = open_source(config)
-    found = Found(len(source), 0, 0, BadRecordCounts({}, "found"), damaged_shards(config))
+    damaged = source.damaged_files() if hasattr(source, "damaged_files") else []
+    found = Found(len(source), 0, 0, BadRecordCounts({}, "found"), damaged)
 
     def read(index: int) -> tuple[int, int] | RecordError:
         try:
@@ -93,19 +92,6 @@ def check_source(config: SourceConfig, num_threads: int, decode: bool) -> Found:
             found.image_bytes += result[0]
             found.captions += result[1]
     return found
-
-
-def damaged_shards(config: SourceConfig) -> list[str]:
-    """Files of an array_record source whose sha256 is not the manifest's."""
-    if config.name != "array_record":
-        return []
-    damaged = []
-    for shard in read_manifest(config.path)["splits"][config.split]["shards"]:
-        path = Path(config.path) / shard["file"]
-        with open(path, "rb") as file:
-            if "sha256" in shard and hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                damaged.append(str(path))
-    return damaged
 
 
 def describe(name: str, config: SourceConfig, found: Found) -> str:

@@ -5,68 +5,60 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clipjax.config.fields import ORDER, experiment, meaning, runtime, section
+from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, section
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Part of the checkpoint's fingerprint. None is what the originals of that kind do: see docs/tokenizers.md."""
+    """What all tokenizers share; part of the checkpoint's fingerprint. docs/tokenizers.md has the rules of each family.
+
+    None means that the tokenizer decides, as the original implementation of its kind does.
+    """
 
     name: str = meaning("sentencepiece")  # a row of clipjax.data.tokenizers.TOKENIZERS
-    # sentencepiece: the .model file; hf: tokenizer.json or its folder; clip_bpe: bpe_simple_vocab_16e6.txt.gz, or a
-    # folder with vocab.json and merges.txt
-    path: str = runtime("")
+    path: str = runtime("")  # the vocabulary: a file or a folder, by kind
     # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
     clean: bool | None = meaning(None)
     lowercase: bool | None = meaning(None)
     canonicalize: bool = meaning(False)  # also drop punctuation and repeated white space (big_vision's zero-shot text)
-    # canonicalize: "_" is dropped (transformers' SigLIP), not made a space (big_vision)
+    # canonicalize: drop "_" (transformers' SigLIP) instead of making it a space (big_vision)
     drop_underscore: bool = meaning(False)
     add_bos: bool | None = meaning(None)
     add_eos: bool | None = meaning(None)
     eos_to_pad: bool = meaning(False)  # the end of text counts for truncation and then becomes padding (CLIPA)
-    pad_id: int | None = meaning(None)  # None: the tokenizer's own pad id, or its EOS id where it has none
+    pad_id: int | None = meaning(None)  # None: the vocabulary's own pad id, or its EOS id where it has none
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """docs/data.md says what each kind of source makes of these."""
+    """What all sources share; the options of each kind are in its file in clipjax/data/sources."""
 
     name: str = experiment("array_record", fixed=ORDER)  # a row of clipjax.data.sources.SOURCES
-    # array_record: folder with manifest.json; tfds: dataset name; webdataset, parquet: folder, file or pattern
-    # ("shards/{00000..00012}.tar", "data/*.parquet"); folder: folder of images, or a .csv, .tsv or .jsonl table
-    path: str = runtime("")
+    path: str = runtime("")  # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
     split: str = experiment("train", fixed=ORDER)
-    # tfds: where it was prepared; webdataset: for the indexes; folder: where a table's paths start
-    data_dir: str = runtime("")
-    # feature, column, or extension in a tar; array_record has its own, as of the next two
-    image_key: str = experiment("image", fixed=ORDER)
-    # feature, column or field of a .json with captions; not tfds: several, joined by commas
-    text_key: str = experiment("text", fixed=ORDER)
-    label_key: str = experiment("label", fixed=ORDER)
 
 
 @dataclass(frozen=True)
 class MixturePart:
-    source: SourceConfig = section(SourceConfig)
+    source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     weight: float = experiment(1.0, fixed=ORDER)  # the part's share of the examples is weight / sum of all weights
 
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What stands between an encoded image and the tower; part of the checkpoint's fingerprint."""
+    """How an encoded image becomes the pixels that a tower sees; part of the checkpoint's fingerprint."""
 
-    # evaluation; pad: the longer side to size, then fill
+    # evaluation; pad: scale the longer side to the tower's size, then fill the rest
     resize: Literal["squash", "center_crop", "pad"] = meaning("squash", converted=True)
-    # squash, center_crop: the sides, or the shorter one, before the centre is cut; 0: image_size
+    # squash: both sides, center_crop: the shorter side, in pixels before the centre is cut out; 0: image_size
     scale_to: int = meaning(0, converted=True)
-    # half of an odd margin: to even (torchvision), or down (transformers)
+    # how half of an odd margin is rounded: to the even number (torchvision), or down (transformers)
     center: Literal["round", "floor"] = meaning("round", converted=True)
     fill: int = meaning(0, converted=True)  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = meaning("bicubic", converted=True)
-    # False: bilinear between four pixels whatever the scale (big_vision)
+    # False: bilinear between four pixels at every scale (big_vision)
     antialias: bool = meaning(True, converted=True)
-    # transparent pixels: over white, or whatever colour they hide
+    # transparent pixels: composed over white, or shown in the colour they hide
     alpha: Literal["white", "drop"] = meaning("white", converted=True)
     mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5))
     std: tuple[float, ...] = meaning((0.5, 0.5, 0.5))
@@ -84,17 +76,17 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: SourceConfig = section(SourceConfig)
+    train: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     mixture: dict[str, MixturePart] = field(default_factory=dict)  # several sources instead of `train`
     pixels: PixelConfig = section(PixelConfig)
     augment: AugmentConfig = section(AugmentConfig)
-    # a frozen image tower's, from clipjax embed --tower=image, in place of images
+    # folder that clipjax embed --tower=image wrote: embeddings of a frozen image tower, read instead of images
     image_embeddings: str = experiment("")
-    # of config.loss.teacher, from clipjax embed --tower=teacher; it then does not run
+    # folder that clipjax embed --tower=teacher wrote: embeddings of config.loss.teacher, which then does not run
     teacher_embeddings: str = experiment("")
-    # Of JPEGs in training; evaluation's pixels are always Pillow's. auto: simplejpeg where it is installed.
+    # decodes JPEGs in training; evaluation always uses Pillow. auto: simplejpeg where it is installed
     decoder: Literal["auto", "simplejpeg", "pillow"] = experiment("auto")
     num_threads: int = runtime(2)
     prefetch: int = runtime(2)  # global batches kept ready on the devices
     worker_count: int = runtime(0)  # processes; 0: threads of this process
-    max_bad_share: float = runtime(0.01)  # of the records read; more stops the run
+    max_bad_share: float = runtime(0.01)  # bad records among those read; a larger share stops the run

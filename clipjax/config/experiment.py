@@ -61,7 +61,7 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class EvaluatorConfig:
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
-    source: SourceConfig = section(SourceConfig)
+    source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     class_names: str = runtime("")  # zero_shot: text file, a name a line; "": the names in the source's manifest
     templates: tuple[str, ...] = runtime(("{}",))  # zero_shot: prompts, "{}" stands for the class name
     # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
@@ -103,7 +103,7 @@ class ExperimentConfig:
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")
     mesh: MeshConfig = section(MeshConfig)
     optimizer: OptimizerConfig = part("clipjax.optim:OPTIMIZERS", "adamw")
-    tokenizer: TokenizerConfig = section(TokenizerConfig)
+    tokenizer: TokenizerConfig = part("clipjax.data.tokenizers:TOKENIZERS", "sentencepiece")
     data: DataConfig = section(DataConfig)
     eval: EvalConfig = section(EvalConfig, role="runtime")
     checkpoint: CheckpointConfig = section(CheckpointConfig)

@@ -1,0 +1,52 @@
+"""Data: where examples come from, and batches made of them.
+
+    sources/        one file a kind of source; SOURCES, open_source
+    tokenizers/     one file a kind of tokenizer; TOKENIZERS, make_tokenizer
+    images/         encoded images -> pixels or patches
+    records.py      the record on disk and its manifest; shards.py writes the files
+    order.py        which record is example i; mixture.py: of several sources
+    examples.py     records -> rows of a batch, each a function of its position
+    pipeline.py     rows -> batches; read_ahead.py: in threads and processes; prefetch.py: onto the devices
+    embeddings.py   embeddings of a frozen tower, stored as records
+
+The names below can be imported from here; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "embeddings": ("Embeddings", "open_embeddings", "write_embeddings"),
+    "examples": ("DataError",),
+    "images": ("PIXEL_PRESETS", "PatchBudget", "eval_image", "open_image", "train_image"),
+    "mixture": ("Mixture", "make_order", "open_mixture", "open_train"),
+    "pipeline": ("TrainIterator", "eval_batches", "make_train_iterator"),
+    "prefetch": ("prefetch_to_mesh",),
+    "records": ("ManifestError", "RecordError", "decode_record", "encode_record", "read_manifest", "write_records"),
+    "sources": (
+        "SOURCES",
+        "FolderConfig",
+        "ParquetConfig",
+        "Source",
+        "TfdsConfig",
+        "WebDatasetConfig",
+        "open_source",
+    ),
+    "tokenizers": ("TOKENIZERS", "Tokenizer", "make_tokenizer"),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES]

@@ -1,4 +1,4 @@
-"""Counts and names the records that could not be used."""
+"""Records that could not be used: counted by cause, and named."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ class BadRecord(NamedTuple):
     file: str
     position: int
     error: str
-    key: str = ""  # the record's, where it could be read
+    key: str = ""  # of the record, where it could be read
 
     def __str__(self) -> str:
         return f"{self.file} record {self.position}: {self.error} ({self.cause})"
 
 
 def bad_record(source: Any, index: int, error: RecordError, key: str = "") -> BadRecord:
-    # A plain list of examples is a source too; it has no files.
+    """What is known of record `index` of a source, which raised `error`."""
+    # A plain list of examples is a source too, without files.
     file, position = source.where(index) if hasattr(source, "where") else (type(source).__name__, index)
     return BadRecord(error.cause, file, position, str(error), key)
 
 
 class BadRecordCounts:
-    """causes: {cause: count}, kept over restarts; files: {file: count} since this start."""
+    """causes: {cause: count} since the run began, restarts included; files: {file: count} since this start."""
 
     def __init__(self, causes: Mapping[str, int], done: str):
-        """done: what happens to a bad record, for the warnings."""
+        """causes: the counts so far. done: what is done with a bad record, for the warnings."""
         self.causes = collections.Counter(causes)
         self.files: collections.Counter[str] = collections.Counter()
         self.done = done
 
     def add(self, records: Iterable[BadRecord]) -> None:
-        """Counts all, warns about the first MAX_WARNINGS."""
+        """Counts the records and logs a warning for each of the first MAX_WARNINGS."""
         for record in records:
             self.causes[record.cause] += 1
             self.files[record.file] += 1
@@ -50,4 +51,5 @@ class BadRecordCounts:
                 logging.warning("Bad record %s: %s%s", self.done, record, more)
 
     def worst_files(self) -> str:
+        """The files with the most bad records, as text for a message."""
         return ", ".join(f"{file} ({count})" for file, count in self.files.most_common(5))

@@ -1,8 +1,9 @@
-"""Embeddings of a frozen tower, one record of a source each, in shards that `clipjax embed` writes.
+"""Embeddings of a frozen tower, in shards that `clipjax embed` writes: one record for each record of a source.
 
-A folder as clipjax.data.records writes it, with the split "all"; record i is the msgpack map {"key": str, "image": the
-bytes of [D], "texts": those of [captions, D], or none where only images were embedded}. Where the source's record is
-bad, all three are empty. The manifest's source says what made them: clipjax.training.precomputed.
+The folder is one of clipjax.data.records with the split "all". Record i is the msgpack map {"key": str, "image": bytes
+of an array [D], "texts": bytes of an array [captions, D]}; "texts" is empty where only images were embedded, and all
+three are empty where the source's record is bad. The manifest's source describes the tower that made the embeddings:
+clipjax.training.precomputed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ RECORDS_PER_SHARD = 4096
 
 
 class Embeddings:
-    """Picklable; records are read one by one, as they are asked for."""
+    """A folder of embeddings. Can be pickled; reads a record when it is asked for."""
 
     def __init__(self, folder: str | Path):
-        """Raises ManifestError where the folder is missing or damaged, ConfigError where it holds something else."""
+        """Raises ManifestError for a folder that is missing or damaged, ConfigError for one of other records."""
         self.made_by = read_made_by(folder)
         self.folder, self.dtype = str(folder), self.made_by["dtype"]
         self.records = ArrayRecordSource(SourceConfig(path=self.folder, split=SPLIT))
@@ -37,11 +38,11 @@ class Embeddings:
         return len(self.records)
 
     def image(self, index: int, key: str) -> np.ndarray:
-        """[D] float32 of record `index`, whose key it must be. Raises RecordError."""
+        """The image embedding of record `index`, [D] float32. Raises RecordError where its key is another one."""
         return self._array(self._record(index, key)["image"])
 
     def text(self, index: int, key: str, caption: int) -> np.ndarray:
-        """[D] float32 of the record's so many-th caption. Raises RecordError."""
+        """The embedding of a caption, counted from 0, [D] float32. Raises RecordError as `image` does."""
         record = self._record(index, key)
         texts = self._array(record["texts"]).reshape(-1, len(record["image"]) // np.dtype(DTYPES[self.dtype]).itemsize)
         return texts[caption]
@@ -62,8 +63,10 @@ class Embeddings:
 
 
 def shares(records: int, process_count: int) -> list[range]:
-    """The records of each process: consecutive, as equal as whole shards can be, so that the files are the same for any
-    number of processes."""
+    """The consecutive records that each process embeds, in whole shards.
+
+    The files are then the same for any number of processes.
+    """
     shards = -(-records // RECORDS_PER_SHARD)
     starts = [min(shards * p // process_count * RECORDS_PER_SHARD, records) for p in range(process_count + 1)]
     return [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
@@ -77,11 +80,11 @@ def write_embeddings(
     process_index: int = 0,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> None:
-    """rows: for each record of the source in order (key, image [D], texts [captions, D]), or None for a bad one.
+    """rows: (key, image [D], texts [captions, D]) for each record of the source in order, or None for a bad one.
 
-    made_by: {"dtype", ...}: what a run that uses them must agree with. A finished folder that was made by the same is
-    left as it is; one made by anything else raises ManifestError.
-    process_index, gather: see write_records; the rows of each process are those of its share.
+    made_by: {"dtype", ...}, which a run that uses the embeddings compares with its own. A finished folder with an equal
+    made_by is left as it is; another one raises ManifestError.
+    process_index, gather: as for write_records; each process passes the rows of its share.
     """
     dtype = DTYPES[made_by["dtype"]]
     packed = lambda array: b"" if array is None else np.ascontiguousarray(array, dtype).tobytes()  # noqa: E731
@@ -101,30 +104,32 @@ def write_embeddings(
 
 
 def open_embeddings(folder: str, records: int) -> Embeddings | None:
-    """None where no folder is named. Raises ConfigError where they are of another number of records."""
+    """The embeddings in a folder; None where folder is "". Raises ConfigError unless there are `records` of them."""
     if not folder:
         return None
-    found = Embeddings(folder)
+    embeddings = Embeddings(folder)
     require(
-        len(found) == records,
-        f"{folder} has embeddings of {len(found)} records, config.data.train has {records}: make them again.",
+        len(embeddings) == records,
+        f"{folder} has embeddings of {len(embeddings)} records, config.data.train has {records}: make them again.",
     )
-    return found
+    return embeddings
 
 
 def read_made_by(folder: str | Path) -> dict[str, Any]:
+    """What made the embeddings in a folder. Raises ManifestError, or ConfigError for a folder of other records."""
     made_by = read_manifest(folder)["source"].get("embeddings")
     require(made_by is not None, f"{folder} has records but no embeddings; make them with clipjax embed --out=FOLDER.")
     return made_by
 
 
-def check_made_by(found: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
-    """Raises ConfigError listing every field in which embeddings are not those that this experiment would compute."""
-    names = sorted((found.keys() | expected.keys()) - {"dtype"})
+def check_made_by(made_by: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
+    """Raises ConfigError listing every field in which made_by differs from what this experiment would compute."""
+    names = sorted((made_by.keys() | expected.keys()) - {"dtype"})
     lines = [
-        f"  {name}: embedded with {found.get(name, 'nothing')!r}, this experiment has {expected.get(name, 'nothing')!r}"
+        f"  {name}: embedded with {made_by.get(name, 'nothing')!r}, this experiment has "
+        f"{expected.get(name, 'nothing')!r}"
         for name in names
-        if found.get(name) != expected.get(name)
+        if made_by.get(name) != expected.get(name)
     ]
     if lines:
         raise ConfigError(

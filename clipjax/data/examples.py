@@ -17,7 +17,7 @@ from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer
 
-MAX_ATTEMPTS = 16  # replacements tried for one example before the data is given up
+MAX_ATTEMPTS = 16  # records tried for one example before the run stops
 
 
 class DataError(RuntimeError):
@@ -25,11 +25,11 @@ class DataError(RuntimeError):
 
 
 class TrainExamples:
-    """examples(first, count) -> Rows with the columns image, text, pair_id; with embeddings that data names,
-    image_embedding in place of image, and teacher_image_embedding and teacher_text_embedding.
+    """examples(first, count) -> Rows with the columns image, text, pair_id, for training.
 
-    Example i is record order[i]: clipjax.data.mixture, seeded by `seed`. Its caption and its crop are drawn from a
-    generator seeded by (seed, i), and so is the record that replaces it when it is bad.
+    data.image_embeddings makes image_embedding of image; data.teacher_embeddings adds teacher_image_embedding and
+    teacher_text_embedding. Example i is record order[i] (clipjax.data.mixture.make_order). Its caption and its crop are
+    drawn from a generator seeded by (seed, i), and so is the record that replaces it when it is bad.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainExamples:
     def image(self, index: int, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.images:
             embedding = self.images.image(index, record["key"])
-            rng.random()  # the draw for a flip: the caption is then that of a run on images
+            rng.random()  # the draw for a flip, so that captions are drawn as in a run on images
             return {"image_embedding": embedding}
         data = record["image"]
         how = self.data.pixels, self.data.augment, rng, self.data.decoder
@@ -94,9 +94,10 @@ class TrainExamples:
 
 
 class EvalExamples:
-    """examples(first, count) -> Rows with the columns image, text, label, pair_id, index, valid.
+    """examples(first, count) -> Rows with the columns image, text, label, pair_id, index, valid, for evaluation.
 
-    Row i is record i, before `stop` (None: all). Beyond it index is -1; there and for a bad record valid is False.
+    Row i is record i. Rows from `stop` on (None: after the last record) have index -1; they and bad records have valid
+    False.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class EvalExamples:
         return {"image": eval_image(data, self.image_size, self.pixels)}
 
     def no_images(self, count: int) -> dict[str, np.ndarray]:
-        """What stands in the rows without an image; one patch where there must be one."""
+        """The columns of rows without an image; spatial_shape is then one patch."""
         if self.budget:
             shape = (count, self.budget.max_patches, 3 * self.budget.patch_size**2)
             return {"image": np.zeros(shape, np.uint8), "spatial_shape": np.ones((count, 2), np.int32)}

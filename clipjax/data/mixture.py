@@ -1,11 +1,11 @@
 """Several sources as one, by weights: which record is example i, exactly and at once for any i.
 
     parts of a period:  a b a a b a ...    places by weight, evenly spread; the same in every period
-    example i        -> its part, and how many examples of that part came before it
-                     -> that part's own epoch, and the record in that epoch's permutation
+    example i        -> its part, and the number of earlier examples of that part
+                     -> the part's epoch, and the record in that epoch's permutation
 
-So every record of a part comes once in each epoch of that part, whatever the weights, and nothing but i is needed to
-go on at example i.
+So every record of a part comes once in each epoch of that part, whatever the weights, and a run can go on at any
+example i without knowing more than i.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ MAX_ID = 2**31 - 1
 
 
 def open_train(data: DataConfig) -> Source:
-    """data.mixture where there is one, else data.train. Raises as open_source."""
+    """Opens data.mixture if it has parts, else data.train. Raises as open_source does."""
     return open_mixture(data.mixture) if data.mixture else open_source(data.train)
 
 
 def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
+    """Opens all parts. Raises as open_source does."""
     return Mixture(
         {name: open_source(part.source) for name, part in mixture.items()},
         {name: part.weight for name, part in mixture.items()},
@@ -37,16 +38,16 @@ def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
 
 
 def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:
-    """What says which record of `source` is example i of a run with this seed."""
-    # A mixture, or a source whose records are read in blocks; a plain list of examples is a source too.
+    """order[i]: the index of the record that is example i of a run with this seed."""
+    # Mixtures, and sources whose records are read in blocks, have an order. A plain list of examples is a source too.
     return source.order(seed) if hasattr(source, "order") else Shuffled(len(source), seed)
 
 
 class Mixture:
-    """The records of all parts, part after part in the order of their names; Interleaved is the order to read them in.
+    """The records of all parts, one part after another in the order of their names. `order` interleaves them.
 
-    Keys begin with the part's name. Labels are -1: parts count them differently. A pair_id p of the k-th of K parts
-    becomes p K + k, so that equal ids of different parts stay different; RecordError where that is no int32.
+    Keys begin with the part's name. Labels are -1, because each part counts its own. A pair_id p of the k-th of K parts
+    becomes p K + k, so that ids of different parts stay different; one that is then above int32 raises RecordError.
     """
 
     class_names = ()
@@ -92,11 +93,11 @@ class Mixture:
 
 
 class Interleaved:
-    """order[i] -> index into a Mixture. A pure function of i, the parts' weights and orders.
+    """order[i]: index into a Mixture. A pure function of i, the parts' weights and the parts' orders.
 
-    Of any first n examples a part with the share w among K parts has n w, give or take 1/2 + w K / 2; where w is no
-    multiple of 1 / PERIOD, w is the multiple next to it, less than 4e-6 away. A part's own order depends on the seed
-    and its name, so other parts may come and go.
+    Among the first n examples, for any n, a part with the share w of K parts has n w, to within 1/2 + w K / 2. Shares
+    are rounded to multiples of 1 / PERIOD, which moves them by less than 4e-6. A part's own order depends on the seed
+    and the part's name, so adding or removing other parts does not change it.
     """
 
     def __init__(self, names: Sequence[str], orders: Sequence[Shuffled], weights: Sequence[float]):
@@ -112,18 +113,18 @@ class Interleaved:
         return int(self.starts[part]) + self.parts[part][seen]
 
     def replacement(self, index: int, rng: np.random.Generator) -> int:
-        """The record to take for a bad one: of the same part."""
+        """A record of the same part, to replace a bad one."""
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return int(self.starts[part]) + self.parts[part].replacement(index, rng)
 
     def progress(self, examples: int) -> dict[str, float]:
-        """For the metrics: how many of the first so many examples are each part's, and how many epochs that is."""
+        """Metrics after a number of examples: how many are from each part, and how many epochs of it that is."""
         periods, place = divmod(examples, PERIOD)
         seen = periods * self.counts + np.bincount(self.part[:place], minlength=len(self.names))
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, part, count in zip(self.names, self.parts, seen, strict=True):
-            found |= {f"epoch/{name}": int(count) / part.size, f"examples/{name}": int(count)}
-        return found
+            metrics |= {f"epoch/{name}": int(count) / part.size, f"examples/{name}": int(count)}
+        return metrics
 
 
 def _seed_of(seed: int, name: str) -> int:
@@ -134,26 +135,26 @@ PERIOD = 252_000  # 2^5 3^2 5^3 7: shares in per mille, thirds, sixths, sevenths
 
 
 def places_of(weights: Sequence[float]) -> np.ndarray:
-    """[K] int64: how many of a period's places each part has. Sum PERIOD; each less than 1 from its share."""
+    """[K] int64: the number of places of each part in a period. They sum to PERIOD, each within 1 of its share."""
     exact = np.asarray(weights, np.float64) / np.sum(weights) * PERIOD
-    # 0.1 / 0.3 is not 1/3: what is a whole number but for rounding is that number.
+    # 0.1 / 0.3 is not exactly 1/3: a number that rounding alone keeps from being whole is taken as whole.
     exact = np.where(np.abs(exact - np.round(exact)) < 1e-6, np.round(exact), exact)
     counts = np.floor(exact).astype(np.int64)
-    most_wanting = np.argsort(counts - exact, kind="stable")
-    counts[most_wanting[: PERIOD - counts.sum()]] += 1
+    largest_remainder_first = np.argsort(counts - exact, kind="stable")
+    counts[largest_remainder_first[: PERIOD - counts.sum()]] += 1
     return counts
 
 
 def interleave(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([n] part of each place, [n] how many earlier places are that part's), n = sum of counts.
+    """([n] part of each place, [n] number of earlier places of that part), n = sum of counts.
 
-    The j-th place of a part with the share w wants to be at (j + 1/2) / w; places are dealt in this order. At any
-    time t each part then has t w places but for 1/2, and all together t but for K / 2, from which Interleaved's bound
-    follows.
+    The ideal time of the j-th place of a part with the share w is (j + 1/2) / w, and places are sorted by it. At any
+    time t each part then has t w places to within 1/2, and all K parts together t to within K / 2. Interleaved's bound
+    follows from these two.
     """
     parts = np.repeat(np.arange(len(counts)), counts)
     earlier = np.concatenate([np.arange(count) for count in counts])
-    # Equal times come out equal: both numbers are integers below 2^53, and division rounds correctly.
-    wanted = (2 * earlier + 1) * counts.sum() / counts[parts]
-    order = np.argsort(wanted, kind="stable")
+    # Equal times compare equal: both numbers are integers below 2^53, and division rounds correctly.
+    ideal = (2 * earlier + 1) * counts.sum() / counts[parts]
+    order = np.argsort(ideal, kind="stable")
     return parts[order].astype(np.int16), earlier[order].astype(np.int32)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 
 class Shuffled:
-    """Every epoch in a permutation of its own, seeded by `seed`."""
+    """Each epoch is a permutation of all records, seeded by `seed`."""
 
     def __init__(self, size: int, seed: int):
+        import grain  # brings JAX; reading a configuration imports the sources, and this file with them
+
         self.size = size
         self.permutations = grain.MapDataset.range(size).seed(seed).shuffle().repeat(None, reseed_each_epoch=True)
 
@@ -20,19 +21,19 @@ class Shuffled:
         return int(self.permutations[i])
 
     def replacement(self, index: int, rng: np.random.Generator) -> int:
-        """The record to take for a bad one."""
+        """A record to replace a bad one."""
         return int(rng.integers(self.size))
 
     def progress(self, examples: int) -> dict[str, float]:
-        """For the metrics: the epochs that the first so many examples are."""
+        """Metrics after a number of examples: the epochs that they are."""
         return {"epoch": examples / self.size}
 
 
 class Windowed(Shuffled):
-    """For records that are read in blocks: every epoch the blocks are shuffled, each `window` of them is taken
-    together, and the records of those are shuffled. So a block is read once an epoch and not once a record.
+    """For records that are read in blocks: each block is read once an epoch instead of once for each record.
 
-    starts: [blocks + 1] first record of each block, and how many records there are.
+    Each epoch shuffles the blocks, takes them `window` at a time, and shuffles the records of these.
+    starts: [blocks + 1] the first record of each block, then the number of records.
     """
 
     def __init__(self, starts: Sequence[int], window: int, seed: int):
@@ -47,7 +48,7 @@ class Windowed(Shuffled):
         return int(_window_records(self, epoch, window)[place - first])
 
 
-# Small, and the same for all threads: an epoch has 8 bytes a window and a block, a window 8 bytes a record.
+# Cached for all threads. An entry is small: 8 bytes for each block or window of an epoch, or each record of a window.
 @functools.lru_cache(maxsize=256)
 def _blocks(order: Windowed, epoch: int) -> np.ndarray:
     return np.random.default_rng((order.seed, epoch)).permutation(len(order.starts) - 1)
@@ -55,7 +56,7 @@ def _blocks(order: Windowed, epoch: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _window_ends(order: Windowed, epoch: int) -> np.ndarray:
-    """Places where the windows of an epoch end."""
+    """The places in an epoch at which its windows end."""
     ends = np.cumsum(np.diff(order.starts)[_blocks(order, epoch)])
     return ends[sorted({*range(order.window - 1, len(ends), order.window), len(ends) - 1})]
 

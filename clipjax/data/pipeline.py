@@ -1,8 +1,8 @@
-"""Records -> batches. What is in a batch is a pure function of the seed and its number.
+"""Records -> batches. The content of a batch is a pure function of the seed and the batch's number.
 
-Batch s of process p is rows p*b .. (p+1)*b of the examples s*B .. (s+1)*B, where example i is a function of
-(seed, i) alone (clipjax.data.examples). So neither threads, worker processes nor the number of hosts change a
-batch, and resuming at any step needs only its number.
+Batch s of process p is rows p*b .. (p+1)*b of the examples s*B .. (s+1)*B, where example i is a function of (seed, i)
+alone (clipjax.data.examples). So threads, worker processes and the number of hosts change no batch, and a run resumes
+at any step from the step's number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer
 
 MIN_READ = 100  # records read before the share of bad ones can stop a run
-MAX_MET = 1000  # batches with bad records that are remembered for whoever writes them down
+MAX_MET = 1000  # batches with bad records that are kept until bad_records_log takes them
 
 
 def make_train_iterator(
@@ -38,11 +38,10 @@ def make_train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainIterator:
-    """The endless training stream of this process; see TrainIterator. Epochs wrap within a batch.
+    """The endless training stream of this process, a TrainIterator. A batch may span two epochs.
 
-    budget: patches instead of images of image_size; "image" and "spatial_shape" are then as images/naflex.py says.
-
-    Raises ConfigError when the batch does not divide over the processes, DataError for an empty source.
+    budget: make patches instead of images of image_size; "image" and "spatial_shape" are then as in images/naflex.py.
+    Raises ConfigError where the batch does not divide over the processes, DataError for an empty source.
     """
     rows = _rows_of_process("config.global_batch_size", global_batch_size, process_count)
     data = choose_decoder(data)
@@ -54,12 +53,12 @@ class TrainIterator:
     """Iterator of (batch, state) for one process.
 
     batch: {"image": uint8 [b, H, W, 3], "text": int32 [b, L], "pair_id": int32 [b]} NumPy.
-    state: JSON-able, belongs to the position after this batch: {"step", "read", "bad": {cause: count}, "records"}, the
-    last the source's size, on which the order depends.
+    state: the position after this batch, as JSON values: {"step", "read", "bad": {cause: count}, "records"}. "records"
+      is the source's size, on which the order depends.
 
-    A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted;
-    more than data.max_bad_share of the records read raises DataError. met: (step, its bad records) of the latest
-    batches that had some, for bad_records_log to take.
+    A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted. A share
+    above data.max_bad_share of the records read raises DataError. met: (step, bad records) of the latest batches with
+    bad records, for bad_records_log to take.
     """
 
     def __init__(self, data: DataConfig, examples: TrainExamples, global_batch_size: int, rows: int, offset: int):
@@ -76,7 +75,7 @@ class TrainIterator:
         }
 
     def set_state(self, state: dict) -> None:
-        """Goes on after the batch the state came with; nothing is replayed.
+        """Continues after the batch that the state came with, without replaying anything.
 
         Raises DataError where the source had another number of records then.
         """
@@ -100,7 +99,7 @@ class TrainIterator:
         )
 
     def progress(self, step: int) -> dict[str, float]:
-        """Metrics of the data's order after so many steps: epochs; of a mixture, epochs and examples of each part."""
+        """Metrics of the data's order after `step` steps: epochs; for a mixture, epochs and examples of each part."""
         return self.examples.order.progress(step * self.global_batch_size)
 
     def __iter__(self) -> TrainIterator:
@@ -141,8 +140,8 @@ def eval_batches(
     batch_size: global. Yields this process's rows, b = batch_size / process_count: {"image" uint8 [b, H, W, 3],
     "text" int32 [b, L] (first caption), "label", "pair_id", "index" int32 [b], "valid" bool [b]}. Rows beyond
     the last record have index -1; they and bad records (logged, counted) have valid=False.
-    shares: consecutive records for each process to have, in place of its rows of every batch of consecutive ones.
-    Raises ConfigError when the batch does not divide over the processes.
+    shares: the consecutive records that each process reads, instead of its rows of each batch of consecutive records.
+    Raises ConfigError where the batch does not divide over the processes.
     """
     rows = _rows_of_process("config.eval.batch_size", batch_size, process_count)
     if shares is None:

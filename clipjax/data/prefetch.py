@@ -1,4 +1,4 @@
-"""Batches onto the mesh ahead of the step that needs them."""
+"""Moves batches to the mesh before the step that needs them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jax.sharding import Sharding
 def prefetch_to_mesh(
     batches: Iterator[tuple[dict, Any]], sharding: Sharding, depth: int
 ) -> Iterator[tuple[dict[str, jax.Array], Any, float]]:
-    """(local batch, extra) -> (global batch, extra, seconds waited for it), `depth` batches ahead.
+    """(local batch, extra) -> (global batch, extra, seconds waited for the batch), `depth` batches ahead.
 
-    The rows of all processes together are the global batch, laid out by `sharding`. A thread does the work;
-    its exceptions are raised here, at the batch they belong to. close() ends the thread.
+    The rows of all processes together are the global batch, laid out by `sharding`. A thread does the work; its
+    exceptions are raised here, at the batch they belong to. close() ends the thread.
     """
     ready: queue.Queue = queue.Queue(maxsize=max(depth, 1))
     stop = threading.Event()

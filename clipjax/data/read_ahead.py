@@ -1,4 +1,4 @@
-"""Batches made ahead of their use by threads or processes."""
+"""Batches made before they are needed, by threads or processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from absl import flags
 
 from clipjax.data.bad_records import BadRecord
 
-# Grain's elements. Many rows, so that its cost per element (0.1 ms and more) is small beside their decoding; few, so
-# that all threads work on the next batch, and memory stays at a few chunks whatever the batch size.
+# Rows of one Grain element. Enough that Grain's cost per element (0.1 ms and more) is small beside decoding the rows;
+# few enough that all threads work on the next batch, and that memory does not grow with the batch size.
 CHUNK = 32
 ENDLESS = 1 << 40
 
@@ -34,16 +34,16 @@ def read_batches(
 ) -> Iterator[Rows]:
     """examples(first + s * stride, rows) for s = 0, 1, ..., in order.
 
-    num_threads threads make parts of the batches ahead; with worker_count, that many processes with so many threads
-    each (then everything in `examples` must be picklable). Exceptions of `examples` are raised here; so is a worker's
-    death. Workers end with this process, also when it is killed.
+    num_threads threads make parts of the batches ahead. worker_count: that number of processes with num_threads threads
+    each, instead of threads of this process; everything in `examples` must then be picklable. Exceptions of `examples`
+    are raised here; so is a worker's death. Workers end with this process, also when it is killed.
     """
     chunks = Chunks(examples, rows, first, stride, num_batches)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
     if worker_count:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which a library's user may never parse
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which users of the library may never parse
         workers = grain.MultiprocessingOptions(num_workers=worker_count, per_worker_buffer_size=4)
         dataset = dataset.mp_prefetch(workers)
     return _joined(iter(dataset), chunks.per_batch)
@@ -61,7 +61,7 @@ class Chunks:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None and self.owner != os.getpid():
-            # A worker waits for room in its queue, for ever if the run was killed: nobody else would end it.
+            # A worker waits for room in its queue. If the run was killed it would wait for ever.
             threading.Thread(target=_end_with, args=(parent,), name="end_with_the_run", daemon=True).start()
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@
            ...
            manifest.json                      counts, checksums, class names, licences, source; written last
 
-docs/data.md describes both for people who write them with other tools.
+docs/data.md describes both formats for people who write them with other tools.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RecordError(ValueError):
 
 
 class ManifestError(ValueError):
-    """A folder of records that is missing, unfinished or not what was asked for."""
+    """Data that is missing, unfinished, damaged or not what was asked for."""
 
 
 def encode_record(
@@ -71,7 +71,7 @@ def decode_record(data: bytes) -> dict[str, Any]:
     """
     try:
         record = msgpack.unpackb(data, max_bin_len=1 << 30)
-    except Exception as error:  # msgpack raises many kinds for damaged input; to a reader they are one
+    except Exception as error:  # msgpack raises many kinds for damaged input; a reader needs only one
         raise RecordError("corrupt record", f"not a msgpack map: {error}") from error
     if not isinstance(record, dict):
         raise RecordError("corrupt record", f"a msgpack {type(record).__name__}, expected a map")
@@ -82,7 +82,7 @@ def decode_record(data: bytes) -> dict[str, Any]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a finished folder. Raises ManifestError saying what is there instead."""
+    """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ManifestError(
@@ -95,8 +95,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ManifestError(f"{path} has format {found!r}, expected {FORMAT!r}; build the folder again.")
+        other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ManifestError(f"{path} has format {other!r}, expected {FORMAT!r}; build the folder again.")
     if not _well_formed(manifest):
         raise ManifestError(
             f"{path} is incomplete: each of its splits needs a list 'shards' of "
@@ -119,18 +119,20 @@ def write_records(
     process_index: int = 0,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> dict[str, Any]:
-    """Writes a folder of shards and its manifest as a whole or not at all; returns the manifest.
+    """Writes a folder of shards and its manifest, completely or not at all; returns the manifest.
 
-    splits: encoded records per split, consumed one by one; nothing is held but one shard.
-    skipped: cause -> count, looked at after all records have been consumed, so a generator may fill it.
-    source: what made the records (arguments, seed, versions). A finished folder with an equal source is left
-      as it is and its manifest returned; one with another source raises ManifestError unless overwrite.
-    A folder of anything else raises ManifestError, with overwrite too: only records are ever replaced.
-    What killed writers of the same folder have left beside it is removed.
-    process_index, gather: several processes may write one folder, on storage that all of them see. gather: a value of
-      each process -> those of all, as clipjax.processes.gather_json. A split is the records of process 0, then those of
-      process 1, ...; the files are those that one process writes if all of them, but the last that has any, have a
-      multiple of records_per_shard. `skipped` is process 0's. ManifestError where one does not see what another wrote.
+    splits: encoded records per split, consumed one by one; one shard is in memory at a time.
+    skipped: cause -> count; read after all records have been consumed, so that a generator may fill it.
+    source: what made the records (arguments, seed, versions). A finished folder with an equal source is left as it is,
+      and its manifest returned; another source raises ManifestError unless overwrite is set.
+    overwrite: replace a folder of records. A folder of anything else raises ManifestError nevertheless.
+    process_index, gather: several processes may write one folder together, on storage that all of them see. gather
+      turns a value of each process into the list of all (clipjax.processes.gather_json). A split is the records of
+      process 0, then those of process 1, and so on. The files equal those of a single process if every process has a
+      multiple of records_per_shard, except the last one with records. `skipped` is process 0's. Raises ManifestError
+      where a process does not see what another has written.
+
+    Removes what killed writers of the same folder have left beside it.
     """
     folder, first = Path(folder), process_index == 0
     finished = find_finished(folder, source, overwrite) if first else None
@@ -182,7 +184,7 @@ def write_records(
 
 
 def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The manifest of a folder made from an equal source, None where records are to be written; see write_records."""
+    """The manifest of a finished folder with an equal source; None where it must be written. See write_records."""
     _remove_leftovers(folder)
     if folder.exists() and any(folder.iterdir()):
         manifest = read_manifest(folder)
@@ -198,11 +200,11 @@ def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> d
 
 
 def publish(unfinished: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest into a folder of shards and gives it its name, in place of records that had it."""
+    """Writes the manifest into a folder of shards and renames it to `folder`, replacing records of that name."""
     write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     replaced = _beside(folder, "replaced")
     if folder.exists():
-        # Aside first: there is a complete copy on disk at every moment.
+        # Moved aside first, so that there is a complete copy on disk at every moment.
         folder.rename(replaced)
     unfinished.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -213,13 +215,16 @@ def _as_read(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _beside(folder: Path, what: str) -> Path:
-    """Where this process keeps a folder's unfinished or replaced form."""
+    """The path at which this process keeps the unfinished or the replaced version of a folder."""
     return folder.with_name(f".{folder.name}.{what}-{socket.gethostname()}-{os.getpid()}")
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers of this folder left beside it; puts a replaced folder back where its writer was
-    killed before the new one had the name. A writer that may still be at work, here or on another machine, is left."""
+    """Removes what killed writers of this folder have left beside it.
+
+    A replaced folder gets its name back if its writer was killed before the new one had it. Folders of writers that may
+    still be at work, here or on another machine, are left alone.
+    """
     for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*-*-*"):
         match = re.fullmatch(r"(unfinished|replaced)-(.+)-(\d+)", leftover.name.removeprefix(f".{folder.name}."))
         if not match or not leftover.is_dir() or leftover.is_symlink():
@@ -240,13 +245,13 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's, or no process number: leave it
+    except (PermissionError, OverflowError):  # another user's process, or no process number: leave it
         pass
     return True
 
 
 def _check(record: dict[str, Any]) -> None:
-    """Raises RecordError when a field is missing, of another type, or does not fit a batch's int32."""
+    """Raises RecordError where a field is missing, has another type, or does not fit a batch's int32."""
     for name, kind in (("image", bytes), ("texts", list), ("key", str)):
         if not isinstance(record.get(name), kind):
             raise RecordError(

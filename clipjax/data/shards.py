@@ -1,4 +1,4 @@
-"""The shards of a folder of records while they are written: by one process, or by several that share its storage."""
+"""Writing the shards of a folder of records, by one process or by several that share storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shard = dict[str, Any]  # {"file", "records", "bytes", "sha256"}, as in the mani
 
 
 def write_shards(folder: Path, prefix: str, records: Iterable[bytes], records_per_shard: int) -> list[Shard]:
-    """Writes folder/PREFIX-00000, ..., whose final names wait for the number of them; holds one shard at a time."""
+    """Writes folder/PREFIX-00000, ...; final names come later, because they contain the number of shards."""
     shards, writer, path = [], None, None
 
     def close() -> None:
@@ -27,7 +27,7 @@ def write_shards(folder: Path, prefix: str, records: Iterable[bytes], records_pe
             if writer is not None:
                 close()
             path = folder / f"{prefix}-{len(shards):05d}"
-            # group_size 1: every record can be read on its own.
+            # group_size 1: each record can be read alone.
             writer = ArrayRecordWriter(str(path), "group_size:1")
             shards.append({"file": path.name, "records": 0})
         writer.write(record)
@@ -38,14 +38,14 @@ def write_shards(folder: Path, prefix: str, records: Iterable[bytes], records_pe
 
 
 def describe_split(split: str, parts: Sequence[list[Shard]]) -> dict[str, Any]:
-    """A split of the manifest from what each process wrote of it: all shards, under their final names."""
+    """The manifest's entry of a split, with all shards under their final names. parts: the shards of each process."""
     shards = [shard for part in parts for shard in part]
     named = [{**shard, "file": shard_name(split, index, len(shards))} for index, shard in enumerate(shards)]
     return {"records": sum(shard["records"] for shard in shards), "shards": named}
 
 
 def find_missing(folder: Path, written: Sequence[Mapping[str, list[Shard]]]) -> list[str]:
-    """Names the shards that are not in the folder, or not with all their bytes. written: {split: shards} by process."""
+    """Shards that are missing from the folder or have another size. written: {split: shards} of each process."""
     return [
         f"{shard['file']} of process {process}"
         for process, splits in enumerate(written)
@@ -56,7 +56,7 @@ def find_missing(folder: Path, written: Sequence[Mapping[str, list[Shard]]]) -> 
 
 
 def name_shards(folder: Path, written: Sequence[Mapping[str, list[Shard]]], described: Mapping[str, Any]) -> None:
-    """Gives every shard its final name. described: {split: describe_split of it}."""
+    """Gives each shard its final name. described: {split: its describe_split}."""
     for split, final in described.items():
         shards = [shard for splits in written for shard in splits[split]]
         for shard, named in zip(shards, final["shards"], strict=True):

@@ -1,12 +1,12 @@
-"""Images and captions of any origin -> cleaned records, as one Apache Beam pipeline.
+"""Images and captions of any origin -> cleaned records, by one Apache Beam pipeline.
 
-    options.py    the flags, checked once
-    readers/      what people have -> units of examples; READERS
+    options.py    the flags, as one dataclass; check.py refuses wrong ones
+    readers/      input of each kind -> units of examples, through the sources of training; READERS
     steps/        one file a step; STEPS says their order
-    staging.py    a unit, read and cleaned once, as a file that a re-run finds again
+    staging.py    reads and cleans a unit once, into a file that a re-run uses again
     graph.py      the pipeline: units -> rows -> steps -> shards
     report.py     what each step left out, as JSON and as a page
-    run.py        the order of events, from flags to the finished folder
+    run.py        from flags to the finished folder
 
 Only graph.py and run.py know Beam: readers and steps are functions of their arguments.
 """

@@ -1,7 +1,7 @@
 """The Beam pipeline: units -> rows -> steps -> shards -> one summary.
 
-Pixels never pass through Beam: they wait in the staged files, which every worker must see under the same path, and so
-does the folder of the shards. What goes through Beam is rows of some hundred bytes.
+Pixels never pass through Beam: they wait in the staged files. Only rows of a few hundred bytes pass through it. Every
+worker must see the staged files and the folder of the shards under the same paths.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from data_pipelines.prepare.types import Event, Row, Unit, event
 
 
 def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names: list[str], folder: Path) -> None:
-    """Adds everything to the pipeline, which leaves shards in folder/shards and, last, folder/summary.json.
+    """Builds the pipeline, which writes shards to folder/shards and, last, folder/summary.json.
 
-    class_names: those that come first, in this order; others that rows have follow, sorted.
+    class_names: come first, in this order; other class names of the rows follow, sorted.
     """
     staged = (
         root
@@ -50,7 +50,7 @@ def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names:
         | "labels" >> beam.Map(lambda row: row.label)
         | "distinct labels" >> beam.Distinct()
         | "list labels" >> beam.combiners.ToList()
-        | "class names" >> beam.Map(lambda found: [*class_names, *sorted(set(found) - {"", *class_names})])
+        | "class names" >> beam.Map(lambda labels: [*class_names, *sorted(set(labels) - {"", *class_names})])
     )
     shards = (
         rows
@@ -166,7 +166,7 @@ def _write(
 
 
 class _Counted(beam.PTransform):
-    """Events -> one list: every (step, cause) with its count and a few cases."""
+    """Events -> one list of ((step, cause, dropped), (count, a few cases))."""
 
     def expand(self, events: PCollection[Event]) -> PCollection[list]:
         return (

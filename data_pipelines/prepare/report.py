@@ -1,4 +1,4 @@
-"""What became of every example, as report.json and as a page that shows the same."""
+"""What became of every example: report.json, and a page with the same content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT, PAGE = "report.json", "report.html"
 def account(summary: dict[str, Any]) -> dict[str, Any]:
     """{"read", "steps": [{"step", "in", "out", "dropped": {cause: {count, samples}}, "noted": ...}], "splits"}.
 
-    Raises PipelineError when the numbers do not add up: then examples were lost or doubled on the way.
+    Raises PipelineError where the numbers do not add up, because examples were then lost or doubled on the way.
     """
     events: dict[str, dict[bool, dict[str, Any]]] = defaultdict(lambda: {True: {}, False: {}})
     for event in summary["events"]:
@@ -51,13 +51,14 @@ def account(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(folder: Path, name: str, accounted: dict[str, Any], options: dict[str, Any]) -> None:
+    """Writes report.json and report.html. accounted: from `account`."""
     content = {"name": name, **accounted, "options": options}
     write_text(folder / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / PAGE, page(content))
 
 
 def page(content: dict[str, Any]) -> str:
-    """Self-contained; everything that came from the data is escaped."""
+    """The report as one HTML file without links to others; all text from the data is escaped."""
     title = f"{content['name']}: {content['written']:,} of {content['read']:,} examples"
     parts = [f"<h1>{html.escape(title)}</h1>", _splits(content["splits"]), "<h2>Step by step</h2>", _flow(content)]
     for step in content["steps"]:

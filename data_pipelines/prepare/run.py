@@ -14,10 +14,12 @@ from typing import Any
 
 from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
+from data_pipelines.files import file_sha256
+from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.report import account, write_report
-from data_pipelines.prepare.staging import VERSION, file_sha256, model_files
+from data_pipelines.prepare.staging import VERSION, model_files
 from data_pipelines.prepare.steps import languages
 from data_pipelines.prepare.types import Listing, Unit
 
@@ -25,12 +27,12 @@ from data_pipelines.prepare.types import Listing, Unit
 def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = False, **flags: Any) -> dict:
     """Writes the records, report.json and report.html to `out`, prints the counts, returns the manifest.
 
-    flags: the fields of Options. beam_flags: Beam's own, "--runner=..." and the runner's. What a run that was killed
-    had finished is kept in .NAME.preparing beside `out`, and used by the next run with the same input and options.
-    Raises PipelineError or ManifestError saying what is wrong.
+    flags: the fields of Options. beam_flags: such as "--runner=...". Finished work of a killed run is kept in
+    .NAME.preparing beside `out`; the next run with the same input and options uses it. Raises PipelineError or
+    ManifestError saying what is wrong.
     """
     options, out = Options(**flags), Path(out)
-    options.check()
+    check(options)
     listing = READERS[options.reader].units(options)
     source = {
         "pipeline": "prepare",
@@ -71,7 +73,7 @@ def print_result(out: Path, manifest: dict) -> None:
 
 
 def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> None:
-    logging.disable(logging.WARNING)  # Beam tells at its import of clients for services that are not used here
+    logging.disable(logging.WARNING)  # at its import Beam warns of missing clients for services not used here
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -82,7 +84,7 @@ def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> No
     from data_pipelines.prepare import graph
 
     if not any(flag.startswith("--runner") for flag in flags):
-        # Runs in this process; DirectRunner may first download another one.
+        # Runs in this process. DirectRunner may download another runner first.
         flags = ["--runner=FnApiRunner", *flags]
     for talkative in ("apache_beam", "absl"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -91,7 +93,7 @@ def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> No
     graph.build(pipeline, listing.units, options, listing.class_names, work.resolve())
     try:
         pipeline.run().wait_until_finish()
-    except Exception as error:  # what a worker raises comes in as many wrappings as there are runners
+    except Exception as error:  # each runner wraps a worker's exception in its own way
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
         raise PipelineError(
             f"The pipeline failed: {lines[-1].strip()} What is finished is kept in {work}: the same command continues."
@@ -127,7 +129,7 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
 
 
 def _identity(listing: Listing) -> str:
-    """Changes with the names, sizes and captions of the input, not with where it lies or when it was copied."""
+    """A digest of the names, sizes and captions of the input."""
 
     def of_unit(unit: Unit) -> list:
         return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
@@ -136,7 +138,7 @@ def _identity(listing: Listing) -> str:
 
 
 def _made_with(options: Options) -> dict[str, str]:
-    """Digests of the files that options name, and the version of a model: they may hold something else another day."""
+    """Digests of the files that options name, and versions of models, since their content may change."""
     files = [Path(name.partition(":")[0]) / MANIFEST for name in options.decontaminate]
     files += [Path(options.balance_entries)] if options.balance_entries else []
     result = {str(path): file_sha256(path) for path in files if path.is_file()}
@@ -151,7 +153,7 @@ def _made_with(options: Options) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _only_one(work: Path) -> Iterator[None]:
-    """The folder for one run at a time; the lock ends with the process, however it ends."""
+    """Reserves the folder for one run at a time; the lock ends with the process, however that ends."""
     work.mkdir(exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
@@ -164,7 +166,7 @@ def _only_one(work: Path) -> Iterator[None]:
 
 
 def _remove_others(folder: Path, files: set[str]) -> None:
-    """What killed runs, or runs with other options, have left among the shards."""
+    """Removes files that killed runs, or runs with other options, have left among the shards."""
     for path in folder.iterdir():
         if path.name not in files:
             path.unlink()

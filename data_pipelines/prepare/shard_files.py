@@ -1,4 +1,4 @@
-"""The shards of the result, each with a note of what it was made of, by which a re-run knows it again."""
+"""Writes the shards, each with a note of its content by which a re-run recognises it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from clipjax.data.records import encode_record
 from clipjax.data.shards import shard_name
 from clipjax.files import replacing, write_text
-from data_pipelines.prepare.staging import file_sha256, read_images
+from data_pipelines.files import file_sha256
+from data_pipelines.prepare.staging import read_images
 from data_pipelines.prepare.steps.shards import order
 from data_pipelines.prepare.types import Row
 
@@ -20,16 +21,16 @@ from data_pipelines.prepare.types import Row
 def write_shard(folder: Path, split: str, shard: int, count: int, rows: list[Row], class_names: list[str]) -> dict:
     """{"split", "file", "records", "bytes", "sha256"} of folder/shards/SPLIT-0000i-of-0000n.arrayrecord.
 
-    The rows are written in the order of their keys' hashes; an existing file of the same rows is kept if it is whole.
+    Rows are written in the order of their keys' hashes. An existing, undamaged file of the same rows is kept.
     """
     rows = sorted(rows, key=order)
     made_of = [(row.key, row.texts, row.label, row.image_sha) for row in rows]
     fingerprint = hashlib.sha256(repr((made_of, class_names)).encode()).hexdigest()
     path = folder / "shards" / shard_name(split, shard, count)
     described = folder / "made_of" / f"{path.name}.json"
-    found = _found(path, described, fingerprint)
-    if found:
-        return found
+    finished = _find_finished(path, described, fingerprint)
+    if finished:
+        return finished
     labels = {name: index for index, name in enumerate(class_names)}
     images = _images(folder / "units", rows)
     with replacing(path) as temporary:
@@ -46,8 +47,10 @@ def write_shard(folder: Path, split: str, shard: int, count: int, rows: list[Row
 
 
 def pair_id(text: str) -> int:
-    """Equal for captions that are equal but for case. A hash of 31 bits: among a million different captions a few
-    hundred share theirs."""
+    """A hash of 31 bits, equal for captions that differ in case only.
+
+    Among a million different captions a few hundred share theirs.
+    """
     return int.from_bytes(hashlib.sha256(text.lower().encode()).digest()[:4]) >> 1
 
 
@@ -63,7 +66,7 @@ def _images(folder: Path, rows: list[Row]) -> list[bytes]:
     return images
 
 
-def _found(path: Path, described: Path, fingerprint: str) -> dict | None:
+def _find_finished(path: Path, described: Path, fingerprint: str) -> dict | None:
     try:
         content = json.loads(described.read_text(encoding="utf-8"))
         whole = content["fingerprint"] == fingerprint and content["result"]["sha256"] == file_sha256(path)

@@ -1,7 +1,7 @@
-"""A unit, read and cleaned once: its images in one file, its rows and counts beside it.
+"""Reads and cleans a unit once: its images go into one file, its rows and counts into another beside it.
 
-A re-run finds the pair and does not read the unit again, if the unit's files, the options that concern reading and the
-pair itself are as they were. Files appear whole, the one with the rows last.
+A re-run uses the pair instead of the unit if the unit's files, the options that concern reading and the pair itself are
+unchanged. Each file appears complete, the one with the rows last.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from clipjax.data.records import RecordError
 from clipjax.files import replacing, write_text
 from data_pipelines.command import PipelineError
+from data_pipelines.files import file_sha256
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.steps import STEPS, languages
 from data_pipelines.prepare.steps.kinds import BatchStep, ExampleStep
 from data_pipelines.prepare.types import Event, Example, Row, Unit, event, place
 
-VERSION = 1  # of what readers and steps do: another one reads everything anew
+VERSION = 1  # of the readers and steps; with another version everything is read again
 SAMPLES = 5  # events of a cause that the report shows
 
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """What a unit gave."""
+    """The result of a unit."""
 
     read: int  # examples, before any step
     rows: list[Row]
-    events: list[Event]  # at most SAMPLES of a step and cause, the first of them with the count of all
+    events: list[Event]  # at most SAMPLES of each step and cause; the first has the count of all
 
 
 def stage(unit: Unit, options: Options, folder: Path) -> Staged:
-    """The unit's rows; its images wait in images_file. A damaged unit gives what could be read, and an event."""
+    """The unit's rows; its images are then in images_file. A damaged unit gives the part before the damage."""
     fingerprint = unit_fingerprint(unit, options)
-    found = _found(unit, folder, fingerprint)
-    if found:
-        return found
+    finished = _find_finished(unit, folder, fingerprint)
+    if finished:
+        return finished
     events = Events()
     rows, images = [], images_file(folder, unit.number)
     with replacing(images) as temporary:
@@ -67,7 +68,7 @@ def stage(unit: Unit, options: Options, folder: Path) -> Staged:
 
 
 def read_images(folder: Path, unit: int, positions: list[int]) -> list[bytes]:
-    """Image files of the unit's rows at these positions."""
+    """The encoded images of the unit's rows at these positions."""
     reader = ArrayRecordReader(str(images_file(folder, unit)))
     try:
         return list(reader.read(positions))
@@ -80,7 +81,7 @@ def images_file(folder: Path, unit: int) -> Path:
 
 
 def unit_fingerprint(unit: Unit, options: Options) -> str:
-    """Changes with anything that could change what `stage` gives."""
+    """A digest of everything that decides the result of `stage`."""
     files = [(path, *_state(Path(path))) for path in unit.files]
     content = [VERSION, unit.reader, unit.payload, files, options.while_reading(), model_files(options.clip_model)]
     content += [languages.model(options)]
@@ -88,18 +89,13 @@ def unit_fingerprint(unit: Unit, options: Options) -> str:
 
 
 def model_files(folder: str, times: bool = True) -> list[tuple]:
-    """(path, size, time) of the files of a model's folder; "": none."""
+    """(path, size, time) of each file in a model's folder; () for folder ""."""
     files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()] if folder else []
     return [(path.relative_to(folder).as_posix(), *_state(path)[: 2 if times else 1]) for path in files]
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Events:
-    """Counts of what happened, with a few cases of each; which ones does not depend on the order."""
+    """Counts events and keeps a few cases of each cause; the choice does not depend on their order."""
 
     def __init__(self) -> None:
         self.counts: collections.Counter[tuple[str, str, bool]] = collections.Counter()
@@ -182,7 +178,7 @@ def _row(example: Example, unit: int, position: int) -> Row:
     )
 
 
-def _found(unit: Unit, folder: Path, fingerprint: str) -> Staged | None:
+def _find_finished(unit: Unit, folder: Path, fingerprint: str) -> Staged | None:
     try:
         content = json.loads(_rows_file(folder, unit.number).read_text(encoding="utf-8"))
         if content["fingerprint"] != fingerprint or content["sha256"] != file_sha256(images_file(folder, unit.number)):

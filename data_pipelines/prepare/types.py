@@ -1,4 +1,4 @@
-"""What flows through the pipeline."""
+"""The types that pass through the pipeline."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Example:
     image: bytes
     texts: tuple[str, ...]
     label: str = ""  # class name, "": none
-    pixels_sha: str = ""  # both from the decoded pixels
+    # computed from the decoded pixels; see Row
+    pixels_sha: str = ""
     image_hash: int = 0
     colours: str = ""
-    scores: tuple[float, ...] = ()  # of each caption, where a model gave them
+    scores: tuple[float, ...] = ()  # one a caption, if a model scored them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example without its pixels, which wait in a staged file: what the later steps decide on."""
+    """One example without its pixels, which wait in a staged file. Later steps decide on rows."""
 
     key: str
     unit: int
@@ -36,24 +37,24 @@ class Row:
     scores: tuple[float, ...]
     image_sha: str  # of the stored file
     pixels_sha: str  # of its pixels
-    image_hash: int  # 64 bits, of which few differ for images that look alike, whatever their colours
-    colours: str  # of a grid of 4 x 4, in hexadecimal
+    image_hash: int  # 64 bits; few of them differ between images that look alike, apart from colour
+    colours: str  # mean colours of a grid of 4 x 4, in hexadecimal
     split: str = ""
     shard: int = -1
 
     @property
     def id(self) -> str:
-        """Unique in a run, as keys need not be."""
+        """Unique in a run, while keys may repeat."""
         return f"{self.unit}/{self.position}"
 
     @property
     def rank(self) -> tuple[str, int, int]:
-        """Of rows that exclude each other the one of the smallest rank stays."""
+        """Where rows exclude each other, the one with the smallest rank stays."""
         return (self.key, self.unit, self.position)
 
     @property
     def captions(self) -> tuple[tuple[str, float], ...]:
-        """Captions with their scores, 0 where there are none."""
+        """(caption, score) pairs; the score is 0 without a model."""
         return tuple(itertools.zip_longest(self.texts, self.scores, fillvalue=0.0))
 
     def with_captions(self, captions: Iterable[tuple[str, float]]) -> Row:
@@ -62,18 +63,18 @@ class Row:
 
 
 class Unit(NamedTuple):
-    """A piece of the input that one worker reads at a time."""
+    """A piece of the input, read by one worker as a whole."""
 
     number: int
     name: str  # for messages
     reader: str
-    files: tuple[str, ...]  # whose change makes the unit another one
+    files: tuple[str, ...]  # a change of one of them makes the unit another one
     payload: Any  # the reader's own; can be pickled
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a reader finds."""
+    """The units that a reader makes of the input."""
 
     units: list[Unit]
     class_names: list[str] = field(default_factory=list)
@@ -81,13 +82,13 @@ class Listing:
 
 
 class Event(NamedTuple):
-    """Something that a step did: `count` examples left out (dropped) or changed, because of `cause`."""
+    """A step left out (dropped) or changed `count` examples, because of `cause`."""
 
     step: str
     cause: str
     dropped: bool
     key: str
-    text: str  # what to show of it
+    text: str  # shown in the report
     count: int = 1
 
 
@@ -98,9 +99,9 @@ def event(step: str, cause: str, dropped: bool, key: str, text: str, count: int 
 SHOWN = 300  # characters of a caption or message
 
 
-Note = Callable[..., None]  # note(cause, key, text, count=1) tells of a change
+Note = Callable[..., None]  # note(cause, key, text, count=1) reports a change
 
 
 def place(text: str, salt: str) -> float:
-    """A number in [0, 1) that depends on nothing but text and salt; equally spread."""
+    """A number in [0, 1), equally spread, that depends on text and salt alone."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8]) / 2**64

@@ -6,16 +6,15 @@ import pickle
 
 import pytest
 
-from clipjax.config import DataConfig, SourceConfig
+from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import folder as folder_source
-from clipjax.data.sources import open_source
+from clipjax.data.sources import FolderConfig, open_source, tables
 from tests.data.samples import encoded, picture
 from tests.data.test_pipeline import stream
 
 
 def open_images(path, **changes):
-    return open_source(SourceConfig(name="folder", path=str(path), **changes))
+    return open_source(FolderConfig(path=str(path), **changes))
 
 
 def write(folder, files):
@@ -160,8 +159,8 @@ def test_missing_columns_folders_and_tables_are_named(tmp_path, monkeypatch):
     (tmp_path / "no_images").mkdir()
     with pytest.raises(ManifestError, match="has no records"):
         open_images(tmp_path / "no_images")
-    monkeypatch.setattr(folder_source, "LONGEST_FIELD", 3)
-    with pytest.raises(ManifestError, match="t.csv cannot be read: field larger than field limit"):
+    monkeypatch.setattr(tables, "LONGEST_FIELD", 3)
+    with pytest.raises(ManifestError, match=r"t.csv line \d+ is not CSV: field larger than field limit"):
         open_images(tmp_path / "t.csv", image_key="file", text_key="caption")
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from clipjax.config import AugmentConfig, DataConfig, PixelConfig
-from clipjax.data.images.transforms import MAX_PIXELS, eval_image, open_image
+from clipjax.data.images.decode import MAX_PIXELS, open_image
+from clipjax.data.images.transforms import eval_image
 from clipjax.data.records import RecordError, encode_record
 from tests.data.samples import encoded, open_folder, picture, write_folder
 from tests.data.test_pipeline import stream

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from clipjax.config import AugmentConfig, PixelConfig
-from clipjax.data.images.transforms import MAX_PIXELS, crop_box, eval_image, open_image, train_image
+from clipjax.data.images.decode import MAX_PIXELS, open_image
+from clipjax.data.images.transforms import crop_box, eval_image, train_image
 from clipjax.data.records import RecordError
 from tests.data.samples import encoded, picture
 from tests.torch_reference import import_torch

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
-from clipjax.data.images import jpeg
-from clipjax.data.images import transforms as images
+from clipjax.data.images import decode, jpeg
 from clipjax.data.images.naflex import PatchBudget, train_patches
 from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.records import RecordError
@@ -158,7 +157,7 @@ def test_damage_costs_an_image_exactly_where_pillow_gives_it_up(data):
 
 
 def test_evaluation_and_training_without_augmentation_are_always_pillows(monkeypatch):
-    monkeypatch.setattr(images, "decode_small", lambda *_: pytest.fail("decoded by another decoder"))
+    monkeypatch.setattr(decode, "decode_small", lambda *_: pytest.fail("decoded by another decoder"))
     data = photo_jpeg(0, 500, 375)
     plain = AugmentConfig(name="none")
     expected = np.asarray(Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BICUBIC))

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipjax.config import DataConfig, SourceConfig
+from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import open_source
+from clipjax.data.sources import ParquetConfig, open_source
 from clipjax.data.sources import parquet as parquet_source
 from tests.data.samples import ROOT, encoded, example, picture
 from tests.data.test_pipeline import assert_equal, joined, stream, take
@@ -22,7 +22,7 @@ ROWS, GROUP = 23, 4
 
 
 def open_parquet(path, **changes):
-    return open_source(SourceConfig(name="parquet", path=str(path), **changes))
+    return open_source(ParquetConfig(path=str(path), **changes))
 
 
 def write(path, columns, group=GROUP, **options):

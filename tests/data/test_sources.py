@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, SourceConfig
+from clipjax.config import ConfigError, SourceConfig, default_config, from_config_dict, from_json_dict
+from clipjax.config.fields import declarations
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import open_source
+from clipjax.data.sources import SOURCES, TfdsConfig, WebDatasetConfig, open_source
 from tests.data.samples import example, open_folder, write_folder
 
 
@@ -86,6 +87,20 @@ def test_an_unknown_split_or_source_names_the_nearest(folder):
         open_source(SourceConfig(path="nowhere"))
 
 
+def test_a_source_has_its_own_options_and_no_others():
+    for name, row in SOURCES.items():
+        assert row.config().name == name
+        assert all(declaration.role for _, _, declaration in declarations(row.config()))
+    config = default_config()
+    config.data.train.name = "webdataset"
+    config.data.train.text_key = "alt"
+    assert from_config_dict(config).data.train == WebDatasetConfig(text_key="alt")
+    with pytest.raises(ConfigError, match="config.data.train.text_key: 'array_record' has no such field, 'folder'"):
+        from_json_dict({"data": {"train": {"text_key": "alt"}}})
+    with pytest.raises(ConfigError, match="Source 'webdataset' needs a WebDatasetConfig, but got a SourceConfig"):
+        open_source(SourceConfig(name="webdataset"))
+
+
 def test_a_split_without_records_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"] = []
@@ -97,7 +112,7 @@ def test_a_split_without_records_is_refused(copy):
 def test_tfds_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ManifestError, match="pip install tensorflow-datasets importlib_resources"):
-        open_source(SourceConfig(name="tfds", path="mnist"))
+        open_source(TfdsConfig(path="mnist"))
 
 
 def test_any_damage_to_a_shard_costs_records_and_is_never_silent(copy):

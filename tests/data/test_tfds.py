@@ -41,16 +41,16 @@ SCRIPT = """
 import dataclasses, json, pickle, sys
 sys.path.insert(0, sys.argv[1])
 from pictures import pictures_dataset_builder
-from clipjax.config import DataConfig, SourceConfig
+from clipjax.config import DataConfig
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import open_source
+from clipjax.data.sources import TfdsConfig, open_source
 from tests.data.samples import LengthTokenizer, encoded, picture
 
 data = sys.argv[1] + "/prepared"
 builder = pictures_dataset_builder.Builder(data_dir=data, file_format="array_record")
 builder.download_and_prepare()
-named = SourceConfig(name="tfds", path="pictures", data_dir=data)
+named = TfdsConfig(path="pictures", data_dir=data)
 
 
 def read(**changes):

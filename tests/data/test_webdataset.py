@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clipjax.config import DataConfig, SourceConfig
+from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import open_source, tar_index
+from clipjax.data.sources import WebDatasetConfig, open_source, tar_index
 from tests.data.samples import FORMATS, encoded, example, picture
 from tests.data.test_pipeline import stream
 
@@ -54,7 +54,7 @@ def samples(numbers, folder=""):
 
 
 def open_tars(path, **changes):
-    return open_source(SourceConfig(name="webdataset", path=str(path), **changes))
+    return open_source(WebDatasetConfig(path=str(path), **changes))
 
 
 def cause_of(source, index):
@@ -166,7 +166,7 @@ def test_each_process_indexes_in_an_order_of_its_own_and_a_long_wait_is_told(tmp
         write_tar(tmp_path / f"{shard:02d}.tar", samples([shard]))
     calls, original = [], tar_index.index_tar
     monkeypatch.setattr(tar_index, "index_tar", lambda file: calls.append(file.name) or original(file))
-    monkeypatch.setattr("clipjax.data.sources.webdataset.TELL_SECONDS", -1)
+    monkeypatch.setattr("clipjax.data.sources.webdataset.PROGRESS_SECONDS", -1)
     monkeypatch.setattr("clipjax.data.sources.webdataset.INDEXING_THREADS", 1)
     source = open_tars(tmp_path)
     assert [source[i]["key"] for i in range(20)] == [f"{i:06d}" for i in range(20)]

@@ -10,6 +10,7 @@ import pytest
 from clipjax.data.records import ManifestError, RecordError
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare import run
+from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps import languages
 from data_pipelines.prepare.types import Example
@@ -142,8 +143,8 @@ def test_threads_load_one_model(model, monkeypatch):
 )
 def test_options_that_make_no_sense_are_refused_by_name(model, fields, message):
     with pytest.raises(PipelineError, match=message):
-        Options(reader="webdataset", input=("x",), **fields).check()
-    options("en", "no", "nn").check()
+        check(Options(reader="webdataset", input=("x",), **fields))
+    check(options("en", "no", "nn"))
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
@@ -151,11 +152,11 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     languages._loaded.cache_clear()
     with pytest.raises(PipelineError, match=r"--languages needs py3langid.*pip install 'clipjax\[pipelines\]'"):
-        options("en").check()
+        check(options("en"))
     with pytest.raises(PipelineError, match="--languages needs py3langid"):
         languages.model(options("en"))  # a worker that lacks it
     assert languages.model(options()) == ""
-    options().check()  # and nothing is needed when no language is asked for
+    check(options())  # and nothing is needed when no language is asked for
     languages._loaded.cache_clear()
 
 

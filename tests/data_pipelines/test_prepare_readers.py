@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipjax.data.records import ManifestError
 from data_pipelines.command import PipelineError
+from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.staging import read_images, stage
@@ -19,7 +21,7 @@ from tests.data_pipelines.debs import tar_bytes
 def read(reader: str, *inputs, **fields):
     """(units, {key: example}, [(cause, key, count)]) of all units."""
     options = Options(reader=reader, input=tuple(map(str, inputs)), **fields)
-    options.check()
+    check(options)
     listing, notes, examples = READERS[reader].units(options), [], []
     for unit in listing.units:
         note = lambda cause, key, text, count=1: notes.append((cause, key, count))  # noqa: E731
@@ -108,10 +110,10 @@ def test_parquet_holds_bytes_or_hugging_faces_images(tmp_path):
     pq.write_table(pa.table({"png": [b"0"], "text": ["a dog"]}), tmp_path / "u.parquet")
     _, found, _ = read("parquet", tmp_path / "u.parquet", image_column="png", caption_columns=("text",))
     assert found["u/00000000"].texts == ("a dog",)
-    with pytest.raises(PipelineError, match="has no column 'image'. It has png, text"):
+    with pytest.raises(PipelineError, match="has no column 'image'. It has 'png', 'text'"):
         read("parquet", tmp_path / "u.parquet")
     (tmp_path / "v.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(PipelineError, match="is no Parquet file"):
+    with pytest.raises(ManifestError, match="v.parquet cannot be read as Parquet"):
         read("parquet", tmp_path / "v.parquet")
 
 

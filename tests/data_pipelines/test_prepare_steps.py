@@ -12,6 +12,7 @@ from PIL import Image
 
 from clipjax.data.records import RecordError, write_records
 from data_pipelines.command import PipelineError
+from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps import balance, decontaminate, repeats, scores, shards
 from data_pipelines.prepare.steps.captions import captions, clean, script
@@ -442,6 +443,6 @@ def test_shards_are_about_equal_never_empty_and_follow_the_key_alone():
 )
 def test_options_that_make_no_sense_are_refused_by_name(fields, message):
     with pytest.raises(PipelineError, match=message):
-        options(**fields).check()
+        check(options(**fields))
     with pytest.raises(PipelineError, match="--reader=webdatset is unknown.*webdataset"):
-        dataclasses.replace(options(), reader="webdatset").check()
+        check(dataclasses.replace(options(), reader="webdatset"))

@@ -9,7 +9,7 @@ import pytest
 
 from clipjax.commands import train
 from clipjax.config import MixturePart, SourceConfig, from_config_dict, to_config_dict
-from clipjax.data.sources import open_source
+from clipjax.data.sources import ParquetConfig, WebDatasetConfig, open_source
 from clipjax.mesh import make_mesh
 from tests import runs
 from tests.data.test_webdataset import write_tar
@@ -27,8 +27,8 @@ def test_a_run_on_tars_parquet_and_records_resumes_with_the_same_losses_and_coun
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=3)
     parts = {
         "records": MixturePart(SourceConfig(path=str(tmp_path / "scenes")), 2.0),
-        "rows": MixturePart(SourceConfig(name="parquet", path=str(tmp_path / "rows.parquet"), text_key="caption"), 1.0),
-        "tars": MixturePart(SourceConfig(name="webdataset", path=f"{tmp_path}/{{00000..00000}}.tar"), 1.0),
+        "rows": MixturePart(ParquetConfig(path=str(tmp_path / "rows.parquet"), text_key="caption"), 1.0),
+        "tars": MixturePart(WebDatasetConfig(path=f"{tmp_path}/{{00000..00000}}.tar"), 1.0),
     }
     tree = runs.run_config(tmp_path)
     tree.data.train.path = ""

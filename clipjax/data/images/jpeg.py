@@ -1,4 +1,4 @@
-"""JPEGs for training, decoded at a fraction of their size by libjpeg-turbo without Pillow in between."""
+"""JPEGs for training, decoded at a fraction of their size by libjpeg-turbo itself, without Pillow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from absl import logging
 
 from clipjax.config import DataConfig, require
 
-# 7/8 costs more than the whole image: only 1, 1/2, 1/4 and 1/8 are vectorised in libjpeg-turbo.
+# Without 7, which costs more than the whole image: libjpeg-turbo vectorises only 8/8, 4/8, 2/8 and 1/8.
 EIGHTHS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def decode_small(data: bytes, size: tuple[int, int], shrink: float) -> tuple[np.ndarray, float] | None:
-    """([h, w, 3] uint8 RGB, by what each side was divided): the smallest version shrunk by no more than `shrink`.
+    """([h, w, 3] uint8 RGB, divisor of each side): the smallest version that is shrunk by no more than `shrink`.
 
-    size: (width, height) by the file's header. None where libjpeg-turbo has an error or as little as a warning: whether
-    such a file can be used is for Pillow to say.
+    size: (width, height) in the file's header. Returns None where libjpeg-turbo reports an error or a warning; Pillow
+    then decides whether the file can be used.
     """
     import simplejpeg
 
@@ -35,7 +35,7 @@ def decode_small(data: bytes, size: tuple[int, int], shrink: float) -> tuple[np.
 
 
 def choose_decoder(data: DataConfig) -> DataConfig:
-    """data with "auto" replaced by the decoder that runs here, so that a run's config says which it was.
+    """data with decoder "auto" replaced by the one that this machine has, so that a run's config names it.
 
     Raises ConfigError for "simplejpeg" where it is not installed.
     """

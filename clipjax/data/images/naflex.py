@@ -1,4 +1,4 @@
-"""Encoded image -> patches of its own aspect ratio, as many as a budget allows (SigLIP 2's NaFlex)."""
+"""Encoded image -> patches at its own aspect ratio, within a budget (SigLIP 2's NaFlex)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import AugmentConfig, ImageTowerConfig, PixelConfig
+from clipjax.data.images.decode import open_image, read_box
 from clipjax.data.images.resize import Box, resize
-from clipjax.data.images.transforms import crop_box, open_image, read_box
+from clipjax.data.images.transforms import crop_box
 
 Columns = dict[str, np.ndarray]
 
@@ -28,7 +29,7 @@ def budget_of(image: ImageTowerConfig) -> PatchBudget | None:
 def eval_patches(data: bytes, budget: PatchBudget, pixels: PixelConfig) -> Columns:
     """The whole image: {"image": [N, p * p * 3] uint8, "spatial_shape": [2] int32}, N = max_patches.
 
-    The rest of N is zeros. Raises RecordError.
+    Patches beyond the image are zeros. Raises RecordError.
     """
     image = open_image(data, alpha=pixels.alpha)
     return _patches(image, (0, 0, *image.size), budget, pixels)
@@ -42,11 +43,11 @@ def train_patches(
     rng: np.random.Generator,
     decoder: str = "pillow",
 ) -> Columns:
-    """As eval_patches, of a crop drawn from rng, which keeps its own aspect ratio. Raises RecordError."""
+    """eval_patches of a crop drawn from rng, at the crop's own aspect ratio. Raises RecordError."""
     if augment.name == "none":
         columns = eval_patches(data, budget, pixels)
     else:
-        # A JPEG's shorter side need not be longer than a square's of the whole budget, and is shorter where it is not.
+        # No crop needs more pixels on its shorter side than a square that uses the whole budget.
         size = budget.patch_size * math.isqrt(budget.max_patches)
         choose = lambda width, height: crop_box(width, height, augment, rng)  # noqa: E731
         image, box = read_box(data, choose, size, pixels.alpha, decoder)
@@ -58,10 +59,10 @@ def train_patches(
 
 
 def patch_grid(height: float, width: float, budget: PatchBudget) -> tuple[int, int]:
-    """(rows, columns) of patches: of the largest scale at which both sides, each rounded up to whole patches, fit.
+    """(rows, columns) of patches at the largest scale whose sides, rounded up to whole patches, fit the budget.
 
-    Bisection over the scale to 1e-5, as transformers' Siglip2ImageProcessor and big_vision's resize_to_sequence; a side
-    has at least one patch.
+    Bisects the scale to 1e-5, as transformers' Siglip2ImageProcessor and big_vision's resize_to_sequence do. A side has
+    at least one patch.
     """
 
     def grid(scale: float) -> tuple[int, int]:
@@ -75,7 +76,7 @@ def patch_grid(height: float, width: float, budget: PatchBudget) -> tuple[int, i
 
 
 def to_patches(picture: np.ndarray, budget: PatchBudget) -> np.ndarray:
-    """[rows * p, columns * p, 3] uint8 -> [max_patches, p * p * 3], row by row, zeros behind."""
+    """[rows * p, columns * p, 3] uint8 -> [max_patches, p * p * 3], row by row, then zeros."""
     p = budget.patch_size
     rows, columns = picture.shape[0] // p, picture.shape[1] // p
     patches = picture.reshape(rows, p, columns, p, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
@@ -85,7 +86,7 @@ def to_patches(picture: np.ndarray, budget: PatchBudget) -> np.ndarray:
 
 
 def from_patches(columns: Columns, patch_size: int) -> np.ndarray:
-    """The picture [rows * p, columns * p, 3] that to_patches cut."""
+    """The inverse of to_patches: the picture, [rows * p, columns * p, 3] uint8."""
     rows, cols = (int(n) for n in columns["spatial_shape"])
     patches = columns["image"][: rows * cols].reshape(rows, cols, patch_size, patch_size, 3)
     return patches.transpose(0, 2, 1, 3, 4).reshape(rows * patch_size, cols * patch_size, 3)

@@ -1,9 +1,9 @@
-"""How each family's own code turns an image into pixels: config.data.pixels by family.
+"""How each family's own code turns an image into pixels: values of config.data.pixels.
 
     config.data.pixels = to_config_dict(PIXEL_PRESETS["siglip2_hf"])
 
-Without a mean and deviation of their own they have 0.5, pixels in [-1, 1]. One set of weights has had several
-pipelines: SigLIP was trained with "big_vision", published scores of transformers and open_clip come from the others.
+A preset without its own mean and deviation has 0.5, that is pixels in [-1, 1]. The same weights may be used with
+several presets: SigLIP was trained with "big_vision", while transformers and open_clip publish scores with theirs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IMAGENET_STATISTICS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 PIXEL_PRESETS: dict[str, PixelConfig] = {
     # openai/CLIP, EVA-CLIP, MetaCLIP, and open_clip's resize mode "shortest" with its default mean and deviation.
     "openai": PixelConfig(resize="center_crop", interpolation="bicubic", alpha="drop", **CLIP_STATISTICS),
-    # transformers' CLIPImageProcessor: an odd margin is cut the other way, transparency lies over white.
+    # transformers' CLIPImageProcessor: halves an odd margin the other way, composes transparency over white.
     "clip_hf": PixelConfig(resize="center_crop", interpolation="bicubic", center="floor", **CLIP_STATISTICS),
     # open_clip's LAION-2B ViT-L/14.
     "openai_half": PixelConfig(resize="center_crop", interpolation="bicubic", alpha="drop"),
@@ -24,7 +24,7 @@ PIXEL_PRESETS: dict[str, PixelConfig] = {
     "open_clip_longest": PixelConfig(resize="pad", interpolation="bicubic", alpha="drop", **CLIP_STATISTICS),
     # CLIPA in open_clip.
     "clipa": PixelConfig(resize="squash", interpolation="bilinear", alpha="drop", **IMAGENET_STATISTICS),
-    # open_clip has the same, transparency apart, for SigLIP and SigLIP 2.
+    # open_clip's SigLIP and SigLIP 2 differ from these in transparency only.
     "siglip_hf": PixelConfig(resize="squash", interpolation="bicubic"),
     "siglip2_hf": PixelConfig(resize="squash", interpolation="bilinear"),
     "big_vision": PixelConfig(resize="squash", interpolation="bilinear", antialias=False, alpha="drop"),

@@ -1,4 +1,4 @@
-"""A decoded image of any size -> the square that a tower sees, as each family's own code makes it."""
+"""A decoded image of any size -> the square that a tower sees, by the rules of each family."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from clipjax.config import PixelConfig
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-# Of a very long image only the part that is kept is scaled, at the cost of one level in some pixels: Pillow has a box's
-# corners as float32.
-MAX_SCALED = 16  # times the pixels of the square
+# An image that would be scaled to more pixels than this many squares is cropped first. That costs one level in some
+# pixels, because Pillow stores a box's corners as float32.
+MAX_SCALED = 16
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -19,9 +19,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 def to_square(image: Image.Image, size: int, pixels: PixelConfig) -> np.ndarray:
     """RGB image -> [size, size, 3] uint8 by pixels.resize.
 
-    "squash" scales both sides to size (SigLIP), or to pixels.scale_to and cuts the centre (ALIGN). "center_crop" scales
-    the shorter side and cuts the centre, as torchvision's Resize and CenterCrop (CLIP). "pad" scales the longer side
-    and fills the rest, as open_clip's resize mode "longest".
+    "squash" scales both sides to size (SigLIP), or to pixels.scale_to and then cuts out the centre (ALIGN).
+    "center_crop" scales the shorter side and cuts out the centre, as torchvision's Resize and CenterCrop (CLIP). "pad"
+    scales the longer side and fills the rest, as open_clip's resize mode "longest".
     """
     if pixels.resize == "pad":
         return pad(image, size, pixels)
@@ -51,16 +51,20 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box, pixels: PixelCon
 
 
 def center(scaled: tuple[int, int], size: int, rounding: str) -> tuple[int, int]:
-    """(left, top) of the size x size in the centre of a scaled image (width, height). An odd margin is halved to the
-    even number ("round", torchvision's CenterCrop) or down ("floor", transformers)."""
+    """(left, top) of the size x size square in the centre of a scaled image (width, height).
+
+    Half of an odd margin is rounded to the even number ("round", torchvision's CenterCrop) or down ("floor",
+    transformers).
+    """
     halve = round if rounding == "round" else int
     left, top = (halve((side - size) / 2) for side in scaled)
     return left, top
 
 
 def pad(image: Image.Image, size: int, pixels: PixelConfig) -> np.ndarray:
+    """[size, size, 3] uint8: the longer side scaled to size, the rest filled with pixels.fill."""
     ratio = max(image.size) / size
-    # Whatever its shape, an image keeps a pixel on its shorter side.
+    # However long the image, its shorter side keeps one pixel.
     width, height = (max(1, round(side / ratio)) for side in image.size)
     canvas = np.full((size, size, 3), pixels.fill, np.uint8)
     left, top = (size - width) // 2, (size - height) // 2
@@ -70,8 +74,10 @@ def pad(image: Image.Image, size: int, pixels: PixelConfig) -> np.ndarray:
 
 
 def sample_bilinear(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """image [H, W, 3] uint8 -> [height, width, 3] uint8: four neighbours of each sample's centre, whatever the scale;
-    fractions are cut off. tf.image.resize(antialias=False) and a cast, as big_vision's resize does by default."""
+    """image [H, W, 3] uint8 -> [height, width, 3] uint8, from the four neighbours of each sample's centre at any scale.
+
+    Fractions are cut off: tf.image.resize(antialias=False) and a cast, as big_vision's resize does by default.
+    """
 
     def neighbours(low: float, high: float, length: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = low + (np.arange(count, dtype=np.float32) + 0.5) * np.float32((high - low) / count) - 0.5

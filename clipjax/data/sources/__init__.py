@@ -1,49 +1,83 @@
-"""Where examples come from: len(source) and source[i] -> {"image" bytes, "texts", "key", "label", "pair_id"}.
+"""Where examples come from. Each kind of source is one file with its options, its reader, and one row in SOURCES.
 
-Add a source: one opening function, one row in SOURCES.
+    source = open_source(ParquetConfig(path="data/*.parquet", text_key="caption"))
+    len(source), source[0]     # {"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}
+
+docs/data.md says what each kind reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from clipjax.config import SourceConfig, nearest, require
+from clipjax.config import Part, SourceConfig, nearest, require
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.array_record import ArrayRecordSource
-from clipjax.data.sources.folder import FolderSource
-from clipjax.data.sources.parquet import ParquetSource
-from clipjax.data.sources.tfds import TfdsSource
-from clipjax.data.sources.webdataset import WebDatasetSource
+from clipjax.data.sources.folder import FolderConfig, FolderSource
+from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
+from clipjax.data.sources.tfds import TfdsConfig, TfdsSource
+from clipjax.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
+
+__all__ = [
+    "SOURCES",
+    "ArrayRecordSource",
+    "FolderConfig",
+    "FolderSource",
+    "ParquetConfig",
+    "ParquetSource",
+    "Source",
+    "TfdsConfig",
+    "TfdsSource",
+    "WebDatasetConfig",
+    "WebDatasetSource",
+    "open_source",
+]
 
 
 class Source(Protocol):
-    """Random access to encoded examples. Instances can be pickled for worker processes."""
+    """Random access to encoded examples. Instances can be pickled for worker processes.
+
+    Two methods are optional. `order(seed)` returns the order in which training reads the records, where the full
+    shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from checksums
+    recorded for them.
+    """
 
     class_names: tuple[str, ...]  # what labels index; empty when there are none
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises RecordError for a record that cannot be used, IndexError beyond the last one."""
+        """{"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}; -1 means no label or id.
+
+        Raises RecordError for a record that cannot be used, IndexError beyond the last one.
+        """
 
     def where(self, index: int) -> tuple[str, int]:
-        """File of a record and its position in that file, for messages."""
+        """The file of a record and the record's position in that file, for messages."""
+
+
+SOURCES: dict[str, Part] = {
+    "array_record": Part(SourceConfig, ArrayRecordSource),
+    "folder": Part(FolderConfig, FolderSource),
+    "parquet": Part(ParquetConfig, ParquetSource),
+    "tfds": Part(TfdsConfig, TfdsSource),
+    "webdataset": Part(WebDatasetConfig, WebDatasetSource),
+}
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Raises ConfigError for an unknown name, ManifestError for data that is missing or damaged."""
+    """Opens the source that config.name selects.
+
+    Raises ConfigError for an unknown name or the options of another kind, ManifestError for data that is missing or
+    damaged.
+    """
     require(config.name in SOURCES, f"Source name '{config.name}' is unknown.{nearest(config.name, SOURCES)}")
-    source = SOURCES[config.name](config)
+    row = SOURCES[config.name]
+    require(
+        isinstance(config, row.config),
+        f"Source '{config.name}' needs a {row.config.__name__}, but got a {type(config).__name__}.",
+    )
+    source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")
     return source
-
-
-SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
-    "array_record": ArrayRecordSource,
-    "folder": FolderSource,
-    "parquet": ParquetSource,
-    "tfds": TfdsSource,
-    "webdataset": WebDatasetSource,
-}

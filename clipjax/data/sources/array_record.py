@@ -1,7 +1,8 @@
-"""Records in ArrayRecord shards: a folder that clipjax.data.records.write_records made."""
+"""Records in ArrayRecord shards, in a folder that clipjax.data.records.write_records made."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from clipjax.data.records import ManifestError, RecordError, decode_record, read
 
 
 class ArrayRecordSource:
-    """One split of a folder written by clipjax.data.records.write_records."""
+    """The split config.split of the folder config.path.
+
+    Raises ManifestError where the manifest, the split or a shard is missing, or a shard has another size than the
+    manifest says.
+    """
 
     def __init__(self, config: SourceConfig):
         manifest = read_manifest(config.path)
@@ -23,16 +28,17 @@ class ArrayRecordSource:
         shards = manifest["splits"][config.split]["shards"]
         self.files = [str(Path(config.path) / shard["file"]) for shard in shards]
         for path, shard in zip(self.files, shards, strict=True):
-            found = Path(path).stat().st_size if Path(path).is_file() else "no file"
-            if found != shard["bytes"]:
+            size = Path(path).stat().st_size if Path(path).is_file() else "no file"
+            if size != shard["bytes"]:
                 raise ManifestError(
-                    f"Shard {path}: expected {shard['bytes']} bytes by the manifest, found {found}. "
+                    f"Shard {path}: expected {shard['bytes']} bytes by the manifest, found {size}. "
                     "Copy it again, or build the folder again with --overwrite."
                 )
+        self.checksums = [shard.get("sha256", "") for shard in shards]
         self.counts = [shard["records"] for shard in shards]
         self.size = sum(self.counts)
         self.class_names = tuple(manifest["class_names"])
-        # With the range of records in the name, a file is opened when first read, not here.
+        # With the range of records in its name, a file is opened when it is first read, not here.
         ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
         self.reader = ArrayRecordDataSource(ranges) if ranges else None
 
@@ -54,3 +60,14 @@ class ArrayRecordSource:
                 return path, index
             index -= count
         raise IndexError(index)
+
+    def damaged_files(self) -> list[str]:
+        """The shards whose SHA-256 differs from the manifest's. Reads every shard that has one in full."""
+        damaged = []
+        for path, expected in zip(self.files, self.checksums, strict=True):
+            if not expected:
+                continue
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    damaged.append(path)
+        return damaged

@@ -1,23 +1,27 @@
-"""Captions and labels out of what a row, a JSON document or a text file says."""
+"""Captions and labels in a row of a table, a JSON document or a text file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from clipjax.config import nearest
 from clipjax.data.records import RecordError
 
-MAX_CAPTION = 1 << 20  # bytes; a text tower reads some hundred
+MAX_CAPTION = 1 << 20  # bytes; a text tower reads a few hundred
 
 
 def captions(fields: Mapping[str, Any], keys: str) -> list[str]:
-    """The texts under the keys, which are joined by commas; "meta/text" is a field inside another, of each where that
-    is a list. Empty ones and what is no text are left out. Raises RecordError."""
-    return [text for key in keys.split(",") for text in _texts(pick(fields, key.strip()))]
+    """The texts under the keys, which are joined by commas, stripped. "meta/text" is a field inside another.
+
+    Empty texts and values that are no text are left out. Raises RecordError for a text that is too long or that no
+    tokenizer can take.
+    """
+    return [text for key in keys.split(",") for text in _checked(texts_of(pick(fields, key.strip())))]
 
 
 def pick(fields: Any, key: str) -> Any:
-    """fields["meta"]["text"] for the key "meta/text"; None where there is none. Of a list: its elements'."""
+    """fields["meta"]["text"] for the key "meta/text", None where it is missing; of a list, that of its elements."""
     for name in key.split("/"):
         if isinstance(fields, list):
             fields = [field.get(name) for field in fields if isinstance(field, Mapping)]
@@ -26,8 +30,13 @@ def pick(fields: Any, key: str) -> Any:
     return fields
 
 
+def texts_of(value: Any) -> list[str]:
+    """A text, or the texts of a list, as they are; values of other types are left out."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 without its byte order mark. Raises RecordError for what is too long for a caption or no UTF-8."""
+    """UTF-8 bytes as text, without a byte order mark. Raises RecordError for more than MAX_CAPTION or no UTF-8."""
     if len(data) > MAX_CAPTION:
         raise RecordError("caption too long", f"{where} has {len(data)} bytes, the limit is {MAX_CAPTION}")
     try:
@@ -36,14 +45,32 @@ def decode(data: bytes, where: str) -> str:
         raise RecordError("not UTF-8", f"{where}: {error}") from error
 
 
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    texts = [text.strip() for text in values if isinstance(text, str)]
+def caption_lines(text: str) -> list[str]:
+    """The lines of a caption file, stripped, each once, without empty ones."""
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def class_number(value: int, where: str) -> int:
+    """value, where it fits a batch's int32 (-1: none). Raises RecordError."""
+    if not -1 <= value < 2**31:
+        raise RecordError("corrupt record", f"{where} is {value}, not in -1 to 2^31 - 1")
+    return value
+
+
+def missing_column(where: object, name: str, columns: Collection[str], options: str) -> str:
+    """The message for a column that is not there. options: what to set instead."""
+    known = ", ".join(f"'{column}'" for column in columns) or "none"
+    hint = nearest(name, columns).split(" Known")[0] if columns else ""
+    return f"{where} has no column '{name}'. It has {known}.{hint} Set {options}."
+
+
+def _checked(texts: list[str]) -> list[str]:
+    texts = [text.strip() for text in texts]
     for text in texts:
         if len(text) > MAX_CAPTION:
             raise RecordError("caption too long", f"{len(text)} characters, the limit is {MAX_CAPTION}")
         try:
             text.encode("utf-8")
-        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can hold and no tokenizer takes
+        except UnicodeEncodeError as error:  # half a surrogate pair: JSON can hold one, no tokenizer takes it
             raise RecordError("not UTF-8", str(error)) from error
     return [text for text in texts if text]

@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipjax.config import SourceConfig, nearest
+from clipjax.config import SourceConfig
+from clipjax.config.fields import ORDER, experiment, runtime
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import fields
+from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, missing_column
+from clipjax.data.sources.tables import TABLES, table_rows
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-TABLES = (*DELIMITERS, ".jsonl")
-LONGEST_FIELD = 10_000_000  # characters of a CSV field
 MAX_IMAGE = 1 << 30  # bytes of a file
 
 
-Fault = tuple[str, str]  # cause, message
+@dataclass(frozen=True)
+class FolderConfig(SourceConfig):
+    """path: a folder of images, or a .csv, .tsv or .jsonl table. A folder is read without the options below."""
+
+    name: str = "folder"
+    data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
+    image_key: str = experiment("image", fixed=ORDER)  # column of paths
+    text_key: str = experiment("text", fixed=ORDER)  # columns of captions, joined by commas; in .jsonl also lists
+    label_key: str = experiment("label", fixed=ORDER)  # column of class names, if there is one
+
+
+class Fault(NamedTuple):
+    """Why an entry cannot be used; the arguments of RecordError."""
+
+    cause: str
+    message: str
 
 
 class Entry(NamedTuple):
-    """An image and what the table says of it; a sidecar is read with the image."""
+    """An image and what a table says of it. The caption file beside an image is read together with the image."""
 
     path: str  # from the root
     position: int  # line of the table, or number of the image
-    texts: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = None  # None: in the caption file
     label: int = -1
-    fault: Fault | None = None  # of its row
+    fault: Fault | None = None  # of the table's row
 
 
 class FolderSource:
     """Images of config.path, one record each.
 
-    A folder (with a subfolder of config.split's name: that one): all images in it and below, NAME.txt beside NAME.jpg
-    with a caption a line. A .csv or .tsv with a header, or a .jsonl: paths in the column config.image_key, captions in
-    config.text_key (several columns joined by commas; lists in .jsonl), class names in config.label_key if there is
-    such a column. Rows of one image are one record. Paths start from the table's folder or config.data_dir.
+    A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
+    NAME.jpg, one caption a line. A table: the rows that name one image become one record.
 
-    The list of images is in memory: some 300 bytes each. Nothing outside the folder is read: absolute paths, "..", and
-    links that lead out are bad records. Raises ManifestError for a folder or table that is missing, columns that are
-    not there, and a table that cannot be read.
+    The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
+    "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
+    and for a table that cannot be read.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: FolderConfig):
         path = Path(config.path)
         self.class_names: tuple[str, ...] = ()
         if path.suffix.lower() in TABLES and path.is_file():
@@ -54,7 +65,7 @@ class FolderSource:
             self.entries, self.class_names = _table_entries(path, config)
         elif path.is_dir():
             self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
-            self.entries = [Entry(name, number) for number, name in enumerate(_image_files(root))]
+            self.entries = [Entry(name, number) for number, name in enumerate(sorted(image_files(root)))]
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -86,19 +97,17 @@ class FolderSource:
         return (self.table, entry.position) if self.table else (str(self.root / entry.path), 0)
 
     def sidecar(self, image: str) -> list[str]:
+        """The captions in the file beside an image. Raises RecordError."""
         path = str(Path(image).with_suffix(".txt"))
-        if not (self.root / path).exists():
-            return []
-        lines = fields.decode(self.read(path, fields.MAX_CAPTION), f"'{path}'").splitlines()
-        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if (self.root / path).exists() else []
 
     def read(self, path: str, limit: int) -> bytes:
-        """Raises RecordError for what lies outside the root, is too large or cannot be read."""
+        """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
         try:
             whole = (self.root / path).resolve()
             if not whole.is_relative_to(self.root):
                 raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
-            # Nor a pipe, on which reading waits for ever.
+            # A pipe would make the read wait for ever.
             if not whole.is_file():
                 raise RecordError("unreadable record", f"'{path}' is no file in {self.root}")
             size = whole.stat().st_size
@@ -111,49 +120,58 @@ class FolderSource:
             raise RecordError("unreadable record", f"'{path}': {error}") from error
 
 
-def _image_files(root: Path) -> list[str]:
-    """Paths from the root, sorted. Linked folders are not entered."""
-    found = []
+def image_files(
+    root: Path, *, follow_links: bool = False, other: Callable[[str], None] = lambda path: None
+) -> Iterator[str]:
+    """Paths from root of the files with an image's suffix, at any depth: each folder's own files first, by name.
+
+    follow_links: enter linked folders too. other: called with the path of every other file. Raises ManifestError for a
+    folder that cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise ManifestError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
-    for folder, _, names in os.walk(root, onerror=refuse):
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
+        folders.sort()
         inner = os.path.relpath(folder, root)
-        found += [
-            name if inner == "." else f"{inner}/{name}" for name in names if os.path.splitext(name)[1].lower() in IMAGES
-        ]
-    return sorted(found)
+        for name in sorted(names):
+            path = name if inner == "." else f"{inner}/{name}"
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield path
+            else:
+                other(path)
 
 
-def _table_entries(table: Path, config: SourceConfig) -> tuple[list[Entry], tuple[str, ...]]:
+def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tuple[str, ...]]:
     """(entries in the order of the table, class names sorted). Raises ManifestError."""
     texts: dict[str, list[str]] = {}
-    first: dict[str, Entry] = {}  # by path; a row that names none is an entry of its own
+    first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
     labels: dict[str, str] = {}
     columns: dict[str, None] = {}
-    for line, row, fault in _rows(table):
-        columns |= dict.fromkeys(row)
-        path = row.get(config.image_key)
+    for row in table_rows(table):
+        columns |= dict.fromkeys(row.values)
+        path = row.values.get(config.image_key)
         path = path.strip() if isinstance(path, str) else ""
+        fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
+        own_texts: list[str] = []
         try:
-            found = fields.captions(row, config.text_key)
+            own_texts = captions(row.values, config.text_key)
         except RecordError as error:
-            found, fault = [], fault or (error.cause, str(error))
+            fault = fault or Fault(error.cause, str(error))
         if fault or not path:
-            first[f"\0{line}"] = Entry(path, line, fault=fault or ("no image path", "the row names no image"))
+            fault = fault or Fault("no image path", "the row names no image")
+            first[f"\0{row.line}"] = Entry(path, row.line, fault=fault)
             continue
-        first.setdefault(path, Entry(path, line))
-        texts.setdefault(path, []).extend(found)
-        if row.get(config.label_key) not in (None, ""):
-            labels.setdefault(path, str(row[config.label_key]).strip())
-    asked = [config.image_key, *(key.strip().split("/")[0] for key in config.text_key.split(","))]
-    for number, name in enumerate(asked):
+        first.setdefault(path, Entry(path, row.line))
+        texts.setdefault(path, []).extend(own_texts)
+        if row.values.get(config.label_key) not in (None, ""):
+            labels.setdefault(path, str(row.values[config.label_key]).strip())
+    asked = [("image_key", config.image_key)]
+    asked += [("text_key", key.strip().split("/")[0]) for key in config.text_key.split(",")]
+    for key, name in asked:
         if name not in columns:
-            known = ", ".join(f"'{column}'" for column in columns) or "none"
-            hint = nearest(name, columns).split(" Known")[0] if columns else ""
-            key = "text_key" if number else "image_key"
-            raise ManifestError(f"{table} has no column '{name}'. It has {known}.{hint} Set the source's {key}.")
+            raise ManifestError(missing_column(table, name, columns, f"the source's {key}"))
     names = tuple(sorted(set(labels.values())))
     numbers = {name: number for number, name in enumerate(names)}
     entries = [
@@ -163,31 +181,3 @@ def _table_entries(table: Path, config: SourceConfig) -> tuple[list[Entry], tupl
         for path, entry in first.items()
     ]
     return entries, names
-
-
-def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any], Fault | None]]:
-    """(line, {column: value}, what is wrong with it) of each row."""
-    delimiter = DELIMITERS.get(table.suffix.lower())
-    try:
-        if delimiter is None:
-            with open(table, "rb") as file:
-                yield from ((line, *_object(data)) for line, data in enumerate(file, 1) if data.strip())
-            return
-        csv.field_size_limit(LONGEST_FIELD)
-        # utf-8-sig: spreadsheets begin the file with a byte order mark. Bytes that are no UTF-8 spoil their row alone.
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
-            for row in reader:
-                # A caption with an unquoted comma would lose its end.
-                spilt = row.pop(None, None) is not None
-                yield reader.line_num, row, ("corrupt record", "more fields than columns") if spilt else None
-    except (OSError, csv.Error) as error:
-        raise ManifestError(f"{table} cannot be read: {error}") from error
-
-
-def _object(line: bytes) -> tuple[Mapping[str, Any], Fault | None]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {}, ("corrupt record", f"the line is not JSON: {error}")
-    return (row, None) if isinstance(row, dict) else ({}, ("corrupt record", "the line is no JSON object"))

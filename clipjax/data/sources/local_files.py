@@ -1,4 +1,4 @@
-"""Which files a source's path means, and reading pieces of many of them."""
+"""The files that a source's path names, and reads of pieces of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import BinaryIO
 from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
 
-MAX_FILES = 1_000_000  # a pattern may stand for
-MAX_OPEN = 128  # files of a source
+MAX_FILES = 1_000_000  # that one pattern may name
+MAX_OPEN = 128  # files of one source
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 
 
 def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
-    """The files config.path and config.split mean, sorted by name. Raises ManifestError naming what is missing.
+    """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
-    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; then the split is not read) or a folder. Of a folder:
-    its subfolder with the split's name, or the files whose names begin with the split's, or, for the split "train",
-    all of its files, unless some are named after another split. Of files named -00003-of-00128 all must be there.
+    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]) or a folder. A split selects within a folder: the
+    subfolder of its name, or the files whose names begin with it. For "train" that is all files, unless some are named
+    after another split. Where files are numbered like -00003-of-00128, all of them must be there.
     """
     path = config.path
     if "://" in path or path.startswith("pipe:"):
@@ -37,7 +37,7 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     elif Path(path).exists():
         files = [Path(path)]
     else:
-        files = [Path(found) for pattern in expand_braces(path) for found in _matches(pattern, path)]
+        files = [Path(match) for pattern in expand_braces(path) for match in _matches(pattern, path)]
     files = sorted(dict.fromkeys(files))
     for file in files:
         if not file.is_file():
@@ -47,8 +47,10 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """ "a-{08..10}.{x,y}" -> a-08.x, a-08.y, a-09.x, ...: numbers keep their zeros. Raises ManifestError for nested
-    braces and for more than MAX_FILES names."""
+    """ "a-{08..10}.{x,y}" -> a-08.x, a-08.y, a-09.x, ...; numbers keep their leading zeros.
+
+    Raises ManifestError for nested braces and for more than MAX_FILES names.
+    """
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     if any("{" in piece or "}" in piece for piece in pieces):
         raise ManifestError(f"'{pattern}' has braces inside braces, or one without the other.")
@@ -71,7 +73,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 class OpenFiles:
-    """Reads pieces of files, of which the MAX_OPEN last used stay open. Thread-safe; a pickled copy opens its own."""
+    """Reads pieces of files and keeps the MAX_OPEN last used open. Thread-safe; a pickled copy opens files itself."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -80,7 +82,7 @@ class OpenFiles:
     def read(self, path: str, start: int, size: int) -> bytes:
         """Raises RecordError where the file cannot be read or ends before start + size."""
         try:
-            # Not memory-mapped: what is mapped and then cut, or on a failing disk, kills the process.
+            # Not memory-mapped: a mapped file that is cut, or lies on a failing disk, kills the process.
             file = self.open(path)
             data = os.pread(file.fileno(), size, start)
             while len(data) < size:
@@ -100,7 +102,7 @@ class OpenFiles:
             if file is None:
                 file = self.files[path] = open(path, "rb", buffering=0)
             self.files.move_to_end(path)
-            # Not closed: another thread may be reading. The file closes when the last one lets go of it.
+            # Not closed here, as another thread may be reading; the file closes with its last reference.
             if len(self.files) > MAX_OPEN:
                 self.files.popitem(last=False)
         return file
@@ -133,15 +135,15 @@ def _begins(file: Path, split: str) -> bool:
 
 
 def _matches(pattern: str, whole: str) -> list[str]:
-    found = glob.glob(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
-    if not found:
+    matches = glob.glob(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
+    if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
         raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")
-    return found
+    return matches
 
 
 def _check_numbers(files: Sequence[Path]) -> None:
-    """Refuses a set of -00003-of-00128 files of which some are missing."""
+    """Raises ManifestError where some files of a set numbered like -00003-of-00128 are missing."""
     sets = collections.defaultdict(set)
     for file in files:
         if match := NUMBERED.fullmatch(file.name):

@@ -5,65 +5,80 @@ from __future__ import annotations
 import collections
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipjax.config import SourceConfig, nearest
+from clipjax.config import SourceConfig
+from clipjax.config.fields import ORDER, experiment
 from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import fields
+from clipjax.data.sources.fields import captions, class_number, missing_column
 from clipjax.data.sources.local_files import find_files
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 SUFFIXES = (".parquet",)
 PAIR_ID = "pair_id"
-WINDOW_BYTES = 128 << 20  # of the row groups whose rows are shuffled among each other
-KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups, in each process: where a window ends, the next one's are read
-MAX_GROUP = 2 << 30  # bytes of one
+WINDOW_BYTES = 128 << 20  # of row groups whose rows are shuffled together
+KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups in each process; at the end of a window the next one begins
+MAX_GROUP = 2 << 30  # bytes of one row group
 OPENING_THREADS = 8
+ROWS_AT_A_TIME = 256  # decoded by stream_rows
+
+
+@dataclass(frozen=True)
+class ParquetConfig(SourceConfig):
+    """path: files, by their folder, file or pattern ("data/*.parquet")."""
+
+    name: str = "parquet"
+    image_key: str = experiment("image", fixed=ORDER)  # column of bytes, or of Hugging Face's {bytes, path}
+    # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another
+    text_key: str = experiment("text", fixed=ORDER)
+    label_key: str = experiment("label", fixed=ORDER)  # column of integers, if there is one
 
 
 class ParquetSource:
     """The rows of one or many files (see local_files.find_files).
 
-    config.image_key: a column of bytes, or a struct with the field `bytes` (Hugging Face's Image). config.text_key: a
-    column of text or of lists of text, or several, joined by commas; "items/text" is a field inside another. Without
-    one, the class name. config.label_key: an integer column, if there is one; its names come from Hugging Face's
-    ClassLabel. A column pair_id is read if there is one.
+    A row without a text takes the name of its class, which comes from Hugging Face's ClassLabel. A column pair_id is
+    read if there is one.
 
-    A row cannot be decoded without its row group. So training takes row groups in a random order and shuffles the rows
-    of as many as have WINDOW_BYTES (clipjax.data.order.Windowed), and the groups last used stay decoded, up to
-    KEPT_BYTES. Memory is that, or two row groups where that is more, and one row group for each thread. Raises
-    ManifestError for files that are missing or no Parquet, for columns that are not there, and for row groups above
-    MAX_GROUP.
+    A row cannot be decoded without its row group. Therefore training takes row groups in a random order and shuffles
+    the rows of a window, which is as many row groups as fit in WINDOW_BYTES (clipjax.data.order.Windowed). The groups
+    last used stay decoded, up to KEPT_BYTES or two row groups, whichever is more; each thread may hold one more.
+
+    Raises ManifestError for files that are missing or not Parquet, for columns that are not there, and for row groups
+    above MAX_GROUP.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: ParquetConfig):
         self.keys = config
         files = find_files(config, SUFFIXES)
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
             described = list(pool.map(lambda file: _describe(file, config), files))
         self.files = [str(file) for file in files]
-        # Of every row group: its file, its number in it, its first row in it.
+        # Of each row group: its file, its number in the file, its first row in the file.
         self.groups = np.array(
             [
                 (file, group, first)
-                for file, (rows, _, _, _) in enumerate(described)
-                for group, first in enumerate(np.cumsum([0, *rows[:-1]])[: len(rows)])
+                for file, one in enumerate(described)
+                for group, first in enumerate(np.cumsum([0, *one.rows[:-1]])[: len(one.rows)])
             ],
             np.int64,
         ).reshape(-1, 3)
-        self.starts = np.cumsum([0, *(count for rows, *_ in described for count in rows)])
-        self.columns = [columns for _, columns, *_ in described]
-        self.class_names = described[0][2]
-        # By what the files say, so that it is the same on every machine.
-        self.window = max(1, WINDOW_BYTES // max(1, *(largest for _, _, _, largest in described)))
+        self.starts = np.cumsum([0, *(count for one in described for count in one.rows)])
+        self.columns = [one.columns for one in described]
+        self.class_names = described[0].class_names
+        # Computed from what the files say, so that it is the same on every machine.
+        self.window = max(1, WINDOW_BYTES // max(1, *(one.largest_group for one in described)))
         self.cache = _RowGroups()
 
     def __len__(self) -> int:
@@ -77,14 +92,13 @@ class ParquetSource:
             values = table.slice(row, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
             raise RecordError("not UTF-8", str(error)) from error
-        except Exception as error:  # of Arrow, for what its own writers would not write
+        except Exception as error:  # Arrow raises many kinds for values that its own writers would not write
             raise RecordError("unreadable record", f"{type(error).__name__}: {error}") from error
-        image = values[self.keys.image_key]
-        image = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(image, bytes):
+        image = image_bytes(values[self.keys.image_key])
+        if image is None:
             raise RecordError("no image", f"column '{self.keys.image_key}' has no bytes; a path is not followed")
         label = _int(values.get(self.keys.label_key), self.keys.label_key)
-        texts = fields.captions(values, self.keys.text_key)
+        texts = captions(values, self.keys.text_key)
         if not texts and 0 <= label < len(self.class_names):
             texts = [self.class_names[label]]
         if not texts:
@@ -110,7 +124,7 @@ class ParquetSource:
 
 
 class _RowGroups:
-    """The row groups last used, decoded. Thread-safe: a group is decoded by one thread, others wait for it."""
+    """The row groups last used, decoded. Thread-safe: one thread decodes a group while others wait for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -118,7 +132,7 @@ class _RowGroups:
         self.decoding: dict[int, threading.Lock] = {}
 
     def get(self, group: int, path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:
-        """Raises RecordError where it cannot be read; it is then tried again for the next record."""
+        """Raises RecordError for a group that cannot be read; the next record of it tries again."""
         with self.lock:
             if group in self.tables:
                 self.tables.move_to_end(group)
@@ -140,31 +154,59 @@ class _RowGroups:
         return _RowGroups, ()
 
 
-def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:
+@contextmanager
+def open_file(path: str | Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """An open file; page checksums, where it has them, are verified. Raises ManifestError for what is not Parquet."""
     pq = _import_parquet()
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            # Threads are the pipeline's own.
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except Exception as error:  # Arrow raises OSError, ArrowInvalid and others
+        raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
+    with file:
+        yield file
+
+
+def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one row group, in order; decodes ROWS_AT_A_TIME. Raises RecordError at the first damaged page."""
+    try:
+        with open_file(path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=list(columns)):
+                yield from batch.to_pylist()
+    except Exception as error:
+        raise RecordError("unreadable record", f"{path} row group {group}: {error}") from error
+
+
+def image_bytes(value: Any) -> bytes | None:
+    """The encoded image of a column of bytes, or of Hugging Face's {bytes, path}; a path is not followed."""
+    value = value.get("bytes") if isinstance(value, dict) else value
+    return value if isinstance(value, bytes) else None
+
+
+def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:
+    try:
+        with open_file(path) as file:
+            # Without Arrow's threads: the pipeline has its own.
             return file.read_row_group(number, columns=list(columns), use_threads=False)
     except Exception as error:  # Arrow raises OSError, ArrowInvalid and others for damaged pages
         raise RecordError("unreadable record", f"{path} row group {number}: {error}") from error
 
 
-def _describe(path: Path, config: SourceConfig) -> tuple[list[int], list[str], tuple[str, ...], int]:
-    """(rows of each row group, columns to read, class names, bytes of the largest row group). Raises ManifestError."""
-    pq = _import_parquet()
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except Exception as error:
-        raise ManifestError(f"{path} cannot be read: {error}") from error
+class _Description(NamedTuple):
+    rows: list[int]  # of each row group
+    columns: list[str]  # to read
+    class_names: tuple[str, ...]
+    largest_group: int  # bytes
+
+
+def _describe(path: Path, config: ParquetConfig) -> _Description:
+    """Raises ManifestError."""
+    with open_file(path) as file:
+        metadata, schema = file.metadata, file.schema_arrow
     names = _class_names(schema, config.label_key)
     texts = [key.strip().split("/")[0] for key in config.text_key.split(",")]
     for key, column in (("image_key", config.image_key), *(("text_key", column) for column in texts)):
         if column not in schema.names and not (key == "text_key" and names):
-            known = ", ".join(f"'{name}'" for name in schema.names)
-            hint = nearest(column, schema.names).split(" Known")[0]
-            raise ManifestError(f"{path} has no column '{column}'. It has {known}.{hint} Set the source's {key}.")
+            raise ManifestError(missing_column(path, column, schema.names, f"the source's {key}"))
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > MAX_GROUP:
@@ -173,7 +215,8 @@ def _describe(path: Path, config: SourceConfig) -> tuple[list[int], list[str], t
             f"{MAX_GROUP}. Write it again with smaller row groups, or build records of it (docs/data_pipelines.md)."
         )
     wanted = {config.image_key, *texts, config.label_key, PAIR_ID}
-    return [group.num_rows for group in groups], [name for name in schema.names if name in wanted], names, largest
+    columns = [name for name in schema.names if name in wanted]
+    return _Description([group.num_rows for group in groups], columns, names, largest)
 
 
 def _class_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...]:
@@ -186,12 +229,8 @@ def _class_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...]:
 
 
 def _int(value: Any, name: str) -> int:
-    """-1: none. A label that is no number is no label of ours; one that does not fit is an error."""
-    if not isinstance(value, int):
-        return -1
-    if not -1 <= value < 2**31:
-        raise RecordError("corrupt record", f"column '{name}' is {value}, not in -1 to 2^31 - 1")
-    return int(value)
+    """-1: none. A value that is not an integer counts as none; one that does not fit int32 is an error."""
+    return class_number(int(value), f"column '{name}'") if isinstance(value, int) else -1
 
 
 def _import_parquet() -> Any:

@@ -1,7 +1,7 @@
-"""Where the samples of a tar lie, found in one pass over its headers and kept beside it.
+"""Where the samples of a tar lie: one pass over its headers makes an index, which is kept beside it.
 
-A sample is a run of files with one key: the name up to the first dot of its last part, WebDataset's rule. Formats:
-POSIX.1-1988 and 2001 (pax) and GNU's long names, as in the header files of GNU tar.
+A sample is a run of files with one key, which is the name up to the first dot of its last part (WebDataset's rule).
+Formats: POSIX.1-1988 (ustar) and POSIX.1-2001 (pax), and GNU tar's long names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_EXTENDED = 1 << 20  # bytes of a long name or a pax header
 
 
 class TarError(ValueError):
-    """A tar that is cut, damaged or of a kind without random access."""
+    """A tar that is cut, damaged or of a format without random access."""
 
 
 class Member(NamedTuple):
@@ -46,18 +46,18 @@ class TarIndex(NamedTuple):
 
 
 def load_index(path: str, folder: str = "") -> TarIndex:
-    """The index of a tar, made and saved when there is none, or none of the file as it is (its size and time).
+    """The index of a tar; made and saved where there is none for the file's present size and time.
 
-    folder: where the index is kept; "": beside the tar. Where it cannot be written it is made again at each start.
+    folder: where the index is kept; "": beside the tar. Where it cannot be written, it is made again at each start.
     Raises ManifestError naming the file, and the byte where it is cut or damaged.
     """
     saved = _saved_as(path, folder)
     try:
         status = os.stat(path)
         stamp = [[VERSION, 0], [status.st_size, status.st_mtime_ns]]
-        found = _read(saved, stamp)
-        if found is not None:
-            return found
+        index = _read(saved, stamp)
+        if index is not None:
+            return index
         with open(path, "rb") as file:
             spans, refused = index_tar(file)
     except (OSError, TarError) as error:
@@ -110,7 +110,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def allowed(member: Member) -> bool:
-    """Whether it is a regular file whose name stays in the folder it would be unpacked to."""
+    """Whether a member is a regular file whose name stays inside the folder it would be unpacked to."""
     return (
         member.kind in (b"0", b"\0", b"7")
         and not member.name.startswith("/")
@@ -120,7 +120,10 @@ def allowed(member: Member) -> bool:
 
 
 def members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """What lies in the first `size` bytes of a tar, or of a part of it that begins with a header. Raises TarError."""
+    """The members in the first `size` bytes of a tar, or of a part of a tar that begins with a header.
+
+    Raises TarError.
+    """
     position, header_at, extended = 0, 0, {}
     while position < size:
         file.seek(position)
@@ -147,7 +150,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
                 extended["path"] = _text(body)
             elif kind == b"x":
                 extended |= _pax(body, data)
-            continue  # b"g" is about all members, b"K" the target of a link: nothing of a file's name or size
+            continue  # b"g" describes all members, b"K" a link's target; neither changes a file's name or size
         if kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
             raise TarError(f"the member at byte {data - BLOCK} is sparse; pack it again without --sparse")
         yield Member(extended.get("path") or _name(header), kind, header_at, data, length, end)
@@ -155,7 +158,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
 
 
 def _parse(header: bytes, position: int) -> tuple[bytes, int]:
-    """(kind, size of the data), after the checksum has been found right."""
+    """(kind, size of the data) of a header whose checksum is right. Raises TarError."""
     for magic, name in PACKED.items():
         if position == 0 and header.startswith(magic):
             raise TarError(f"it is compressed by {name}, which has no random access; unpack it to a .tar first")
@@ -164,14 +167,14 @@ def _parse(header: bytes, position: int) -> tuple[bytes, int]:
     except ValueError as error:
         raise TarError(f"no tar header at byte {position} ({error})") from error
     summed = header[:148] + b" " * 8 + header[156:]
-    # Signed characters are what some old tars added up.
+    # Some old tars added up signed characters.
     if length < 0 or (checksum != sum(summed) and checksum != sum(struct.unpack("512b", summed))):
         raise TarError(f"no tar header at byte {position}: its checksum is wrong")
     return header[156:157], length
 
 
 def _number(field: bytes) -> int:
-    if field[0] in (0x80, 0xFF):  # GNU: binary
+    if field[0] in (0x80, 0xFF):  # GNU's binary numbers
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     return int(field.split(b"\0")[0].strip() or b"0", 8)
 
@@ -188,7 +191,7 @@ def _text(data: bytes) -> str:
 
 def _pax(body: bytes, position: int) -> dict[str, str]:
     """ "20 path=some/name\\n" lines -> {"path": "some/name"}."""
-    found, at = {}, 0
+    fields, at = {}, 0
     try:
         while at < len(body):
             digits = body[at : body.index(b" ", at)]
@@ -196,13 +199,13 @@ def _pax(body: bytes, position: int) -> dict[str, str]:
             if int(digits) < len(digits) + 3:
                 raise ValueError("a line without length")
             key, value = line.split(b"=", 1)
-            found[key.decode("utf-8")] = value.decode("utf-8", "replace")
+            fields[key.decode("utf-8")] = value.decode("utf-8", "replace")
             at += int(digits)
-        if int(found.get("size", 0)) < 0:
+        if int(fields.get("size", 0)) < 0:
             raise ValueError("a negative size")
     except ValueError as error:
         raise TarError(f"the pax header at byte {position} is damaged ({error})") from error
-    return found
+    return fields
 
 
 def _saved_as(path: str, folder: str) -> Path:
@@ -213,10 +216,10 @@ def _saved_as(path: str, folder: str) -> Path:
 
 
 def _read(saved: Path, stamp: list[list[int]]) -> TarIndex | None:
-    """None where there is no index, it is damaged, or it is that of another file."""
+    """None where there is no index, or one that is damaged or belongs to another version of the file."""
     try:
         table = np.load(saved, allow_pickle=False)
-    except Exception:  # whatever NumPy makes of a damaged file, too little memory for its size included
+    except Exception:  # NumPy raises many kinds for a damaged file, MemoryError included
         return None
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1:] != (2,) or len(table) < 2:
         return None

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipjax.config import SourceConfig
+from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.records import ManifestError, RecordError
 
 
-class TfdsSource:
-    """One split of a dataset prepared with file_format="array_record".
+@dataclass(frozen=True)
+class TfdsConfig(SourceConfig):
+    """path: a name with an optional version ("coco_captions:1.1.0"), or the folder of a dataset_info.json.
 
-    config.path: a name with an optional version ("coco_captions:1.1.0", looked up in config.data_dir), or the folder
-    that holds its dataset_info.json. The keys may name a feature inside another: text_key="captions/text". Without
-    such a text the class name is the caption. Nothing is downloaded. Raises ManifestError saying what is missing.
+    A key names a feature, or one inside another: text_key="captions/text".
     """
 
-    def __init__(self, config: SourceConfig):
+    name: str = "tfds"
+    data_dir: str = runtime("")  # where datasets given by name were prepared; "": TFDS's own folder
+    image_key: str = experiment("image", fixed=ORDER)
+    text_key: str = experiment("text", fixed=ORDER)
+    label_key: str = experiment("label", fixed=ORDER)
+
+
+class TfdsSource:
+    """One split of a dataset that was prepared with file_format="array_record".
+
+    Without the text feature, the name of the class is the caption. Nothing is downloaded. Raises ManifestError saying
+    what is missing.
+    """
+
+    def __init__(self, config: TfdsConfig):
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
@@ -62,7 +77,7 @@ class TfdsSource:
             raise IndexError(index)
         try:
             example = self.data[index]
-        except Exception as error:  # of the reader, the parser and every feature's own decoder
+        except Exception as error:  # the reader, the parser and each feature's decoder raise their own kinds
             raise RecordError("unreadable record", f"{type(error).__name__}: {error}") from error
         label = int(example[self.keys.label_key]) if self.has_label else -1
         return {
@@ -75,13 +90,13 @@ class TfdsSource:
 
     def texts(self, example: Mapping, label: int) -> list[str]:
         if not self.has_text:
-            found = [self.class_names[label]] if label >= 0 else []
+            values = [self.class_names[label]] if label >= 0 else []
         else:
-            found = example
+            values = example
             for name in self.keys.text_key.split("/"):
-                found = found[name]
-            found = [found] if isinstance(found, str | bytes) else found
-        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in found]
+                values = values[name]
+            values = [values] if isinstance(values, str | bytes) else values
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in values]
         if not texts:
             raise RecordError("no caption", "no text and no label")
         return texts

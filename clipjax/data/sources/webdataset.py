@@ -6,7 +6,9 @@ import io
 import json
 import random
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +16,49 @@ import numpy as np
 from absl import logging
 
 from clipjax.config import SourceConfig
+from clipjax.config.fields import ORDER, experiment, runtime
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
-from clipjax.data.sources import fields
+from clipjax.data.sources.fields import captions, class_number, decode
 from clipjax.data.sources.local_files import OpenFiles, find_files
 from clipjax.data.sources.tar_index import TarError, TarIndex, allowed, load_index, members, split_name
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 CAPTION_FIELDS = "caption,captions,text,texts"
 CLASS_NAMES = "classnames.txt"
 MAX_SAMPLE = 1 << 30  # bytes
 INDEXING_THREADS = 8  # for disks and networks that answer slowly
-TELL_SECONDS = 30
+PROGRESS_SECONDS = 30
+
+Parts = dict[str, bytes]  # extension -> content
+
+
+@dataclass(frozen=True)
+class WebDatasetConfig(SourceConfig):
+    """path: tars, by their folder, file or pattern ("shards/{00000..00012}.tar")."""
+
+    name: str = "webdataset"
+    data_dir: str = runtime("")  # where the indexes are kept; "": beside the tars
+    image_key: str = experiment("", fixed=ORDER)  # extension of the image; "": that of any image format
+    # fields of the .json, or "txt" for the .txt, joined by commas; "": the .txt, or without one CAPTION_FIELDS
+    text_key: str = experiment("", fixed=ORDER)
+    label_key: str = experiment("cls", fixed=ORDER)  # extension of the file with the number of the class
 
 
 class WebDatasetSource:
     """The samples of one or many tars (see local_files.find_files), each with an image and captions.
 
-    Image: .jpg, .jpeg, .png or .webp; with config.image_key, the file of that extension. Captions: the sample's .txt,
-    or without one the .json's fields caption, captions, text or texts, whichever there are; with config.text_key, those
-    fields of the .json, and the .txt if "txt" is among them. Without any, the name of the class that .cls
-    (config.label_key) counts in classnames.txt, which lies beside the tars or in the folder above.
-
-    A read is one read of the file. Raises ManifestError for tars that are missing, cut, damaged or compressed.
+    A sample without captions takes the name of its class: the line of classnames.txt, beside the tars or in the folder
+    above, that its label counts. Reading a sample is one read of the tar. Raises ManifestError for tars that are
+    missing, cut, damaged or compressed.
     """
 
-    def __init__(self, config: SourceConfig):
-        default = SourceConfig()
-        self.images = IMAGES if config.image_key == default.image_key else (config.image_key.lower(),)
-        asked = [] if config.text_key == default.text_key else [name.strip() for name in config.text_key.split(",")]
+    def __init__(self, config: WebDatasetConfig):
+        self.images = (config.image_key.lower(),) if config.image_key else IMAGES
+        asked = [name.strip() for name in config.text_key.split(",") if name.strip()]
         self.wants_txt, self.one_or_other = not asked or "txt" in asked, not asked
         self.fields = ",".join(name for name in asked if name != "txt") if asked else CAPTION_FIELDS
-        self.label = "cls" if config.label_key == default.label_key else config.label_key
+        self.label = config.label_key
         files = find_files(config, (".tar",))
         self.files = [str(file) for file in files]
         indexes = _load_indexes(self.files, config)
@@ -54,8 +68,8 @@ class WebDatasetSource:
         if self.refused:
             worst = max(zip(self.files, indexes, strict=True), key=lambda pair: pair[1].refused)[0]
             logging.warning(
-                "%d files in the tars of %s are not read: links, devices, or names that climb out of the folder; most "
-                "of them in %s.", self.refused, config.path, worst,
+                "%d files in the tars of %s are not read: links, devices, or names that climb out of the folder. Most "
+                "of them are in %s.", self.refused, config.path, worst,
             )  # fmt: skip
         self.class_names = _class_names(files)
         self.open_files = OpenFiles()
@@ -67,7 +81,7 @@ class WebDatasetSource:
         file, number = self.find(index)
         start, end = self.spans[file][number].tolist()
         key, parts = read_sample(self.open_files, self.files[file], start, end)
-        image = next((parts[name] for name in self.images if name in parts), None)
+        image = find_image(parts, self.images)
         if image is None:
             raise RecordError("no image", f"'{key}' has {_names(parts)}, none of them .{', .'.join(self.images)}")
         label = self.class_of(parts, key)
@@ -84,65 +98,88 @@ class WebDatasetSource:
         file = int(np.searchsorted(self.starts, index, side="right")) - 1
         return file, index - int(self.starts[file])
 
-    def class_of(self, parts: dict[str, bytes], key: str) -> int:
-        """-1: none."""
+    def class_of(self, parts: Parts, key: str) -> int:
+        """The sample's label; -1: none. Raises RecordError."""
         if self.label not in parts:
             return -1
+        where = f"'{key}.{self.label}'"
         try:
             label = int(parts[self.label])
         except ValueError as error:
-            raise RecordError(
-                "corrupt record", f"'{key}.{self.label}' is no number: {parts[self.label][:20]}"
-            ) from error
-        if not -1 <= label < 2**31:
-            raise RecordError("corrupt record", f"'{key}.{self.label}' is {label}, not in -1 to 2^31 - 1")
-        return label
+            raise RecordError("corrupt record", f"{where} is no number: {parts[self.label][:20]}") from error
+        return class_number(label, where)
 
-    def texts(self, parts: dict[str, bytes], label: int, key: str) -> list[str]:
-        plain = fields.decode(parts["txt"], f"'{key}.txt'").strip() if "txt" in parts and self.wants_txt else ""
-        found = [plain] if plain else []
-        if "json" in parts and self.fields and not (self.one_or_other and found):
-            found += fields.captions(_json(parts["json"], key), self.fields)
-        if not found and 0 <= label < len(self.class_names):
-            found = [self.class_names[label]]
-        if not found:
+    def texts(self, parts: Parts, label: int, key: str) -> list[str]:
+        """The sample's captions. Raises RecordError where it has none."""
+        plain = decode(parts["txt"], f"'{key}.txt'").strip() if "txt" in parts and self.wants_txt else ""
+        texts = [plain] if plain else []
+        if "json" in parts and self.fields and not (self.one_or_other and texts):
+            texts += captions(_json(parts["json"], key), self.fields)
+        if not texts and 0 <= label < len(self.class_names):
+            texts = [self.class_names[label]]
+        if not texts:
             raise RecordError("no caption", f"'{key}' has {_names(parts)} and no caption in them")
-        return found
+        return texts
 
 
-def read_sample(open_files: OpenFiles, path: str, start: int, end: int) -> tuple[str, dict[str, bytes]]:
-    """(key, {extension: content}) of one sample. Raises RecordError."""
+def samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """(name, content) of a tar's files, in its order -> (key, [(extension, content), ...]) of each sample.
+
+    A sample is a run of files with one key, WebDataset's rule (tar_index.split_name). Files that belong to no sample
+    are left out. Holds one sample at a time.
+    """
+    current, parts = None, []
+    for name, content in files:
+        split = split_name(name)
+        if split is None:
+            continue
+        key, extension = split
+        if key != current:
+            if parts:
+                yield current, parts
+            current, parts = key, []
+        parts.append((extension, content))
+    if parts:
+        yield current, parts
+
+
+def find_image(parts: Parts, extensions: Iterable[str] = IMAGES) -> bytes | None:
+    """The file with the first of these extensions that the sample has."""
+    return next((parts[extension] for extension in extensions if extension in parts), None)
+
+
+def read_sample(open_files: OpenFiles, path: str, start: int, end: int) -> tuple[str, Parts]:
+    """(key, parts) of the sample in bytes start..end of a tar. Raises RecordError."""
     if end - start > MAX_SAMPLE:
         raise RecordError("record too large", f"{end - start} bytes from byte {start} on, the limit is {MAX_SAMPLE}")
     data = open_files.read(path, start, end - start)
     key, parts = "", {}
     try:
-        for member in members(io.BytesIO(data), len(data)):
-            name = split_name(member.name) if allowed(member) else None
-            if name is None:
-                continue
-            key = name[0]
-            if name[1] in parts:
-                raise RecordError("corrupt record", f"'{member.name}' is there twice")
-            parts[name[1]] = data[member.data : member.data + member.size]
+        own = [member for member in members(io.BytesIO(data), len(data)) if allowed(member)]
     except TarError as error:
         raise RecordError("unreadable record", f"in the {len(data)} bytes from byte {start} on, {error}") from error
+    for key, files in samples((member.name, data[member.data : member.data + member.size]) for member in own):
+        for extension, content in files:
+            if extension in parts:
+                raise RecordError("corrupt record", f"'{key}.{extension}' is there twice")
+            parts[extension] = content
     return key, parts
 
 
-def _load_indexes(files: list[str], config: SourceConfig) -> list[TarIndex]:
-    # In an order of its own, so that processes that start together share the work: they find what others have saved.
+def _load_indexes(files: list[str], config: WebDatasetConfig) -> list[TarIndex]:
+    # Each process goes in a random order, so that processes that start together share the work: each finds indexes
+    # that others have saved.
     order = random.SystemRandom().sample(range(len(files)), len(files))
-    found: dict[int, TarIndex] = {}
+    indexes: dict[int, TarIndex] = {}
     told = time.monotonic()
     with ThreadPoolExecutor(INDEXING_THREADS) as pool:
         loaded = pool.map(lambda number: load_index(files[number], config.data_dir), order)
         for number, index in zip(order, loaded, strict=True):
-            found[number] = index
-            if time.monotonic() > told + TELL_SECONDS:
+            indexes[number] = index
+            if time.monotonic() > told + PROGRESS_SECONDS:
                 told = time.monotonic()
-                logging.warning("Indexing the tars of %s: %d of %d", config.path, len(found), len(files))
-    return [found[number] for number in range(len(files))]
+                logging.warning("Indexing the tars of %s: %d of %d", config.path, len(indexes), len(files))
+    return [indexes[number] for number in range(len(files))]
 
 
 def _json(data: bytes, key: str) -> Any:
@@ -152,7 +189,7 @@ def _json(data: bytes, key: str) -> Any:
         raise RecordError("corrupt record", f"'{key}.json' is not JSON: {error}") from error
 
 
-def _names(parts: dict[str, bytes]) -> str:
+def _names(parts: Parts) -> str:
     return ", ".join(f".{name}" for name in sorted(parts)) or "no file"
 
 

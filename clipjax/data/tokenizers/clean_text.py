@@ -1,4 +1,4 @@
-"""What happens to a text before it is cut into pieces."""
+"""Cleaning of a text before it is split into pieces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from clipjax.config import ConfigError, TokenizerConfig
 
-# Printable ASCII and white space without "&": nothing in it for ftfy or html.unescape to change but the white space.
+# Printable ASCII and white space without "&": ftfy and html.unescape change nothing in it except white space.
 PLAIN = re.compile(r"[\t\n\r -%'-~]*")
 
 
 def make_clean(config: TokenizerConfig) -> Callable[[str], str] | None:
-    """Text -> text by config's clean, canonicalize and lowercase (None counts as False); None: nothing to do.
+    """A function text -> text for config's clean, canonicalize and lowercase; None where all are off (None is off).
 
-    Raises ConfigError where config.clean is set and ftfy is not installed. Picklable.
+    Can be pickled. Raises ConfigError where config.clean is set and ftfy is not installed.
     """
     steps: list[Callable[[str], str]] = []
     if config.clean:
@@ -31,18 +31,18 @@ def make_clean(config: TokenizerConfig) -> Callable[[str], str] | None:
 
 
 def repair(text: str) -> str:
-    """Wrong encodings, ligatures and curly quotes undone by ftfy, HTML entities resolved twice, white space joined and
-    stripped: openai/CLIP simple_tokenizer.py basic_clean and whitespace_clean."""
+    """Undoes wrong encodings, ligatures and curly quotes (ftfy), resolves HTML entities twice, joins and strips white
+    space: basic_clean and whitespace_clean of openai/CLIP's simple_tokenizer.py."""
     if not PLAIN.fullmatch(text):
         text = html.unescape(html.unescape(_ftfy()(text)))
     return " ".join(text.split())
 
 
 def canonicalize(text: str, drop_underscore: bool = False) -> str:
-    """Without ASCII punctuation ("_" becomes a space), runs of white space as one space, stripped: the
-    canonical form of big_vision's zero-shot evaluator (evaluators/proj/image_text/prompt_engineering.py).
+    """Removes ASCII punctuation ("_" becomes a space), joins white space and strips it.
 
-    drop_underscore: "_" is dropped like the rest, as transformers' SiglipTokenizer does.
+    The canonical form of big_vision's zero-shot evaluator (evaluators/proj/image_text/prompt_engineering.py).
+    drop_underscore: remove "_" too, as transformers' SiglipTokenizer does.
     """
     text = text if drop_underscore else text.replace("_", " ")
     return re.sub(r"\s+", " ", text.translate(PUNCTUATION)).strip()

@@ -13,18 +13,20 @@ from clipjax.data.tokenizers.hf import find_token, set_template, token_settings
 from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
 
 VOCAB_SIZE = 49_408
-# A clitic, a word, one digit, or a run of anything else. OpenAI's pattern ignores case, which makes "ſ" an "s" and has
-# nothing match U+0345, whose capital is a letter; transformers' does not.
+# A clitic, a word, one digit, or a run of anything else. OpenAI's pattern ignores case: "ſ" counts as "s", and U+0345,
+# whose capital is a letter, matches nothing. transformers' pattern does not ignore case.
 OPENAI_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 HF_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_bpe(config: TokenizerConfig, context_length: int) -> RustTokenizer:
-    """config.path is bpe_simple_vocab_16e6.txt(.gz): the rules of openai/CLIP and open_clip (ftfy, HTML entities, white
-    space, lower case; padding 0). Or a folder with vocab.json and merges.txt: those of transformers' CLIPTokenizer
-    (NFC, white space, lower case; padded with what tokenizer_config.json names, or the end of text).
+    """The tokenizer of CLIP, by the rules of the code that config.path belongs to.
 
-    SOT and EOT stand around every text and survive truncation; written out in a text they are text. Raises ConfigError.
+    bpe_simple_vocab_16e6.txt(.gz): openai/CLIP and open_clip (ftfy, HTML entities, white space, lower case; padding 0).
+    A folder with vocab.json and merges.txt: transformers' CLIPTokenizer (NFC, white space, lower case; padded with the
+    token that tokenizer_config.json names, or the end of text).
+
+    SOT and EOT enclose every text and survive truncation; written out in a text they are text. Raises ConfigError.
     """
     tokenizers = import_tokenizers()
     path = Path(config.path)
@@ -54,7 +56,7 @@ def clip_bpe(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     config = dataclasses.replace(config, **{n: v for n, v in own.items() if getattr(config, n) is None})
     own_pad, clean = 0, make_clean(config)
     if path.is_dir():
-        clean = make_clean(dataclasses.replace(config, lowercase=False))  # lower case comes last, from the library
+        clean = make_clean(dataclasses.replace(config, lowercase=False))  # the library lowers case, as the last step
         normalizers = tokenizers.normalizers
         steps = [normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " ")]
         pipeline.normalizer = normalizers.Sequence(steps + [normalizers.Lowercase()] * config.lowercase)
@@ -73,7 +75,7 @@ def clip_bpe(config: TokenizerConfig, context_length: int) -> RustTokenizer:
 
 
 def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(piece -> id, merges) of bpe_simple_vocab_16e6.txt, gzipped or not; of its merges the first 48,894 are CLIP's.
+    """(piece -> id, merges) of bpe_simple_vocab_16e6.txt, gzipped or not. CLIP uses the first 48,894 of its merges.
 
     Ids: the 256 bytes, the same at the end of a word, the merges in order, SOT, EOT.
     """
@@ -93,6 +95,7 @@ def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def read_hf(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """(piece -> id, merges) of vocab.json and merges.txt. Raises ConfigError."""
     vocab = read_json(vocab_file)
     require(isinstance(vocab, dict), f"config.tokenizer.path: '{vocab_file}' is not a map from pieces to ids.")
     try:
@@ -106,7 +109,9 @@ def read_hf(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[t
 
 
 def byte_letters() -> list[str]:
-    """The 256 characters that stand for bytes in a vocabulary, in CLIP's order: printable Latin-1 for itself, then the
-    rest of the bytes from U+0100 on (GPT-2's encoder)."""
+    """The 256 characters that stand for bytes in a vocabulary, in CLIP's order (GPT-2's encoder).
+
+    Printable Latin-1 characters stand for themselves; the other bytes follow as U+0100 and up.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [*map(chr, printable), *(chr(0x100 + i) for i in range(256 - len(printable)))]

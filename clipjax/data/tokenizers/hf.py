@@ -12,7 +12,7 @@ from clipjax.config import ConfigError, TokenizerConfig, require
 from clipjax.data.tokenizers.clean_text import make_clean
 from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
 
-# Under which names tokenizer_config.json has a token, and what it is called where there is no such file.
+# Keys of a token in tokenizer_config.json, and its usual names where there is no such file.
 NAMES = {
     "bos": (("bos_token", "cls_token"), ("<|startoftext|>", "[CLS]", "<s>", "<bos>")),
     "eos": (("eos_token", "sep_token"), ("<|endoftext|>", "[SEP]", "</s>", "<eos>")),
@@ -23,9 +23,9 @@ NAMES = {
 def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     """The `tokenizers` pipeline of a tokenizer.json (config.path: the file or its folder), padded on the right.
 
-    What stands around a text is the file's post-processor, unless config.add_bos or add_eos say otherwise.
-    config.lowercase puts a lower-casing before the file's own normalisation (SigLIP 2). A special token written out in
-    a text is not read as one: "[SEP]" becomes "[ SEP]". Raises ConfigError.
+    The file's post-processor adds special tokens, unless config.add_bos or add_eos is set. config.lowercase lowers case
+    before the file's own normalisation (SigLIP 2). A special token written out in a text is read as text: "[SEP]"
+    becomes "[ SEP]". Raises ConfigError.
     """
     tokenizers = import_tokenizers()
     path = Path(config.path)
@@ -44,7 +44,7 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
         pipeline.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *own])
     special = [token["content"] for token in content.get("added_tokens", []) if token.get("special")]
     own_pad = ids["pad"] if ids["pad"] >= 0 else ids["eos"]
-    # add_bos and add_eos stay None where the file decides.
+    # add_bos and add_eos stay None: the file decides.
     config = dataclasses.replace(config, clean=bool(config.clean), lowercase=bool(config.lowercase))
     return RustTokenizer(
         pipeline,
@@ -59,13 +59,13 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
 
 
 def token_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json and special_tokens_map.json of a folder as one; empty where it has neither."""
+    """The merged content of a folder's special_tokens_map.json and tokenizer_config.json; empty without either."""
     files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
     return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
 
 
 def find_token(pipeline: Any, settings: dict[str, Any], kind: str) -> int:
-    """The id of "bos", "eos" or "pad", by the settings' names or the usual ones; -1: none."""
+    """The id of the token "bos", "eos" or "pad", by its name in settings or a usual one; -1: none."""
     keys, usual = NAMES[kind]
     named = [settings[key] for key in keys if settings.get(key)]
     named = [token["content"] if isinstance(token, dict) else token for token in named]
@@ -74,7 +74,7 @@ def find_token(pipeline: Any, settings: dict[str, Any], kind: str) -> int:
 
 
 def set_template(pipeline: Any, config: TokenizerConfig, ids: dict[str, int]) -> None:
-    """Has the pipeline put BOS and EOS around a text by config.add_bos and add_eos (None: not)."""
+    """Makes the pipeline add BOS and EOS as config.add_bos and add_eos say; None adds none. Raises ConfigError."""
     wanted = [kind for kind in ("bos", "eos") if getattr(config, f"add_{kind}")]
     for kind in wanted:
         require(ids[kind] >= 0, f"config.tokenizer.add_{kind}: '{config.path}' has no such token.")
@@ -85,6 +85,6 @@ def set_template(pipeline: Any, config: TokenizerConfig, ids: dict[str, int]) ->
 
 
 def literal_pattern(special: Sequence[str]) -> re.Pattern | None:
-    """Matches any special token's text of two characters or more, in either case (a normalizer may lower it first)."""
-    found = [re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1]
-    return re.compile("|".join(found), re.IGNORECASE) if found else None
+    """Matches the special tokens of two characters or more, in any case, since a normalizer may lower it first."""
+    escaped = [re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1]
+    return re.compile("|".join(escaped), re.IGNORECASE) if escaped else None

@@ -1,4 +1,4 @@
-"""What a pipeline of the `tokenizers` library needs to be a Tokenizer: fixed length, an end, padding, rules."""
+"""Makes a Tokenizer of a pipeline of the `tokenizers` library: fixed length, padding, and rules for the text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from clipjax.config import ConfigError, TokenizerConfig, require
 
 
 class RustTokenizer:
-    """Tokenizer around a tokenizers.Tokenizer, whose post-processor adds what stands around a text.
+    """A Tokenizer around a tokenizers.Tokenizer, whose post-processor adds the special tokens.
 
-    config: with the kind's own rules in place of None. clean: what Python does to a text first. literals: matches what
-    must not be read as a special token in a text; a space goes behind the first character of each match. eos_id -1:
-    none.
+    config: with the kind's own rules in place of None. clean: applied to each text first. literals: matches text that
+    must not be read as a special token; a space is put after the first character of each match. eos_id: -1 for none.
+    Raises ConfigError.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class RustTokenizer:
         self.pad_id, self.eos_id, self.sha256 = pad_id, eos_id, sha256
         self.vocab_size = pipeline.get_vocab_size()
         self.clean, self.literals, self.pipeline = clean, literals, pipeline
-        around = pipeline.num_special_tokens_to_add(is_pair=False)
+        num_special = pipeline.num_special_tokens_to_add(is_pair=False)
         require(
-            around < context_length,
-            f"config.model.text.context_length={context_length} has no room for text beside {around} special tokens.",
+            num_special < context_length,
+            f"config.model.text.context_length={context_length} has no room for text beside {num_special} special "
+            "tokens.",
         )
         require(
             0 <= pad_id < self.vocab_size,
@@ -52,7 +53,7 @@ class RustTokenizer:
             eos_id >= 0 or not config.eos_to_pad,
             f"config.tokenizer.eos_to_pad needs an end of text, and {config.path} has none.",
         )
-        # Truncation before the post-processor adds its ids: the end of a text survives it.
+        # The library truncates before the post-processor adds special tokens, so that the end of a text survives.
         pipeline.enable_truncation(context_length)
         pipeline.no_padding()
 
@@ -70,6 +71,7 @@ class RustTokenizer:
 
 
 def import_tokenizers() -> ModuleType:
+    """The library `tokenizers`. Raises ConfigError where it is not installed."""
     try:
         import tokenizers
     except ImportError as error:
@@ -81,7 +83,7 @@ def import_tokenizers() -> ModuleType:
 
 
 def files_sha256(*paths: Path) -> str:
-    """sha256 of one file's bytes; of several: of the lines "name sha256" in the order given."""
+    """SHA-256 of a file's bytes; for several files, of lines "name sha256" in the order given."""
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     if len(paths) == 1:
         return hashes[0]
@@ -90,7 +92,7 @@ def files_sha256(*paths: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Raises ConfigError for a file that is missing or no JSON."""
+    """The content of a JSON file. Raises ConfigError for one that is missing or not JSON."""
     require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))

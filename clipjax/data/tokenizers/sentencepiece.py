@@ -15,9 +15,10 @@ from clipjax.data.tokenizers.clean_text import make_clean
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model with SigLIP's rules: lower case, EOS survives truncation, padding to the full context.
+    """The SentencePiece model config.path, with SigLIP's rules by default: lower case, no BOS, EOS, no cleaning.
 
-    Lower-casing and canonicalisation come first. A control symbol written out in a text is text like any other.
+    Text is cleaned first. EOS survives truncation. A control symbol written out in a text is text like any other.
+    Raises ConfigError.
     """
 
     def __init__(self, config: TokenizerConfig, context_length: int):
@@ -43,14 +44,14 @@ class SentencePieceTokenizer:
         self.eos_id, self.bos_id = self.model.eos_id(), self.model.bos_id()
         own_pad = self.model.pad_id() if self.model.pad_id() >= 0 else self.eos_id
         self.pad_id = own_pad if config.pad_id is None else config.pad_id
-        for name, needed, found in (
+        for name, needed, piece in (
             ("add_eos", config.add_eos, self.eos_id),
             ("add_bos", config.add_bos, self.bos_id),
             ("pad_id", True, self.pad_id),
         ):
             require(
-                not needed or 0 <= found < self.vocab_size,
-                f"config.tokenizer.{name}: {config.path} with {self.vocab_size} pieces has no such piece (id {found}).",
+                not needed or 0 <= piece < self.vocab_size,
+                f"config.tokenizer.{name}: {config.path} with {self.vocab_size} pieces has no such piece (id {piece}).",
             )
         require(
             config.add_bos + config.add_eos < context_length,

@@ -1,4 +1,4 @@
-"""What people have -> units of examples. Add one: a file with its two functions, a row here."""
+"""Input of each kind -> units of examples. Add a kind: a file with two functions, a row here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
 
 class Reader(NamedTuple):
-    units: Callable[[Options], Listing]  # raises PipelineError or ManifestError for input that is not there
-    # note(cause, where, what) tells of what was left out. PipelineError after good examples: the unit is damaged.
+    units: Callable[[Options], Listing]  # raises PipelineError or ManifestError for input that is missing or damaged
+    # Calls note(cause, where, what) for what it leaves out. A PipelineError after good examples means damage.
     read: Callable[[Unit, Options, Note], Iterator[Example]]
 
 

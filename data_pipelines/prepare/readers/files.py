@@ -1,19 +1,17 @@
-"""Image files of their own: a folder with caption files beside them, or a table that names them."""
+"""Separate image files: a folder with caption files beside the images, or a table that names them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines.archives import MAX_MEMBER
 from data_pipelines.command import Skips
-from data_pipelines.csv import table_rows as csv_rows
-from data_pipelines.image_folder import image_files, sidecar
-from data_pipelines.jsonl import table_rows as jsonl_rows
+from data_pipelines.image_folder import list_images, sidecar
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import one_input
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
-from data_pipelines.tables import Columns, gather
+from data_pipelines.tables import Columns, Rows, csv_rows, gather, json_rows
 
 _AT_A_TIME = 512
 
@@ -23,7 +21,7 @@ Item = tuple[str, str, tuple[str, ...], str]  # key, path, captions, class name
 def folder_units(options: Options) -> Listing:
     """NAME.jpg with a caption a line in NAME.txt."""
     folder, skips = one_input(options), Skips()
-    items = [(path.relative_to(folder).as_posix(), str(path), sidecar(path), "") for path in image_files(folder, skips)]
+    items = [(path.relative_to(folder).as_posix(), str(path), sidecar(path), "") for path in list_images(folder, skips)]
     return _listing("folder", items, skips)
 
 
@@ -32,7 +30,7 @@ def csv_units(options: Options) -> Listing:
 
 
 def jsonl_units(options: Options) -> Listing:
-    return _table_units(options, jsonl_rows)
+    return _table_units(options, json_rows)
 
 
 def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
@@ -51,7 +49,7 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
         yield Example(key, data, texts, label)
 
 
-def _table_units(options: Options, rows_of) -> Listing:
+def _table_units(options: Options, rows_of: Callable[[Path, Skips], Rows]) -> Listing:
     table, skips = one_input(options), Skips()
     columns = Columns(options.image_column, options.caption_columns, options.label_column)
     gathered = gather(table, rows_of(table, skips), columns, skips)
@@ -63,7 +61,7 @@ def _table_units(options: Options, rows_of) -> Listing:
 
 
 def _listing(reader: str, items: list[Item], skips: Skips) -> Listing:
-    """What the listing left out is told by the first unit."""
+    """The first unit reports what the listing left out."""
     skipped = [(cause, skips.examples[cause], count) for cause, count in skips.counts.items()]
     pieces: Iterable[list[Item]] = (items[i : i + _AT_A_TIME] for i in range(0, len(items), _AT_A_TIME))
     units = [

@@ -10,11 +10,11 @@ from data_pipelines.prepare.options import Options
 
 
 def input_files(options: Options, suffixes: tuple[str, ...]) -> list[str]:
-    """Files, patterns, and folders (their files of these suffixes, at any depth), sorted, each once.
+    """The files that --input names, sorted, each once: files, patterns, and the files of these suffixes in folders.
 
-    Raises PipelineError for an input that names nothing.
+    Raises PipelineError for an input that names no file.
     """
-    found: set[str] = set()
+    all_files: set[str] = set()
     for name in options.input:
         paths = [Path(path) for path in glob.glob(name, recursive=True)] or [Path(name)]
         files = [
@@ -25,19 +25,19 @@ def input_files(options: Options, suffixes: tuple[str, ...]) -> list[str]:
         ]
         if not files:
             raise PipelineError(f"--input={name}: no file{' in it' if Path(name).is_dir() else ''} {_of(suffixes)}.")
-        found.update(files)
-    return sorted(found)
+        all_files.update(files)
+    return sorted(all_files)
 
 
 def one_input(options: Options) -> Path:
-    """Raises PipelineError unless --input names one thing that exists."""
+    """The one path of --input. Raises PipelineError unless there is exactly one, and it exists."""
     if len(options.input) != 1 or not Path(options.input[0]).exists():
         raise PipelineError(f"--input={','.join(options.input)}: --reader={options.reader} takes one path that exists.")
     return Path(options.input[0])
 
 
 def short_names(files: list[str]) -> list[str]:
-    """The names without the folder that all have in common: what makes keys the same wherever the data lie."""
+    """The names without their common folder, so that keys do not depend on where the data are."""
     if len(files) == 1:
         return [Path(files[0]).name]
     root = Path(files[0]).parent

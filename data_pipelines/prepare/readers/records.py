@@ -1,4 +1,4 @@
-"""Folders of records, as these pipelines write them, and prepared TensorFlow datasets."""
+"""Folders of records, as these pipelines write them, and prepared TensorFlow datasets, by training's sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipjax.config import SourceConfig
 from clipjax.data.records import RecordError, read_manifest
-from clipjax.data.sources import open_source
+from clipjax.data.sources import TfdsConfig, open_source
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import one_input
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
@@ -16,7 +16,7 @@ _AT_A_TIME = 2048
 
 
 def units(options: Options) -> Listing:
-    """Pieces of one split. The class names and licences are the folder's."""
+    """A unit is a piece of one split. Class names and licences are the folder's."""
     folder = one_input(options)
     manifest = read_manifest(folder)
     files = tuple(
@@ -27,9 +27,8 @@ def units(options: Options) -> Listing:
 
 
 def tfds_units(options: Options) -> Listing:
-    """Pieces of one split of a dataset prepared with file_format="array_record"; nothing is downloaded."""
-    config = SourceConfig(
-        name="tfds",
+    """A unit is a piece of one split of a dataset prepared with file_format="array_record"; nothing is downloaded."""
+    config = TfdsConfig(
         path=options.input[0],
         split=options.split,
         data_dir=options.data_dir,

@@ -1,6 +1,7 @@
 """WebDataset tar files, and those of img2dataset with their statistics.
 
-Files that share a name up to the first dot of its last part are one sample: 0001.jpg, 0001.txt, 0001.json.
+A tar is streamed once, compressed or not. Samples, and what counts as their image, are those of training's source
+(clipjax.data.sources.webdataset).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipjax.data.sources.fields import texts_of
+from clipjax.data.sources.webdataset import Parts, find_image, samples
 from data_pipelines.archives import tar_members
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
@@ -16,19 +19,18 @@ from data_pipelines.prepare.readers.paths import input_files, short_names
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
 _TARS = (".tar", ".tar.gz", ".tgz")
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TEXTS = ("txt", "caption", "text")
 
 
 def units(options: Options) -> Listing:
-    """A unit a tar."""
+    """A unit is a tar."""
     files = input_files(options, _TARS)
     names = short_names(files)
     return Listing([Unit(i, file, "webdataset", (file,), (names[i], "")) for i, file in enumerate(files)])
 
 
 def img2dataset_units(options: Options) -> Listing:
-    """A unit a tar; beside it NAME_stats.json counts what img2dataset could not get. Raises PipelineError without."""
+    """A unit is a tar and its NAME_stats.json, which counts failed downloads. Raises PipelineError without one."""
     listing = []
     for unit in units(options).units:
         stats = unit.name.removesuffix(".tar") + "_stats.json"
@@ -42,49 +44,39 @@ def img2dataset_units(options: Options) -> Listing:
 
 
 def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
+    """Keys begin with the tar's name, because img2dataset and others count within a tar."""
     name, stats = unit.payload
     if stats:
         _note_failures(Path(stats), note)
-    sample: dict[str, bytes] = {}
-    current = None
-    members = tar_members(unit.files[0], lambda member: True, lambda cause, member: note(cause, name, member))
-    for member in members:
-        folder, _, last = member.name.rpartition("/")
-        stem, _, kind = last.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
-        if key != current:
-            yield from _example(name, current, sample, options, note)
-            current, sample = key, {}
-        sample[kind.lower()] = member.data
-    yield from _example(name, current, sample, options, note)
+    files = tar_members(unit.files[0], lambda member: True, lambda cause, member: note(cause, name, member))
+    for key, parts in samples(files):
+        yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, note)
 
 
-def _example(name: str, key: str | None, sample: dict[str, bytes], options: Options, note: Note) -> Iterator[Example]:
-    """None or one. The key begins with the tar's name: img2dataset and others count within a tar."""
-    if key is None:
-        return
-    image = next((sample[kind] for kind in _IMAGES if kind in sample), None)
-    texts, label = _texts(sample, options)
-    key = f"{_without_suffix(name)}/{key}"
+def _example(key: str, parts: Parts, options: Options, note: Note) -> Iterator[Example]:
+    """None or one."""
+    image, (texts, label) = find_image(parts), _texts(parts, options)
     if image is None:
-        note("no image", key, ", ".join(sample))
+        note("no image", key, ", ".join(parts))
     elif texts is None:
         note("caption is not UTF-8 or JSON", key, "")
     else:
         yield Example(key, image, texts, label)
 
 
-def _texts(sample: dict[str, bytes], options: Options) -> tuple[tuple[str, ...] | None, str]:
-    """Captions: the text file, then the JSON's fields of --caption_columns, each text or a list; and the label."""
+def _texts(parts: Parts, options: Options) -> tuple[tuple[str, ...] | None, str]:
+    """(captions, label). Captions are the text file and the fields of the .json that --caption_columns names.
+
+    They stay as they are here: the step "captions" cleans them and tells what it changed. None: they cannot be read.
+    """
     try:
-        texts = [sample[kind].decode("utf-8") for kind in _TEXTS if kind in sample]
-        fields = json.loads(sample["json"]) if "json" in sample else {}
+        texts = [parts[kind].decode("utf-8") for kind in _TEXTS if kind in parts]
+        fields = json.loads(parts["json"]) if "json" in parts else {}
     except ValueError:
         return None, ""
     fields = fields if isinstance(fields, dict) else {}
     for column in options.caption_columns:
-        value = fields.get(column)
-        texts += [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        texts += texts_of(fields.get(column))
     label = fields.get(options.label_column)
     return tuple(dict.fromkeys(texts)), label if isinstance(label, str) else ""
 

@@ -1,4 +1,4 @@
-"""The steps in their order. Add one: a file with its functions, a row here, its flags in options.py."""
+"""The steps, in their order. Add one: a file with its functions, a row here, its flags in options.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data_pipelines.prepare.steps.decode import decode
 from data_pipelines.prepare.steps.kinds import BatchStep, CountStep, ExampleStep, GroupStep, Step
 
 STEPS: dict[str, Step] = {
-    # While a unit is read: captions first, because decoding is what costs.
+    # While a unit is read. Captions come first, because decoding is expensive.
     "captions": ExampleStep(lambda options: True, captions),
     "languages": ExampleStep(lambda options: bool(options.languages), languages.languages),
     "decode": ExampleStep(lambda options: True, decode),

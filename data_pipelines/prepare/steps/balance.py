@@ -1,9 +1,9 @@
-"""Captions balanced by what they mention, as MetaCLIP does.
+"""Balances captions by the entries they mention, as MetaCLIP does.
 
-Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671, algorithm 1): a caption matches the entries of a list that are
-part of its text; an entry with more than t matches lets each of them through with probability t / matches; a caption
-is kept when one of its entries lets it through, and not when it matches none. The draws here are hashes of key, caption
-and entry instead of random numbers: the same data give the same choice.
+Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671, algorithm 1): a caption matches the entries of a list that
+occur in its text. An entry with more than t matches lets each of them through with probability t / matches. A caption
+is kept if one of its entries lets it through; one that matches no entry is not kept. Hashes of key, caption and entry
+take the place of random numbers here, so that the same data give the same choice.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def count(row: Row, options: Options) -> Iterator[str]:
 
 
 def probabilities(counts: dict[str, int], options: Options) -> dict[str, float]:
-    """Entry -> probability to let a caption through, of those where it is less than 1."""
+    """Entry -> probability that it lets a caption through; entries with probability 1 are left out."""
     return {entry: options.balance_limit / n for entry, n in counts.items() if n > options.balance_limit}
 
 
 def balance(row: Row, probability: dict[str, float], options: Options, note: Note) -> Row:
     """The row without the captions that no entry lets through. Raises RecordError where none is left."""
     entries, longest = read_entries(options.balance_entries)
-    found = [matches(text, entries, longest) for text in row.texts]
-    if not any(found):
+    matched = [matches(text, entries, longest) for text in row.texts]
+    if not any(matched):
         raise RecordError("caption matches no entry", " | ".join(row.texts))
     out = [
-        not any(place(f"{row.key}\0{text}\0{entry}", "balance") < probability.get(entry, 1.0) for entry in matched)
-        for text, matched in zip(row.texts, found, strict=True)
+        not any(place(f"{row.key}\0{text}\0{entry}", "balance") < probability.get(entry, 1.0) for entry in own)
+        for text, own in zip(row.texts, matched, strict=True)
     ]
     return without(row, out, "only frequent entries", note)
 
@@ -57,7 +57,7 @@ def matches(text: str, entries: frozenset[str], longest: int) -> list[str]:
 
 @functools.lru_cache(4)
 def read_entries(path: str) -> tuple[frozenset[str], int]:
-    """The file's lines as lower-case words, and the number of words of the longest. Raises PipelineError."""
+    """(lines of the file as lower-case words, number of words of the longest). Raises PipelineError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

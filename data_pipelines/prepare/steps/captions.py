@@ -1,6 +1,6 @@
-"""Captions as people would say them; those that are no language, too short, too long or of another script go.
+"""Cleans captions, and leaves out those that are no language, too short, too long or in another script.
 
-Scripts go by Unicode names of the letters. What tells English from Dutch is steps/languages.py.
+Scripts are told apart by the Unicode names of letters; steps/languages.py tells languages apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import html
 import re
 import unicodedata
 
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
@@ -21,19 +22,19 @@ SCRIPTS = (
     "myanmar", "oriya", "sinhala", "tamil", "telugu", "thai", "tibetan",
 )  # fmt: skip
 _SCRIPT_SHARE = 0.9  # of the letters, for a caption to be of the scripts asked for
-_MAX_CHARACTERS = 4000  # longer ones are no captions, and would hold up the regular expressions
+_MAX_CHARACTERS = 4000  # a longer text is no caption and would slow down the regular expressions
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
-# What cameras, phones and screen shots call their files, and file names with their suffix.
+# File names as cameras, phones and screen shots make them, and any file name with its suffix.
 _FILE_NAME = re.compile(
     r"(?i)(?:(?:img|image|dsc[fn]?|pict?|p|photo|screenshot|untitled|wp|vid|mvi)[\s_-]*\(?[\d\s_()-]+\)?)"
-    r"|\S+\.(?:jpe?g|png|gif|webp|tiff?|bmp)|[0-9a-f]{16,}"
+    rf"|\S+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})|[0-9a-f]{{16,}}"
 )
 
 
 def captions(example: Example, options: Options, note: Note) -> Example:
     """The example with its captions cleaned, each once. Raises RecordError where none is left."""
-    kept: dict[str, str] = {}  # lower case -> caption, so that each is there once
+    kept: dict[str, str] = {}  # caption in lower case -> caption; keeps each once
     causes = []
     for text in example.texts:
         cleaned = text[:_MAX_CHARACTERS]
@@ -52,9 +53,9 @@ def captions(example: Example, options: Options, note: Note) -> Example:
 
 
 def clean(text: str) -> str:
-    """Entities resolved, HTML tags, addresses and control characters out, NFC, white space joined."""
+    """The text with entities resolved, without HTML tags, addresses and control characters, in NFC, spaces joined."""
     text = _ADDRESS.sub(" ", _TAG.sub(" ", html.unescape(html.unescape(text))))
-    # Cf without the joiners, which emoji and Indic scripts need.
+    # Of category Cf the joiners stay: emoji and Indic scripts need them.
     text = "".join(
         c if c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else " " for c in text
     )
@@ -62,7 +63,7 @@ def clean(text: str) -> str:
 
 
 def fault(text: str, options: Options) -> str:
-    """Why a caption is not taken; "": it is."""
+    """Why a caption is left out; "" if it is kept."""
     words = text.split()
     letters = [c for c in text if c.isalpha()]
     if not text:
@@ -84,7 +85,7 @@ def fault(text: str, options: Options) -> str:
 
 @functools.lru_cache(1 << 16)
 def script(letter: str) -> str:
-    """One of SCRIPTS, or another first word of Unicode's name of the letter."""
+    """The script of a letter: one of SCRIPTS, or else the first word of its Unicode name."""
     name = unicodedata.name(letter, "").lower()
     if name.startswith("cjk"):
         return "han"

@@ -1,4 +1,4 @@
-"""Every image is decoded as training will; large ones are stored smaller."""
+"""Decodes every image as training does, and stores large ones smaller."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import io
 
 from PIL import Image
 
-from clipjax.data.images.transforms import FORMATS, open_image
+from clipjax.data.images.decode import EXIF_ORIENTATION, FORMATS, open_image
 from clipjax.data.records import RecordError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import colours, image_hash, pixels_sha
 from data_pipelines.prepare.types import Example, Note
 
-_KEPT = ("JPEG", "PNG", "WEBP")  # formats that records hold; others are stored anew
+_KEPT = ("JPEG", "PNG", "WEBP")  # formats of records; images of other formats are encoded again
 
 
 def decode(example: Example, options: Options, note: Note) -> Example:
-    """The example with an image that training can read, and its hashes: the file's own bytes where nothing must change.
+    """The example with an image that training can read, and its hashes. Keeps the file's bytes where it can.
 
-    Stored anew, upright and without animation: images above shorter_side or longest_side, which are never made larger;
-    GIF, BMP and TIFF; anything with an orientation or several frames; CMYK and 16-bit. As JPEG, or PNG where the file
-    was lossless. Transparency of those lies over white. Raises RecordError for what cannot be decoded, images above
-    MAX_PIXELS by their header, and sides below min_side or beyond max_aspect.
+    Encoded again, upright, without animation and over white: images above shorter_side or longest_side (which are
+    shrunk, never enlarged), GIF, BMP and TIFF, images with an orientation or several frames, CMYK and 16 bits. The
+    result is PNG where the file was lossless, else JPEG. Raises RecordError for images that cannot be decoded, exceed
+    MAX_PIXELS by their header, have a side below min_side, or are longer than max_aspect allows.
     """
     image = open_image(example.image)
     with Image.open(io.BytesIO(example.image), formats=FORMATS) as header:
         # "MPO" is what Pillow calls a JPEG of several pictures, as phones make them.
         kind, lossless = header.format, header.format not in ("JPEG", "MPO") and not _lossy_webp(header, example.image)
         sound = header.mode in ("RGB", "L", "RGBA", "P", "LA", "1") and getattr(header, "n_frames", 1) == 1
-        sound = sound and header.size == image.size and header.getexif().get(0x0112, 1) == 1
+        sound = sound and header.size == image.size and header.getexif().get(EXIF_ORIENTATION, 1) == 1
     short, long = min(image.size), max(image.size)
     if short < options.min_side:
         raise RecordError("side too short", f"{image.width} x {image.height} pixels, --min_side={options.min_side}")

@@ -1,11 +1,11 @@
-"""No image, or no caption, of an evaluation set stays in the data."""
+"""Removes images, or captions, of evaluation sets from the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from clipjax.config import SourceConfig
-from clipjax.data.images.transforms import open_image
+from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, read_manifest
 from clipjax.data.sources import open_source
 from data_pipelines.prepare.options import Options
@@ -18,9 +18,9 @@ _FIRST = ("", -1, -1)  # ranks before every row
 
 
 def references(options: Options) -> Iterator[tuple[str, str, int, int]]:
-    """Pieces of the evaluation sets, "FOLDER" or "FOLDER:SPLIT": folder, split, first record, one behind the last.
+    """Pieces of the evaluation sets, each "FOLDER" or "FOLDER:SPLIT": (folder, split, first record, last + 1).
 
-    Raises ManifestError for what is no folder of records, or has no such split.
+    Raises ManifestError for a folder without records or without the split.
     """
     for name in options.decontaminate:
         folder, _, split = name.partition(":")
@@ -36,7 +36,7 @@ def reference_members(piece: tuple[str, str, int, int], options: Options) -> Ite
         record = source[index]
         where = f"{folder}:{split} {record['key']}"
         if options.decontaminate_by != "caption":
-            # A record that is damaged stops the run: what it was to keep out would come in unseen.
+            # A damaged record stops the run: otherwise the image it should keep out would come in unnoticed.
             bits = image_hash(open_image(record["image"]))
             for band in bands(bits, options.decontaminate_bits):
                 yield band, (_FIRST, "", where, bits)
@@ -68,7 +68,7 @@ def votes(members: Sequence[tuple], options: Options) -> Iterator[tuple[str, tup
 
 
 def decontaminate(row: Row, votes: Sequence[tuple], options: Options, note: Note) -> Row:
-    """Without the captions that an evaluation set has. Raises RecordError where none is left, and for its images."""
+    """The row without captions of an evaluation set. Raises RecordError where none is left, or for an image of one."""
     images = [vote for vote in votes if vote[0] == "an image"]
     if images:
         _, bits, where = images[0]

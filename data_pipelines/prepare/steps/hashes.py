@@ -1,4 +1,4 @@
-"""What makes images and captions comparable without looking at every pair."""
+"""Hashes by which images and captions are compared without looking at every pair."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from data_pipelines.prepare.options import HASH_BITS
-
+HASH_BITS = 64
 _SIDE, _LOW = 32, 8
 
 
 def image_hash(image: Image.Image) -> int:
-    """64 bits of which few differ between images that look alike: the perceptual hash by DCT.
+    """A perceptual hash: 64 bits, few of which differ between images that look alike.
 
-    The image in grey at 32 x 32 and its 8 x 8 lowest frequencies; a bit is whether one is above their median. After
-    Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1, but shrunk by
-    Lanczos' filter: by box filters, sizes that are no multiple of 32 change many bits.
+    Each bit tells whether one of the 8 x 8 lowest DCT frequencies of the grey image at 32 x 32 is above their median.
+    Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1. It shrinks images by
+    a box filter, which changes many bits for sizes that are no multiple of 32; here Lanczos' filter is used.
     """
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float64)
     low = _DCT @ grey @ _DCT.T
@@ -29,19 +28,19 @@ def image_hash(image: Image.Image) -> int:
 
 
 def colours(image: Image.Image) -> str:
-    """Mean red, green and blue of a grid of 4 x 4, in hexadecimal: tells apart what image_hash, being grey, cannot."""
+    """Mean red, green and blue in a grid of 4 x 4, in hexadecimal. image_hash sees grey only."""
     return np.asarray(image.convert("RGB").resize((4, 4), Image.Resampling.BOX)).tobytes().hex()
 
 
 def distance(a: int, b: int) -> int:
-    """Number of bits that differ."""
+    """The number of bits that differ."""
     return (a ^ b).bit_count()
 
 
 def bands(image_hash: int, bits: int) -> Iterator[str]:
-    """Names of bits + 1 groups such that hashes at a distance of at most `bits` share one of them at least.
+    """Names of bits + 1 groups. Hashes at a distance of at most `bits` share at least one of them.
 
-    The hash is cut into bits + 1 bands; `bits` differing bits leave one band untouched.
+    The hash is cut into bits + 1 bands, of which `bits` differing bits leave one unchanged.
     """
     count = bits + 1
     edges = [HASH_BITS * i // count for i in range(count + 1)]
@@ -50,7 +49,7 @@ def bands(image_hash: int, bits: int) -> Iterator[str]:
 
 
 def text_hash(text: str) -> str:
-    """Equal for captions that differ in case, accents' encoding, punctuation and white space only."""
+    """A digest, equal for captions that differ only in case, encoding of accents, punctuation and white space."""
     plain = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
     return hashlib.sha256(plain.encode()).hexdigest()[:24]
 

@@ -15,27 +15,27 @@ On = Callable[[Options], bool]
 
 
 class ExampleStep(NamedTuple):
-    """While a unit is read, with the pixels at hand."""
+    """Runs while a unit is read, on one example with its pixels."""
 
     on: On
     apply: Callable[[Example, Options, Note], Example]
 
 
 class BatchStep(NamedTuple):
-    """While a unit is read, over all that it holds by then."""
+    """Runs while a unit is read, on many examples at a time."""
 
     on: On
     apply: Callable[[list[Example], Options], list[Example]]
 
 
 class GroupStep(NamedTuple):
-    """Compares the rows that share a group: as many groups a row as it likes, each small."""
+    """Compares the rows that share a group. A row may be in several groups; each group is small."""
 
     on: On
-    members: Callable[[Row, Options], Iterable[tuple[str, tuple]]]  # group, what to compare: begins with rank, id
+    members: Callable[[Row, Options], Iterable[tuple[str, tuple]]]  # (group, (rank, id, values to compare))
     votes: Callable[[Sequence[tuple], Options], Iterable[tuple[str, Any]]]  # sorted members -> id, vote
     apply: Callable[[Row, Sequence[Any], Options, Note], Row]  # votes on this row, sorted
-    # Members of other records, which come before all rows and get no votes.
+    # Members that stand for other records. They rank before all rows and get no votes.
     references: Callable[[Options], Iterable[Any]] = lambda options: ()
     reference_members: Callable[[Any, Options], Iterable[tuple[str, tuple]]] | None = None
 
@@ -44,8 +44,8 @@ class CountStep(NamedTuple):
     """Decides by counts over all rows."""
 
     on: On
-    count: Callable[[Row, Options], Iterable[str]]  # what to count this row under
-    finish: Callable[[dict[str, int], Options], Any]  # all counts -> what apply needs, small
+    count: Callable[[Row, Options], Iterable[str]]  # names under which this row is counted
+    finish: Callable[[dict[str, int], Options], Any]  # all counts -> a small table for apply
     apply: Callable[[Row, Any, Options, Note], Row]
 
 

@@ -1,8 +1,9 @@
-"""Captions in the languages asked for, by py3langid: naive Bayes over bytes (langid.py, Lui & Baldwin 2012, P12-3005).
+"""Keeps captions in the requested languages, by py3langid: naive Bayes over bytes (langid.py, Lui & Baldwin 2012,
+P12-3005).
 
-A few words tell a language only sometimes, names and numbers hardly ever. The model knows: its probabilities spread
-over many languages then. So a caption goes only when one other language is likely and those asked for are not; what is
-between is undecided, and told apart in the report.
+A few words often do not tell the language, names and numbers hardly ever. The model then spreads its probability over
+many languages. So a caption is left out only if one other language is likely and the requested ones are not. Everything
+between is undecided, and counted separately in the report.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
 
-# Languages asked for that are together as likely as this are not excluded by a likelier relative of theirs: "old wooden
-# door" is 77 % Dutch and 8 % English. Of 100 captions of one to ten words none is lost with it, two without.
+# From this probability on, requested languages are not excluded by a likelier relative: "old wooden door" is 77 % Dutch
+# and 8 % English. Without this rule 2 of 100 captions of one to ten words are lost, with it none.
 _STILL_POSSIBLE = 0.05
-_TITLE_WORDS = 4  # from here on titles ("Old Wooden Door of a Barn") are read as what they are, not as names
+_TITLE_WORDS = 4  # from here on capitals mean a title ("Old Wooden Door of a Barn"), not a name
 _NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
 _LOCK = threading.Lock()  # workers may be threads of one process, which load one model
 
@@ -47,8 +48,8 @@ def languages(example: Example, options: Options, note: Note) -> Example:
 def judge(text: str, options: Options) -> tuple[str, float]:
     """The caption's ISO 639 code, or "" if undecided, and the probability of the likeliest language.
 
-    A language asked for, if those have options.language_confidence together; another one, if it has that alone and
-    those asked for are out of the question.
+    A requested language, if the requested ones together reach options.language_confidence. Another one, if it reaches
+    that alone and the requested ones are below _STILL_POSSIBLE.
     """
     ranked = _load().rank(text.lower() if len(text.split()) >= _TITLE_WORDS else text)
     likeliest, likely = ranked[0]
@@ -62,15 +63,15 @@ def judge(text: str, options: Options) -> tuple[str, float]:
 
 
 def known() -> tuple[str, ...]:
-    """Codes of the languages that can be asked for. Raises PipelineError without py3langid."""
+    """The codes that --languages takes. Raises PipelineError without py3langid."""
     return tuple(sorted(set(_load().labels) - {_NO_LANGUAGE}))
 
 
 def model(options: Options) -> str:
-    """What judges, for fingerprints; "": nothing does."""
+    """The model and its version, for fingerprints; "" without --languages."""
     if not options.languages:
         return ""
-    _load()  # its error says what to install on a worker that lacks it
+    _load()  # on a worker without it, the error says what to install
     return f"py3langid {importlib.metadata.version('py3langid')}"
 
 

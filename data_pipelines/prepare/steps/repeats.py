@@ -1,4 +1,4 @@
-"""Keys used twice, the same image with several captions, images that look alike, captions used too often."""
+"""Repetitions: keys used twice, one image in several records, images that look alike, captions used too often."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import bands, text_hash
 from data_pipelines.prepare.types import Note, Row
 
-# Of 255, in every cell of the grid: JPEG at quality 30 and a change of brightness by a tenth stay below.
+# Levels of 255, in every cell of the grid. JPEG at quality 30 and a tenth more brightness stay below.
 _SAME_COLOUR = 28
 
 Votes = Iterator[tuple[str, tuple]]
@@ -26,7 +26,7 @@ def same_pixels(row: Row, options: Options) -> Iterator[tuple[str, tuple]]:
 
 
 def key_votes(members: Sequence[tuple], options: Options) -> Votes:
-    """The first of a key stays and takes the captions of those that have its image; the others go."""
+    """The first record of a key stays, and takes the captions of those with its image; the others are left out."""
     (rank, first, _, pixels), *others = members
     for other, member, captions, other_pixels in others:
         same = options.merge != "off" and other_pixels == pixels
@@ -36,7 +36,7 @@ def key_votes(members: Sequence[tuple], options: Options) -> Votes:
 
 
 def merge_votes(members: Sequence[tuple], options: Options) -> Votes:
-    """The first with these pixels stays and takes the captions of the others."""
+    """The first record with these pixels stays and takes the captions of the others."""
     (first_rank, first, _, _), *others = members
     for other, member, captions, _ in others:
         yield member, ("out", "same image, captions taken over", first_rank[0])
@@ -62,8 +62,10 @@ def looks(row: Row, options: Options) -> Iterator[tuple[str, tuple]]:
 
 
 def looks_votes(members: Sequence[tuple], options: Options) -> Votes:
-    """A row goes when one of smaller rank has a hash at most near_duplicates bits away and the same colours, whether or
-    not that one stays: of every chain of look-alikes the first stays, in whatever order they are seen."""
+    """Leaves out a row if one of smaller rank has a hash within near_duplicates bits and the same colours.
+
+    That holds whether or not the other row stays, so that the first of a chain of look-alikes stays in any order.
+    """
     hashes = np.array([bits for _, _, bits, _ in members], np.uint64)
     grids = np.array([list(bytes.fromhex(colours)) for *_, colours in members], np.int16)
     for place, (_, member, _, _) in enumerate(members[1:], 1):
@@ -93,13 +95,13 @@ def said_votes(members: Sequence[tuple], options: Options) -> Votes:
 
 
 def drop_said(row: Row, votes: Sequence[tuple], options: Options, note: Note) -> Row:
-    """Without the captions that enough rows of smaller rank have."""
+    """The row without captions that enough rows of smaller rank have."""
     gone = {vote[0] for vote in votes}
     return without(row, [text_hash(text) in gone for text in row.texts], "caption used by others", note)
 
 
 def without(row: Row, out: Sequence[bool], cause: str, note: Note) -> Row:
-    """The row without the captions that are out. Raises RecordError where none is left."""
+    """The row without the captions marked in `out`. Raises RecordError where none is left."""
     if not any(out):
         return row
     stays = [not gone for gone in out]

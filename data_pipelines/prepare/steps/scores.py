@@ -1,7 +1,7 @@
-"""How well image and caption agree by a model's account, and the choice by it.
+"""Scores by a model how well image and caption agree, and chooses by the score.
 
-DataComp (Gadre et al. 2023, arXiv:2304.14108, section 3.4): records are kept above a threshold of the cosine of
-CLIP's embeddings, or the best fraction of them.
+DataComp (Gadre et al. 2023, arXiv:2304.14108, section 3.4): keeps records above a threshold of the cosine of CLIP's
+embeddings, or the best fraction of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.repeats import without
 from data_pipelines.prepare.types import Example, Note, Row
 
-BINS_PER_UNIT = 10_000  # the threshold of a fraction is exact to a ten-thousandth
+BINS_PER_UNIT = 10_000  # the threshold for a fraction is exact to a ten-thousandth
 _BATCH = 64
-_LOCK = threading.Lock()  # workers may be threads of one process: they load and use one model
+_LOCK = threading.Lock()  # workers may be threads of one process, which share one model
 
 
 def score(examples: list[Example], options: Options) -> list[Example]:
@@ -47,7 +47,7 @@ def count(row: Row, options: Options) -> Iterator[str]:
 
 
 def threshold(counts: dict[str, int], options: Options) -> float:
-    """The greatest score that at least top_fraction of the rows reach; min_score if that is more."""
+    """The largest score that at least top_fraction of the rows reach, or min_score if that is larger."""
     if not options.top_fraction:
         return options.min_score
     wanted, reached = options.top_fraction * sum(counts.values()), 0

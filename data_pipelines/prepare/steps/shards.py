@@ -1,4 +1,4 @@
-"""Which split and which shard a row goes to: by hashes of its key, and of nothing else that could change."""
+"""The split and the shard of a row, by hashes of its key alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BINS = 1 << 16
 
 
 def order(row: Row) -> tuple[float, str]:
-    """The order of records in their split: as good as random, the same for ever."""
+    """The order of records in their split: like a random one, but always the same."""
     return place(row.key, "order"), row.key
 
 
@@ -34,7 +34,7 @@ def layout(counts: dict[str, int], options: Options) -> dict[str, list[int]]:
         total = sum(bins.values())
         shards, before, last, starts = -(-total // options.records_per_shard), 0, -1, []
         for number in sorted(bins):
-            # A bin of many rows can leave a shard's number out; shards are counted by their starts.
+            # A bin with many rows can skip a shard's number; shards are counted by their starts.
             if (shard := before * shards // total) != last:
                 starts.append(number)
                 last = shard
