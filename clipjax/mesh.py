@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
@@ -139,6 +139,11 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{"image/blocks/mlp/up/kernel": leaf, ...}: a tree's leaves by path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def initialize_distributed(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
@@ -162,6 +167,11 @@ def initialize_distributed(
     in_tpu_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
     if in_slurm or in_tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def to_mesh(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """A host array, the same on every process, as a global array. Each device receives its part only."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def to_host(tree: Any) -> Any:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from data_pipelines import scenes, train_tokenizer
 from tests.tiny import tiny_config
 
@@ -34,8 +35,8 @@ def run_config(folder: Path) -> ConfigDict:
     source = SourceConfig(path=str(folder / "scenes"), split="validation")
     config.eval.update(batch_size=16, every_steps=6)
     config.eval.evaluators = {
-        "zero_shot": to_config_dict(EvaluatorConfig(name="zero_shot", source=source)),
-        "retrieval": to_config_dict(EvaluatorConfig(name="retrieval", source=source)),
+        "zero_shot": to_config_dict(ZeroShotConfig(source=source)),
+        "retrieval": to_config_dict(RetrievalConfig(source=source)),
     }
     config.checkpoint.update(every_steps=3, keep_last=10)
     config.log.update(every_steps=1, tensorboard=False, figures=False)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,7 +135,3 @@ def main(argv: list[str]) -> None:
 
     values = cli.parse(argv, __doc__, define, required=("config",))
     cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

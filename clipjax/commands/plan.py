@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,3 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")  # what is planned for elsewhere must not take a device that is here
     options = dict(compare=values.compare, search=values.search, out=values.out)
     cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

@@ -15,7 +15,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from clipjax.config import ConfigError, SourceConfig, require
+from clipjax.config import ConfigError, SourceConfig, differences, require
 from clipjax.data.records import RecordError, read_manifest, write_records
 from clipjax.data.sources.array_record import ArrayRecordSource
 
@@ -120,11 +120,10 @@ def read_made_by(folder: str | Path) -> dict[str, Any]:
 
 def check_made_by(found: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
     """Raises ConfigError listing every field in which embeddings are not those that this experiment would compute."""
-    names = sorted((found.keys() | expected.keys()) - {"dtype"})
     lines = [
         f"  {name}: embedded with {found.get(name, 'nothing')!r}, this experiment has {expected.get(name, 'nothing')!r}"
-        for name in names
-        if found.get(name) != expected.get(name)
+        for name in differences(found, expected)
+        if name != "dtype"
     ]
     if lines:
         raise ConfigError(

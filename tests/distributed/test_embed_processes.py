@@ -14,7 +14,7 @@ from clipjax.data.examples import DataError
 from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.state import create_state, eval_variables
 from tests import runs
@@ -80,7 +80,7 @@ def alone(folder):
         config = from_config_dict(embed_config(folder, "image"))
         variables = eval_variables(create_state(config, make_mesh(config.mesh)))
         prints = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
-        checkpoints.save_weights(folder / "teacher", variables, config=config, fingerprint=prints)
+        save_weights(folder / "teacher", variables, config=config, fingerprint=prints)
         for tower in ("image", "teacher"):
             embed.run(from_config_dict(embed_config(folder, tower)), tower, folder / f"{tower}_alone")
     finally:

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig
-from clipjax.eval import retrieval, zero_shot
+from clipjax.config import ConfigError, MeshConfig, SourceConfig
+from clipjax.eval import RetrievalConfig, ZeroShotConfig, retrieval, zero_shot
 from clipjax.mesh import batch_sharding, make_mesh
 
 ROWS = 16
@@ -20,7 +20,7 @@ def mesh():
 def classify(mesh, image, label, names=None, templates=("{}",), class_names_file=""):
     """Zero-shot with class c's prompts at unit vector c, whatever the template."""
     columns = {"image": image, "label": np.asarray(label, np.int32), "valid": np.ones(ROWS, bool)}
-    config = EvaluatorConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
+    config = ZeroShotConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
     return zero_shot.evaluate(
         config,
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
@@ -40,7 +40,7 @@ def retrieve(mesh, image, text):
         "valid": np.ones(ROWS, bool),
     }
     return retrieval.evaluate(
-        EvaluatorConfig(name="retrieval"),
+        RetrievalConfig(),
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
         embed_images=lambda batch: batch["image"],
         embed_texts=lambda tokens: text[tokens[:, 0]],

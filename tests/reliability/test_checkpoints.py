@@ -14,6 +14,7 @@ from absl import logging
 from clipjax.commands import eval as evaluate
 from clipjax.commands import train
 from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
 from clipjax.runs.integrity import find_damage, set_aside_damaged, write_checksums
 from tests import runs
 
@@ -127,7 +128,8 @@ def test_without_an_intact_checkpoint_the_run_stops_and_changes_nothing(workdir,
 def test_evaluation_refuses_damaged_weights_and_does_not_mind_the_training_state(workdir):
     step = workdir / "checkpoints" / "9"
     empty(largest(step / "train"))
-    assert checkpoints.open_run(workdir)[1] == 9
+    with open_run(workdir) as run:
+        assert run.step == 9
     flip_one_bit(largest(step / "params"))
     with pytest.raises(checkpoints.CheckpointError, match=r"(?s)/9 is damaged:.*params.*SHA-256.*\[3, 6, 9\]"):
         evaluate.run(workdir)
