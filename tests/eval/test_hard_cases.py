@@ -95,7 +95,7 @@ def test_class_names_come_from_a_file_when_one_is_given(mesh, tmp_path):
     path.write_text("".join(f"{c}\n" for c in reversed(range(ROWS))), encoding="utf-8")
     assert classify(mesh, EYE, np.arange(ROWS)[::-1], (), class_names_file=str(path))["top1"] == 1.0
     path.write_text("\n")
-    with pytest.raises(ConfigError, match="has no line"):
+    with pytest.raises(ConfigError, match="is empty"):
         classify(mesh, EYE, np.arange(ROWS), class_names_file=str(path))
 
 
