@@ -43,7 +43,7 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
             _write_owner(file)
             held = os.dup(
                 file.fileno()
-            )  # holds the same lock, outside this `try`: errors of the run are not its business
+            )  # the same lock, kept outside this `try`, which must not catch errors of the run
     except OSError as error:
         raise RunLockError(
             f"--workdir={workdir} cannot be written to ({error.strerror or error}); a run keeps its checkpoints and "
