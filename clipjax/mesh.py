@@ -52,7 +52,8 @@ def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     require(
         data >= 1 and data * rest == num_devices,
         f"config.mesh (data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}) does not fit {num_devices} "
-        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take the devices that fsdp and tensor leave.",
+        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take "
+        "the devices that fsdp and tensor leave.",
     )
     return data, mesh.fsdp, mesh.tensor
 

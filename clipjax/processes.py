@@ -118,8 +118,8 @@ def _print(error: BaseException) -> None:
     sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"error: process {jax.process_index()} could not continue; if another process died, its name follows within "
-            f"{HEARTBEAT_SECONDS + 10} s.",
+            f"error: process {jax.process_index()} could not continue; if another process died, its name follows "
+            f"within {HEARTBEAT_SECONDS + 10} s.",
             file=sys.stderr,
             flush=True,
         )

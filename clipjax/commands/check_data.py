@@ -4,7 +4,7 @@
     clipjax check-data --config=experiments/emoji.py --decode=False --config.data.num_threads=16
 
 It reads every record of the training source (or of each part of a mixture) and of the evaluators' sources, decodes its
-image, and compares shards with the sha256 in their manifest. Bad records are counted by cause, bad shards are named, and
+image, and compares shards with the sha256 in their manifest. Bad records are counted by cause and bad shards are named;
 the exit code is then 1.
 """
 

@@ -58,7 +58,7 @@ def parse(
 
 
 def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
-    """(command, the first `count` arguments, the flags after them). Exits with 2 if there are fewer, except for --help."""
+    """(command, the first `count` arguments, the flags after them). Fewer exit with 2, unless --help is among them."""
     places = [arg for arg in argv[1 : count + 1] if not arg.startswith("-")]
     if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
         fail(f"usage: {usage}. Try --help.")

@@ -39,14 +39,37 @@ def make_loss_and_gradients(
     """
     model = DualEncoder(config.model, batch_sharding(mesh))
     loss_fn = make_loss(config.loss, mesh)
+    embed, known = _make_embed(config, model), _make_known(config, model, teacher)
+
+    def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
+        out = model.apply({"params": params})
+        with jax.named_scope("loss"):
+            loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
+        return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
+
+    def at_once(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
+        others = known(batch, teacher_variables)
+
+        def value(params: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
+            embedded, changed = embed(params, batch_stats, batch, key)
+            loss, metrics = loss_of(params, embedded, others)
+            return loss, (metrics, changed)
+
+        (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(params)
+        return loss, metrics, grads, changed
+
+    count = config.accumulation_steps
+    return at_once if count == 1 else _make_accumulated(count, mesh, embed, known, loss_of)
+
+
+def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
+    """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
     optimizer, pixels = config.optimizer, config.data.pixels
     towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
     frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
-
     mutable = [] if "image" in frozen else ["batch_stats"]
 
     def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
-        """(what the loss takes of each example, as arrays [b, ...]; batch_stats updated by this batch)."""
         # A frozen tower has no backward pass, and its gradient does not count in grad_norm.
         params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
         image = None
@@ -62,31 +85,26 @@ def make_loss_and_gradients(
         embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
         return embedded, changed.get("batch_stats", batch_stats)
 
-    def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
-        out = model.apply({"params": params})
-        with jax.named_scope("loss"):
-            loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
-        return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
+    return embed
+
+
+def _make_known(
+    config: ExperimentConfig, model: DualEncoder, teacher: Teacher | EmbeddedTeacher | None
+) -> Callable[[Batch, Tree], dict[str, jax.Array]]:
+    """(batch, teacher_variables) -> the inputs of the loss that no gradient flows to."""
 
     def known(batch: Batch, teacher_variables: Tree) -> dict[str, jax.Array]:
-        """The inputs of the loss that no gradient flows to."""
         inputs = {"pair_id": batch["pair_id"]} if "pair_id" in batch else {}
         if config.model.decoder.depth:
             inputs["caption_tokens"] = model.apply({}, batch["text"], method=DualEncoder.caption_tokens)
         return inputs | (teacher.embed(teacher_variables, batch) if teacher else {})
 
-    def at_once(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
-        others = known(batch, teacher_variables)
+    return known
 
-        def value(params: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
-            embedded, changed = embed(params, batch_stats, batch, key)
-            loss, metrics = loss_of(params, embedded, others)
-            return loss, (metrics, changed)
 
-        (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(params)
-        return loss, metrics, grads, changed
-
-    count, shards = config.accumulation_steps, batch_shards(mesh)
+def _make_accumulated(count: int, mesh: Mesh, embed: Callable, known: Callable, loss_of: Callable) -> Callable:
+    """As make_loss_and_gradients returns, in `count` micro-batches."""
+    shards = batch_shards(mesh)
     in_micro_batches = NamedSharding(mesh, P(None, BATCH_AXES))
 
     def split(a: jax.Array) -> jax.Array:
@@ -95,6 +113,7 @@ def make_loss_and_gradients(
         return jax.lax.with_sharding_constraint(a.reshape(count, -1, *a.shape[3:]), in_micro_batches)
 
     def join(a: jax.Array) -> jax.Array:
+        """The reverse of split."""
         a = a.reshape(count, shards, -1, *a.shape[2:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(a.reshape(-1, *a.shape[3:]), batch_sharding(mesh))
 
@@ -119,4 +138,4 @@ def make_loss_and_gradients(
         grads, _ = jax.lax.scan(replay, grads, (parts, keys, jax.tree.map(split, to_embedded)))
         return loss, metrics, grads, batch_stats
 
-    return at_once if count == 1 else accumulated
+    return accumulated
