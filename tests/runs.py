@@ -1,4 +1,4 @@
-"""A whole experiment of seconds: drawn scenes, a tokenizer, a tiny model; for tests of the run itself."""
+"""A whole experiment that takes seconds (drawn scenes, a tokenizer, a tiny model), for tests of runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_experiment(folder: Path) -> Path:
 
 
 def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
-    """`python -m clipjax ...` in the background, seeing so many CPU devices."""
+    """`python -m clipjax ...` in the background, with `devices` CPU devices."""
     env = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "

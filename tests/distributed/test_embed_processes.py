@@ -1,4 +1,4 @@
-"""clipjax embed on two processes writes, to the byte, the folder that one process writes."""
+"""clipjax embed on two processes writes the same bytes as on one."""
 
 import socket
 
@@ -24,8 +24,8 @@ RECORDS, BAD, PER_SHARD = 37, (3, 29), 8
 
 
 def embed_config(folder, tower):
-    """LiT, or a student of folder/teacher, on records with one to three captions of which two are bad. In shards of
-    PER_SHARD records process 0 has 16, in two batches, and process 1 21, in three, of which the last is not full."""
+    """LiT, or a student of folder/teacher, on records with one to three captions, two of which are bad records. With
+    shards of PER_SHARD records, process 0 has 16 records in two batches, process 1 has 21 in three, the last partial."""
     embeddings.RECORDS_PER_SHARD = PER_SHARD
     if (folder / "fault").exists():
         embed.counted = fail_in_process_1
@@ -50,7 +50,7 @@ def fail_in_process_1(rows, seen):
 
 
 def captions(i):
-    """One to three, all different, of letters that the scenes' tokenizer has."""
+    """One to three different captions, of letters that the scenes' tokenizer has."""
     letters = "redcilab"
     return [f"{letters[i // 8]} {letters[i % 8]} {letters[c]}" for c in range(1 + i % 3)]
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """What one process, this one, writes: folder/image_alone and folder/teacher_alone."""
+    """folder/image_alone and folder/teacher_alone, written by this one process."""
     per_shard = embeddings.RECORDS_PER_SHARD
     try:
         config = from_config_dict(embed_config(folder, "image"))
@@ -126,7 +126,7 @@ def test_two_processes_write_the_folder_of_one_to_the_byte(alone, tower):
 
 
 def check_failure(folder):
-    """A process that fails ends both, and leaves nothing under the folder's name."""
+    """A process that fails ends both, and no folder is left under the name."""
     (folder / "fault").touch()
     (status, output), (failed, why) = run_two(folder, "image")
     (folder / "fault").unlink()
@@ -137,7 +137,7 @@ def check_failure(folder):
 
 
 def check_records(folder, tower):
-    """Every record under its key, with as many embeddings, of length 1 and all different, as it has captions."""
+    """Every record has its key, and one embedding per caption, of length 1 and all different."""
     found = Embeddings(folder)
     assert len(found) == RECORDS
     rows = []

@@ -1,4 +1,4 @@
-"""Whole runs: stopped in every way and resumed, on several processes, evaluated on another mesh."""
+"""Whole runs: stopped in every way and resumed, run on several processes, evaluated on another mesh."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def config(folder):
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder, config):
-    """(workdir, final results) of the run all others are compared with."""
+    """(workdir, final results) of the run that all others are compared with."""
     workdir = folder / "uninterrupted"
     return workdir, train.run(config, workdir)
 
@@ -49,7 +49,7 @@ def start_training(folder, workdir, *extra, devices=8):
 
 
 def wait_for_step(process, workdir, step, seconds=240):
-    """Returns once metrics.jsonl shows the step; fails with the run's output when it ends before."""
+    """Returns once metrics.jsonl shows the step; fails with the run's output if it ends earlier."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (workdir / "metrics.jsonl").exists() and max(runs.losses(workdir), default=0) >= step:
@@ -103,14 +103,14 @@ def test_several_processes_give_the_one_process_losses(folder, uninterrupted, co
     found, expected = runs.losses(workdir), runs.losses(uninterrupted[0])
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    # Data states of all processes are in the checkpoint, which one process can read.
+    # The checkpoint has the data states of all processes, and one process can read it.
     with open_run(workdir) as run:
         assert [state["step"] for state in run.data_states] == [12] * count
     assert evaluate.run(workdir, out=workdir / "evaluated")["results"].keys() == {"zero_shot", "retrieval"}
 
 
 def run_up_to_step_6(uninterrupted, workdir):
-    """A workdir as the uninterrupted run had left it had it been killed right after its checkpoint of step 6."""
+    """A workdir as the uninterrupted run would have left it if killed right after its checkpoint of step 6."""
     shutil.copytree(uninterrupted[0] / "checkpoints" / "6", workdir / "checkpoints" / "6")
     return workdir
 

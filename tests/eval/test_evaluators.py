@@ -37,7 +37,7 @@ def global_batches(mesh, columns):
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
-    word = rng.normal(size=(100, DIM))  # a prompt's embedding is the sum of its tokens'
+    word = rng.normal(size=(100, DIM))  # a prompt's embedding is the sum of its tokens' rows
     label = rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     label[7] = -1
     image = unit(word[label + 1] + 0.9 * rng.normal(size=(EXAMPLES, DIM)))

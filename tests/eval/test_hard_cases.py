@@ -1,4 +1,4 @@
-"""What an evaluation must not be fooled by: scores that are not numbers, names that read the same, wrong labels."""
+"""What must not fool an evaluation: scores that are not numbers, names that read the same, wrong labels."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def mesh():
 
 
 def classify(mesh, image, label, names=None, templates=("{}",), class_names_file=""):
-    """Zero-shot with class c's prompts at unit vector c, whatever the template."""
+    """Zero-shot where every prompt of class c has the unit vector c as its embedding."""
     columns = {"image": image, "label": np.asarray(label, np.int32), "valid": np.ones(ROWS, bool)}
     config = ZeroShotConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
     return zero_shot.evaluate(

@@ -1,4 +1,4 @@
-"""What may change between restarts, what may not, and that both are told field by field."""
+"""What may change at a restart, and what may not; both are reported field by field."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ FIELDS = flat(OLD)
 
 
 def changed(**values):
-    """OLD with fields replaced; their names have __ for the points."""
+    """OLD with fields replaced; their names have "__" for "."."""
     tree = json.loads(json.dumps(to_json_dict(OLD)))
     for name, value in values.items():
         *folders, last = name.split("__")

@@ -1,4 +1,4 @@
-"""The report says how each number was come by, and carries its pictures within it."""
+"""The report says where each number comes from, and contains its pictures."""
 
 import base64
 import io
