@@ -24,8 +24,10 @@ RECORDS, BAD, PER_SHARD = 37, (3, 29), 8
 
 
 def embed_config(folder, tower):
-    """LiT, or a student of folder/teacher, on records with one to three captions, two of which are bad records. With
-    shards of PER_SHARD records, process 0 has 16 records in two batches, process 1 has 21 in three, the last partial."""
+    """LiT, or a student of folder/teacher, on records with one to three captions; two records are bad.
+
+    With shards of PER_SHARD records, process 0 has 16 in two batches and process 1 has 21 in three, the last partial.
+    """
     embeddings.RECORDS_PER_SHARD = PER_SHARD
     if (folder / "fault").exists():
         embed.counted = fail_in_process_1
