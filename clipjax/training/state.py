@@ -41,6 +41,12 @@ class Weights(Protocol):
         """{"params", "batch_stats"} on the mesh."""
 
 
+class TrainedWeights(Weights, Protocol):
+    """Weights with the settings that decide what they mean: an opened run."""
+
+    fingerprint: dict[str, Any]  # see clipjax/runs/fingerprint.py
+
+
 def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
     """A fresh TrainState. Every array is created where it lives on the mesh, with the same numbers on any mesh."""
     init = initializer(config)

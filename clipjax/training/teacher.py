@@ -12,7 +12,7 @@ from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding
 from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.training.precomputed import teacher_made_by
-from clipjax.training.state import Weights, abstract_state, eval_variables
+from clipjax.training.state import TrainedWeights, abstract_state, eval_variables
 
 
 def needs_teacher(config: ExperimentConfig) -> bool:
@@ -23,7 +23,7 @@ def needs_teacher(config: ExperimentConfig) -> bool:
 def make_teacher(
     config: ExperimentConfig,
     mesh: Mesh,
-    trained: Weights,
+    trained: TrainedWeights,
     fingerprint: dict[str, Any] | None,
     *,
     shapes_only: bool = False,
