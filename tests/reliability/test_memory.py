@@ -30,8 +30,8 @@ def blocks_kept(action: Callable[[], object], times: int, rounds: int = 5) -> fl
 
 
 def test_checkpoints_leave_nothing_but_what_tensorstore_does(tmp_path):
-    """TensorStore (0.1.86) keeps every key and value that it returns as JSON. Orbax asks for some twice for each tree of
-    a checkpoint and once for each array. A version that keeps less makes this bound tighter by itself."""
+    """TensorStore (0.1.86) keeps every key and value that it returns as JSON. Orbax asks for some twice for each tree
+    and once for each array of a checkpoint. A version that keeps less makes this bound tighter by itself."""
     spec = tensorstore.KvStore.Spec({"driver": "file", "path": f"{tmp_path}/"})
     of_array = blocks_kept(spec.to_json, 200)
     config = tiny_config((1, 1, 1))
