@@ -212,11 +212,10 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
 
     from clipjax.config import MeshConfig
     from clipjax.mesh import make_mesh, path_name
-    from clipjax.runs import checkpoint as checkpoints
+    from clipjax.runs import open_run
 
-    manager, step = checkpoints.open_run(workdir)
-    trained, _ = checkpoints.read_meta(manager, step)
-    state, _ = checkpoints.restore(manager, step, trained, make_mesh(MeshConfig(), jax.devices()[:1]))
+    with open_run(workdir) as run:
+        state = run.state(make_mesh(MeshConfig(), jax.devices()[:1]))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 

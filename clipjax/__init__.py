@@ -3,11 +3,35 @@
 from typing import Any
 
 
-def load(path: Any, **options: Any) -> Any:
-    """Weights from a run, an imported directory or other people's files; see clipjax.inference.load.load for options.
+def load(
+    path: Any, *, step: str = "latest", family: str = "", preset: str = "", mesh: Any = None, batch_size: int = 64
+) -> Any:
+    """Weights from a run, an imported directory or published files, as functions of images and texts.
 
-    model = clipjax.load("runs/emoji"); model.embed_images([image]) @ model.embed_texts(["a cat"]).T
+        model = clipjax.load("runs/emoji")
+        similarity = model.embed_images([image]) @ model.embed_texts(["a cat"]).T
+
+    Args:
+      path: the workdir of a run, a directory that `clipjax import` wrote, or published weights (docs/interop.md).
+      step: of a run: "latest", "best" or a step number.
+      family, preset: of published weights, where their files do not say what they are.
+      mesh: a jax.sharding.Mesh; None: all devices, with the whole weights on each.
+      batch_size: how many examples are embedded at a time, over all devices.
+    Returns: clipjax.inference.load.Loaded. Raises CheckpointError or InteropError.
     """
-    from clipjax.inference.load import load as read  # not before it is asked for: importing clipjax stays fast
+    # Imported here, so that `import clipjax` stays fast and imports no JAX.
+    import contextlib
+    from pathlib import Path
 
-    return read(path, **options)
+    from clipjax.inference.load import load as load_weights
+
+    if (Path(path) / "checkpoints").is_dir():
+        from clipjax.runs import open_run
+
+        opened = open_run(path, step)
+    else:
+        from clipjax.interop.foreign import open_foreign
+
+        opened = contextlib.nullcontext(open_foreign(str(path), family, preset))
+    with opened as weights:
+        return load_weights(weights, mesh=mesh, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""`clipjax COMMAND ...`, the same as `python -m clipjax.COMMAND ...`."""
+"""The command line: `clipjax COMMAND ...`, or `python -m clipjax COMMAND ...`. Each command is a file in commands/."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import sys
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
-    "train": ("clipjax.commands.train", "train a dual encoder, or go on with a stopped run"),
-    "embed": (
-        "clipjax.commands.embed",
-        "a frozen tower's embeddings of the training data, computed once to train from",
-    ),
+    "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
+    "embed": ("clipjax.commands.embed", "embed the training data with a frozen tower, once, to train from"),
     "eval": ("clipjax.commands.eval", "zero-shot classification and retrieval of a checkpoint"),
     "import": ("clipjax.commands.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
-    "check-data": ("clipjax.commands.check_data", "read all the data of an experiment and count what is bad"),
+    "check-data": ("clipjax.commands.check_data", "read all data of an experiment and count what is bad"),
     "plan": ("clipjax.commands.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }
 
@@ -27,6 +24,7 @@ def main() -> None:
         width = max(map(len, COMMANDS))
         print("usage: clipjax COMMAND [--help | flags]\n")
         print("\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+        print("\nclipjax COMMAND --help shows examples and every flag.")
         if command not in ("--help", "-h", "help"):
             print(f"\nUnknown command '{command}'.", file=sys.stderr)
             sys.exit(2)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and files of one JSON object a line."""
+"""Files that are written whole or not at all, and files with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text so that a reader, or a crash, never sees half of it."""
+    """Writes UTF-8 text atomically: neither a reader nor a crash ever sees half of it."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it becomes `path`, on an error it is removed."""
+    """A temporary path beside `path` to write to; it becomes `path` on success and is removed on an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -36,7 +36,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects in order; [] without the file. A line that is torn, or no object, is left out."""
+    """The objects in order; [] without the file. Lines that are torn, or hold no object, are left out."""
     path = Path(path)
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

@@ -1,4 +1,4 @@
-"""Devices -> mesh (data, fsdp, tensor), and where each array lives on it."""
+"""The mesh (data, fsdp, tensor) of devices, where each array lives on it, and the way onto it and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
@@ -19,10 +19,10 @@ from clipjax.processes import HEARTBEAT_SECONDS
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# (regular expression over the end of a parameter's path, spec of its LAST dimensions). Leading
-# dimensions (the layer axis of scanned blocks) are not sharded. The first match counts; parameters
-# that match nothing (norms, biases of outputs, scalars) are replicated. An axis of size one makes its
-# column of this table a no-op, so data, FSDP and tensor parallel are one list.
+# (regular expression that matches the end of a parameter's path, spec of its LAST dimensions). Leading dimensions (the
+# layer axis of scanned blocks) are not sharded. The first match counts; parameters that match nothing (norms, biases of
+# outputs, scalars) are replicated. An axis of size one has no effect, so that one list serves data, FSDP and tensor
+# parallelism.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"attention/qkv/kernel", P("fsdp", None, "tensor")),
     (r"attention/qkv/bias", P(None, "tensor")),
@@ -36,8 +36,8 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"patch_embed/kernel", P(None, "fsdp")),
     (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
-    # Convolutions by output channel; not the depthwise ones, which are small, and for whose sake a compiler would cut
-    # the activations by channel.
+    # Convolutions by output channel, except the depthwise ones: they are small, and to match their slices the compiler
+    # would split the activations by channel.
     (r"(conv_\d|shortcut_conv|stem|downsample_\d|expand|squeeze|excite|project)/kernel", P(None, "fsdp")),
     (r"(attention_pool/(query|key|value|out)|head_up)/kernel", P("fsdp", None)),
 )
@@ -52,17 +52,18 @@ def mesh_shape(mesh: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     require(
         data >= 1 and data * rest == num_devices,
         f"config.mesh (data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}) does not fit {num_devices} "
-        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take what fsdp and tensor leave.",
+        f"device(s): data x fsdp x tensor must be {num_devices}. Use data=-1 to take "
+        "the devices that fsdp and tensor leave.",
     )
     return data, mesh.fsdp, mesh.tensor
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes ("data", "fsdp", "tensor") over all devices, laid out for the network's topology.
+    """The mesh with axes ("data", "fsdp", "tensor") over all devices, laid out for the network's topology.
 
-    Devices of several TPU slices (joined by the data-centre network, far slower than the links inside one) split the
-    data axis: its outermost part runs over the slices, so that only gradients and the loss's embeddings cross.
-    Raises ConfigError where the slices do not divide the data axis.
+    Several TPU slices split the data axis, whose outermost part then runs over the slices, so that only gradients and
+    the loss's embeddings cross the data-centre network, which is far slower than the links inside a slice. Raises
+    ConfigError where the number of slices does not divide the data axis.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
@@ -94,17 +95,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def param_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """Tree of NamedSharding for a tree of parameters (or their jax.ShapeDtypeStruct)."""
+    """The tree of NamedSharding for a tree of parameters (or their jax.ShapeDtypeStruct)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh)), shapes
     )
 
 
 def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
-    """Shardings of any tree that holds copies of parameters (optimiser moments, EMA) among other leaves.
+    """Shardings of any tree that holds copies of parameters (optimizer moments, EMA) among other leaves.
 
-    A leaf whose path ends with a parameter's whole path and that has the parameter's shape lies as the
-    parameter does; a leaf of another shape (factored moments, counters) is replicated.
+    A leaf whose path ends with a parameter's whole path is sharded like the parameter if it has the parameter's shape;
+    leaves of other shapes (factored moments, counters) are replicated.
     """
     known = {
         path_name(path): (leaf.shape, partition_spec(path_name(path), leaf.shape, mesh))
@@ -123,9 +124,9 @@ def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """PartitionSpec of the parameter called `name` ("image/blocks/mlp/up/kernel") by PARTITION_RULES.
+    """The PartitionSpec that PARTITION_RULES give the parameter `name` ("image/blocks/mlp/up/kernel").
 
-    A dimension that its mesh axis does not divide stays whole.
+    A dimension that its mesh axis does not divide is not split.
     """
     for pattern, spec in PARTITION_RULES:
         if re.search(rf"(^|/){pattern}$", name):
@@ -135,22 +136,27 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def path_name(path: tuple) -> str:
-    """("image", "blocks", ...) of jax.tree_util as "image/blocks/..."."""
+    """A path of jax.tree_util, ("image", "blocks", ...), as "image/blocks/..."."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{"image/blocks/mlp/up/kernel": leaf, ...}: a tree's leaves by path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def initialize_distributed(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the processes of one run; a no-op for a run of one process.
+    """Joins the processes of one run; does nothing for a run of one process.
 
-    By hand: all three arguments. Slurm (srun with several tasks), TPU pods (TPU_WORKER_HOSTNAMES) and
-    JAX_COORDINATOR_ADDRESS are recognised by their environment and left to jax.distributed.
+    Give all three arguments to start by hand. Slurm (srun with several tasks), TPU pods (TPU_WORKER_HOSTNAMES) and
+    JAX_COORDINATOR_ADDRESS are recognised from the environment and left to jax.distributed.
     """
     by_hand = (coordinator_address, num_processes, process_id)
     require(
         all(v is None for v in by_hand) or all(v is not None for v in by_hand),
-        f"--coordinator_address, --num_processes and --process_id go together; found {by_hand}.",
+        f"--coordinator_address, --num_processes and --process_id go together; got {by_hand}.",
     )
     if coordinator_address is not None:
         jax.distributed.initialize(
@@ -164,8 +170,13 @@ def initialize_distributed(
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
+def to_mesh(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """A host array, the same on every process, as a global array. Each device receives its part only."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
 def to_host(tree: Any) -> Any:
-    """Global arrays -> NumPy on every process (collective when several processes hold them)."""
+    """Global arrays as NumPy arrays on every process; all processes call it together."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
     from jax.experimental import multihost_utils
@@ -174,6 +185,6 @@ def to_host(tree: Any) -> Any:
 
 
 def own_rows(array: jax.Array) -> np.ndarray:
-    """Of an array with batch_sharding, the rows that this process gave, in its order; not collective."""
+    """This process's rows of an array with batch_sharding, in the order in which it gave them; no communication."""
     blocks = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(blocks[start]) for start in sorted(blocks)])

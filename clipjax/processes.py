@@ -1,12 +1,10 @@
-"""What the processes of a run tell each other beside their arrays: small values, and that one of them has failed.
+"""What the processes of a run tell each other besides their arrays: small values, failures, and SIGTERM.
 
-When one process of a run fails, the others say so and stop, instead of waiting in a collective for ever.
+When one process fails, the others report it and stop instead of waiting in a collective forever. A process that fails
+in Python leaves a message in the key-value store of JAX's coordination service, which the others read every second. One
+that is killed leaves none: the service misses its heartbeats and ends the others with a message that names it.
 
-A process that fails in Python leaves a word in the key-value store of JAX's coordination service, which all others
-look at every second. One that is killed leaves none: the service misses its heartbeats, and ends the others with a
-message that names it.
-
-Also here: SIGTERM noticed by all processes at the same step, and the lines that the first process prints.
+Also here: the lines of progress that the first process prints.
 """
 
 from __future__ import annotations
@@ -29,20 +27,20 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-# A process without a heartbeat for as long is dead: XLA then ends all others. JAX's own default is 100.
+# A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
 POLL_SECONDS = 1.0
 LONGEST_WAIT = 7 * 24 * 3600
 FOLDER = "clipjax/stopped"
-_waits = itertools.count()  # a barrier's name is used once; processes come to the same ones in the same order
+_waits = itertools.count()  # each barrier needs a new name; all processes pass the same barriers in the same order
 
 
 @contextlib.contextmanager
 def stopping_together() -> Iterator[None]:
-    """Around the work of a process: an exception here, or on any other process, ends all within HEARTBEAT_SECONDS.
+    """Wraps the work of a process: an exception in it, or in any other process, ends all within HEARTBEAT_SECONDS.
 
-    Does nothing for a run of one process. Where there are several, a failing process never leaves by the usual way
-    out, on which JAX waits for the others: it prints its error and exits with 1.
+    Does nothing for a run of one process. With several, a failing process does not exit in the usual way, where JAX
+    would wait for the others: it prints its error and exits with 1.
     """
     if jax.process_count() == 1:
         yield
@@ -56,7 +54,7 @@ def stopping_together() -> Iterator[None]:
     except BaseException as error:
         _print(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
-            # Most likely another's death seen from here: let it, or the service, say whose.
+            # Most likely the consequence of another process's death: give it, or the service, time to name it.
             time.sleep(HEARTBEAT_SECONDS + 10)
         done.set()
         _leave(client, error)
@@ -65,10 +63,10 @@ def stopping_together() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here; after LONGEST_WAIT seconds it raises.
+    """Returns when every process has called it; raises after LONGEST_WAIT seconds.
 
-    For processes that may come hours after one another: a collective gives up earlier (on CPU, by XLA's
-    xla_cpu_collective_timeout_seconds). One that fails or dies meanwhile ends the wait, as it ends the run.
+    For processes that may arrive hours apart, when a collective would have given up (on CPU, by XLA's
+    xla_cpu_collective_timeout_seconds). A process that fails or dies meanwhile ends the wait, as it ends the run.
     """
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
@@ -78,8 +76,6 @@ def gather_json(value: Any) -> list[Any]:
     """Every process's value, on every process, in process order."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
-
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(int(lengths.max()), np.uint8)
@@ -89,26 +85,26 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def _leave(client: Any, error: BaseException) -> None:
-    """Tells the others and ends this process."""
+    """Tells the other processes and ends this one."""
     first_line = str(error).splitlines()[0] if str(error) else ""
-    word = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
-    with contextlib.suppress(Exception):  # the service may be what is gone
-        client.key_value_set(f"{FOLDER}/{jax.process_index()}", word)
+    message = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
+    with contextlib.suppress(Exception):  # the service itself may be gone
+        client.key_value_set(f"{FOLDER}/{jax.process_index()}", message)
     _exit(1)
 
 
 def _watch(client: Any, done: threading.Event) -> None:
     while not done.wait(POLL_SECONDS):
         try:
-            words = client.key_value_dir_get(FOLDER)
-        except Exception:  # the service is gone, of which JAX's client makes its own message
+            messages = client.key_value_dir_get(FOLDER)
+        except Exception:  # the service is gone, which JAX's client reports itself
             continue
-        if words and not done.is_set():
-            name, reason = words[0]
+        if messages and not done.is_set():
+            name, reason = messages[0]
             print(
                 f"error: process {name.rpartition('/')[2]} on {reason}\nProcess {jax.process_index()} on "
-                f"{socket.gethostname()} stops because of it. Start all processes again; training goes on from the "
-                "last checkpoint.",
+                f"{socket.gethostname()} stops because of it. Start all processes again; training continues from "
+                "the last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -122,17 +118,17 @@ def _print(error: BaseException) -> None:
     sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, jax.errors.JaxRuntimeError):
         print(
-            f"error: process {jax.process_index()} could not go on; if another process died, its name follows within "
-            f"{HEARTBEAT_SECONDS + 10} s.",
+            f"error: process {jax.process_index()} could not continue; if another process died, its name follows "
+            f"within {HEARTBEAT_SECONDS + 10} s.",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _exit(code: int) -> None:
-    """The usual way out would wait at a barrier for processes that will not come."""
+    """Exits at once; the usual way would wait at a barrier for processes that will not come."""
     if jax.process_index() == 0:
-        time.sleep(3 * POLL_SECONDS)  # this process serves the store; the others need a moment to read it
+        time.sleep(3 * POLL_SECONDS)  # this process serves the store, and the others need a moment to read it
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -140,17 +136,17 @@ def _exit(code: int) -> None:
 
 
 def _client() -> Any:
-    """The coordination service's key-value store, for which JAX has no public name (0.10 and 0.12)."""
+    """The client of the coordination service's key-value store. JAX has no public name for it (0.10 and 0.12)."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 class Preemption:
-    """Context manager; `reached(step)` turns true once after a SIGTERM, on all processes at one step.
+    """Context manager that notices SIGTERM: `reached(step)` becomes true after it, on all processes at the same step.
 
-    One process: a signal handler. Several: JAX's coordination service takes the signal wherever it
-    arrives and agrees with the others on the step at which all of them save.
+    One process uses a signal handler. With several, JAX's coordination service receives the signal wherever it arrives
+    and makes all processes agree on the step at which they save.
     """
 
     def __enter__(self) -> Preemption:
@@ -173,7 +169,7 @@ class Preemption:
 
 
 def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
-    """'step   200/500  loss 1.234  1,234 images/s  ETA 1m 02s', and what deserves attention when it does."""
+    """'step   200/500  loss 1.234  1,234 images/s  ETA 1m 02s', with waiting for data and skipped steps, if any."""
     eta = duration((total_steps - step) * values["seconds_per_step"])
     line = (
         f"step {step:>{len(str(total_steps))}}/{total_steps}  loss {values['loss']:.4f}  "
@@ -197,6 +193,6 @@ def duration(seconds: float) -> str:
 
 
 def announce(line: str) -> None:
-    """Prints on the first process only; "" is nothing to say."""
+    """Prints a line on the first process only; nothing for ""."""
     if line and jax.process_index() == 0:
         print(line, flush=True)

@@ -11,7 +11,8 @@ names.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/emoji"
 TEMPLATES = ("{}", "a {} emoji")
@@ -46,9 +47,9 @@ def get_config() -> ConfigDict:
     config.data.augment.update(scale=(0.5, 1.0), flip=0.0)
 
     evaluators = {
-        "held_out_style": EvaluatorConfig(name="zero_shot", source=_split("test"), templates=TEMPLATES),
-        "retrieval": EvaluatorConfig(name="retrieval", source=_split("test")),
-        "known_style": EvaluatorConfig(name="zero_shot", source=_split("validation"), templates=TEMPLATES),
+        "held_out_style": ZeroShotConfig(source=_split("test"), templates=TEMPLATES),
+        "retrieval": RetrievalConfig(source=_split("test")),
+        "known_style": ZeroShotConfig(source=_split("validation"), templates=TEMPLATES),
     }
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 325

@@ -9,7 +9,8 @@ The model trains on 4,577 drawings. The tests are retrieval among 262 others and
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/openclipart"
 TEMPLATES = ("{}", "a drawing, {}")
@@ -42,9 +43,9 @@ def get_config() -> ConfigDict:
     config.data.augment.update(scale=(0.5, 1.0), flip=0.5)
 
     evaluators = {
-        "retrieval": EvaluatorConfig(name="retrieval", source=_split("test")),
-        "categories": EvaluatorConfig(name="zero_shot", source=_split("test"), templates=TEMPLATES),
-        "validation": EvaluatorConfig(name="retrieval", source=_split("validation")),
+        "retrieval": RetrievalConfig(source=_split("test")),
+        "categories": ZeroShotConfig(source=_split("test"), templates=TEMPLATES),
+        "validation": RetrievalConfig(source=_split("validation")),
     }
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 400

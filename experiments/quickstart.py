@@ -11,7 +11,8 @@ The argument names the loss: sigmoid (default) or softmax.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/scenes"
 
@@ -45,9 +46,9 @@ def get_config(loss: str = "sigmoid") -> ConfigDict:
 
     evaluators = {
         # Colours and shapes that never met in training: does the model compose what it learnt?
-        "compositional": EvaluatorConfig(name="zero_shot", source=_split("compositional"), templates=TEMPLATES),
-        "validation": EvaluatorConfig(name="zero_shot", source=_split("validation"), templates=TEMPLATES),
-        "retrieval": EvaluatorConfig(name="retrieval", source=_split("validation")),
+        "compositional": ZeroShotConfig(source=_split("compositional"), templates=TEMPLATES),
+        "validation": ZeroShotConfig(source=_split("validation"), templates=TEMPLATES),
+        "retrieval": RetrievalConfig(source=_split("validation")),
     }
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 600

@@ -1,4 +1,4 @@
-"""A whole experiment of seconds: drawn scenes, a tokenizer, a tiny model; for tests of the run itself."""
+"""A whole experiment that takes seconds (drawn scenes, a tokenizer, a tiny model), for tests of runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from data_pipelines import scenes, train_tokenizer
 from tests.tiny import tiny_config
 
@@ -34,8 +35,8 @@ def run_config(folder: Path) -> ConfigDict:
     source = SourceConfig(path=str(folder / "scenes"), split="validation")
     config.eval.update(batch_size=16, every_steps=6)
     config.eval.evaluators = {
-        "zero_shot": to_config_dict(EvaluatorConfig(name="zero_shot", source=source)),
-        "retrieval": to_config_dict(EvaluatorConfig(name="retrieval", source=source)),
+        "zero_shot": to_config_dict(ZeroShotConfig(source=source)),
+        "retrieval": to_config_dict(RetrievalConfig(source=source)),
     }
     config.checkpoint.update(every_steps=3, keep_last=10)
     config.log.update(every_steps=1, tensorboard=False, figures=False)
@@ -53,7 +54,7 @@ def write_experiment(folder: Path) -> Path:
 
 
 def start(*arguments: str, devices: int = 8) -> subprocess.Popen:
-    """`python -m clipjax ...` in the background, seeing so many CPU devices."""
+    """`python -m clipjax ...` in the background, with `devices` CPU devices."""
     env = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "

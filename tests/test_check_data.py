@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from clipjax.commands import check_data
-from clipjax.config import ConfigError, DataConfig, EvaluatorConfig, MixturePart, SourceConfig
+from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig
 from clipjax.data.records import encode_record
 from clipjax.data.sources import WebDatasetConfig
+from clipjax.eval import ZeroShotConfig
 from tests.data.samples import encoded, picture, record, write_folder
 from tests.data.test_webdataset import samples, write_tar
 from tests.tiny import tiny_config
@@ -16,7 +17,7 @@ from tests.tiny import tiny_config
 def config_of(mixture=(), train=None, evaluators=()):
     config = tiny_config()
     data = DataConfig(train=train or SourceConfig(), mixture={name: MixturePart(s) for name, s in mixture})
-    evaluators = {name: EvaluatorConfig(source=s) for name, s in evaluators}
+    evaluators = {name: ZeroShotConfig(source=s) for name, s in evaluators}
     return dataclasses.replace(config, data=data, eval=dataclasses.replace(config.eval, evaluators=evaluators))
 
 

@@ -1,4 +1,4 @@
-"""Training from a frozen tower's stored embeddings is the run that computes them, without its towers, or is refused."""
+"""Training from stored embeddings gives the curve of the run that computes them, or is refused."""
 
 import dataclasses
 import math
@@ -120,7 +120,7 @@ def test_a_student_of_stored_embeddings_has_the_curve_of_a_student_of_its_teache
 
 
 def image_tower(seed=0):
-    """What check_image_embeddings sees of a TrainState."""
+    """The parts of a TrainState that check_image_embeddings reads."""
     rng = np.random.default_rng(seed)
     return SimpleNamespace(params={"image": {"kernel": rng.normal(size=(3, 4))}, "text": {}}, batch_stats={})
 
@@ -153,7 +153,7 @@ def test_embeddings_of_other_weights_pixels_or_data_are_refused_field_by_field(t
     with pytest.raises(ConfigError, match="records but no embeddings"):
         check(image_tower(), image_embeddings=str(tmp_path / "data"))
 
-    # Embedding again with the same does nothing; what others made is not replaced.
+    # Embedding again with the same settings does nothing; other settings do not replace what is there.
     write_embeddings(stored, iter(()), made_by)
     with pytest.raises(ManifestError, match="other settings"):
         write_embeddings(stored, iter(rows), made_by | {"weights": "0"})

@@ -1,4 +1,4 @@
-"""Where parameters live: one table of rules serves data, FSDP and tensor parallel."""
+"""Where parameters live: one table of rules serves data, FSDP and tensor parallelism."""
 
 import jax
 import jax.numpy as jnp

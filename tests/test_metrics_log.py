@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a log, whole at once, one curve whatever the run went through, JSON that everyone reads."""
+"""metrics.jsonl has one curve whatever the run went through, in whole lines of JSON that every reader accepts."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What people read: the log keeps one curve, pages escape what they show, pictures are whole."""
+"""What people read: the log keeps one curve, pages escape their text, pictures are complete."""
 
 import json
 

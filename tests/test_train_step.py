@@ -1,4 +1,4 @@
-"""The step: what it changes, and what it must not."""
+"""What a step changes, and what it must not change."""
 
 from dataclasses import replace
 

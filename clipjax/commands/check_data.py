@@ -1,18 +1,17 @@
-"""Reads all the data of an experiment once and says what is wrong with it, before a run finds out.
+"""Reads all data of an experiment once and reports what is wrong with it, before a run meets it.
 
     clipjax check-data --config=experiments/emoji.py
     clipjax check-data --config=experiments/emoji.py --decode=False --config.data.num_threads=16
 
-Every record of the training source, or of each part of a mixture, and of the evaluators' sources is read, and its image
-decoded; shards with a sha256 in their manifest are compared with it. Bad records and shards are counted by cause and
-named; the exit code is then 1.
+It reads every record of the training source (or of each part of a mixture) and of the evaluators' sources, decodes its
+image, and compares shards with the sha256 in their manifest. Bad records are counted by cause and bad shards are named;
+the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +25,7 @@ from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
 
-CHUNK = 1024  # records waiting for a thread
+CHUNK = 1024  # records handed to the threads at a time
 
 
 class BadDataError(RuntimeError):
@@ -34,34 +33,36 @@ class BadDataError(RuntimeError):
 
 
 @dataclasses.dataclass
-class Found:
-    """What one source has."""
+class SourceReport:
+    """What one source holds."""
 
     records: int
     image_bytes: int
     captions: int
     bad: BadRecordCounts
-    shards: list[str]  # that are not what their manifest says
+    shards: list[str]  # paths of those that differ from their manifest
 
 
-def run(config: ExperimentConfig, decode: bool = True) -> dict[str, Found]:
-    """Prints a line for each source; returns what they have. Raises BadDataError where anything is bad, ManifestError
-    for a source that cannot be opened."""
+def run(config: ExperimentConfig, decode: bool = True) -> dict[str, SourceReport]:
+    """Prints a report for each source and returns them by name.
+
+    Raises BadDataError if anything is bad, ManifestError for a source that cannot be opened.
+    """
     sources = sources_of(config)
     require(len(sources) > 0, "config.data.train.path and config.eval.evaluators name no data to check.")
-    found = {}
+    reports = {}
     for name, source in sources.items():
-        found[name] = check_source(source, config.data.num_threads, decode)
-        print(describe(name, source, found[name]), flush=True)
-    bad = sum(one.bad.causes.total() for one in found.values())
-    shards = sum(len(one.shards) for one in found.values())
+        reports[name] = check_source(source, config.data.num_threads, decode)
+        print(describe(name, source, reports[name]), flush=True)
+    bad = sum(report.bad.causes.total() for report in reports.values())
+    shards = sum(len(report.shards) for report in reports.values())
     if bad or shards:
-        raise BadDataError(f"{bad} bad record(s) and {shards} damaged shard(s) in {len(found)} source(s); see above.")
-    return found
+        raise BadDataError(f"{bad} bad record(s) and {shards} damaged shard(s) in {len(reports)} source(s); see above.")
+    return reports
 
 
 def sources_of(config: ExperimentConfig) -> dict[str, SourceConfig]:
-    """Name -> source, each once."""
+    """{name: source}, each source once; names of equal sources are joined by "and"."""
     named = {"train": config.data.train} if config.data.train.path else {}
     named |= {f"train, {name}": part.source for name, part in config.data.mixture.items()}
     named |= {name: evaluator.source for name, evaluator in config.eval.evaluators.items()}
@@ -71,10 +72,11 @@ def sources_of(config: ExperimentConfig) -> dict[str, SourceConfig]:
     return {" and ".join(names): source for source, names in by_source.items()}
 
 
-def check_source(config: SourceConfig, num_threads: int, decode: bool) -> Found:
+def check_source(config: SourceConfig, num_threads: int, decode: bool) -> SourceReport:
+    """Reads every record of a source, and decodes its image if `decode`."""
     source = open_source(config)
     damaged = source.damaged_files() if hasattr(source, "damaged_files") else []
-    found = Found(len(source), 0, 0, BadRecordCounts({}, "found"), damaged)
+    report = SourceReport(len(source), 0, 0, BadRecordCounts({}, "found"), damaged)
 
     def read(index: int) -> tuple[int, int] | RecordError:
         try:
@@ -87,24 +89,25 @@ def check_source(config: SourceConfig, num_threads: int, decode: bool) -> Found:
 
     for index, result in enumerate(_in_threads(read, source, num_threads)):
         if isinstance(result, RecordError):
-            found.bad.add([bad_record(source, index, result)])
+            report.bad.add([bad_record(source, index, result)])
         else:
-            found.image_bytes += result[0]
-            found.captions += result[1]
-    return found
+            report.image_bytes += result[0]
+            report.captions += result[1]
+    return report
 
 
-def describe(name: str, config: SourceConfig, found: Found) -> str:
-    good = found.records - found.bad.causes.total()
+def describe(name: str, config: SourceConfig, report: SourceReport) -> str:
+    """The lines to print about a source."""
+    good = report.records - report.bad.causes.total()
     lines = [
         f"{name}: {config.name} {config.path} {config.split}",
-        f"  {good} of {found.records} records are good, with {found.captions} captions and "
-        f"{found.image_bytes / 1e6:.1f} MB of images",
+        f"  {good} of {report.records} records are good, with {report.captions} captions and "
+        f"{report.image_bytes / 1e6:.1f} MB of images",
     ]
-    lines += [f"  {count} bad: {cause}" for cause, count in sorted(found.bad.causes.items())]
-    if found.bad.files:
-        lines.append(f"  worst files: {found.bad.worst_files()}")
-    lines += [f"  {path}: its sha256 is not that of the manifest" for path in found.shards]
+    lines += [f"  {count} bad: {cause}" for cause, count in sorted(report.bad.causes.items())]
+    if report.bad.files:
+        lines.append(f"  worst files: {report.bad.worst_files()}")
+    lines += [f"  {path}: its sha256 is not that of the manifest" for path in report.shards]
     return "\n".join(lines)
 
 
@@ -118,11 +121,7 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_bool("decode", True, "Decode every image, not only read it.", flag_values=values)
+        flags.DEFINE_bool("decode", True, "Decode every image instead of only reading it.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config",))
     cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

@@ -1,15 +1,14 @@
-"""A checkpoint on any mesh -> zero-shot accuracy, retrieval, ... -> results.json and report.html.
+"""Evaluates a checkpoint: zero-shot accuracy, retrieval, ... Writes results.json and report.html.
 
-clipjax eval --checkpoint=runs/quickstart
-clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other_eval.py --out=results/
+    clipjax eval --checkpoint=runs/quickstart
+    clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other_eval.py --out=results/
+
+The checkpoint may come from any mesh. --config names the file whose mesh, eval and data sections to use; the default
+is the run's own configuration.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,11 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import ExperimentConfig, from_config_dict, require, to_json_dict
-from clipjax.data.tokenizers import make_tokenizer
-from clipjax.files import write_text
-from clipjax.inference.evaluate import make_evaluate
-from clipjax.mesh import make_mesh
-from clipjax.report.html import write_html
+from clipjax.config import ExperimentConfig, from_config_dict
+from clipjax.inference.evaluate import evaluate_run
+from clipjax.report.evaluation import results_document, write_report
 from clipjax.report.table import format_table
-from clipjax.runs import checkpoint as checkpoints
-from clipjax.runs.fingerprint import check_fingerprint, fingerprint
-from clipjax.training.check import check
+from clipjax.runs import open_run
 
 
 def run(
@@ -39,58 +33,20 @@ def run(
     """Evaluates one checkpoint of a training run and writes `out`/results.json and report.html.
 
     Args:
-      checkpoint: the workdir of a training run, on whatever mesh it was trained.
+      checkpoint: the workdir of a training run, from whatever mesh.
       config: whose mesh, eval and data sections to use; its model and tokenizer must be the checkpoint's
         (FingerprintError lists what differs). None: the checkpoint's own.
       step: "latest", "best" or a step number.
       out: folder; None: checkpoint/eval/<step>.
     Returns: what results.json holds.
     """
-    manager, number = checkpoints.open_run(checkpoint, step)
-    trained, trained_fingerprint = checkpoints.read_meta(manager, number)
-    config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
-    require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
-    check_fingerprint(trained_fingerprint, fingerprint(config, tokenizer), where=f"{checkpoint} step {number}")
-    check(config, num_devices=jax.device_count(), process_count=jax.process_count())
-    mesh = make_mesh(config.mesh)
-    # How the tree is laid out (scanned or not, EMA or not) is the checkpoint's, not this evaluation's.
-    # The budget of patches is no part of the weights: a naflex model may be evaluated at another.
-    image = dataclasses.replace(trained.model.image, max_patches=config.model.image.max_patches)
-    model = dataclasses.replace(trained.model, image=image)
-    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
-    variables = checkpoints.restore_variables(manager, number, config, mesh)
-    bad = checkpoints.read_bad_causes(manager, number)
-    manager.close()
-
-    started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer)(variables)
-    document = {
-        "checkpoint": str(checkpoint),
-        "step": number,
-        "results": results,
-        "fingerprint": trained_fingerprint,
-        "eval": to_json_dict(config)["eval"],
-        "mesh": dict(mesh.shape),
-        **({"max_patches": image.max_patches} if image.name == "naflex" else {}),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    with open_run(checkpoint, step) as opened:
+        evaluation = evaluate_run(opened, config)
+    document = results_document(opened, evaluation)
     if jax.process_index() == 0:
-        out = Path(out) if out else Path(checkpoint) / "eval" / str(number)
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "results.json", json.dumps(document, indent=2, sort_keys=True))
-        write_html(
-            out / "report.html",
-            title=f"{checkpoint}, step {number}",
-            results=results,
-            config=to_json_dict(config),
-            notes={
-                "fingerprint": trained_fingerprint,
-                "mesh": dict(mesh.shape),
-                "bad records replaced in training": bad or "none",
-            },
-        )
-        print(format_table(results))
+        out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
+        write_report(out, opened, evaluation, document)
+        print(format_table(evaluation.results))
         print(f"Wrote {out / 'results.json'} and {out / 'report.html'}")
     return document
 
@@ -110,7 +66,3 @@ def main(argv: list[str]) -> None:
         run(values.checkpoint, config=config, step=values.step, out=values.out)
 
     cli.run_command(values, body)
-
-
-if __name__ == "__main__":
-    main(sys.argv)

@@ -1,16 +1,16 @@
-"""A run, or an imported directory -> files that transformers, open_clip, big_vision, OpenAI's or EVA-CLIP's code read.
+"""Writes a run, or an imported directory, in the files of another library.
 
-clipjax export runs/siglip exported/ --format=hf
-clipjax export runs/emoji exported/ --format=open_clip --step=best
+    clipjax export runs/siglip exported/ --format=hf
+    clipjax export runs/emoji exported/ --format=open_clip --step=best
+
+The formats are those of transformers (hf), open_clip, big_vision, OpenAI's CLIP and EVA-CLIP.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import MeshConfig, ModelConfig
+from clipjax.config import MeshConfig, ModelConfig, declared, differences, flat
 from clipjax.interop.convert import their_arrays
 from clipjax.interop.families import FAMILIES, Family
 from clipjax.interop.foreign import families_of
@@ -30,40 +30,25 @@ from clipjax.interop.safetensors import write_safetensors
 from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.interop.torch_files import write_torch
 from clipjax.mesh import make_mesh
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
 from clipjax.training.state import abstract_state, eval_variables
-
-# Fields that say how a model is trained or laid out and not what it computes.
-TRAINING = (
-    "init",
-    "dropout",
-    "drop_path",
-    "patch_dropout",
-    "scan_layers",
-    "remat",
-    "attention",
-    "attention_chunk",
-    "norm_momentum",
-)
-MODEL_TRAINING = ("decoder", "dtype", "logit_scale_init", "logit_scale_max")
 
 
 def run(source: str | Path, destination: str | Path, *, format: str, step: str = "latest") -> None:
-    """Writes destination/{weights, configuration, preprocessor}, whole or not at all, in float32.
+    """Writes destination/{weights, configuration, preprocessor}, whole or not at all; weights are float32.
 
-    Raises InteropError naming what the format cannot say about this model, or for a destination that exists.
+    Raises InteropError naming what the format cannot express about this model, or for a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already; name a new directory.")
-    manager, number = checkpoints.open_run(source, step)
-    config, _ = checkpoints.read_meta(manager, number)
     mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
-    meaning = Meaning(config.model, config.data.pixels, config.tokenizer)
-    target = flatten(eval_variables(abstract_state(config, mesh)))
-    name, family, shapes = choose(meaning, format, target)
-    variables = checkpoints.restore_variables(manager, number, config, mesh)
-    manager.close()
+    with open_run(source, step) as opened:
+        config = opened.config
+        meaning = Meaning(config.model, config.data.pixels, config.tokenizer)
+        target = flatten(eval_variables(abstract_state(config, mesh)))
+        name, family, shapes = choose(meaning, format, target)
+        variables = opened.variables(mesh)
     constants = family.constants(config.model)
     shapes = shapes | {name: array.shape for name, array in constants.items()}
     arrays = itertools.chain(their_arrays(family.tensors(config.model), config.model, variables), constants.items())
@@ -79,11 +64,11 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"Exported step {number} of {source} as {name} into {destination}")
+    print(f"Exported step {opened.step} of {source} as {name} into {destination}")
 
 
 def choose(meaning: Meaning, format: str, target: dict) -> tuple[str, Family, dict[str, tuple[int, ...]]]:
-    """(name, family, shapes of its tensors): the first of the format that says all this model is."""
+    """The first family of the format that can express this model: (name, family, shapes of its tensors)."""
     families = families_of(format)
     if not families:
         known = sorted({family.format for family in FAMILIES.values()})
@@ -93,33 +78,25 @@ def choose(meaning: Meaning, format: str, target: dict) -> tuple[str, Family, di
         try:
             shapes = their_shapes(family.tensors(meaning.model), meaning.model, target)
             read = family.read(Description(family.write(meaning), shapes))
-            differing = differences(read.model, meaning.model)
-            if not differing:
+            lost = lost_options(read.model, meaning.model)
+            if not lost:
                 return name, family, shapes
-            reasons.append(f"  {name}: cannot say {', '.join(differing)}")
+            reasons.append(f"  {name}: cannot express {', '.join(lost)}")
         except (InteropError, KeyError) as error:
             reasons.append(f"  {name}: {error}")
     raise InteropError(f"Format '{format}' cannot hold this model:\n" + "\n".join(reasons))
 
 
-def differences(read: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """The fields that would come back with another value."""
-    result = []
-    for tower in ("image", "text"):
-        a, b = getattr(read, tower), getattr(wanted, tower)
-        for field in dataclasses.fields(a):
-            found, value = getattr(a, field.name), getattr(b, field.name)
-            if field.name not in TRAINING and found != value:
-                result.append(f"{tower}.{field.name}={value!r} (only {found!r})")
-    for field in dataclasses.fields(read):
-        if field.name in ("image", "text", *MODEL_TRAINING):
-            continue
-        found, value = getattr(read, field.name), getattr(wanted, field.name)
-        if field.name == "logit_bias_init":
-            found, value = found is not None, value is not None
-        if found != value:
-            result.append(f"{field.name}={value!r} (only {found!r})")
-    return result
+def lost_options(read: ModelConfig, written: ModelConfig) -> list[str]:
+    """The options that a reader would get with another value, of those that decide what the weights mean."""
+    roles = declared(read, written)
+    lost = [
+        f"{name}={ours!r} (only {theirs!r})"
+        for name, (theirs, ours) in differences(flat(read), flat(written)).items()
+        if roles[name].role in ("weights", "meaning") and not name.startswith("decoder.")
+    ]
+    biases = [model.logit_bias_init is not None for model in (read, written)]
+    return lost + [f"a logit bias: {biases[1]} (only {biases[0]})"] * (biases[0] != biases[1])
 
 
 def write_npz(path: Path, shapes: dict, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -144,7 +121,3 @@ def main(argv: list[str]) -> None:
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
     values = cli.parse([command, *rest], __doc__, define, required=("format",))
     cli.run_command(values, lambda: run(*places, format=values.format, step=values.step))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

@@ -1,4 +1,4 @@
-"""What the commands share: flags of their own FlagValues, start-up of several processes, one-line errors."""
+"""What the commands share: parsing of flags, start-up of several processes, one-line errors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
-    """(command, the first `count` arguments, the flags after them); --help alone passes as a flag."""
+    """(command, the first `count` arguments, the flags after them). Fewer exit with 2, unless --help is among them."""
     places = [arg for arg in argv[1 : count + 1] if not arg.startswith("-")]
     if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
         fail(f"usage: {usage}. Try --help.")
@@ -91,12 +91,12 @@ def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[s
 
 
 def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
-    """Joins the processes of the run and calls body; the project's own errors become one line, exit code 1."""
+    """Joins the processes of the run and calls body; clipjax's own errors become one line and exit code 1."""
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # else absl's logging and Grain's workers wait for flags nobody here parses
+        flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    # Orbax warns about options we mean, such as reading only.
+    # Orbax warns about options that are meant, such as read_only.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
     try:
@@ -109,6 +109,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
 
 
 def fail(error: object, code: int = 2) -> None:
+    """Prints one line and exits."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
 

@@ -1,7 +1,7 @@
-"""Published weights -> a directory like a run's: to evaluate, to distil from, to start training from.
+"""Turns published weights into a directory like a run's: to evaluate, to distil from, to start training from.
 
-    clipjax import google/siglip-base-patch16-224 runs/siglip          # a directory of transformers' or open_clip's
-    clipjax import ViT-B-32.pt runs/clip_b32                           # OpenAI's archive
+    clipjax import google/siglip-base-patch16-224 runs/siglip          # a directory of transformers or open_clip
+    clipjax import ViT-B-32.pt runs/clip_b32                           # an archive of OpenAI's
     clipjax import webli_i18n_so400m.npz runs/so400m --preset=siglip_so400m14_384
 
 Nothing is downloaded: SRC is a local file or directory.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +23,12 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import report
 from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.mesh import make_mesh
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
@@ -38,7 +37,7 @@ NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0
 def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:
     """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, whole or not at all.
 
-    Raises InteropError for a source that does not hold what it should, or a destination that exists.
+    Raises InteropError for a source that is incomplete or damaged, or a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
@@ -49,16 +48,21 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
     try:
         config = foreign.config
         if config.tokenizer.path:
-            make_tokenizer(config.tokenizer, config.model.text.context_length)  # refused before anything is written
+            make_tokenizer(config.tokenizer, config.model.text.context_length)  # refuses it before anything is written
             tokenizer = dataclasses.replace(config.tokenizer, path=copy_tokenizer(config.tokenizer.path, temporary))
             config = dataclasses.replace(config, tokenizer=tokenizer)
-        prints = weights_fingerprint(foreign.config)
+        own_fingerprint = weights_fingerprint(foreign.config)
         mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
-        variables = load_variables(foreign, mesh)
-        own = bool(config.tokenizer.path)
-        checkpoints.save_weights(temporary, variables, config=config, fingerprint=prints, own_tokenizer=own)
+        variables = foreign.variables(mesh)
+        save_weights(
+            temporary,
+            variables,
+            config=config,
+            fingerprint=own_fingerprint,
+            own_tokenizer=bool(config.tokenizer.path),
+        )
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
-        line = "Parity was not asked for."
+        line = "Not compared with the original library (--noparity)."
         if parity:
             document, line = report(foreign, variables, mesh)
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
@@ -71,7 +75,7 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:
-    """The fingerprint, without the tokenizer's entries where the weights came without one."""
+    """The fingerprint, without the tokenizer's entries if the weights came without a tokenizer."""
     if config.tokenizer.path:
         return fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
     entries = fingerprint(config, NO_TOKENIZER)
@@ -82,14 +86,10 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("family", "", "What the weights are, where their files do not say.", flag_values=values)
+        flags.DEFINE_string("family", "", "The kind of weights, where their files do not say.", flag_values=values)
         flags.DEFINE_string("preset", "", "A preset, where there is no configuration.", flag_values=values)
-        flags.DEFINE_bool("parity", True, "Compare with the original library, if installed.", flag_values=values)
+        flags.DEFINE_bool("parity", True, "Compare with the original library, if it is installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")
     values = cli.parse([command, *rest], __doc__, define)
     cli.run_command(values, lambda: run(*places, family=values.family, preset=values.preset, parity=values.parity))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

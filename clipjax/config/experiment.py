@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
-from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, runtime, section
+from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
 from clipjax.config.model import Dtype, ModelConfig
 
 
@@ -29,7 +29,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    data: int = runtime(-1)  # -1: all devices that fsdp and tensor leave
+    data: int = runtime(-1)  # -1: the devices that remain after fsdp and tensor
     fsdp: int = runtime(1)
     tensor: int = runtime(1)
 
@@ -60,27 +60,25 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvaluatorConfig:
+    """What all evaluators share; clipjax/eval/ has each one's own options."""
+
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
-    class_names: str = runtime("")  # zero_shot: text file, a name a line; "": the names in the source's manifest
-    templates: tuple[str, ...] = runtime(("{}",))  # zero_shot: prompts, "{}" stands for the class name
-    # retrieval: every caption of a record takes part (COCO, Flickr30k), not only its first
-    all_captions: bool = runtime(False)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     every_steps: int = runtime(0)  # 0: only at the end of training
-    batch_size: int = runtime(256)
-    evaluators: dict[str, EvaluatorConfig] = field(default_factory=dict)
+    batch_size: int = runtime(256)  # examples, over all devices
+    evaluators: dict[str, EvaluatorConfig] = parts("clipjax.eval:EVALUATORS")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: int = runtime(1000)
     keep_last: int = runtime(3)
-    keep_best: int = runtime(1)  # by best_metric; 0: none kept for being best
-    best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no best
+    keep_best: int = runtime(1)  # how many of the best by best_metric to keep as well
+    best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no checkpoint is kept as best
 
 
 @dataclass(frozen=True)

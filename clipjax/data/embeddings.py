@@ -16,7 +16,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from clipjax.config import ConfigError, SourceConfig, require
+from clipjax.config import ConfigError, SourceConfig, differences, require
 from clipjax.data.records import RecordError, read_manifest, write_records
 from clipjax.data.sources.array_record import ArrayRecordSource
 
@@ -124,12 +124,11 @@ def read_made_by(folder: str | Path) -> dict[str, Any]:
 
 def check_made_by(made_by: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
     """Raises ConfigError listing every field in which made_by differs from what this experiment would compute."""
-    names = sorted((made_by.keys() | expected.keys()) - {"dtype"})
     lines = [
         f"  {name}: embedded with {made_by.get(name, 'nothing')!r}, this experiment has "
         f"{expected.get(name, 'nothing')!r}"
-        for name in names
-        if made_by.get(name) != expected.get(name)
+        for name in differences(made_by, expected)
+        if name != "dtype"
     ]
     if lines:
         raise ConfigError(

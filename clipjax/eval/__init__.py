@@ -1,8 +1,17 @@
-"""Evaluators. They see batches and two functions that embed them, and know no model.
+"""Evaluators. They see batches and functions that embed them, and know no model.
 
-Add one: one file with `evaluate` (see zero_shot.evaluate), one row in EVALUATORS.
+To add one: a file with `evaluate` (and a config dataclass for options of its own), and a row in EVALUATORS.
+docs/evaluation.md describes the arguments.
 """
 
+from clipjax.config import Part
 from clipjax.eval import retrieval, zero_shot
+from clipjax.eval.retrieval import RetrievalConfig
+from clipjax.eval.zero_shot import ZeroShotConfig
 
-EVALUATORS = {"zero_shot": zero_shot.evaluate, "retrieval": retrieval.evaluate}
+__all__ = ["EVALUATORS", "RetrievalConfig", "ZeroShotConfig"]
+
+EVALUATORS: dict[str, Part] = {
+    "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
+    "retrieval": Part(RetrievalConfig, retrieval.evaluate),
+}

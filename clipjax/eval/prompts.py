@@ -1,9 +1,10 @@
-"""Prompt templates for zero-shot classification, "{}" standing for the class name.
+"""Prompt templates for zero-shot classification; "{}" stands for the class name.
 
     from clipjax.eval.prompts import TEMPLATES
-    EvaluatorConfig(name="zero_shot", source=..., templates=TEMPLATES["clip_imagenet_7"])
+    ZeroShotConfig(source=..., templates=TEMPLATES["clip_imagenet_7"])
 
-A configuration holds the templates themselves, so that results say what was asked whatever becomes of this table.
+A configuration holds the templates themselves, so that results keep saying which prompts were used when this table
+changes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     # Radford et al. (2103.00020), section 3.1.4.
     "photo": ("a photo of a {}.",),
-    # The seven that OpenAI's Prompt_Engineering_for_ImageNet notebook (github.com/openai/CLIP, MIT) finds to do as
-    # well together as its eighty.
+    # Seven templates that together do as well as the eighty of OpenAI's Prompt_Engineering_for_ImageNet notebook
+    # (github.com/openai/CLIP, MIT), according to that notebook.
     "clip_imagenet_7": (
         "itap of a {}.",
         "a bad photo of the {}.",
@@ -27,15 +28,15 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
     ),
-    # clipjax's own: one prompt for each usual way of showing a thing.
+    # clipjax's own: one prompt for each common way of depicting something.
     "media": ("{}", "a photo of {}.", "a drawing of {}.", "an icon of {}.", "a close-up of {}."),
 }
 
 
 def fill(templates: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Every name in every template: all templates of the first name, then of the second, ...
+    """Every name in every template: all templates with the first name, then with the second, ...
 
-    Braces other than "{}" stay as they are. Raises ConfigError for no templates, or one without "{}".
+    Braces other than "{}" are kept. Raises ConfigError for no templates, or one without "{}".
     """
     require(len(templates) > 0, "An evaluator's templates are empty; use ('{}',) for the bare class name.")
     for template in templates:

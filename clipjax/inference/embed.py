@@ -1,4 +1,4 @@
-"""The functions that embed: batches, tokens or single layers of a model on a mesh."""
+"""Functions that run a model on a mesh: make_embed for embeddings, make_encode for single towers and their layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.data.images.naflex import budget_of
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
-from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host
+from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host, to_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.dual_encoder import IMAGE_TOWERS, TEXT_TOWERS, run_tower
 from clipjax.models.hidden import Hidden
@@ -26,7 +26,10 @@ from clipjax.training.state import abstract_state, eval_variables
 def global_batches(
     config: ExperimentConfig, mesh: Mesh, tokenizer: Any, source: Any, *, shares: Sequence[range] | None = None
 ) -> Iterator[dict[str, jax.Array]]:
-    """The records of `source` once, in order, as global arrays over (data, fsdp); see data.pipeline.eval_batches."""
+    """Every record of `source` once, in order, in batches of global arrays over (data, fsdp).
+
+    See data.pipeline.eval_batches for the columns and for shares.
+    """
     local = eval_batches(
         source,
         tokenizer=tokenizer,
@@ -46,11 +49,11 @@ def global_batches(
 
 
 def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable]:
-    """(embed_images, embed_texts) for this model on this mesh, jitted.
+    """Two jitted functions of this model on this mesh, (embed_images, embed_texts). All processes call them together.
 
-    variables: {"params", "batch_stats"}, see train_step.eval_variables.
-    embed_images(variables, pixels.image_of(a batch of global arrays)) -> [B, embed_dim] float32, sharded as the batch.
-    embed_texts(variables, tokens [N, L] int32, the same on every process) -> [N, embed_dim] float32 NumPy.
+    embed_images(variables, image_of(batch)) -> [B, embed_dim] float32, a global array sharded as the batch.
+    embed_texts(variables, tokens) -> [N, embed_dim] float32 NumPy; tokens: [N, L] int32, the same on every process.
+    variables: {"params", "batch_stats"}, see training.state.eval_variables. Embeddings have unit length.
     """
     model = DualEncoder(config.model, batch_sharding(mesh))
     pixels, batch_size = config.data.pixels, config.eval.batch_size
@@ -73,23 +76,23 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
             block = tokens[start : start + batch_size]
             padded = np.zeros((batch_size, tokens.shape[1]), np.int32)
             padded[: len(block)] = block
-            array = jax.make_array_from_callback(padded.shape, sharding, lambda index, x=padded: x[index])
-            blocks.append(to_host(embed_block(variables, array))[: len(block)])
+            blocks.append(to_host(embed_block(variables, to_mesh(padded, sharding)))[: len(block)])
         return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
 
     return embed_images, embed_texts
 
 
 class Encoded(NamedTuple):
-    pooled: Any  # [B, embed_dim]: what embed_images and embed_texts bring to unit length
+    pooled: Any  # [B, embed_dim]; embed_images and embed_texts give the same, at unit length
     hidden: tuple[Hidden, ...]  # of the layers asked for, [B, L, width]; a class token comes first (CoCa: last)
 
 
 def make_encode(config: ExperimentConfig, mesh: Mesh, side: str) -> Callable[[Any, Any, tuple[int, ...]], Encoded]:
-    """encode(variables, x, hidden_layers) -> Encoded, jitted, whole on every device; side: "image" or "text".
+    """The jitted function encode(variables, x, hidden_layers) -> Encoded of one tower; side: "image" or "text".
 
-    variables: {"params", "batch_stats"}; x: uint8 images or Patches, or ids [B, L] int32, sharded over the batch.
-    hidden_layers: see hidden.layer_indices; ConfigError for a tower that has none to give, or not this one.
+    variables: {"params", "batch_stats"}. x: uint8 images or Patches, or ids [B, L] int32, sharded over the batch.
+    hidden_layers: see models.hidden.layer_indices; ConfigError where the tower does not give them. The result is
+    replicated on every device.
     """
     model, pixels, sharding = config.model, config.data.pixels, batch_sharding(mesh)
     settings, table = getattr(model, side), {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[side]

@@ -1,58 +1,132 @@
-"""All evaluators of an experiment as one function of the variables."""
+"""An experiment's evaluators as one function of the variables, and the evaluation of a checkpoint with it."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig, require
+from clipjax.config import ExperimentConfig, ModelConfig, nearest, require
+from clipjax.config.fields import declarations
 from clipjax.data.sources import open_source
+from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.inference.embed import global_batches, make_embed
+from clipjax.mesh import make_mesh
 from clipjax.models.pixels import image_of
+from clipjax.runs import Run
+from clipjax.runs.fingerprint import check_fingerprint, fingerprint
+from clipjax.training.check import check
+
+Results = dict[str, dict[str, Any]]  # evaluator -> metric -> value
 
 
-def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Callable[[Any], dict[str, dict[str, Any]]]:
-    """Opens every evaluator's data once; the returned function maps {"params", "batch_stats"} to
-    {evaluator: result}.
+def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Callable[[Any], Results]:
+    """Opens every evaluator's data once and returns a function from {"params", "batch_stats"} to {evaluator: result}.
 
-    All processes must call it together. Raises before anything is compiled when a source or an
-    evaluator's name is wrong.
+    All processes call that function together. Raises ConfigError, before anything is compiled, for a wrong source,
+    evaluator or option.
     """
     sources = {}
     for name, evaluator in config.eval.evaluators.items():
+        where = f"config.eval.evaluators.{name}"
         require(
             evaluator.name in EVALUATORS,
-            f"config.eval.evaluators.{name}.name='{evaluator.name}' is unknown. Known: {', '.join(EVALUATORS)}.",
+            f"{where}.name='{evaluator.name}' is unknown.{nearest(evaluator.name, EVALUATORS)}",
         )
+        row = EVALUATORS[evaluator.name]
         require(
-            evaluator.name == "retrieval" or not evaluator.all_captions,
-            f"config.eval.evaluators.{name}.all_captions=True is for 'retrieval', not for '{evaluator.name}'.",
+            isinstance(evaluator, row.config),
+            f"{where} is a {type(evaluator).__name__}; '{evaluator.name}' takes a {row.config.__name__}.",
         )
+        if row.check:
+            row.check(evaluator)
         sources[name] = open_source(evaluator.source)
     embed_images, embed_texts = make_embed(config, mesh)
 
-    def evaluate(variables: Any) -> dict[str, dict[str, Any]]:
+    def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
+        evaluator, source = config.eval.evaluators[name], sources[name]
+        return EVALUATORS[evaluator.name](
+            evaluator,
+            batches=lambda: global_batches(config, mesh, tokenizer, source),
+            embed_images=lambda batch: embed_images(variables, image_of(batch)),
+            embed_texts=lambda tokens: embed_texts(variables, tokens),
+            tokenizer=tokenizer,
+            class_names=source.class_names,
+            captions=lambda index: source[index]["texts"],
+            mesh=mesh,
+        )
+
+    def evaluate(variables: Any) -> Results:
         results = {}
-        for name, evaluator in config.eval.evaluators.items():
-            started, source = time.perf_counter(), sources[name]
-            # Arguments of one evaluator only, so that others need not know them.
-            more = {"captions": lambda i, source=source: source[i]["texts"]} if evaluator.all_captions else {}
-            results[name] = EVALUATORS[evaluator.name](
-                evaluator,
-                batches=lambda source=source: global_batches(config, mesh, tokenizer, source),
-                embed_images=lambda batch: embed_images(variables, image_of(batch)),
-                embed_texts=lambda tokens: embed_texts(variables, tokens),
-                tokenizer=tokenizer,
-                class_names=source.class_names,
-                mesh=mesh,
-                **more,
-            )
+        for name in sources:
+            started = time.perf_counter()
+            results[name] = evaluate_one(name, variables)
             logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
         return results
 
     return evaluate
+
+
+def numbers_of(results: Results) -> dict[str, float]:
+    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
+    return {
+        f"{name}/{metric}": float(value)
+        for name, result in results.items()
+        for metric, value in result.items()
+        if isinstance(value, int | float)
+    }
+
+
+def check_best_metric(config: ExperimentConfig, numbers: dict[str, float]) -> None:
+    """Refuses a checkpoint.best_metric that is not among what the evaluators report. Raises ConfigError."""
+    best = config.checkpoint.best_metric
+    require(
+        not best or best in numbers, f"config.checkpoint.best_metric='{best}' is not reported.{nearest(best, numbers)}"
+    )
+
+
+class Evaluation(NamedTuple):
+    config: ExperimentConfig  # what was evaluated, and how
+    mesh: Mesh
+    results: Results
+    seconds: float
+
+
+def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation:
+    """Runs the evaluators on an open run's weights, on the mesh of this machine.
+
+    config: whose mesh, eval and data sections to use; its model and tokenizer must be the run's (FingerprintError
+    lists what differs). None: the run's own, on all devices.
+    """
+    trained = run.config
+    config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
+    require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    where = f"{run.directory} step {run.step}"
+    check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
+    check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    mesh = make_mesh(config.mesh)
+    # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
+    model = with_runtime_options(trained.model, config.model)
+    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
+    variables = run.variables(mesh)
+    started = time.perf_counter()
+    results = make_evaluate(config, mesh, tokenizer)(variables)
+    return Evaluation(config, mesh, results, time.perf_counter() - started)
+
+
+def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """`trained`, with the options of `wanted` that any weights may be used with (max_patches, attention, ...)."""
+
+    def tower(side: str) -> Any:
+        options = declarations(getattr(wanted, side))
+        free = {name: value for name, value, declared in options if declared.role == "runtime" and not declared.fixed}
+        return dataclasses.replace(getattr(trained, side), **free)
+
+    return dataclasses.replace(trained, image=tower("image"), text=tower("text"))

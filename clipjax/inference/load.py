@@ -1,4 +1,4 @@
-"""clipjax.load: weights from anywhere as functions of images and texts."""
+"""Opened weights as functions of images and texts; clipjax.load opens them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,47 +18,33 @@ from clipjax.data.images.naflex import budget_of, eval_patches
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
-from clipjax.interop.foreign import load_variables, open_foreign
-from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host
+from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
 from clipjax.models.pixels import image_of
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.training.state import Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     config: ExperimentConfig
     params: Any  # on the mesh
-    tokenizer: Any  # None where the weights came without one
-    # PIL images, encoded bytes, [H, W, 3] uint8; or, but for naflex, [B, S, S, 3] uint8.
+    tokenizer: Any  # None if the weights came without one
+    # Both return [B, embed_dim] float32 of unit length.
+    # Images: a sequence of PIL images, encoded bytes or [H, W, 3] uint8 arrays; or one [B, S, S, 3] uint8 array, for
+    # towers that read images of one size S.
     embed_images: Callable[[Any], np.ndarray]
-    embed_texts: Callable[[Any], np.ndarray]  # strings; or [B, L] int32 ids
-    # Both return [B, embed_dim] float32 of unit length. (the same, hidden_layers=()) -> Encoded, float32 NumPy:
+    embed_texts: Callable[[Any], np.ndarray]  # texts: strings, or ids [B, L] int32
+    # (images or texts, hidden_layers=()) -> Encoded of float32 NumPy arrays
     encode_images: Callable[..., Encoded]
     encode_texts: Callable[..., Encoded]
 
 
-def load(
-    path: str | Path,
-    *,
-    step: str = "latest",
-    family: str = "",
-    preset: str = "",
-    mesh: Mesh | None = None,
-    batch_size: int = 64,
-) -> Loaded:
-    """A run, an imported directory, or other people's files; see docs/interop.md.
+def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) -> Loaded:
+    """The functions of opened weights: a run's, or a published model's.
 
-    mesh: None: all devices, weights whole on each. Raises CheckpointError or InteropError.
+    mesh: None: all devices, with the whole weights on each. batch_size: rounded up to fill the mesh.
     """
     mesh = mesh or make_mesh(MeshConfig())
-    if (Path(path) / "checkpoints").is_dir():
-        manager, number = checkpoints.open_run(path, step)
-        config, _ = checkpoints.read_meta(manager, number)
-        variables = checkpoints.restore_variables(manager, number, config, mesh)
-        manager.close()
-    else:
-        foreign = open_foreign(str(path), family, preset)
-        config, variables = foreign.config, load_variables(foreign, mesh)
+    config, variables = weights.config, weights.variables(mesh)
     shards = batch_shards(mesh)
     rows = -(-batch_size // shards) * shards
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=rows))
@@ -69,15 +54,14 @@ def load(
     blocks = functools.partial(_blocks, rows=rows, sharding=batch_sharding(mesh))
 
     def embed_images(images: Any) -> np.ndarray:
-        found = [
-            _host(images_of(variables, image_of(batch)), count) for batch, count in blocks(_columns(images, config))
-        ]
-        return np.concatenate(found)
+        batches = blocks(_columns(images, config))
+        return np.concatenate([_host(images_of(variables, image_of(batch)), count) for batch, count in batches])
 
     def ids_of(texts: Any) -> np.ndarray:
         if isinstance(texts, Sequence) and not isinstance(texts, np.ndarray) and isinstance(texts[0], str):
             if tokenizer is None:
-                raise ValueError(f"{path} has no tokenizer: give ids [B, {config.model.text.context_length}] int32.")
+                length = config.model.text.context_length
+                raise ValueError(f"These weights came without a tokenizer: give ids [B, {length}] int32, not strings.")
             texts = tokenizer(texts)
         return np.asarray(texts, np.int32)
 
@@ -85,12 +69,12 @@ def load(
         return texts_of(variables, ids_of(texts))
 
     def encode(side: str, columns: dict[str, np.ndarray], hidden_layers: Sequence[int]) -> Encoded:
-        found = []
+        parts = []
         for batch, count in blocks(columns):
             x = image_of(batch) if side == "image" else batch["text"]
             encoded = encoders[side](variables, x, tuple(hidden_layers))
-            found.append(jax.tree.map(lambda a, count=count: _host(a, count), encoded))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            parts.append(jax.tree.map(lambda a, count=count: _host(a, count), encoded))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def encode_images(images: Any, hidden_layers: Sequence[int] = ()) -> Encoded:
         return encode("image", _columns(images, config), hidden_layers)
@@ -104,7 +88,7 @@ def load(
 def _blocks(
     columns: dict[str, np.ndarray], rows: int, sharding: jax.sharding.Sharding
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """(global batch of `rows` examples, how many of them are not filled in)."""
+    """(global batch of `rows` examples, how many of them are not padding)."""
     count = len(next(iter(columns.values())))
     for start in range(0, count, rows):
         batch = {}
@@ -112,8 +96,7 @@ def _blocks(
             block = column[start : start + rows]
             padded = np.ones((rows, *block.shape[1:]), block.dtype)
             padded[: len(block)] = block
-            put = lambda index, x=padded: x[index]  # noqa: E731
-            batch[name] = jax.make_array_from_callback(padded.shape, sharding, put)
+            batch[name] = to_mesh(padded, sharding)
         yield batch, min(rows, count - start)
 
 
@@ -122,7 +105,7 @@ def _host(array: jax.Array, count: int) -> np.ndarray:
 
 
 def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
-    """The image columns of a batch. Raises ValueError for an array of another shape than the tower's."""
+    """The image columns of a batch. Raises ValueError for an array whose shape is not the tower's."""
     size, budget, pixels = config.model.image.image_size, budget_of(config.model.image), config.data.pixels
     if budget:
         rows = [eval_patches(_encoded(image), budget, pixels) for image in images]
@@ -135,7 +118,7 @@ def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
 
 
 def _encoded(image: Any) -> bytes:
-    """Bytes of a file without loss: what an image of any kind is read from."""
+    """An image of any accepted kind as the bytes of a lossless file."""
     if isinstance(image, bytes):
         return image
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image

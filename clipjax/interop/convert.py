@@ -21,7 +21,7 @@ from clipjax.interop.names import (
     unflatten,
     whole,
 )
-from clipjax.mesh import to_host
+from clipjax.mesh import to_host, to_mesh
 
 
 def read_variables(
@@ -111,7 +111,7 @@ def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
     array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
     if target.sharding is None:
         return array
-    placed = jax.make_array_from_callback(target.shape, target.sharding, lambda index: array[index])
+    placed = to_mesh(array, target.sharding)
     return jax.block_until_ready(placed)  # copies run behind; without waiting, many parameters' would be alive
 
 

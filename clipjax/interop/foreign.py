@@ -23,6 +23,14 @@ class Foreign(NamedTuple):
     meaning: Meaning
     config: ExperimentConfig  # tokenizer.path is the file's, in source.directory
 
+    def variables(self, mesh: Mesh) -> dict[str, Any]:
+        """{"params", "batch_stats"} on the mesh; one parameter passes through the host at a time."""
+        target = eval_variables(abstract_state(self.config, mesh))
+        stored = weights(self.family, self.source.tensors)
+        return {"batch_stats": {}} | read_variables(
+            self.family.tensors(self.config.model), self.config.model, stored, target
+        )
+
 
 def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     """Opens and checks; reads no numbers. family, preset: where the files do not say.
@@ -51,14 +59,6 @@ def read_meaning(source: Source, name: str, row: Family) -> Meaning:
         raise InteropError(
             f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error}."
         ) from error
-
-
-def load_variables(foreign: Foreign, mesh: Mesh) -> dict[str, Any]:
-    """{"params", "batch_stats"} on the mesh; one parameter passes through the host at a time."""
-    model = foreign.config.model
-    target = eval_variables(abstract_state(foreign.config, mesh))
-    found = weights(foreign.family, foreign.source.tensors)
-    return {"batch_stats": {}} | read_variables(foreign.family.tensors(model), model, found, target)
 
 
 def families_of(format: str) -> dict[str, Family]:

@@ -18,10 +18,10 @@ from clipjax.planning.hlo import collectives, parse
 from clipjax.planning.kernels import kernel_times
 from clipjax.planning.parts import PARTS, part_of, purpose_of
 from clipjax.planning.topology import Topology
+from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.state import TrainState, abstract_state
 from clipjax.training.step import lower_step
-from clipjax.training.teacher import load_teacher
 
 
 class OutOfMemory(NamedTuple):

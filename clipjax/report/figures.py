@@ -14,7 +14,7 @@ from clipjax.report.table import rows
 
 BLUE, GREY, ORANGE, INK = "#2b6cb0", "#a0aec0", "#c05621", "#1f2733"
 WIDTH, HEIGHT, DPI = 16, 10, 100  # inches, pixels an inch
-SMOOTH_FROM = 40  # points; a curve of fewer is drawn as it is
+SMOOTH_FROM = 40  # points; a shorter curve is not smoothed
 
 
 def training_summary(
@@ -31,8 +31,8 @@ def training_summary(
     """One PNG of 1600 x 1000: loss curve, similarities of held-out pairs and zero-shot accuracy, before and after.
 
     curve: metric lines with "step" and "loss". similarity_*: [n, n] cosines, image by text.
-    images: n of [H, W, 3] uint8, captions: n, both in the matrices' order.
-    zero_shot_*: as clipjax.eval.zero_shot returns, "top1" at least; empty: the panel says so.
+    images: n of [H, W, 3] uint8, and n captions, both in the matrices' order.
+    zero_shot_*: what clipjax.eval.zero_shot returns, or at least "top1"; if empty, the panel says so.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -81,15 +81,15 @@ def _draw_curve(axes: Any, curve: Sequence[dict[str, float]]) -> None:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a twentieth of the curve around each point; shorter at the ends."""
+    """The mean over a twentieth of the curve around each point, and over less at its ends."""
     window = max(1, len(values) // 20)
     weight = np.convolve(np.ones_like(values), np.ones(window), mode="same")
     return np.convolve(values, np.ones(window), mode="same") / weight
 
 
 def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]) -> None:
-    found = {row.metric: row for row in rows(after) if row.metric in ("top1", "top5") and row.metric in before}
-    if not found:
+    shown = {row.metric: row for row in rows(after) if row.metric in ("top1", "top5") and row.metric in before}
+    if not shown:
         axes.set_title("Held-out zero-shot accuracy")
         axes.text(0.5, 0.5, "no zero-shot evaluator", ha="center", va="center", color=GREY, transform=axes.transAxes)
         axes.axis("off")
@@ -97,7 +97,7 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
     nouns = {"examples": "images", "classes": "names"}
     counts = [f"{int(after[name]):,} {noun}" for name, noun in nouns.items() if name in after]
     axes.set_title("Held-out zero-shot accuracy" + (f"  ({', '.join(counts)})" if counts else ""))
-    for x, (metric, row) in enumerate(found.items()):
+    for x, (metric, row) in enumerate(shown.items()):
         for offset, label, value, color in ((-0.2, "before", before[metric], GREY), (0.2, "after", row.value, BLUE)):
             top = value
             axes.bar(x + offset, value, 0.38, color=color, label=label)
@@ -108,10 +108,10 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
             axes.annotate(f"{value:.1%}", (x + offset, top), **above)
         if row.chance is not None:
             axes.hlines(row.chance, x - 0.45, x + 0.45, color=ORANGE, linestyle="--", linewidth=1.5, label="chance")
-    labels = [m + (f"\nchance {r.chance:.2%}" if r.chance is not None else "") for m, r in found.items()]
-    axes.set_xticks(range(len(found)), labels, fontsize=11)
+    labels = [m + (f"\nchance {r.chance:.2%}" if r.chance is not None else "") for m, r in shown.items()]
+    axes.set_xticks(range(len(shown)), labels, fontsize=11)
     axes.tick_params(axis="x", length=0)
-    axes.set(ylim=(0, 1.18), xlim=(-0.6, len(found) - 0.4), yticks=np.linspace(0, 1, 6))
+    axes.set(ylim=(0, 1.18), xlim=(-0.6, len(shown) - 0.4), yticks=np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(alpha=0.25, axis="y")
     axes.set_axisbelow(True)
@@ -154,6 +154,6 @@ def _draw_similarity(
     axes.set_yticks([])
     width = max(8, 96 // n)
     labels = ["\n".join(textwrap.wrap(caption, width, max_lines=5, placeholder=" …")) for caption in captions]
-    axes.set_xticks(range(n), labels, fontsize=8, parse_math=False)  # captions have dollar signs of their own
+    axes.set_xticks(range(n), labels, fontsize=8, parse_math=False)  # a caption's "$" is no mathematics
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""A self-contained report page: everything inlined, everything escaped."""
+"""A self-contained report page: everything is inlined and escaped."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def write_html(
 ) -> None:
     """Writes the report.
 
-    results: {evaluator: {metric: value}}; config: the experiment's, as JSON; notes: {name: JSON value}, shown folded
-    as the config is; figures: image files. All of it may be missing parts: what is there is shown.
+    results: {evaluator: {metric: value}}. config: the experiment's, as JSON. notes: {name: JSON value}, shown folded,
+    as config is. figures: image files. Whatever is missing in these is left out of the page.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", _line(_pixels(config))]
     for evaluator, result in results.items():

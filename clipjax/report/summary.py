@@ -1,4 +1,4 @@
-"""The picture at the end of a run: loss curve, similarity of held-out pairs and zero-shot, before and after."""
+"""The picture at the end of a run: its loss curve, and held-out pairs and zero-shot accuracy before and after."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BEFORE = "before.json"
 
 
 def record_before(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
-    """Keeps what the untrained model does with the held-out pairs, for the picture at the end."""
+    """Stores the untrained model's similarities and results, for the picture at the end."""
     if jax.process_index() == 0:
         document = {"similarity": pairs["similarity"].tolist(), "results": results}
         write_text(workdir / BEFORE, json.dumps(document))
 
 
 def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
-    """Writes workdir/summary.png from metrics.jsonl, before.json and the trained model's pairs and results."""
+    """Writes workdir/summary.png from metrics.jsonl, before.json, and the trained model's pairs and results."""
     if jax.process_index() != 0 or not (workdir / BEFORE).exists():
         return
     before = json.loads((workdir / BEFORE).read_text())
@@ -53,12 +53,10 @@ def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
 
 
 def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Any], dict]:
-    """{"params", "batch_stats"} -> {"similarity" [n, n], "images", "captions"} of n held-out pairs.
+    """The function {"params", "batch_stats"} -> {"similarity" [n, n], "images", "captions"} of n held-out pairs.
 
-    images: n of [H, W, 3] uint8.
-
-    Collective: all processes call it together. The pairs are spread over the first evaluation batch and
-    have different captions.
+    images: n of [H, W, 3] uint8. The pairs come from all over the first evaluation batch and have different captions.
+    All processes call it together.
     """
     source = open_source(next(iter(config.eval.evaluators.values())).source)
     embed_images, embed_texts = make_embed(config, mesh)
@@ -89,7 +87,7 @@ def _picture(batch: dict[str, np.ndarray], row: int, config: ExperimentConfig) -
 
 
 def _zero_shot(results: dict[str, float]) -> dict[str, float]:
-    """The metrics of the first evaluator that reports top1, without its name; {} when there is none."""
+    """The metrics of the first evaluator that reports top1, without the evaluator's name; {} if none does."""
     name = next((key.removesuffix("/top1") for key in results if key.endswith("/top1")), None)
     prefix = f"{name}/"
     return {key.removeprefix(prefix): value for key, value in results.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Results as a plain-text table, and what tables and pages of results share."""
+"""Results as a plain-text table, and the rows that tables and pages of results share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
-    """{evaluator: {metric: value}} -> aligned lines 'evaluator  metric  value', shares as per cent.
+    """{evaluator: {metric: value}} as aligned lines 'evaluator  metric  value', with shares as percentages.
 
-    A 95% interval ("top1_low", "top1_high") stands behind its metric.
+    A 95% interval ("top1_low", "top1_high") follows the value of its metric.
     """
     table = [
         (evaluator, row.metric, format_value(row.metric, row.value), _interval(row))
@@ -23,35 +23,36 @@ class Row(NamedTuple):
     metric: str
     value: Any
     interval: tuple[float, float] | None  # 95%
-    chance: float | None  # what guessing would give
+    chance: float | None  # the value that guessing would give
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
-    """An evaluator's result in its order, with intervals and chance beside what they belong to."""
+    """An evaluator's metrics in their order, each with its interval and chance."""
     bounds = {metric: (f"{metric}_low", f"{metric}_high") for metric in result}
     bounds = {metric: pair for metric, pair in bounds.items() if all(bound in result for bound in pair)}
     shown_beside = {bound for pair in bounds.values() for bound in pair}
-    found = []
+    table = []
     for metric, value in result.items():
         if metric not in shown_beside:
             interval = tuple(result[bound] for bound in bounds[metric]) if metric in bounds else None
-            found.append(Row(metric, value, interval, _chance(metric, result.get("chance"))))
-    return found
+            table.append(Row(metric, value, interval, _chance(metric, result.get("chance"))))
+    return table
 
 
 def format_value(metric: str, value: Any) -> str:
+    """A share as a percentage, other numbers with four digits or in full."""
     if is_share(metric, value):
         return f"{value:.2%}"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def is_share(metric: str, value: Any) -> bool:
-    """Whether a value is a share between 0 and 1; a rank can be 1.0 and is none."""
+    """Whether a value is a share between 0 and 1. A rank may be 1.0, but is not a share."""
     return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith("rank")
 
 
 def _chance(metric: str, chance: float | None) -> float | None:
-    """Guessing among the classes: five guesses have five chances."""
+    """The value of guessing among the classes; top5 has five guesses."""
     tries = {"top1": 1, "mean_per_class": 1, "top5": 5}.get(metric)
     return None if chance is None or tries is None else min(1.0, tries * chance)
 

@@ -1,8 +1,8 @@
-"""bad_records.jsonl: the records a run could not use, each once, in step with its checkpoints.
+"""bad_records.jsonl: every record that a run could not use, once, in step with its checkpoints.
 
-A line is {"file", "position", "key", "cause", "error", "step"}: step is the first whose batch would have had the
-record. Process 0 writes bad_records.jsonl, process p bad_records-p.jsonl; read_bad_records joins them. How often each
-cause was met is counted in the data state (TrainIterator) and shown as bad_records/<cause> in metrics.jsonl.
+A line is {"file", "position", "key", "cause", "error", "step"}; step is the first one whose batch would have had the
+record. Process 0 writes bad_records.jsonl, process p bad_records-p.jsonl; read_bad_records joins them. The data state
+(TrainIterator) counts how often each cause occurred; metrics.jsonl has the counts as bad_records/<cause>.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 from clipjax.data.bad_records import BadRecord
 from clipjax.files import read_json_lines, write_text
 
-MAX_ENTRIES = 10_000  # a process's; about 3 MB. Further ones are counted only.
+MAX_ENTRIES = 10_000  # per process, about 3 MB; further records are only counted
 
 
 class BadRecordsLog:
     """Appends the bad records of the batches that were trained on.
 
-    met: TrainIterator.met, which a reading thread fills; what it read ahead is no part of the file until its step is
-    done. resume_step: lines beyond it are dropped, as MetricsLog does.
+    met: TrainIterator.met, which a reading thread fills. Records that were read ahead are written once their step is
+    done. resume_step: lines beyond it are dropped, as in MetricsLog.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BadRecordsLog:
 
     @contextlib.contextmanager
     def kept_on(self, error: type[Exception]) -> Iterator[None]:
-        """Around the steps: when the data stop the run by `error`, all that was met is wanted, read ahead or not."""
+        """Wraps the steps: if the data stop the run with `error`, records that were read ahead are written too."""
         try:
             yield
         except error:
@@ -54,7 +54,7 @@ class BadRecordsLog:
             raise
 
     def write(self, step: int) -> None:
-        """Appends what batches up to `step` met; it is in the file when this returns."""
+        """Appends the bad records of the batches up to `step`; they are in the file when this returns."""
         lines = []
         while self.met and self.met[0][0] <= step:
             number, records = self.met.popleft()
@@ -70,14 +70,14 @@ class BadRecordsLog:
 
 
 def read_bad_records(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of all processes in order of step, a record once; [] when there are none. A torn line is left out."""
+    """The lines of all processes, ordered by step, each record once; [] without any. Torn lines are left out."""
     paths = sorted(Path(workdir).glob("bad_records*.jsonl"))
     lines = sorted((line for path in paths for line in _read(path)), key=lambda line: line["step"])
     return list({_identity(line): line for line in reversed(lines)}.values())[::-1]
 
 
 def describe_bad_records(workdir: str | Path, causes: Mapping[str, int]) -> str:
-    """The line at the end of a run. causes: how often each was met, over all processes; "" for none."""
+    """The line at the end of a run; "" without bad records. causes: how often each occurred, over all processes."""
     if not causes:
         return ""
     entries = read_bad_records(workdir)
@@ -91,7 +91,7 @@ def describe_bad_records(workdir: str | Path, causes: Mapping[str, int]) -> str:
 
 
 def add_causes(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The causes of several processes, added."""
+    """The sum of several processes' counts."""
     return dict(sum((collections.Counter(causes) for causes in counts), collections.Counter()))
 
 

@@ -1,6 +1,6 @@
-"""A run that goes on with another configuration than it began with: what may change, and what would spoil it.
+"""Validation of a restart: which changes of the configuration a run may continue with.
 
-What a field says of itself decides (clipjax.config.fields); docs/reliability.md has the table.
+Each field declares it where it is defined (clipjax.config.fields); docs/reliability.md has the table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from clipjax.config import ConfigError, ExperimentConfig, declared, differences,
 
 
 def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: str) -> list[str]:
-    """A line for every field that differs and may. Raises ConfigError, with a line for every field that may not.
+    """A line for every field that changed. Raises ConfigError, with a line for every field that must not change.
 
     trained: the configuration in the checkpoint `where`; config: today's.
     """
@@ -23,7 +23,7 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
     if refused:
         raise ConfigError(
             f"{where} was trained with another configuration:\n" + "\n".join(refused) + "\nUse the old values; or, to "
-            "train on from these weights as a new experiment, a new --workdir with --config.init_from set to this one."
+            "start a new experiment from these weights, use a new --workdir and set --config.init_from to this one."
         )
     felt = {name for name in changes if roles[name].role != "runtime" and not roles[name].at_start}
     return [

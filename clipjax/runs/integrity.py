@@ -1,4 +1,4 @@
-"""Are a run's checkpoints as they were written? Those that are not are put aside, never deleted."""
+"""Checksums of checkpoints: are they as they were written? Damaged ones are set aside, never deleted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from absl import logging
 from clipjax.files import write_text
 from clipjax.processes import gather_json
 
-ORBAX_METADATA = "_CHECKPOINT_METADATA"  # the time of the renaming is written into it
+FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
+ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the checksums are made
+THREADS = 4  # hashlib releases the interpreter's lock
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or does not fit what is asked of it."""
+    """A checkpoint that is missing, damaged, or does not fit what is asked of it."""
 
 
 def set_aside_damaged(workdir: str | Path) -> None:
-    """Moves what is damaged and newer than the newest intact checkpoint to workdir/damaged_checkpoints.
+    """Moves damaged checkpoints that are newer than the newest intact one to workdir/damaged_checkpoints.
 
-    Collective, and before open_checkpoints: a damaged one must be neither restored nor counted among those kept. The
-    processes share the reading. Raises CheckpointError, and moves nothing, when there are checkpoints and none is
-    intact.
+    All processes call it together, before open_checkpoints, so that a damaged checkpoint is neither restored nor
+    counted among those to keep. The processes share the reading. Raises CheckpointError, and moves nothing, when there
+    are checkpoints but none is intact.
     """
     directory = Path(workdir).absolute() / "checkpoints"
     share = jax.process_index(), jax.process_count()
@@ -40,28 +42,25 @@ def set_aside_damaged(workdir: str | Path) -> None:
         damaged[step] = sorted(set(lines))
     if not damaged:
         return
-    found = "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
+    report = "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
     if len(damaged) == len(steps):
         raise CheckpointError(
-            f"No checkpoint in {directory} is intact; nothing was changed:\n{found}\n"
+            f"No checkpoint in {directory} is intact; nothing was changed:\n{report}\n"
             "Put back a copy of one of them, or use a new --workdir."
         )
     if jax.process_index() == 0:
         intact = max(set(steps) - damaged.keys())
-        logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, found)
+        logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, report)
         for step in damaged:
             _move_aside(directory / str(step), Path(workdir) / DAMAGED)
-    gather_json({})  # nobody looks into the directory before it is done
-
-
-def write_step_checksums(directory: Path) -> None:
-    """Called when all files of a checkpoint are in place, before the renaming that makes them appear."""
-    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-        write_checksums(folder, leave_out=(ORBAX_METADATA,))
+    gather_json({})  # no process reads the directory before this is done
 
 
 def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str, ...] = ()) -> list[str]:
-    """A line for everything wrong with a checkpoint. items: those to be read beside meta; (): all."""
+    """A line for everything that is wrong with a checkpoint.
+
+    items: which items to read, beside meta; (): all. share: see find_damage.
+    """
     missing = [f"{folder / item}: missing" for item in ("meta", "params") if not (folder / item).is_dir()]
 
     def wanted(name: str) -> bool:
@@ -74,41 +73,36 @@ def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str
     return missing or find_damage(folder, wanted=wanted, share=share)
 
 
-def _move_aside(folder: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    taken = {path.name for path in target.iterdir()}
-    names = [folder.name, *(f"{folder.name}-{i}" for i in range(1, len(taken) + 1))]
-    folder.rename(target / next(name for name in names if name not in taken))
-
-
-FILE = "checksums.json"
-THREADS = 4  # hashlib lets go of the interpreter's lock
+def write_step_checksums(directory: Path) -> None:
+    """Called when all files of a checkpoint are in place, before the renaming that makes it appear."""
+    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+        write_checksums(folder, leave_out=(ORBAX_METADATA,))
 
 
 def write_checksums(folder: Path, *, leave_out: Collection[str] = ()) -> None:
     """Writes folder/checksums.json: {relative path: {"bytes": n, "sha256": hex}} of the other files in it.
 
-    Its row for itself is about the other rows, as JSON: damage to it is told from damage to what it lists.
+    Its row for itself covers its other rows, so that damage to the list can be told from damage to the files.
     leave_out: names of files that will still change.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, *leave_out))
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(sha256, paths)
-        found = {
+        rows = {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
             for path, digest in zip(paths, digests, strict=True)
         }
-    write_text(folder / FILE, json.dumps(found | {FILE: _row_of_itself(found)}, indent=1, sort_keys=True))
+    write_text(folder / FILE, json.dumps(rows | {FILE: _row_of_itself(rows)}, indent=1, sort_keys=True))
 
 
 def find_damage(
     folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
-    """A line for each file that is not as write_checksums found it; [] for an intact folder or one without checksums.
+    """A line for each file that differs from its checksum; [] for an intact folder, or one without checksums.
 
-    Checksums that are damaged themselves are the only line: what they say of the others is not to be believed.
+    If the checksums themselves are damaged, that is the only line: what they say about other files cannot be trusted.
 
-    wanted: the relative paths to look at. share: (i, n), every nth of them from the ith on, to divide the reading.
+    wanted: which relative paths to check. share: (i, n): every nth of them from the ith on, to divide the reading.
     """
     try:
         expected = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -117,6 +111,7 @@ def find_damage(
     except (ValueError, OSError) as error:
         return [f"{folder / FILE}: cannot be read ({error})"]
     own = expected.pop(FILE, None)
+    # Checkpoints from before the row existed are accepted without it.
     of_before = own is None and all(row.keys() == {"bytes", "sha256"} for row in expected.values())
     if own != _row_of_itself(expected) and not of_before:
         return [f"{folder / FILE}: its rows are not those that were written"]
@@ -124,6 +119,12 @@ def find_damage(
     with ThreadPoolExecutor(THREADS) as pool:
         lines: Iterable[str] = pool.map(lambda name: _compare(folder / name, expected[name]), names)
         return [line for line in lines if line]
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _compare(path: Path, expected: dict) -> str:
@@ -141,6 +142,8 @@ def _row_of_itself(others: dict) -> dict:
     return {"sha256": hashlib.sha256(text).hexdigest()}
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _move_aside(folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    taken = {path.name for path in target.iterdir()}
+    names = [folder.name, *(f"{folder.name}-{i}" for i in range(1, len(taken) + 1))]
+    folder.rename(target / next(name for name in names if name not in taken))

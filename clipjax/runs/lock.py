@@ -1,4 +1,4 @@
-"""One run in a workdir: a lock that the kernel takes back when its holder dies, however it dies."""
+"""One run per workdir: a lock that the kernel releases when its holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from absl import logging
 
 FILE = "run.lock"
 
-# What flock says where it is not to be had: some FUSE and Lustre mounts, NFS without its lock service.
+# What flock reports where the file system has no locks: some FUSE and Lustre mounts, NFS without its lock service.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -28,10 +28,10 @@ class RunLockError(RuntimeError):
 
 @contextmanager
 def run_lock(workdir: str | Path) -> Iterator[None]:
-    """Holds workdir/run.lock, making the workdir first; the file says who holds it, and stays behind.
+    """Holds workdir/run.lock, after creating the workdir. The file says who holds it, and is not removed.
 
-    The first process of a run holds it for all of them. Raises RunLockError naming the other run, or what keeps
-    files from being written. After kill -9 the lock is free at once; the file's age and content decide nothing.
+    The first process of a run holds it for all of them. Raises RunLockError naming the other run, or why files cannot
+    be written. After kill -9 the lock is free at once: the file's age and content do not matter.
     """
     if jax.process_index() != 0:
         yield
@@ -41,7 +41,9 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         with open(Path(workdir) / FILE, "a+", encoding="utf-8") as file:
             _lock(file, workdir)
             _write_owner(file)
-            held = os.dup(file.fileno())  # the same lock; errors of the run are not to be caught here
+            held = os.dup(
+                file.fileno()
+            )  # the same lock, kept outside this `try`, which must not catch errors of the run
     except OSError as error:
         raise RunLockError(
             f"--workdir={workdir} cannot be written to ({error.strerror or error}); a run keeps its checkpoints and "
@@ -59,13 +61,13 @@ def _lock(file: TextIO, workdir: str | Path) -> None:
     except BlockingIOError as error:
         file.seek(0)
         raise RunLockError(
-            f"--workdir={workdir} is in use by another run: {file.read().strip() or 'it does not say which'}. "
+            f"--workdir={workdir} is in use by another run: {file.read().strip() or 'unknown'}. "
             "Two runs would overwrite each other's checkpoints: use another --workdir, or stop that one first."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logging.warning("%s is on a file system without locks: nothing here refuses a second run in it.", workdir)
+        logging.warning("%s is on a file system without locks: a second run in it would not be refused.", workdir)
 
 
 def _write_owner(file: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, a line per log, and TensorBoard events."""
+"""Metrics of a run: metrics.jsonl, one line per log, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends {"step": s, name: value, ...} lines on the first process; on the others it does nothing.
+    """Appends lines {"step": s, name: value, ...} on the first process; does nothing on the others.
 
-    resume_step: lines beyond it, which a killed run wrote after its last checkpoint, are dropped first, so
-    that the file holds one curve.
+    resume_step: lines beyond it, which a killed run wrote after its last checkpoint, are dropped first, so that the
+    file holds a single curve.
     """
 
     def __init__(self, workdir: str | Path, *, tensorboard: bool, resume_step: int):
@@ -35,7 +35,7 @@ class MetricsLog:
             self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, in the file when this returns; nothing for no values. Not finite values become null."""
+        """Writes one line, which is in the file when this returns. Values that are not finite become null."""
         if self.file is None or not values:
             return
         self.file.write(_to_line({"step": step, **values}))
@@ -50,7 +50,7 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of workdir/metrics.jsonl; [] without the file. A torn line is left out; null is read as NaN."""
+    """The lines of workdir/metrics.jsonl; [] without the file. Torn lines are left out; null is read as NaN."""
     return [
         {name: math.nan if value is None else value for name, value in line.items()}
         for line in read_json_lines(Path(workdir) / FILE)
@@ -58,5 +58,5 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def _to_line(values: dict[str, float]) -> str:
-    """JSON has no NaN or infinity, and other readers than Python's refuse them: null."""
+    """JSON has no NaN or infinity, and readers other than Python's refuse them, so they become null."""
     return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"

@@ -1,4 +1,4 @@
-"""Loss and exact gradient of the global batch: towers at once, or micro-batch by micro-batch with one loss."""
+"""Loss and exact gradient of the global batch, with the towers run at once or in micro-batches under one loss."""
 
 from __future__ import annotations
 
@@ -24,55 +24,28 @@ Tree = Any
 def make_loss_and_gradients(
     config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None = None
 ) -> Callable:
-    """(params, batch_stats, batch, key, teacher_variables) -> (loss, metrics, grads, batch_stats after this step), of
-    the GLOBAL batch, whatever the mesh.
+    """The function (params, batch_stats, batch, key, teacher_variables) -> (loss, metrics, grads, new batch_stats).
 
-    config.accumulation_steps=1 is plain reverse mode. With more, memory is that of one micro-batch's towers:
-    every micro-batch is embedded without keeping anything, the loss sees all embeddings once, then each
-    micro-batch runs again, with the same dropout, and receives its rows' gradient (GradCache, Gao et al.
-    2101.06983). The sum is the gradient of the whole batch, not an average of small batches' losses; it costs one
-    more forward pass. A micro-batch takes its share from every device's rows, so nothing moves between devices.
+    Loss and gradient are those of the GLOBAL batch, on any mesh.
 
-    BatchNorm's statistics are the whole batch's, which a micro-batch cannot know: training/check.py refuses the two
-    together. A frozen tower uses its running statistics and leaves them as they are.
+    config.accumulation_steps=1 is plain reverse mode. With more, memory is that of one micro-batch's towers: every
+    micro-batch is embedded without keeping anything, the loss sees all embeddings once, then each micro-batch runs
+    again, with the same dropout, and receives the gradient of its rows (GradCache, Gao et al. 2101.06983). The sum is
+    the gradient of the whole batch, not an average of small batches' losses; it costs one more forward pass. A
+    micro-batch takes its share of every device's rows, so nothing moves between devices.
+
+    BatchNorm's statistics are those of the whole batch, which a micro-batch cannot know; therefore training/check.py
+    refuses BatchNorm with accumulation. A frozen tower uses its running statistics and leaves them unchanged.
     """
     model = DualEncoder(config.model, batch_sharding(mesh))
     loss_fn = make_loss(config.loss, mesh)
-    optimizer, pixels = config.optimizer, config.data.pixels
-    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
-    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
-
-    mutable = [] if "image" in frozen else ["batch_stats"]
-
-    def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
-        """(what the loss takes of each example: arrays [b, ...], batch_stats with this batch in them)."""
-        # A frozen tower has no backward pass at all, and its gradient does not count in grad_norm.
-        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
-        image = None
-        if "image_embedding" not in batch:
-            image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
-        variables = {"params": params, "batch_stats": batch_stats}
-        out, changed = model.apply(
-            variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable
-        )
-        names = ("image_embedding", "text_embedding", "caption_nll")
-        embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
-        # A frozen tower's, computed beforehand.
-        embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
-        return embedded, changed.get("batch_stats", batch_stats)
+    embed, known = _make_embed(config, model), _make_known(config, model, teacher)
 
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
         out = model.apply({"params": params})
         with jax.named_scope("loss"):
             loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
         return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
-
-    def known(batch: Batch, teacher_variables: Tree) -> dict[str, jax.Array]:
-        """What the loss takes that no gradient flows to."""
-        found = {"pair_id": batch["pair_id"]} if "pair_id" in batch else {}
-        if config.model.decoder.depth:
-            found["caption_tokens"] = model.apply({}, batch["text"], method=DualEncoder.caption_tokens)
-        return found | (teacher.embed(teacher_variables, batch) if teacher else {})
 
     def at_once(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
         others = known(batch, teacher_variables)
@@ -85,15 +58,62 @@ def make_loss_and_gradients(
         (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(params)
         return loss, metrics, grads, changed
 
-    count, shards = config.accumulation_steps, batch_shards(mesh)
+    count = config.accumulation_steps
+    return at_once if count == 1 else _make_accumulated(count, mesh, embed, known, loss_of)
+
+
+def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
+    """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
+    optimizer, pixels = config.optimizer, config.data.pixels
+    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
+    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
+    mutable = [] if "image" in frozen else ["batch_stats"]
+
+    def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
+        # A frozen tower has no backward pass, and its gradient does not count in grad_norm.
+        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
+        image = None
+        if "image_embedding" not in batch:
+            image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        variables = {"params": params, "batch_stats": batch_stats}
+        out, changed = model.apply(
+            variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable
+        )
+        names = ("image_embedding", "text_embedding", "caption_nll")
+        embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+        # Without an image, the frozen tower's embeddings come with the batch.
+        embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
+        return embedded, changed.get("batch_stats", batch_stats)
+
+    return embed
+
+
+def _make_known(
+    config: ExperimentConfig, model: DualEncoder, teacher: Teacher | EmbeddedTeacher | None
+) -> Callable[[Batch, Tree], dict[str, jax.Array]]:
+    """(batch, teacher_variables) -> the inputs of the loss that no gradient flows to."""
+
+    def known(batch: Batch, teacher_variables: Tree) -> dict[str, jax.Array]:
+        inputs = {"pair_id": batch["pair_id"]} if "pair_id" in batch else {}
+        if config.model.decoder.depth:
+            inputs["caption_tokens"] = model.apply({}, batch["text"], method=DualEncoder.caption_tokens)
+        return inputs | (teacher.embed(teacher_variables, batch) if teacher else {})
+
+    return known
+
+
+def _make_accumulated(count: int, mesh: Mesh, embed: Callable, known: Callable, loss_of: Callable) -> Callable:
+    """As make_loss_and_gradients returns, in `count` micro-batches."""
+    shards = batch_shards(mesh)
     in_micro_batches = NamedSharding(mesh, P(None, BATCH_AXES))
 
     def split(a: jax.Array) -> jax.Array:
-        """[B, ...] -> [count, B / count, ...]: of each device's rows the first part, the second, ..."""
+        """[B, ...] -> [count, B / count, ...]; micro-batch i takes the ith part of each device's rows."""
         a = a.reshape(shards, count, -1, *a.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(a.reshape(count, -1, *a.shape[3:]), in_micro_batches)
 
     def join(a: jax.Array) -> jax.Array:
+        """The reverse of split."""
         a = a.reshape(count, shards, -1, *a.shape[2:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(a.reshape(-1, *a.shape[3:]), batch_sharding(mesh))
 
@@ -118,4 +138,4 @@ def make_loss_and_gradients(
         grads, _ = jax.lax.scan(replay, grads, (parts, keys, jax.tree.map(split, to_embedded)))
         return loss, metrics, grads, batch_stats
 
-    return at_once if count == 1 else accumulated
+    return accumulated

@@ -10,39 +10,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig, ModelConfig
-from clipjax.interop.names import flatten
 from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
 from clipjax.optim import make_optimizer
-from clipjax.runs import checkpoint as checkpoints
-from clipjax.runs.fingerprint import check_fingerprint, to_train_on
-from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
+from clipjax.training.state import TrainState, Weights, abstract_state, create_state, eval_variables
 
 
-def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) -> TrainState:
-    """create_state with the weights of config.init_from: its latest step, the average where that run kept one.
+def initial_state(config: ExperimentConfig, mesh: Mesh, trained: Weights) -> TrainState:
+    """create_state with the weights of an open run: its averages where it kept them.
 
-    prints: this experiment's fingerprint. A logit_bias that the source lacks starts at config's. Raises CheckpointError
-    naming the parameters that do not fit, FingerprintError where the weights mean something else here.
+    A logit_bias that the run lacks starts at config's. The adapted weights must have the configuration's shapes:
+    clipjax.runs.weights compares them.
     """
-    manager, step = checkpoints.open_run(config.init_from)
-    trained, found = checkpoints.read_meta(manager, step)
-    where = f"config.init_from={config.init_from}"
-    check_fingerprint(to_train_on(found, config), to_train_on(prints, config), where=where)
-
-    convert = functools.partial(adapt, source=trained.model, target=config.model)
-    target = eval_variables(abstract_state(config, mesh))
-    check_fits(jax.eval_shape(convert, eval_variables(abstract_state(trained, mesh))), target, where)
     state = create_state(config, mesh)
-    variables = checkpoints.restore_variables(manager, step, trained, mesh)
-    manager.close()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    variables = jax.jit(convert, out_shardings=shardings)(variables)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, eval_variables(abstract_state(config, mesh)))
+    convert = functools.partial(adapt, source=trained.config.model, target=config.model)
+    variables = jax.jit(convert, out_shardings=layout)(trained.variables(mesh))
     params, batch_stats = variables["params"], variables["batch_stats"]
     tx = make_optimizer(config.optimizer, params, config.total_steps)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
     state = state.replace(
-        params=params, batch_stats=batch_stats, opt_state=jax.jit(tx.init, out_shardings=shardings)(params)
+        params=params, batch_stats=batch_stats, opt_state=jax.jit(tx.init, out_shardings=layout)(params)
     )
     if state.ema_params is not None:
         copies = jax.tree.map(jnp.copy, (params, batch_stats))
@@ -51,8 +39,10 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) 
 
 
 def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig) -> dict[str, Any]:
-    """The variables of model `source` as model `target` has them; traceable. Whatever changes shape on the way belongs
-    here."""
+    """The variables of model `source` in the layout of model `target`; traceable.
+
+    Every conversion that changes a shape belongs here.
+    """
     params = dict(variables["params"])
     for tower in ("image", "text"):
         scanned, wanted = getattr(source, tower).scan_layers, getattr(target, tower).scan_layers
@@ -66,16 +56,3 @@ def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig
     elif "logit_bias" not in params:
         params["logit_bias"] = jnp.full((), target.logit_bias_init, jnp.float32)
     return {**variables, "params": params}
-
-
-def check_fits(found: Any, expected: Any, where: str) -> None:
-    """Raises CheckpointError naming the variables whose shapes differ."""
-    a, b = ({n: tuple(leaf.shape) for n, leaf in flatten(tree).items()} for tree in (found, expected))
-    lines = [
-        f"  {name}: there {a.get(name, 'nothing')}, configuration {b.get(name, 'nothing')}"
-        for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name)
-    ]
-    if lines:
-        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise checkpoints.CheckpointError(f"{where} does not fit the configuration:\n" + "\n".join(lines[:20]) + more)

@@ -1,9 +1,9 @@
-"""The TrainState: what survives a step, how it begins, and where each part of it lies on the mesh."""
+"""TrainState: what survives a step, how it starts, and where each of its arrays lies on the mesh."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax
 import jax
@@ -19,21 +19,36 @@ from clipjax.optim import make_optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """All that survives a step. Nothing else may."""
+    """Everything that survives a step, and the only thing that does."""
 
     step: jax.Array  # int32, batches consumed
     params: Any  # float32
     opt_state: Any
     ema_params: Any  # float32 tree like params, or None
     rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
-    skipped: jax.Array  # int32, steps skipped for a non-finite loss or gradient, ever
-    skipped_in_a_row: jax.Array  # int32, of those the ones up to now without a good step between
-    batch_stats: Any = flax.struct.field(default_factory=dict)  # BatchNorm's running float32; {} for towers without
-    ema_batch_stats: Any = None  # as ema_params of params
+    skipped: jax.Array  # int32, steps skipped so far because loss or gradient was not finite
+    skipped_in_a_row: jax.Array  # int32, consecutive skipped steps up to now
+    batch_stats: Any = flax.struct.field(default_factory=dict)  # BatchNorm's running statistics; {} for other towers
+    ema_batch_stats: Any = None  # averages of batch_stats, kept where ema_params are
+
+
+class Weights(Protocol):
+    """Opened weights: a run (clipjax.runs.open_run) or a published model (clipjax.interop.foreign.open_foreign)."""
+
+    config: ExperimentConfig
+
+    def variables(self, mesh: Mesh) -> dict[str, Any]:
+        """{"params", "batch_stats"} on the mesh."""
+
+
+class TrainedWeights(Weights, Protocol):
+    """Weights with the settings that decide what they mean: an opened run."""
+
+    fingerprint: dict[str, Any]  # see clipjax/runs/fingerprint.py
 
 
 def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
-    """A fresh TrainState, every array made where it lives on the mesh; the same numbers on any mesh."""
+    """A fresh TrainState. Every array is created where it lives on the mesh, with the same numbers on any mesh."""
     init = initializer(config)
     shardings = train_state_shardings(jax.eval_shape(init), mesh)
     return jax.jit(init, out_shardings=shardings)()
@@ -50,7 +65,7 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
 
 
 def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
-    """() -> TrainState from config.seed; traceable."""
+    """The function () -> TrainState that starts from config.seed; traceable."""
 
     def init() -> TrainState:
         params_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -83,7 +98,7 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
 
 
 def eval_variables(state: TrainState) -> dict[str, Any]:
-    """{"params", "batch_stats"} to evaluate with: the averages where the run keeps them."""
+    """{"params", "batch_stats"} to evaluate with: the averages if the run keeps them."""
     if state.ema_params is None:
         return {"params": state.params, "batch_stats": state.batch_stats}
     return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}

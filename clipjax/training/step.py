@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models.pixels import image_columns
 from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.optim import make_optimizer, make_schedule
+from clipjax.processes import announce
 from clipjax.training.gradients import make_loss_and_gradients
-from clipjax.training.state import TrainState, train_state_shardings
+from clipjax.training.state import TrainState, abstract_state, train_state_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -25,17 +27,17 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     config: ExperimentConfig, mesh: Mesh, state: TrainState, teacher: Teacher | EmbeddedTeacher | None = None
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
-    """The jitted step for this experiment on this mesh; donates the state it is given.
+    """The jitted step for this experiment on this mesh. It donates the state that it is given.
 
     Args:
-      state: shapes are enough (jax.eval_shape of create_state).
+      state: shapes are enough (abstract_state).
       teacher: for a loss that learns from one; the step then takes its variables as a third argument.
-    Batch: what batch_shapes says, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
+    Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
       data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
-    A step whose loss or gradient is not finite leaves all but the counters as it was.
+    A step whose loss or gradient is not finite changes nothing except the counters.
     """
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
@@ -54,8 +56,8 @@ def make_train_step(
             update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(state.params, updates)
             if scale_max > 0:
-                # On the parameter, after the update, as CLIP does: clipping inside the forward pass would
-                # leave a scale beyond the bound without a gradient to come back.
+                # The parameter is clipped after the update, as in CLIP: with clipping in the forward pass, a scale
+                # beyond the bound would get no gradient and stay there.
                 params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
             averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
             if ema_decay > 0:
@@ -107,10 +109,29 @@ def lower_step(
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
+def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None) -> Callable:
+    """(state, batch) -> (state, metrics), compiled now, so that the first step is not mistaken for a slow one.
+
+    Prints a line about the experiment's size and the time that compiling took.
+    """
+    started = time.perf_counter()
+    state = abstract_state(config, mesh)
+    compiled = lower_step(config, mesh, state, teacher).compile()
+    extra = (teacher.variables,) if teacher else ()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    announce(
+        f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
+    )
+    columns = batch_shapes(config, teacher)
+    return lambda state, batch: compiled(state, {name: batch[name] for name in columns}, *extra)
+
+
 def batch_shapes(
     config: ExperimentConfig, teacher: Teacher | EmbeddedTeacher | None = None
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """name -> (shape, dtype) of the columns of a batch that this experiment's step takes."""
+    """{name: (shape, dtype)} of the columns of a batch that this experiment's step takes."""
     size = config.global_batch_size
     shapes = image_columns(config.model.image, size)
     if config.data.image_embeddings:

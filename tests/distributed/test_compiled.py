@@ -1,4 +1,4 @@
-"""What the compiled step says of itself: nothing is as large as the batch squared, FSDP gathers parameters only."""
+"""The compiled step holds nothing as large as the batch squared, and FSDP gathers parameters only."""
 
 import functools
 import re
@@ -46,7 +46,7 @@ def test_no_array_of_the_step_is_as_large_as_the_similarities(loss, comm, mesh, 
     assert (64, 64) in shapes, "the tile"
     large = {BATCH, rows}
     assert not [s for s in shapes if len(s) >= 2 and set(s[-2:]) <= large and BATCH in s[-2:]]
-    # Dense has what the others have not, so the search does find it.
+    # "dense" has such an array, which shows that the search finds it.
     if comm == "ring":
         dense = shapes_in(compiled_text(replace(config, loss=replace(config.loss, comm="dense"))))
         assert {(BATCH, BATCH), (rows, BATCH)} & dense
@@ -68,10 +68,10 @@ def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
 
     moved = collectives(parse(compiled_text(config)), 8)
     gathered = [c for c in moved if c.kind == "all-gather"]
-    # Forward, backward (and once more where a layer is rematerialised): never moments, which would be 2 more.
+    # Forward, backward, and once more where a layer is rematerialised; moments would be two more.
     assert 0 < sum(c.bytes_out * c.times for c in gathered if "shard_map" not in c.op_name) <= 2.1 * params
     assert not [c for c in gathered if "/optimizer/" in c.op_name]
-    # Nor is an activation summed over devices that hold slices of a width: a layer's norms stay at home.
+    # Nor is an activation summed over devices that hold slices of a width: norms need no communication.
     assert not [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
 
 

@@ -1,4 +1,4 @@
-"""clipjax embed on two processes writes, to the byte, the folder that one process writes."""
+"""clipjax embed on two processes writes the same bytes as on one."""
 
 import socket
 
@@ -14,7 +14,7 @@ from clipjax.data.examples import DataError
 from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.state import create_state, eval_variables
 from tests import runs
@@ -24,8 +24,10 @@ RECORDS, BAD, PER_SHARD = 37, (3, 29), 8
 
 
 def embed_config(folder, tower):
-    """LiT, or a student of folder/teacher, on records with one to three captions of which two are bad. In shards of
-    PER_SHARD records process 0 has 16, in two batches, and process 1 21, in three, of which the last is not full."""
+    """LiT, or a student of folder/teacher, on records with one to three captions; two records are bad.
+
+    With shards of PER_SHARD records, process 0 has 16 in two batches and process 1 has 21 in three, the last partial.
+    """
     embeddings.RECORDS_PER_SHARD = PER_SHARD
     if (folder / "fault").exists():
         embed.counted = fail_in_process_1
@@ -50,7 +52,7 @@ def fail_in_process_1(rows, seen):
 
 
 def captions(i):
-    """One to three, all different, of letters that the scenes' tokenizer has."""
+    """One to three different captions, of letters that the scenes' tokenizer has."""
     letters = "redcilab"
     return [f"{letters[i // 8]} {letters[i % 8]} {letters[c]}" for c in range(1 + i % 3)]
 
@@ -74,13 +76,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """What one process, this one, writes: folder/image_alone and folder/teacher_alone."""
+    """folder/image_alone and folder/teacher_alone, written by this one process."""
     per_shard = embeddings.RECORDS_PER_SHARD
     try:
         config = from_config_dict(embed_config(folder, "image"))
         variables = eval_variables(create_state(config, make_mesh(config.mesh)))
         prints = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
-        checkpoints.save_weights(folder / "teacher", variables, config=config, fingerprint=prints)
+        save_weights(folder / "teacher", variables, config=config, fingerprint=prints)
         for tower in ("image", "teacher"):
             embed.run(from_config_dict(embed_config(folder, tower)), tower, folder / f"{tower}_alone")
     finally:
@@ -126,7 +128,7 @@ def test_two_processes_write_the_folder_of_one_to_the_byte(alone, tower):
 
 
 def check_failure(folder):
-    """A process that fails ends both, and leaves nothing under the folder's name."""
+    """A process that fails ends both, and no folder is left under the name."""
     (folder / "fault").touch()
     (status, output), (failed, why) = run_two(folder, "image")
     (folder / "fault").unlink()
@@ -137,7 +139,7 @@ def check_failure(folder):
 
 
 def check_records(folder, tower):
-    """Every record under its key, with as many embeddings, of length 1 and all different, as it has captions."""
+    """Every record has its key, and one embedding per caption, of length 1 and all different."""
     found = Embeddings(folder)
     assert len(found) == RECORDS
     rows = []

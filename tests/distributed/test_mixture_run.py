@@ -1,4 +1,4 @@
-"""A run on a mixture of formats goes on where it was, with each source's epochs in its metrics."""
+"""A run on a mixture of formats resumes at the same place, with each source's epochs in its metrics."""
 
 import json
 import shutil

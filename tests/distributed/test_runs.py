@@ -1,4 +1,4 @@
-"""Whole runs: stopped in every way and resumed, on several processes, evaluated on another mesh."""
+"""Whole runs: stopped in every way and resumed, run on several processes, evaluated on another mesh."""
 
 import dataclasses
 import json
@@ -17,8 +17,10 @@ from clipjax.commands import eval as evaluate
 from clipjax.commands import train
 from clipjax.config import ConfigError, MeshConfig, from_config_dict
 from clipjax.mesh import make_mesh
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
 from clipjax.runs.fingerprint import FingerprintError
+from clipjax.runs.integrity import CheckpointError
+from clipjax.training.loop import TrainingError
 from tests import runs
 
 
@@ -37,7 +39,7 @@ def config(folder):
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder, config):
-    """(workdir, final results) of the run all others are compared with."""
+    """(workdir, final results) of the run that all others are compared with."""
     workdir = folder / "uninterrupted"
     return workdir, train.run(config, workdir)
 
@@ -47,7 +49,7 @@ def start_training(folder, workdir, *extra, devices=8):
 
 
 def wait_for_step(process, workdir, step, seconds=240):
-    """Returns once metrics.jsonl shows the step; fails with the run's output when it ends before."""
+    """Returns once metrics.jsonl shows the step; fails with the run's output if it ends earlier."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (workdir / "metrics.jsonl").exists() and max(runs.losses(workdir), default=0) >= step:
@@ -101,15 +103,14 @@ def test_several_processes_give_the_one_process_losses(folder, uninterrupted, co
     found, expected = runs.losses(workdir), runs.losses(uninterrupted[0])
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    # Data states of all processes are in the checkpoint, which one process can read.
-    manager, step = checkpoints.open_run(workdir)
-    meta = manager.restore(step, args=checkpoints.ocp.args.Composite(meta=checkpoints.ocp.args.JsonRestore()))
-    assert [state["step"] for state in meta["meta"]["data_states"]] == [12] * count
+    # The checkpoint has the data states of all processes, and one process can read it.
+    with open_run(workdir) as run:
+        assert [state["step"] for state in run.data_states] == [12] * count
     assert evaluate.run(workdir, out=workdir / "evaluated")["results"].keys() == {"zero_shot", "retrieval"}
 
 
 def run_up_to_step_6(uninterrupted, workdir):
-    """A workdir as the uninterrupted run had left it had it been killed right after its checkpoint of step 6."""
+    """A workdir as the uninterrupted run would have left it if killed right after its checkpoint of step 6."""
     shutil.copytree(uninterrupted[0] / "checkpoints" / "6", workdir / "checkpoints" / "6")
     return workdir
 
@@ -122,12 +123,12 @@ def test_a_checkpoint_goes_on_under_another_layout(folder, config, uninterrupted
     np.testing.assert_allclose([found[s] for s in found], [expected[s] for s in found], rtol=1e-4)
 
 
-def test_restoring_on_another_mesh_gives_the_same_parameters_to_the_bit(config, uninterrupted):
-    manager, step = checkpoints.open_run(uninterrupted[0])
+def test_restoring_on_another_mesh_gives_the_same_parameters_to_the_bit(uninterrupted):
     trees = []
-    for shape in ((8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 4), (1, 2, 1), (1, 1, 1)):
-        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
-        trees.append(jax.tree.map(np.asarray, checkpoints.restore_variables(manager, step, config, mesh)))
+    with open_run(uninterrupted[0]) as run:
+        for shape in ((8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 4), (1, 2, 1), (1, 1, 1)):
+            mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+            trees.append(jax.tree.map(np.asarray, run.variables(mesh)))
     for tree in trees[1:]:
         jax.tree.map(np.testing.assert_array_equal, trees[0], tree)
 
@@ -148,9 +149,9 @@ def test_eval_command_gives_the_results_of_the_run_on_one_device(folder, uninter
 
 def test_an_older_and_the_best_checkpoint_can_be_named(folder, uninterrupted):
     assert evaluate.run(uninterrupted[0], step="6", out=folder / "six")["step"] == 6
-    with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint '7'; it has the steps \[3, 6, 9, 12\]"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint '7'; it has the steps \[3, 6, 9, 12\]"):
         evaluate.run(uninterrupted[0], step="7")
-    with pytest.raises(checkpoints.CheckpointError, match="takes the --workdir of a training run"):
+    with pytest.raises(CheckpointError, match="takes the --workdir of a training run"):
         evaluate.run(folder / "nowhere")
 
 
@@ -177,7 +178,7 @@ def test_another_model_in_the_same_workdir_is_refused_naming_the_field(config, u
 
 def test_an_optimizer_of_another_shape_in_the_same_workdir_is_refused_naming_the_state(config, uninterrupted):
     averaged = dataclasses.replace(config.optimizer, ema_decay=0.9)
-    with pytest.raises(checkpoints.CheckpointError, match="has no 'ema_params'"):
+    with pytest.raises(CheckpointError, match="has no 'ema_params'"):
         train.run(dataclasses.replace(config, optimizer=averaged), uninterrupted[0])
 
 
@@ -187,11 +188,11 @@ def test_a_run_of_non_finite_losses_stops_with_an_intact_checkpoint(folder, conf
     schedule = dataclasses.replace(optimizer.schedule, name="constant")
     bad = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, schedule=schedule), total_steps=60)
     bad = dataclasses.replace(bad, checkpoint=dataclasses.replace(config.checkpoint, every_steps=1000))
-    with pytest.raises(train.TrainingError, match="3 steps in a row.*last checkpoint is intact"):
+    with pytest.raises(TrainingError, match="3 steps in a row.*last checkpoint is intact"):
         train.run(bad, workdir)
-    manager, step = checkpoints.open_run(workdir)
-    assert step == 6
-    variables = checkpoints.restore_variables(manager, step, config, make_mesh(config.mesh))
+    with open_run(workdir) as run:
+        assert run.step == 6
+        variables = run.variables(make_mesh(config.mesh))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
@@ -214,5 +215,5 @@ def test_best_checkpoint_outlives_the_last_ones(folder, config):
     assert 12 in steps
     assert len(steps) <= 2
     assert max(scores[step] for step in steps) == max(scores.values())
-    _, step = checkpoints.open_run(workdir, "best")
-    assert scores[step] == max(scores.values())
+    with open_run(workdir, "best") as run:
+        assert scores[run.step] == max(scores.values())

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig
-from clipjax.eval import retrieval
+from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig, default_config, from_config_dict
+from clipjax.eval import RetrievalConfig, retrieval
 from clipjax.inference.evaluate import make_evaluate
 from clipjax.mesh import batch_sharding, make_mesh
 from tests.data.samples import LengthTokenizer, write_folder
@@ -15,7 +15,7 @@ from tests.eval.test_evaluators import unit
 from tests.tiny import tiny_config
 
 RECORDS, BATCH, DIM = 37, 8, 12
-CONFIG = EvaluatorConfig(name="retrieval", all_captions=True)
+CONFIG = RetrievalConfig(all_captions=True)
 
 
 @pytest.fixture(params=[(1, 1, 1), (8, 1, 1), (2, 2, 2)], ids=str)
@@ -53,19 +53,16 @@ class Data:
                 batch_sharding(mesh),
             )
 
-    def evaluate(self, mesh, **more):
+    def evaluate(self, mesh, config=CONFIG):
         return retrieval.evaluate(
-            CONFIG,
+            config,
             batches=lambda: self.batches(mesh),
             embed_images=lambda batch: batch["image"],
             embed_texts=lambda tokens: self.text[tokens[:, 0]],
             tokenizer=lambda texts: np.array([[int(text)] for text in texts], np.int32).reshape(-1, 1),
+            captions=lambda i: [str(c) for c in self.captions[i]],
             mesh=mesh,
-            **more,
         )
-
-    def all_captions(self, mesh):
-        return self.evaluate(mesh, captions=lambda i: [str(c) for c in self.captions[i]])
 
 
 def recalls(scores, positive):
@@ -77,7 +74,7 @@ def recalls(scores, positive):
 
 def test_every_caption_is_a_query_and_an_image_is_found_by_any_of_its_own(mesh):
     data = Data()
-    found = data.all_captions(mesh)
+    found = data.evaluate(mesh)
     kept = np.flatnonzero(data.valid)
     texts = np.concatenate([data.captions[i] for i in kept])
     owner = np.repeat(kept, data.counts[kept])
@@ -95,20 +92,20 @@ def test_every_caption_is_a_query_and_an_image_is_found_by_any_of_its_own(mesh):
 
 def test_the_results_are_the_same_on_every_mesh(mesh):
     alone = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    assert Data(1).all_captions(mesh) == Data(1).all_captions(alone)
+    assert Data(1).evaluate(mesh) == Data(1).evaluate(alone)
 
 
 def test_one_caption_each_gives_what_first_captions_give(mesh):
     data = Data()
-    first = data.evaluate(mesh)
+    first = data.evaluate(mesh, RetrievalConfig())
     data.captions = [own[:1] for own in data.captions]
-    assert data.all_captions(mesh) == {**first, "captions": first["examples"]}
+    assert data.evaluate(mesh) == {**first, "captions": first["examples"]}
 
 
 def test_an_experiment_asks_for_all_captions_and_they_are_read_from_the_source(tmp_path, monkeypatch):
     source = SourceConfig(path=str(write_folder(tmp_path / "set", 13)))
     config = tiny_config()
-    evaluators = {"all": dataclasses.replace(CONFIG, source=source), "first": EvaluatorConfig("retrieval", source)}
+    evaluators = {"all": dataclasses.replace(CONFIG, source=source), "first": RetrievalConfig(source=source)}
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8, evaluators=evaluators))
     mesh, eye = make_mesh(config.mesh), np.eye(8, dtype=np.float32)
 
@@ -122,6 +119,15 @@ def test_an_experiment_asks_for_all_captions_and_they_are_read_from_the_source(t
     found = make_evaluate(config, mesh, LengthTokenizer())({})
     assert found["all"]["captions"] == sum(1 + i % 3 for i in range(13)) and found["all"]["examples"] == 13
     assert "captions" not in found["first"]
-    wrong = {"zero": EvaluatorConfig("zero_shot", source, all_captions=True)}
-    with pytest.raises(ConfigError, match="zero.all_captions=True is for 'retrieval', not for 'zero_shot'"):
+    wrong = {"zero": EvaluatorConfig("zero_shot", source)}
+    with pytest.raises(ConfigError, match="zero is a EvaluatorConfig; 'zero_shot' takes a ZeroShotConfig"):
         make_evaluate(dataclasses.replace(config, eval=dataclasses.replace(config.eval, evaluators=wrong)), None, None)
+
+
+def test_an_option_of_another_evaluator_is_refused_naming_both():
+    config = default_config()
+    config.eval.evaluators = {"zero": {"name": "zero_shot", "all_captions": True}}
+    with pytest.raises(
+        ConfigError, match="evaluators.zero.all_captions: 'zero_shot' has no such field, 'retrieval' has"
+    ):
+        from_config_dict(config)

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig
-from clipjax.eval import retrieval, zero_shot
+from clipjax.config import ConfigError, MeshConfig, SourceConfig
+from clipjax.eval import RetrievalConfig, ZeroShotConfig, retrieval, zero_shot
 from clipjax.mesh import batch_sharding, make_mesh
 
 CLASSES, DIM, EXAMPLES, BATCH = 12, 16, 53, 16
@@ -37,7 +37,7 @@ def global_batches(mesh, columns):
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
-    word = rng.normal(size=(100, DIM))  # a prompt's embedding is the sum of its tokens'
+    word = rng.normal(size=(100, DIM))  # a prompt's embedding is the sum of its tokens' rows
     label = rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     label[7] = -1
     image = unit(word[label + 1] + 0.9 * rng.normal(size=(EXAMPLES, DIM)))
@@ -61,7 +61,7 @@ def call(evaluate, config, mesh, word, columns, class_names=()):
 def test_zero_shot_equals_numpy(mesh, data):
     word, columns = data
     names = [str(c + 1) for c in range(CLASSES)]
-    config = EvaluatorConfig(source=SourceConfig(path="toy"), templates=("{} 0", "{} 3"))
+    config = ZeroShotConfig(source=SourceConfig(path="toy"), templates=("{} 0", "{} 3"))
     found = call(zero_shot.evaluate, config, mesh, word, columns, names)
 
     prompts = np.stack([unit(word[np.arange(CLASSES) + 1] + word[t]).astype(np.float64) for t in (0, 3)])
@@ -80,7 +80,7 @@ def test_zero_shot_equals_numpy(mesh, data):
 
 def test_retrieval_equals_numpy(mesh, data):
     word, columns = data
-    found = call(retrieval.evaluate, EvaluatorConfig(name="retrieval"), mesh, word, columns)
+    found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, columns)
     image = columns["image"].astype(np.float64)
     text = unit(word[columns["text"]].sum(1)).astype(np.float64)
     ids = np.where(columns["pair_id"] < 0, -2 - np.arange(EXAMPLES), columns["pair_id"])
@@ -99,24 +99,24 @@ def test_retrieval_equals_numpy(mesh, data):
 def test_a_model_that_says_the_same_of_everything_scores_nothing(mesh, data):
     word, columns = data
     same = {**columns, "image": np.repeat(columns["image"][:1], EXAMPLES, 0), "pair_id": columns["pair_id"] * 0 - 1}
-    found = call(retrieval.evaluate, EvaluatorConfig(name="retrieval"), mesh, np.ones_like(word), same)
+    found = call(retrieval.evaluate, RetrievalConfig(), mesh, np.ones_like(word), same)
     assert found["image_to_text_r10"] == found["text_to_image_r10"] == 0.0
     names = [str(c + 1) for c in range(CLASSES)]
-    found = call(zero_shot.evaluate, EvaluatorConfig(templates=("{}",)), mesh, np.ones_like(word), same, names)
+    found = call(zero_shot.evaluate, ZeroShotConfig(templates=("{}",)), mesh, np.ones_like(word), same, names)
     assert found["top1"] == found["top5"] == 0.0
 
 
 def test_missing_names_templates_and_labels_are_refused(mesh, data, tmp_path):
     word, columns = data
     with pytest.raises(ConfigError, match="names no classes"):
-        call(zero_shot.evaluate, EvaluatorConfig(), mesh, word, columns)
+        call(zero_shot.evaluate, ZeroShotConfig(), mesh, word, columns)
     with pytest.raises(ConfigError, match="Template 'a photo' has no {}"):
-        call(zero_shot.evaluate, EvaluatorConfig(templates=("a photo",)), mesh, word, columns, ["1"])
+        call(zero_shot.evaluate, ZeroShotConfig(templates=("a photo",)), mesh, word, columns, ["1"])
     with pytest.raises(ConfigError, match="no record has a label"):
         unlabelled = {**columns, "label": np.full(EXAMPLES, -1, np.int32)}
-        call(zero_shot.evaluate, EvaluatorConfig(), mesh, word, unlabelled, ["1"])
+        call(zero_shot.evaluate, ZeroShotConfig(), mesh, word, unlabelled, ["1"])
     with pytest.raises(ConfigError, match="is not a file"):
-        call(zero_shot.evaluate, EvaluatorConfig(class_names=str(tmp_path / "none.txt")), mesh, word, columns)
+        call(zero_shot.evaluate, ZeroShotConfig(class_names=str(tmp_path / "none.txt")), mesh, word, columns)
 
 
 def test_wilson_interval_equals_the_textbook():

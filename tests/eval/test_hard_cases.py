@@ -1,11 +1,11 @@
-"""What an evaluation must not be fooled by: scores that are not numbers, names that read the same, wrong labels."""
+"""What must not fool an evaluation: scores that are not numbers, names that read the same, wrong labels."""
 
 import jax
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, EvaluatorConfig, MeshConfig, SourceConfig
-from clipjax.eval import retrieval, zero_shot
+from clipjax.config import ConfigError, MeshConfig, SourceConfig
+from clipjax.eval import RetrievalConfig, ZeroShotConfig, retrieval, zero_shot
 from clipjax.mesh import batch_sharding, make_mesh
 
 ROWS = 16
@@ -18,9 +18,9 @@ def mesh():
 
 
 def classify(mesh, image, label, names=None, templates=("{}",), class_names_file=""):
-    """Zero-shot with class c's prompts at unit vector c, whatever the template."""
+    """Zero-shot where every prompt of class c has the unit vector c as its embedding."""
     columns = {"image": image, "label": np.asarray(label, np.int32), "valid": np.ones(ROWS, bool)}
-    config = EvaluatorConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
+    config = ZeroShotConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
     return zero_shot.evaluate(
         config,
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
@@ -40,7 +40,7 @@ def retrieve(mesh, image, text):
         "valid": np.ones(ROWS, bool),
     }
     return retrieval.evaluate(
-        EvaluatorConfig(name="retrieval"),
+        RetrievalConfig(),
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
         embed_images=lambda batch: batch["image"],
         embed_texts=lambda tokens: text[tokens[:, 0]],
@@ -95,7 +95,7 @@ def test_class_names_come_from_a_file_when_one_is_given(mesh, tmp_path):
     path.write_text("".join(f"{c}\n" for c in reversed(range(ROWS))), encoding="utf-8")
     assert classify(mesh, EYE, np.arange(ROWS)[::-1], (), class_names_file=str(path))["top1"] == 1.0
     path.write_text("\n")
-    with pytest.raises(ConfigError, match="has no line"):
+    with pytest.raises(ConfigError, match="is empty"):
         classify(mesh, EYE, np.arange(ROWS), class_names_file=str(path))
 
 

@@ -14,14 +14,15 @@ from tests.interop.test_commands import publish, tiny
 EVALUATION = """
 from pathlib import Path
 
-from clipjax.runs import checkpoint as checkpoints
 from clipjax.config import to_config_dict
+from clipjax.runs import open_run
 from tests.runs import run_config
 
 
 def get_config():
     config = run_config(Path("{folder}"))
-    imported = to_config_dict(checkpoints.read_meta(*checkpoints.open_run("{run}"))[0])
+    with open_run("{run}") as run:
+        imported = to_config_dict(run.config)
     config.model, config.tokenizer, config.data.pixels = imported.model, imported.tokenizer, imported.data.pixels
     del config.eval.evaluators["retrieval"]
     return config

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import clipjax
-from clipjax.commands import export, import_weights, train
+from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop.convert import read_variables
 from clipjax.interop.families import FAMILIES
@@ -21,9 +21,12 @@ from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import normalize_pixels
 from clipjax.optim.adamw import AdamWConfig
-from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
+from clipjax.runs.checkpoint import open_checkpoints
 from clipjax.runs.fingerprint import FingerprintError
-from clipjax.training.init_from import initial_state
+from clipjax.runs.integrity import CheckpointError
+from clipjax.runs.resume import restore_or_create
+from clipjax.runs.weights import first_state
 from clipjax.training.state import abstract_state, eval_variables
 from tests.interop.test_names import random_file, shapes_of, tiny
 
@@ -157,7 +160,8 @@ def test_one_parameter_at_a_time_passes_through_the_host(tmp_path):
 
 
 def training(imported, **changes):
-    trained, _ = checkpoints.read_meta(*checkpoints.open_run(imported))
+    with open_run(imported) as run:
+        trained = run.config
     return dataclasses.replace(
         trained, total_steps=20, global_batch_size=16, init_from=str(imported),
         optimizer=AdamWConfig(learning_rate=1e-3), **changes,
@@ -172,7 +176,7 @@ def test_layers_may_be_unrolled_where_the_source_is_scanned(imported):
     config = dataclasses.replace(scanned, model=dataclasses.replace(scanned.model, image=image))
     mesh = make_mesh(config.mesh)
     prints = import_weights.weights_fingerprint(config)
-    a, b = (initial_state(c, mesh, prints).params for c in (scanned, config))
+    a, b = (first_state(c, mesh, prints).params for c in (scanned, config))
     kernel = np.asarray(a["image"]["blocks"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(kernel[1], np.asarray(b["image"]["block_1"]["mlp"]["up"]["kernel"]))
 
@@ -185,23 +189,26 @@ def test_other_shapes_and_another_activation_are_refused(imported):
     wide = dataclasses.replace(
         config, model=dataclasses.replace(model, text=dataclasses.replace(model.text, mlp_dim=8))
     )
-    with pytest.raises(checkpoints.CheckpointError, match="text/blocks/mlp/up/kernel"):
-        initial_state(wide, mesh, prints)
+    with pytest.raises(CheckpointError, match="text/blocks/mlp/up/kernel"):
+        first_state(wide, mesh, prints)
     with pytest.raises(FingerprintError, match="text.activation"):
-        initial_state(config, mesh, prints | {"text.activation": "gelu"})
+        first_state(config, mesh, prints | {"text.activation": "gelu"})
 
 
 def test_training_does_not_go_on_from_weights_alone(imported):
     config = dataclasses.replace(training(imported), init_from="")
-    manager, _ = checkpoints.open_run(imported)
-    with pytest.raises(checkpoints.CheckpointError, match="--config.init_from="):
-        train.restore_or_create(manager, config, make_mesh(config.mesh), {}, None)
+    with (
+        open_checkpoints(imported, config.checkpoint) as manager,
+        pytest.raises(CheckpointError, match="--config.init_from="),
+    ):
+        restore_or_create(manager, config, make_mesh(config.mesh), {}, None)
 
 
 def test_a_model_that_the_format_cannot_say_is_refused(imported, tmp_path):
     with pytest.raises(InteropError, match="Unknown format 'onnx'"):
         export.run(imported, tmp_path / "out", format="onnx")
-    config, _ = checkpoints.read_meta(*checkpoints.open_run(imported))
+    with open_run(imported) as run:
+        config = run.config
     image = dataclasses.replace(config.model.image, norm_eps=1e-3)
     meaning = Meaning(dataclasses.replace(config.model, image=image), config.data.pixels)
     with pytest.raises(InteropError, match="image.norm_eps=0.001"):

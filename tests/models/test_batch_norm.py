@@ -14,6 +14,7 @@ from clipjax.mesh import batch_sharding, make_mesh, partition_spec
 from clipjax.models.conv import BatchNorm
 from clipjax.planning.hlo import collectives, parse
 from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
 from clipjax.training.check import check
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import abstract_state, create_state, eval_variables
@@ -108,12 +109,12 @@ def test_checkpoints_hold_them_for_towers_that_have_them_only(tmp_path):
         own = {"batch_stats", "ema_batch_stats"}
         assert items & own == (own if name == "resnet" else set())
 
-        manager, step = checkpoints.open_run(tmp_path / name)
-        assert_equal(checkpoints.restore(manager, step, config, mesh)[0], state)
+        with open_run(tmp_path / name) as run:
+            assert_equal(run.state(mesh), state)
         # On another mesh, for evaluation: the averages.
         other = make_mesh(replace(config.mesh, data=2, fsdp=4))
-        assert_equal(checkpoints.restore_variables(manager, step, config, other), eval_variables(state))
-        manager.close()
+        with open_run(tmp_path / name) as run:
+            assert_equal(run.variables(other), eval_variables(state))
 
 
 def test_accumulation_is_refused_unless_the_tower_is_frozen():

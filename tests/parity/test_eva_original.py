@@ -10,7 +10,7 @@ import pytest
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop import eva
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
@@ -53,7 +53,7 @@ def test_embeddings_equal_and_weights_go_back_bit_for_bit(name, tmp_path, monkey
 
     foreign = open_foreign(tmp_path / "original.pt")
     assert foreign.name == "eva_clip"
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     pixels, ids = inputs()
     out = jax.jit(DualEncoder(foreign.config.model).apply)(variables, image=pixels, text=ids)
     with torch.no_grad():

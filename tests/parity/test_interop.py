@@ -12,7 +12,7 @@ from clipjax.commands import export, import_weights
 from clipjax.config import LossConfig, MeshConfig
 from clipjax.interop import open_clip_siglip
 from clipjax.interop.convert import read_variables
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import stored
 from clipjax.losses import make_loss
 from clipjax.mesh import make_mesh
@@ -155,7 +155,7 @@ def test_embeddings_logits_and_gradients_are_the_originals(original, batch):
     kind, theirs, path = original
     foreign = open_foreign(path)
     assert foreign.name == kind
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     model = foreign.config.model
     loss_fn = make_loss(LossConfig("sigmoid" if "siglip" in kind else "softmax", "dense"), None)
 
@@ -189,7 +189,7 @@ def test_bfloat16_agrees_within_its_rounding(original, batch):
 
     kind, theirs, path = original
     foreign = open_foreign(path)
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     out = jax.jit(DualEncoder(replace(foreign.config.model, dtype="bfloat16")).apply)(
         variables, image=jnp.asarray(batch[0]), text=jnp.asarray(batch[1])
     )
@@ -256,7 +256,7 @@ def test_open_clip_reads_our_npz_to_the_same_embeddings(format, tmp_path, batch)
 
     foreign = open_foreign(tmp_path / "out")
     assert foreign.name == format
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     out = jax.jit(DualEncoder(foreign.config.model).apply)(
         variables, image=jnp.asarray(batch[0]), text=jnp.asarray(batch[1])
     )

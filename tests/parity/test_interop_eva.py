@@ -10,7 +10,7 @@ from clipjax.commands import export
 from clipjax.config import MeshConfig
 from clipjax.interop import eva
 from clipjax.interop.convert import their_arrays
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.mesh import make_mesh
 from clipjax.models import presets
@@ -54,7 +54,7 @@ def test_both_formats_of_one_model_hold_the_same(config, tmp_path, monkeypatch):
 
     foreign = open_foreign(tmp_path / "original")
     model, mesh = foreign.config.model, make_mesh(MeshConfig(), jax.devices()[:1])
-    variables = load_variables(foreign, mesh)
+    variables = foreign.variables(mesh)
     # Their files also have tables of sines and cosines, once for all blocks.
     state = {name: torch.tensor(array) for name, array in their_arrays(eva.original_tensors(model), model, variables)}
     state["visual.rope.freqs_cos"] = torch.zeros(16, 16)
@@ -64,7 +64,7 @@ def test_both_formats_of_one_model_hold_the_same(config, tmp_path, monkeypatch):
         open_foreign(tmp_path / "EVA02_CLIP_tiny.pt")
     original = open_foreign(tmp_path / "EVA02_CLIP_tiny.pt", preset="tiny")
     assert original.name == "eva_clip"
-    jax.tree.map(np.testing.assert_array_equal, load_variables(original, mesh), variables)
+    jax.tree.map(np.testing.assert_array_equal, original.variables(mesh), variables)
 
     # Out again in the original's names: refused for a model that their code has no name for.
     with pytest.raises(InteropError, match="eva_clip: The original EVA-CLIP files say nothing"):

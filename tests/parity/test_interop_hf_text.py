@@ -12,7 +12,7 @@ import pytest
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop import open_clip_bert
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, flatten, their_shapes
 from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import make_mesh
@@ -72,7 +72,7 @@ def test_embeddings_equal_open_clip_s_and_the_weights_go_back_bit_for_bit(name, 
     text[text == 0] = BERT_TOWERS[name].pad_id
     foreign = open_foreign(tmp_path / "original")
     assert foreign.name == "open_clip_hf_text"
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     out = jax.jit(DualEncoder(foreign.config.model).apply)(variables, image=image, text=text)
     images, texts = as_torch(image, text)
     with torch.no_grad():

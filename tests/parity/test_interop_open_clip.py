@@ -9,7 +9,7 @@ import pytest
 
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
-from clipjax.interop.foreign import load_variables, open_foreign
+from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
@@ -71,7 +71,7 @@ def assert_reads_computes_and_writes(family, config, path):
     theirs = saved(config, path / "original")
     foreign = open_foreign(path / "original")
     assert foreign.name == family
-    variables = load_variables(foreign, make_mesh(MeshConfig(), jax.devices()[:1]))
+    variables = foreign.variables(make_mesh(MeshConfig(), jax.devices()[:1]))
     image, text = inputs()
     out = jax.jit(DualEncoder(foreign.config.model).apply)(variables, image=image, text=text)
     with torch.no_grad():

@@ -218,9 +218,9 @@ def test_naflex_is_exported_for_transformers_and_read_again_bit_for_bit(pair, tm
 
 
 def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
+    import clipjax
     from clipjax.config import MeshConfig
-    from clipjax.inference import load as loading
-    from clipjax.interop.foreign import load_variables, open_foreign
+    from clipjax.interop.foreign import open_foreign
     from clipjax.interop.parity import report
     from clipjax.mesh import make_mesh
 
@@ -228,10 +228,10 @@ def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
     hf.save_pretrained(tmp_path)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     foreign = open_foreign(str(tmp_path), "", "")
-    found, _ = report(foreign, load_variables(foreign, mesh), mesh)
+    found, _ = report(foreign, foreign.variables(mesh), mesh)
     assert found["compared"] and found["outputs"]["image_embedding"]["max_abs_error"] < 2e-6
 
-    loaded = loading.load(tmp_path, mesh=mesh, batch_size=2)
+    loaded = clipjax.load(tmp_path, mesh=mesh, batch_size=2)
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 90), (70, 30), (9, 9))]
     processor = transformers.models.siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil(

@@ -16,8 +16,9 @@ from clipjax.interop.names import InteropError, flatten
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.optim.adamw import AdamWConfig
-from clipjax.runs import checkpoint as checkpoints
-from clipjax.training.init_from import initial_state
+from clipjax.runs import open_run
+from clipjax.runs.checkpoint import save_weights
+from clipjax.runs.weights import first_state
 from clipjax.training.step import make_train_step
 from tests.parity.conv_towers import randomise
 from tests.parity.test_conv_models import MODELS
@@ -47,7 +48,8 @@ def imported(kind, path):
 
 def trained(source, path, loss, logit_bias_init):
     """Twenty steps from source's weights; (configuration, variables), saved at path."""
-    start, _ = checkpoints.read_meta(*checkpoints.open_run(source))
+    with open_run(source) as run:
+        start = run.config
     config = dataclasses.replace(
         start,
         model=dataclasses.replace(start.model, logit_bias_init=logit_bias_init),
@@ -60,7 +62,7 @@ def trained(source, path, loss, logit_bias_init):
     )
     mesh = make_mesh(config.mesh)
     prints = import_weights.weights_fingerprint(config)
-    state = initial_state(config, mesh, prints)
+    state = first_state(config, mesh, prints)
     before = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
     step = make_train_step(config, mesh, state)
     rng = np.random.default_rng(0)
@@ -79,7 +81,7 @@ def trained(source, path, loss, logit_bias_init):
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
     still = [name for name, leaf in flatten(variables).items() if np.array_equal(leaf, flatten(before)[name])]
     assert not [name for name in still if name.startswith(("image/", "batch_stats:"))], still
-    checkpoints.save_weights(path, variables, config=config, fingerprint=prints)
+    save_weights(path, variables, config=config, fingerprint=prints)
     return config, variables
 
 
@@ -122,12 +124,13 @@ def test_twenty_steps_from_imported_weights_and_out_again(kind, loss, bias, form
 
 def test_a_bias_that_transformers_clip_has_no_place_for_is_refused_by_name(tmp_path):
     source = imported("hf_clip", tmp_path)
-    config, _ = checkpoints.read_meta(*checkpoints.open_run(source))
+    with open_run(source) as run:
+        config = run.config
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, logit_bias_init=-10.0))
     prints = import_weights.weights_fingerprint(config)
-    state = initial_state(dataclasses.replace(config, init_from=str(source)), make_mesh(config.mesh), prints)
+    state = first_state(dataclasses.replace(config, init_from=str(source)), make_mesh(config.mesh), prints)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    checkpoints.save_weights(tmp_path / "run", variables, config=config, fingerprint=prints)
+    save_weights(tmp_path / "run", variables, config=config, fingerprint=prints)
     with pytest.raises(InteropError, match="hf_clip: The format has no place for logit_bias"):
         export.run(tmp_path / "run", tmp_path / "out", format="hf")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The experiment of seconds that these tests disturb, and the run they compare with."""
+"""The short experiment that these tests disturb, and the undisturbed run to compare with."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def config(folder):
-    """Twelve steps, a checkpoint every 3; no evaluation, which these tests have no use for."""
+    """Twelve steps, a checkpoint every 3, no evaluation."""
     config = runs.run_config(folder)
     config.eval.evaluators = {}
     return from_config_dict(config)
@@ -24,7 +24,7 @@ def config(folder):
 
 @pytest.fixture(scope="session")
 def whole(folder, config):
-    """The workdir of the run that nothing happened to, with the checkpoints 3, 6, 9 and 12."""
+    """The workdir of the undisturbed run, with the checkpoints 3, 6, 9 and 12."""
     workdir = folder / "whole"
     train.run(config, workdir)
     return workdir

@@ -1,7 +1,7 @@
-"""An experiment whose processes suffer what folder/fault.json says; for runs of several processes.
+"""An experiment with several processes, which suffer the fault in folder/fault.json.
 
-The file: {"process": which, "batch": before making which, "what": "DataError", "SIGKILL" or "SIGTERM", "seconds": that
-every batch takes}; {} is no fault.
+The file: {"process": whose, "batch": the one it comes before, "what": "DataError", "SIGKILL" or "SIGTERM", "seconds":
+what every batch takes}; {}: no fault.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The list of bad records: each once, in step with the checkpoints, whole after any kill."""
+"""The list of bad records holds each once, agrees with the checkpoints, and is complete after any kill."""
 
 import collections
 import dataclasses
@@ -95,7 +95,7 @@ def test_counts_of_another_number_of_processes_are_neither_lost_nor_doubled():
 
 @pytest.fixture(scope="module")
 def damaged(folder, config, tmp_path_factory):
-    """config on 64 records of which four are no images, and the workdir of a whole run on them."""
+    """config on 64 records, four of which are no images, and the workdir of a whole run on them."""
     path = tmp_path_factory.mktemp("damaged")
     records = [record(n) for n in range(64)]
     for n in range(5, 64, 16):
@@ -111,7 +111,7 @@ def damaged(folder, config, tmp_path_factory):
 def test_counts_and_list_after_a_restart_are_those_of_the_uninterrupted_run(damaged, tmp_path, capsys):
     config, whole = damaged
     shutil.copytree(whole / "checkpoints" / "6", tmp_path / "checkpoints" / "6")
-    for name in ("metrics.jsonl", "bad_records.jsonl"):  # as they stood at a kill after step 11
+    for name in ("metrics.jsonl", "bad_records.jsonl"):  # as a kill after step 11 leaves them
         lines = (whole / name).read_text().splitlines(keepends=True)
         (tmp_path / name).write_text("".join(line for line in lines if json.loads(line)["step"] < 12) + '{"step": 12')
     train.run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, or could not be written: told by file, passed over, never deleted."""
+"""Checkpoints that are damaged, or could not be written, are named by file, skipped, and never deleted."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from absl import logging
 from clipjax.commands import eval as evaluate
 from clipjax.commands import train
 from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import open_run
 from clipjax.runs.integrity import find_damage, set_aside_damaged, write_checksums
 from tests import runs
 
@@ -27,7 +28,7 @@ def warnings(monkeypatch):
 
 @pytest.fixture
 def workdir(whole, tmp_path):
-    """What a run killed after its step 9 has left."""
+    """A workdir as a run leaves it that is killed after step 9."""
     for step in ("3", "6", "9"):
         shutil.copytree(whole / "checkpoints" / step, tmp_path / "checkpoints" / step)
     shutil.copy(whole / "metrics.jsonl", tmp_path)
@@ -79,7 +80,7 @@ def test_every_kind_of_damage_to_every_kind_of_file_is_found_and_named(workdir, 
     set_aside_damaged(workdir)
     found = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     if any(harmless):
-        assert found == ["3", "6", "9"]  # nothing to compare with; the time and the kind of the save, in no checksum
+        assert found == ["3", "6", "9"]  # no checksum to compare with: the list is gone, or the file is not in it
         return
     assert found == ["3", "6"]
     assert str(path) in warnings[0] and "going on from 6" in warnings[0]
@@ -127,7 +128,8 @@ def test_without_an_intact_checkpoint_the_run_stops_and_changes_nothing(workdir,
 def test_evaluation_refuses_damaged_weights_and_does_not_mind_the_training_state(workdir):
     step = workdir / "checkpoints" / "9"
     empty(largest(step / "train"))
-    assert checkpoints.open_run(workdir)[1] == 9
+    with open_run(workdir) as run:
+        assert run.step == 9
     flip_one_bit(largest(step / "params"))
     with pytest.raises(checkpoints.CheckpointError, match=r"(?s)/9 is damaged:.*params.*SHA-256.*\[3, 6, 9\]"):
         evaluate.run(workdir)
@@ -146,7 +148,7 @@ def test_files_from_the_future_change_nothing(workdir, whole, config):
 
 
 class FullDisk:
-    """A file system of some megabytes, or where none may be mounted, a limit on the size of files."""
+    """A file system of a few megabytes, or a limit on the size of files where none may be mounted."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -205,7 +207,7 @@ def test_any_flipped_bit_of_the_checksums_is_found(tmp_path, own_row):
         (tmp_path / name).write_bytes(name.encode())
     write_checksums(tmp_path)
     path = tmp_path / "checksums.json"
-    if not own_row:  # as they were before they had one
+    if not own_row:  # as in checkpoints from before the row existed
         rows = json.loads(path.read_text())
         del rows["checksums.json"]
         path.write_text(json.dumps(rows, indent=1, sort_keys=True))
@@ -215,7 +217,7 @@ def test_any_flipped_bit_of_the_checksums_is_found(tmp_path, own_row):
         data = bytearray(intact)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        same = _loads(data) == json.loads(intact)  # white space for white space
+        same = _loads(data) == json.loads(intact)  # one kind of white space became another
         assert bool(find_damage(tmp_path)) != same, (bit, data)
 
 

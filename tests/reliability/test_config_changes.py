@@ -1,4 +1,4 @@
-"""What may change between restarts, what may not, and that both are told field by field."""
+"""What may change at a restart, and what may not; both are reported field by field."""
 
 import dataclasses
 import json
@@ -9,7 +9,9 @@ import pytest
 from clipjax.commands import train
 from clipjax.config import ConfigError, flat, from_json_dict, to_json_dict
 from clipjax.runs.config_changes import check_changes
+from docs.generate import RESTART, every_field, restart_table, with_part
 from tests import runs
+from tests.runs import ROOT
 from tests.tiny import tiny_config
 
 OLD = tiny_config()
@@ -17,7 +19,7 @@ FIELDS = flat(OLD)
 
 
 def changed(**values):
-    """OLD with fields replaced; their names have __ for the points."""
+    """OLD with fields replaced; their names have "__" for "."."""
     tree = json.loads(json.dumps(to_json_dict(OLD)))
     for name, value in values.items():
         *folders, last = name.split("__")
@@ -107,3 +109,13 @@ def test_a_run_tells_what_changed_and_goes_on(whole, config, tmp_path, capsys):
     assert "  config.optimizer.learning_rate: 0.001 -> 0.0005, which changes the curve from here on\n" in told
     assert list(runs.losses(tmp_path)) == [10, 12]
     assert runs.losses(tmp_path)[10] == runs.losses(whole)[10], "the first step's loss is of the restored weights"
+
+
+def test_every_field_of_every_part_declares_a_role():
+    silent = [f"{cls.__name__}: {name}" for name, cls, declared in every_field() if declared is None]
+    assert not silent, "declare weights(), meaning(), experiment() or runtime() (clipjax.config.fields)"
+
+
+def test_the_table_in_the_docs_is_what_the_fields_declare():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert page == with_part(page, RESTART, restart_table()), "run python -m docs.generate"

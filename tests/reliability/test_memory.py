@@ -1,4 +1,4 @@
-"""What a checkpoint leaves in memory: nothing of ours."""
+"""A checkpoint leaves nothing of ours in memory."""
 
 import gc
 import statistics
@@ -12,12 +12,12 @@ from clipjax.config import CheckpointConfig
 from clipjax.runs import checkpoint as checkpoints
 from tests.tiny import start, tiny_config
 
-FEW = 60  # blocks a checkpoint that may come and go
+FEW = 60  # blocks per checkpoint that may come and go
 
 
 def blocks_kept(action: Callable[[], object], times: int, rounds: int = 5) -> float:
-    """Python's allocated blocks that each of so many calls leaves behind: the median of the rounds after the first, for
-    what threads of earlier tests still hold is freed in the middle of one."""
+    """How many allocated blocks of Python's each call leaves behind: the median of the rounds after the first, because
+    what threads of earlier tests still hold may be freed during one of them."""
     kept = []
     for _ in range(1 + rounds):
         gc.collect()
@@ -30,8 +30,8 @@ def blocks_kept(action: Callable[[], object], times: int, rounds: int = 5) -> fl
 
 
 def test_checkpoints_leave_nothing_but_what_tensorstore_does(tmp_path):
-    """TensorStore (0.1.86) keeps every key and value of what it returns as JSON, and Orbax asks for some twice for each
-    of a checkpoint's trees and once for each array. A version that does not makes this bound tighter by itself."""
+    """TensorStore (0.1.86) keeps every key and value that it returns as JSON. Orbax asks for some twice for each tree
+    and once for each array of a checkpoint. A version that keeps less makes this bound tighter by itself."""
     spec = tensorstore.KvStore.Spec({"driver": "file", "path": f"{tmp_path}/"})
     of_array = blocks_kept(spec.to_json, 200)
     config = tiny_config((1, 1, 1))
@@ -47,6 +47,6 @@ def test_checkpoints_leave_nothing_but_what_tensorstore_does(tmp_path):
             manager.wait_until_finished()
 
         kept = blocks_kept(save, 4)
-    # Metrics exist from the first writing on.
+    # JAX creates its metrics at the first write.
     of_tree = 2 * blocks_kept(lambda: tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/"), 20)
     assert kept < of_array * arrays + of_tree * 2 + FEW

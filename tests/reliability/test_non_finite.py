@@ -1,4 +1,4 @@
-"""A NaN that comes with the data costs its step and nothing else."""
+"""A NaN in the data costs its step and nothing else."""
 
 import jax
 import numpy as np

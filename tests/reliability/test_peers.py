@@ -1,4 +1,4 @@
-"""Two processes of which one fails: the other says so and stops in a bounded time, and a restart loses nothing."""
+"""When one of two processes fails, the other reports it and stops in bounded time, and a restart loses nothing."""
 
 import json
 import socket
@@ -11,7 +11,7 @@ from clipjax.processes import HEARTBEAT_SECONDS
 from tests import runs
 from tests.reliability.faulty import write_faulty_experiment
 
-START = 400  # seconds that two processes may take to get to their fault, on however loaded a machine
+START = 400  # seconds that two processes may take to reach their fault, even on a loaded machine
 
 
 class Pair:
@@ -20,7 +20,7 @@ class Pair:
         self.experiment = write_faulty_experiment(folder)
 
     def run(self, fault, limit):
-        """[(exit status, output)] of both processes, which suffer `fault` and have `limit` seconds after it."""
+        """[(exit status, output)] of both processes, which suffer `fault` and must end within `limit` seconds of it."""
         (self.folder / "fault.json").write_text(json.dumps(fault))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -57,13 +57,13 @@ def test_a_process_that_fails_dies_or_is_preempted_ends_the_run_and_a_restart_go
     assert failed == 1 and "error: half of the records are bad" in why
     assert status == 1 and f"error: process 0 on {socket.gethostname()} stopped: DataError: half of the" in output
 
-    # Killed, it leaves no word: the service names the task that has no heartbeat any more.
+    # A killed process leaves no message: the service names the task whose heartbeat is missing.
     bound = HEARTBEAT_SECONDS + 30
     (status, output), (killed, _) = pair.run({"process": 1, "batch": 7, "what": "SIGKILL"}, limit=bound)
     assert killed == -9 and status != 0
     assert "tasks are unhealthy (stopped sending heartbeats):\n1\n" in output, output
 
-    # One SIGTERM, both save the same step and leave; that takes the service a second or two to agree on.
+    # After one SIGTERM both save the same step and exit; the service needs a second or two to agree on it.
     (status, output), (other, why) = pair.run({"process": 1, "batch": 7, "what": "SIGTERM", "seconds": 3.0}, limit=15)
     assert (status, other) == (0, 0), output + why
     assert "SIGTERM: saved step" in output

@@ -1,4 +1,4 @@
-"""One run in a workdir, whatever became of the one before; a workdir that cannot be written to is told at once."""
+"""One run per workdir, whatever happened to the previous one; an unwritable workdir is reported at once."""
 
 import fcntl
 import json
@@ -71,7 +71,7 @@ def test_a_read_only_workdir_is_told_before_compiling(tmp_path, config, monkeypa
     os.chmod(tmp_path, 0o555)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(65534)  # whom permissions bind
+        os.seteuid(65534)  # a user whom permissions bind
     try:
         with pytest.raises(RunLockError, match=r"--workdir=run cannot be written to \(Permission denied\)"):
             train.run(config, "run")

@@ -1,4 +1,4 @@
-"""Data and checkpoints are read, never executed; what they say is escaped where it is shown."""
+"""Data and checkpoints are read, never executed, and their text is escaped where it is shown."""
 
 import ast
 from html.parser import HTMLParser
@@ -32,7 +32,7 @@ EXECUTES = {
     "os.system",
     "os.popen",
 }
-# Function -> the argument it must be given, and how.
+# Function -> (argument, the value it must be given).
 MUST_HAVE = {"torch.load": ("weights_only", True)}
 MUST_NOT_HAVE = {"allow_pickle": True, "trust_remote_code": True, "shell": True}
 

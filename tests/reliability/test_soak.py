@@ -1,4 +1,4 @@
-"""benchmarks.soak at a size for every day; the hundred kills and the half hour are in docs/reliability.md."""
+"""benchmarks.soak at a small size; docs/reliability.md is about the long runs."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(folder, tmp_path)
 
 
 def test_any_difference_is_found(folder, whole, tmp_path):
-    """The comparison of the soak, on a run beside itself and beside one with another number in its curve."""
+    """The soak's comparison of a run with itself, and with one that has another number in its curve."""
     same, other = soak.Run(whole, [], core=0), soak.Run(tmp_path, [], core=0)
     for run in (same, other):
         run.lives = [{"signal": "", "last_step": 12, "seconds": 1.0, "samples": [(t, 100.0, t) for t in range(9)]}]

@@ -1,4 +1,4 @@
-"""The picture at the end of a run is drawn whatever the run gave, whole or not at all."""
+"""The picture at the end of a run is drawn whatever the run's numbers are, completely or not at all."""
 
 import warnings
 

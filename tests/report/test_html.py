@@ -1,4 +1,4 @@
-"""The report says how each number was come by, and carries its pictures within it."""
+"""The report says where each number comes from, and contains its pictures."""
 
 import base64
 import io
@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from clipjax.config import EvalConfig, EvaluatorConfig, ExperimentConfig, SourceConfig, to_json_dict
+from clipjax.config import EvalConfig, ExperimentConfig, SourceConfig, to_json_dict
+from clipjax.eval import ZeroShotConfig
 from clipjax.report.html import write_html
 
 RESULTS = {
@@ -36,7 +37,7 @@ class Words(HTMLParser):
 
 
 def page_of(tmp_path, results=RESULTS, **others):
-    zoo = EvaluatorConfig(
+    zoo = ZeroShotConfig(
         source=SourceConfig(path="data/<zoo>", split="test"), templates=("a {}", 'a "{}" & co'), class_names="n.txt"
     )
     config = to_json_dict(ExperimentConfig(eval=EvalConfig(evaluators={"zoo": zoo})))

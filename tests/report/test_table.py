@@ -1,4 +1,4 @@
-"""The table in the terminal: aligned, shares as per cent, intervals behind their metric."""
+"""The table in the terminal is aligned, with shares as percentages and intervals after their metric."""
 
 from clipjax.report.table import format_table, rows
 

@@ -1,0 +1,100 @@
+"""open_run: one checkpoint of a run, opened to read from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.bad_records_log import add_causes
+from clipjax.runs.integrity import CheckpointError, damage_of
+from clipjax.training.state import TrainState
+
+
+@contextlib.contextmanager
+def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
+    """One checkpoint of a training run or of an imported directory, read-only.
+
+        with open_run("runs/emoji", "best") as run:
+            print(run.step, run.config.loss)
+            variables = run.variables(mesh)
+
+    step: "latest", "best" (by the run's own config.checkpoint.best_metric) or a number such as "1200". The weights'
+    checksums are verified here. Raises CheckpointError, which lists the steps that exist, where there is no such
+    checkpoint or its weights are damaged.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{workdir} holds no checkpoints: expected the folder {directory}. "
+            "--checkpoint takes the --workdir of a training run."
+        )
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with contextlib.closing(
+        ocp.CheckpointManager(directory, options=options, item_handlers=checkpoints.item_handlers())
+    ) as manager:
+        number = _choose(manager, directory, step)
+        meta = checkpoints.read_meta(manager, number)
+        yield Run(Path(workdir), number, meta.config, meta.fingerprint, meta.data_states, manager)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open checkpoint; its arrays can be read until the `with` block ends."""
+
+    directory: Path  # the workdir, as it was given
+    step: int
+    config: ExperimentConfig
+    fingerprint: dict[str, Any]
+    data_states: list[dict[str, Any]]  # the data iterator's state in each process; [] for weights without training
+    _manager: ocp.CheckpointManager = field(repr=False)
+
+    @property
+    def bad_causes(self) -> dict[str, int]:
+        """{cause: records replaced} over all processes, up to this step."""
+        return add_causes(state["bad"] for state in self.data_states)
+
+    def variables(self, mesh: Mesh) -> dict[str, Any]:
+        """{"params", "batch_stats"} to evaluate with, on any mesh: the averages where the run kept them."""
+        return checkpoints.restore_variables(self._manager, self.step, self.config, mesh)
+
+    def state(self, mesh: Mesh) -> TrainState:
+        """The whole training state, on any mesh. Raises CheckpointError for weights without training state."""
+        checkpoints.refuse_weights_alone(self._manager, self.step)
+        return checkpoints.restore(self._manager, self.step, self.config, mesh)
+
+
+def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
+    steps = sorted(manager.all_steps())
+    chosen = None
+    if step == "latest" and steps:
+        chosen = steps[-1]
+    elif step == "best" and steps:
+        chosen = _best_step(manager, steps)
+    elif step.isdigit():
+        chosen = int(step)
+    if chosen not in steps:
+        raise CheckpointError(
+            f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "
+            "--step takes one of them, 'latest', or 'best' (with config.checkpoint.best_metric)."
+        )
+    if damage := damage_of(directory / str(chosen), items=checkpoints.WEIGHTS):
+        raise CheckpointError(
+            f"Checkpoint {directory / str(chosen)} is damaged:\n"
+            + "".join(f"  {line}\n" for line in damage)
+            + f"Use another with --step ({directory} has {steps}), or put back a copy of it."
+        )
+    return chosen
+
+
+def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
+    best = checkpoints.read_meta(manager, steps[-1]).config.checkpoint.best_metric
+    scores = {step: (manager.metrics(step) or {}).get(best) for step in steps}
+    return max((s for s in steps if scores[s] is not None), key=scores.get, default=None)

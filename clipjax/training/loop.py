@@ -1,0 +1,135 @@
+"""The training loop: step, log, evaluate, save, until the last step or a preemption."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from clipjax.config import ExperimentConfig
+from clipjax.processes import Preemption, announce, progress_line
+from clipjax.training.state import TrainState, eval_variables
+
+# How many steps the host may run ahead of the devices: enough to hide dispatch, few enough to notice a non-finite
+# loss soon.
+MAX_STEPS_IN_FLIGHT = 2
+
+
+class TrainingError(RuntimeError):
+    """The run stopped itself; the message says why, and that the last checkpoint is intact."""
+
+
+class Finished(NamedTuple):
+    state: TrainState
+    results: dict[str, float]  # of the last evaluation
+    data_state: dict[str, Any] | None  # the data iterator's after the last step; None when no step was left to do
+
+
+def loop(
+    config: ExperimentConfig,
+    state: TrainState,
+    step_fn: Callable,
+    stream: Iterator[tuple[Any, dict[str, Any], float]],
+    *,
+    evaluate: Callable[[Any], dict[str, float]],
+    save: Callable[..., None],
+    log: Callable[[int, dict[str, float]], None],
+    step_done: Callable[[int], None],
+    data_metrics: Callable[[int, dict[str, Any]], dict[str, float]],
+) -> Finished:
+    """Steps from state.step to config.total_steps, or to a preemption. All processes call it together.
+
+    Args:
+      step_fn: (state, batch) -> (state, metrics), see training/step.py.
+      stream: (batch on the mesh, data state after it, seconds waited for it).
+      evaluate: {"params", "batch_stats"} -> {"evaluator/metric": value}.
+      save: called as save(state, data_state=..., metrics=results of this step's evaluation, or None).
+      log: (step, values), for every line of metrics.jsonl.
+      step_done: (step), after each step.
+      data_metrics: (step, data state) -> what to log about the data.
+    Raises TrainingError after config.optimizer.max_nonfinite_steps skipped steps in a row.
+    """
+    total, every = config.total_steps, config.eval.every_steps
+    started_at = int(state.step)
+    window = Window(config.global_batch_size)
+    in_flight: collections.deque = collections.deque()
+    results = evaluate(eval_variables(state)) if started_at >= total else {}
+    data_state = None
+    with Preemption() as preemption:
+        for step in range(started_at + 1, total + 1):
+            batch, data_state, data_wait = next(stream)
+            state, metrics = step_fn(state, batch)
+            in_flight.append(metrics)
+            if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
+                stop_if_not_finite(in_flight.popleft(), config)
+            window.add(data_wait)
+            step_done(step)
+            if step == total or step % config.log.every_steps == 0:
+                values = {name: float(value) for name, value in metrics.items()} | window.rates()
+                log(step, values | data_metrics(step, data_state))
+                announce(progress_line(step, total, values))
+
+            preempted = preemption.reached(step)
+            evaluates = step == total or (every > 0 and step % every == 0)
+            saves = step == total or preempted or step % config.checkpoint.every_steps == 0
+            if evaluates:
+                results = evaluate(eval_variables(state))
+                log(step, results)
+                if results:  # empty without evaluators
+                    announce(f"evaluated step {step}: {headline(results)}")
+            if saves:
+                save(state, data_state=data_state, metrics=results if evaluates else None)
+            if evaluates or saves:
+                window.restart()
+            if preempted:
+                break
+    return Finished(state, results, data_state)
+
+
+def stop_if_not_finite(metrics: dict[str, Any], config: ExperimentConfig) -> None:
+    """Warns about a skipped step. Raises TrainingError when too many have been skipped in a row."""
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row:
+        logging.warning("Loss or gradient not finite: step skipped, %d in a row", in_a_row)
+    if in_a_row >= config.optimizer.max_nonfinite_steps:
+        raise TrainingError(
+            f"The loss or its gradient was not finite for {in_a_row} steps in a row; these steps changed no parameter, "
+            "and the last checkpoint is intact. Lower config.optimizer.learning_rate, raise "
+            "schedule.warmup_steps, or set config.optimizer.grad_clip_norm=1.0, and run the command again."
+        )
+
+
+def headline(results: dict[str, float]) -> str:
+    """The accuracies and recalls at 1 and 5 among an evaluation's numbers; metrics.jsonl has all of them."""
+    shown = {name: value for name, value in results.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
+    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
+
+
+class Window:
+    """Rates since the last log line, without the time that evaluations and checkpoints took."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, data_wait: float) -> None:
+        """Counts a step; data_wait: the seconds that it waited for its batch."""
+        self.steps += 1
+        self.waited += data_wait
+
+    def rates(self) -> dict[str, float]:
+        """images_per_second, seconds_per_step and data_wait (a share of the time, 0 to 1); restarts the window."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rates = {
+            "images_per_second": self.steps * self.batch_size / seconds,
+            "seconds_per_step": seconds / max(self.steps, 1),
+            "data_wait": self.waited / seconds,
+        }
+        self.restart()
+        return rates
