@@ -22,6 +22,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.files import write_text
 from clipjax.inference.evaluate import make_evaluate
 from clipjax.mesh import make_mesh
+from clipjax.models import patch_budget
 from clipjax.report.html import write_html
 from clipjax.report.table import format_table
 from clipjax.runs import checkpoint as checkpoints
@@ -55,9 +56,10 @@ def run(
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
     # How the tree is laid out (scanned or not, EMA or not) is the checkpoint's, not this evaluation's.
-    # The budget of patches is no part of the weights: a naflex model may be evaluated at another.
-    image = dataclasses.replace(trained.model.image, max_patches=config.model.image.max_patches)
-    model = dataclasses.replace(trained.model, image=image)
+    model, budget = trained.model, patch_budget(config.model.image)
+    if budget:  # no part of the weights: such a model may be evaluated at another
+        image = dataclasses.replace(model.image, max_patches=budget.max_patches)
+        model = dataclasses.replace(model, image=image)
     config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
     variables = checkpoints.restore_variables(manager, number, config, mesh)
     bad = checkpoints.read_bad_causes(manager, number)
@@ -72,7 +74,7 @@ def run(
         "fingerprint": trained_fingerprint,
         "eval": to_json_dict(config)["eval"],
         "mesh": dict(mesh.shape),
-        **({"max_patches": image.max_patches} if image.name == "naflex" else {}),
+        **({"max_patches": budget.max_patches} if budget else {}),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if jax.process_index() == 0:

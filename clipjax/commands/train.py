@@ -25,10 +25,9 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from clipjax.commands import flags as cli
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, nearest, require, to_json_dict
+from clipjax.config import ExperimentConfig, from_config_dict, nearest, require, to_json_dict
 from clipjax.data.examples import DataError
 from clipjax.data.images.jpeg import choose_decoder
-from clipjax.data.images.naflex import budget_of
 from clipjax.data.mixture import open_train
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -36,7 +35,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.files import write_text
 from clipjax.inference.evaluate import make_evaluate
 from clipjax.mesh import batch_sharding, make_mesh
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.models import patch_budget, text_tower
 from clipjax.processes import Preemption, announce, gather_json, progress_line
 from clipjax.report.summary import draw_summary, make_held_out, record_before
 from clipjax.runs import checkpoint as checkpoints
@@ -50,7 +49,7 @@ from clipjax.training.check import check
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.state import TrainState, abstract_state, eval_variables
 from clipjax.training.step import batch_shapes, lower_step
-from clipjax.training.teacher import load_teacher
+from clipjax.training.teacher import EmbeddedTeacher, Teacher, load_teacher
 
 # Steps the host may run ahead of the devices: enough to hide dispatch, few enough that a non-finite
 # loss is seen soon.
@@ -88,7 +87,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         source=open_train(config.data),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
-        budget=budget_of(config.model.image),
+        budget=patch_budget(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
@@ -249,18 +248,8 @@ def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:
         f"{config.tokenizer.path} has {tokenizer.vocab_size} pieces, more than "
         f"config.model.text.vocab_size={text.vocab_size}; set vocab_size to at least {tokenizer.vocab_size}.",
     )
-    # The largest id is the end of text where the vocabulary ends with it, as CLIP's does.
-    largest = text.eos_id < 0 and tokenizer.eos_id == tokenizer.vocab_size - 1
-    if text.pool == "eos" and not largest and text.eos_id != tokenizer.eos_id:
-        raise ConfigError(
-            f"config.model.text.pool='eos' looks for id eos_id={text.eos_id}, but the tokenizer ends texts with "
-            f"{tokenizer.eos_id}; set config.model.text.eos_id={tokenizer.eos_id}."
-        )
-    require(
-        text.name != "bert" or text.pad_id == tokenizer.pad_id,
-        f"config.model.text.pad_id={text.pad_id} is what the tower takes for padding, but the tokenizer pads with "
-        f"{tokenizer.pad_id}; set config.model.text.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
-    )
+    if refuse := text_tower(text).check_tokenizer:
+        refuse(text, tokenizer)
 
 
 def headline(results: dict[str, float]) -> str:

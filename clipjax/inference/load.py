@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.config import ExperimentConfig, MeshConfig
-from clipjax.data.images.naflex import budget_of, eval_patches
+from clipjax.data.images.naflex import eval_patches
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host
+from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
 from clipjax.runs import checkpoint as checkpoints
 
@@ -30,7 +31,7 @@ class Loaded:
     config: ExperimentConfig
     params: Any  # on the mesh
     tokenizer: Any  # None where the weights came without one
-    # PIL images, encoded bytes, [H, W, 3] uint8; or, but for naflex, [B, S, S, 3] uint8.
+    # PIL images, encoded bytes, [H, W, 3] uint8; or [B, S, S, 3] uint8 if the tower reads images of one size.
     embed_images: Callable[[Any], np.ndarray]
     embed_texts: Callable[[Any], np.ndarray]  # strings; or [B, L] int32 ids
     # Both return [B, embed_dim] float32 of unit length. (the same, hidden_layers=()) -> Encoded, float32 NumPy:
@@ -123,7 +124,7 @@ def _host(array: jax.Array, count: int) -> np.ndarray:
 
 def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
     """The image columns of a batch. Raises ValueError for an array of another shape than the tower's."""
-    size, budget, pixels = config.model.image.image_size, budget_of(config.model.image), config.data.pixels
+    size, budget, pixels = config.model.image.image_size, patch_budget(config.model.image), config.data.pixels
     if budget:
         rows = [eval_patches(_encoded(image), budget, pixels) for image in images]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,7 +1,7 @@
-"""The parts towers are made of: linear maps, norms, attention, MLP, patch embedding.
+"""The parts that towers are made of: linear maps, norms, MLP, patch embedding. Attention is in attention.py.
 
-Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product, softmax and
-LayerNorm statistics are float32 whatever it is.
+Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product and the statistics of norms
+are float32 whatever it is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-
-from clipjax.models.chunks import in_chunks
-from clipjax.models.flash_attention import fills_tiles, flash_attention
-from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -183,85 +178,6 @@ class RMSNorm(nn.Module):
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
-
-    rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
-    norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
-    backward pass and not the [length, length] weights of every head. chunk: see in_chunks. flash: see flash_attention;
-    without mask only.
-    """
-
-    num_heads: int
-    causal: bool
-    qkv_init: Callable
-    out_init: Callable
-    bias_init: Callable
-    dtype: jnp.dtype
-    remat: bool = False
-    chunk: int = 0
-    flash: bool = False
-    activations: jax.sharding.NamedSharding | None = None
-    qkv_bias: str = "qkv"
-    norm: Callable | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
-        attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
-        attend = jax.checkpoint(attend) if self.remat else attend
-        if self.chunk:
-            attend = in_chunks(attend, self.chunk, self.activations)
-        if self.flash:
-            attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
-        biased, one = BIASED[self.qkv_bias], self.flash and rotation is None and fills_tiles(x.shape[1])
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, one, name="qkv")(x)
-        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
-        y = checkpoint_name(y, "attended")
-        if self.norm is not None:
-            y = self.norm(name="ln")(y)
-        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width] -> as x."""
-
-    num_heads: int
-    kernel_init: Callable
-    out_init: Callable
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        def heads(name: str, a: jax.Array) -> jax.Array:
-            y = Linear(x.shape[-1], self.kernel_init, dtype=self.dtype, name=name)(a)
-            return y.reshape(*a.shape[:2], self.num_heads, -1)
-
-        y = attention(heads("query", x), heads("key", context), heads("value", context)).reshape(x.shape)
-        return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
-
-
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
-) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q.
-
-    mask: [batch, keys] bool, the keys that may be seen; where causal or mask leave a query none, it sees all alike.
-    """
-    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if causal:
-        visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
-        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
 
 class Mlp(nn.Module):

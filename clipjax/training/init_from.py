@@ -55,10 +55,10 @@ def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig
     here."""
     params = dict(variables["params"])
     for tower in ("image", "text"):
-        scanned, wanted = getattr(source, tower).scan_layers, getattr(target, tower).scan_layers
+        wanted = getattr(getattr(target, tower), "scan_layers", None)  # None: a tower whose blocks differ in shape
         if wanted and any(name.startswith("block_") for name in params[tower]):
             params[tower] = stack_layers(params[tower])
-        elif scanned and not wanted and "blocks" in params[tower]:
+        elif wanted is False and "blocks" in params[tower]:
             params[tower] = unstack_layers(params[tower])
     params = resample_positions(params, source, target)
     if target.logit_bias_init is None:

@@ -13,7 +13,6 @@ from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.records import read_manifest
 from clipjax.interop.names import flatten
 from clipjax.mesh import to_host
-from clipjax.models.teacher import Teacher
 from clipjax.training.state import TrainState
 
 
@@ -36,8 +35,11 @@ def image_made_by(config: ExperimentConfig, state: TrainState, prints: dict) -> 
     }
 
 
-def teacher_made_by(config: ExperimentConfig, teacher: Teacher, prints: dict, teacher_prints: dict) -> dict[str, Any]:
-    """All that the teacher's embeddings depend on: its own settings, and the pixels that the student reads."""
+def teacher_made_by(config: ExperimentConfig, teacher: Any, prints: dict, teacher_prints: dict) -> dict[str, Any]:
+    """All that the teacher's embeddings depend on: its own settings, and the pixels that the student reads.
+
+    teacher: a training.teacher.Teacher.
+    """
     own = ("pixels.mean", "pixels.std")
     pixels = {name: value for name, value in prints.items() if name.startswith("pixels.") and name not in own}
     return {

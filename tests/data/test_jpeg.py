@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.photos import photo, photo_jpeg
-from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
+from clipjax.config import AugmentConfig, ConfigError, DataConfig, PatchBudget, PixelConfig
 from clipjax.data.images import jpeg
 from clipjax.data.images import transforms as images
-from clipjax.data.images.naflex import PatchBudget, train_patches
+from clipjax.data.images.naflex import train_patches
 from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.records import RecordError
 from tests.data.samples import encoded, picture
