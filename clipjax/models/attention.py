@@ -26,10 +26,10 @@ BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias ->
 class SelfAttention(nn.Module):
     """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
 
-    rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
-    norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
-    backward pass and not the [length, length] weights of every head. chunk: see in_chunks. flash: see flash_attention;
-    without mask only.
+    rotation: (cos, sin) of clipjax.models.rotary, for q and k. mask: [batch, length] bool, which keys may be seen.
+    norm: makes the norm between attention and its output matrix; None: there is none. remat: the backward pass keeps
+    q, k and v and computes the [length, length] weights again. chunk: see in_chunks. flash: see flash_attention, which
+    takes no mask.
     """
 
     num_heads: int
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width] -> as x."""
+    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width]; returns x's shape."""
 
     num_heads: int
     kernel_init: Callable
@@ -87,9 +87,10 @@ class CrossAttention(nn.Module):
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q.
+    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> the shape of q.
 
-    mask: [batch, keys] bool, the keys that may be seen; where causal or mask leave a query none, it sees all alike.
+    mask: [batch, keys] bool, the keys that may be seen. A query to which causal and mask leave no key attends to all
+    keys equally.
     """
     logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if causal:
@@ -102,12 +103,12 @@ def attention(
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:
-    """attend(q, k, v) on [batch, length, heads, d], or attend(q, k, v, mask [batch, length]), computed for at most
-    `chunk` of a device's examples at a time.
+    """attend, computed for at most `chunk` of a device's examples at a time.
 
-    Their [length, length] weights are computed again in the backward pass, chunk by chunk. A TPU keeps those of a
-    chunk in vector memory (8 images of 196 tokens and 12 heads: 19 MB) where those of a batch go through HBM five
-    times. sharding: of the examples; heads lie over "tensor" as the weights that made them.
+    attend(q, k, v) takes [batch, length, heads, d]; attend(q, k, v, mask) also a mask [batch, length].
+    The backward pass computes the [length, length] weights again, chunk by chunk. A TPU keeps a chunk's in vector
+    memory (8 images of 196 tokens and 12 heads: 19 MB), whereas those of a whole batch go through HBM five times.
+    sharding: of the examples; heads lie over "tensor", as the weights that made them do.
     """
 
     def local(*args: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> C
     if sharding is None:
         return local
     specs = {4: P(*sharding.spec, None, "tensor"), 2: sharding.spec}  # by rank
-    # Every device goes through its own examples: without, a loop over chunks of the whole batch would move them.
+    # Every device loops over its own examples; a loop over chunks of the whole batch would move them.
     return lambda *args: jax.shard_map(
         local, mesh=sharding.mesh, in_specs=tuple(specs[a.ndim] for a in args), out_specs=specs[4], check_vma=False
     )(*args)

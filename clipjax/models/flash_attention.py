@@ -3,11 +3,11 @@
 Towers have short sequences (64 to 1,024 tokens), so a head's weights fit into vector memory whole: no running softmax
 is needed, and the backward pass computes them again from q, k and v, as FlashAttention does (2205.14135, section 3).
 
-A kernel step takes some examples and as many heads as fill 128 lanes, from arrays laid out as the projections make
-them, [batch * length, width]: nothing is transposed and heads are not padded to 128. Memory tiles are 16 rows high
-where lengths are no multiple of 16 (196 patches): a step then takes as many whole examples as make one, and works on
-the aligned window around each, with its neighbours' rows masked. Where that would take too many, examples lie in
-arrays of their own, which costs the compiler a copy.
+A kernel step takes some examples, and enough heads to fill 128 lanes, from arrays laid out as the projections make
+them, [batch * length, width]: nothing is transposed and heads are not padded to 128. Memory tiles are 16 rows high. If
+the length is not a multiple of 16 (196 patches), a step takes the number of whole examples that fills whole tiles, and
+works on the aligned window around each, with its neighbours' rows masked. If that would take too many examples, each
+lies in an array of its own, which costs a copy.
 
 The kernels' bodies are in flash_kernels.py.
 """
@@ -27,18 +27,18 @@ from jax.sharding import PartitionSpec as P
 from clipjax.models import flash_kernels
 from clipjax.models.flash_kernels import LANES, TILE_ROWS
 
-MIN_ROWS, MAX_ROWS = 256, 2048  # of a kernel step: below, starting it costs; above, compiling it does
-GOOD_HEADS, GOOD_WEIGHTS_BYTES = 8, 4 << 20  # of a kernel step: enough to work ahead on; more is much to compile
+MIN_ROWS, MAX_ROWS = 256, 2048  # of a kernel step: fewer cost time to start steps, more cost time to compile
+GOOD_HEADS, GOOD_WEIGHTS_BYTES = 8, 4 << 20  # of a kernel step: enough to work ahead; more take long to compile
 VMEM_BYTES = 32 << 20
-MAX_WEIGHTS_BYTES = 12 << 20  # float32 weights of a kernel step's heads, each of which is code of its own
+MAX_WEIGHTS_BYTES = 12 << 20  # float32 attention weights of a kernel step's heads; each head adds code
 
 
 def flash_attention(attend: Callable, *, causal: bool, sharding: NamedSharding | None) -> Callable:
-    """attend(q, k, v) -> like q, all [batch, length, heads, d], as one kernel where the program is compiled for TPUs.
+    """attend as one kernel if the program is compiled for TPUs; q, k, v and the result are [batch, length, heads, d].
 
-    attend: the same function for other platforms, and for heads too many and too long for a kernel; its backward pass
-    computes it again, too. sharding: of the examples; heads lie over "tensor". Weights are rounded to v's dtype before
-    they are normalised, not after.
+    attend(q, k, v): the same function for other platforms, and for heads too many and too long for a kernel; the
+    backward pass computes it again, too. sharding: of the examples; heads lie over "tensor". The kernel rounds weights
+    to v's dtype before they are normalised, not after.
     """
 
     def on(platform_kernel: Callable, plain: Callable, *args: jax.Array) -> tuple[jax.Array, ...]:
@@ -71,16 +71,15 @@ def flash_forward(
 def flash_backward(
     q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, *, causal: bool = False, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(dq, dk, dv), of what flash_forward gives and its gradient.
+    """(dq, dk, dv), from the inputs of flash_forward and the gradient of its result.
 
-    Parts of one array, if fills_tiles(length): where they are stacked again for one product (layers.dots), no copy is
-    made.
+    If fills_tiles(length) they are parts of one array: stacking them for one product (layers.dots) makes no copy.
     """
     return tuple(_call(flash_kernels.backward, 3, (q, k, v, gradient), causal, interpret))
 
 
 def fills_tiles(length: int) -> bool:
-    """Whether kernels take examples of so many rows from [batch * length, width], where a batch is divisible enough."""
+    """Whether kernels read examples of `length` rows from [batch * length, width], if the batch divides into steps."""
     return _least_examples(length) * length <= MAX_ROWS
 
 
@@ -128,7 +127,7 @@ def _call(body: Callable, results: int, args: tuple[jax.Array, ...], causal: boo
         out_specs=out_block,
         # Parallel: the two cores of a v4's or v5p's device share the steps.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES),
-        # What clipjax.planning.kernels and readers of profiles tell kernels by.
+        # clipjax.planning.kernels and readers of profiles recognise kernels by this name.
         name=f"flash_{body.__name__}_{batch}x{length}x{heads}x{d}{'_causal' if causal else ''}",
         interpret=interpret,
     )
@@ -143,7 +142,7 @@ def _fits(q: jax.Array, sharding: NamedSharding | None) -> bool:
 
 
 def _columns(batch: int, length: int, heads: int, d: int) -> int:
-    """Of a kernel step: whole heads that fill whole lanes; with a single example a step, more of them if short."""
+    """Columns of a kernel step: whole heads that fill whole lanes; more heads if a step has one, short example."""
     least = _least_columns(heads, d)
     if _examples(batch, length):
         return least
@@ -157,7 +156,7 @@ def _least_columns(heads: int, d: int) -> int:
 
 
 def _examples(batch: int, length: int) -> int:
-    """Whole examples of a kernel step whose rows fill whole tiles; 0 where it takes more than there are or fit."""
+    """Whole examples of a kernel step whose rows fill whole tiles; 0 if that takes more than there are or fit."""
     least = _least_examples(length)
     if batch % least or not fills_tiles(length):
         return 0

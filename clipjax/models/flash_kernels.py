@@ -56,14 +56,14 @@ def backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int,
 
 
 class _Head(NamedTuple):
-    """One of an example's in a kernel step."""
+    """One head of an example in a kernel step."""
 
     start: int  # the example's first row in its window
     window: slice  # the rows of whole tiles around the example
     columns: slice  # the head's own
-    lanes: slice  # the whole blocks of columns around those
-    own: slice  # the head's own among lanes
-    first: bool  # of the example's
+    lanes: slice  # the whole blocks of columns around its own
+    own: slice  # the head's own columns, counted within lanes
+    first: bool  # whether it is the example's first head
     last: bool
 
 
@@ -77,10 +77,10 @@ def _all_heads(ref, length: int, d: int) -> Iterator[_Head]:  # noqa: ANN001
 
 
 def _ahead(heads: Iterator[_Head], begin: Callable[[_Head], Any], length: int) -> Iterator[tuple[_Head, Any]]:
-    """(head, begin(head)) of all, with begin called for some more before a head is given.
+    """(head, begin(head)) for every head; begin is called for a few heads before the one that is yielded.
 
-    The compiler keeps the order of the program more or less: so the products of the next heads fall into the vector
-    work of this one, and none waits for the other.
+    The compiler roughly keeps the program's order, so the products of the next heads overlap the vector work of this
+    one, and neither waits for the other.
     """
     begun: deque[tuple[_Head, Any]] = deque()
     ahead = min(LOOKAHEAD, LOOKAHEAD_BYTES // (8 * length**2))
@@ -92,14 +92,14 @@ def _ahead(heads: Iterator[_Head], begin: Callable[[_Head], Any], length: int) -
 
 
 def _add(sums: dict[int, jax.Array], lanes: slice, part: jax.Array) -> None:
-    """Adds a part of some blocks of lanes to {first lane of a block: sum}."""
+    """Adds `part`, which covers some blocks of lanes, to {first lane of a block: sum}."""
     for i in range(lanes.start, lanes.stop, LANES):
         block = part[:, i - lanes.start : min(i + LANES, lanes.stop) - lanes.start]
         sums[i] = sums[i] + block if i in sums else block
 
 
 def _windows(rows: int, length: int) -> Iterator[tuple[int, slice]]:
-    """(where its first row lies in it, the rows of whole tiles around it) of every example of a kernel step."""
+    """For every example of a kernel step: (its first row within the window, the window: rows of whole tiles)."""
     for first in range(0, rows, length):
         begin = first // TILE_ROWS * TILE_ROWS
         end = min(-(-(first + length) // TILE_ROWS) * TILE_ROWS, rows)
@@ -111,7 +111,7 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 def _only(x: jax.Array, columns: slice) -> jax.Array:
-    """x with zeros in other columns: products over all lanes cost no more, and nothing moves to other lanes."""
+    """x with zeros in the other columns: products over all lanes cost no more, and nothing moves between lanes."""
     if x.shape[1] == columns.stop - columns.start:
         return x
     column = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
@@ -119,7 +119,7 @@ def _only(x: jax.Array, columns: slice) -> jax.Array:
 
 
 def _logits(q: jax.Array, k: jax.Array, start: int, length: int, causal: bool) -> jax.Array:
-    """q k^T, not scaled, as [keys, queries] of a window; the example's own keys only."""
+    """q k^T, not scaled, as [keys, queries] of a window; other examples' keys are masked."""
     logits = _own_rows(_dot(k, q, 1, 1), start, length, MASKED)
     if causal:
         key, query = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
@@ -134,7 +134,7 @@ def _softmax(logits: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _own_rows(x: jax.Array, start: int, length: int, other: float) -> jax.Array:
-    """A window with `other` in the rows of other examples, which only its first and its last tile can have."""
+    """A window with `other` in the rows of other examples, which only its first and last tile can have."""
     rows, stop = x.shape[0], start + length
     first = min(TILE_ROWS, rows) if start else 0
     cuts = sorted({0, first, max(first, stop // TILE_ROWS * TILE_ROWS) if stop < rows else rows, rows})
@@ -149,7 +149,7 @@ def _own_rows(x: jax.Array, start: int, length: int, other: float) -> jax.Array:
 
 
 def _store(ref, x: jax.Array, head: _Head) -> None:  # noqa: ANN001
-    """Writes a window, whose first tile may begin with rows of the example before, already written."""
+    """Writes a window; its first tile may begin with rows of the previous example, which are kept."""
     x, start, window = x.astype(ref.dtype), head.start, head.window
     if start:
         shared = slice(window.start, window.start + TILE_ROWS)

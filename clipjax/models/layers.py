@@ -25,7 +25,7 @@ class Linear(nn.Module):
     """y = x @ kernel + bias on the last axis; kernel [in, *features] float32.
 
     All leading axes are flattened: XLA:CPU multiplies two-dimensional operands about a fifth faster than
-    batched ones, and elsewhere the reshape is free. features may be a tuple, (3, width) for fused q, k, v, so
+    batched ones, and elsewhere the reshape is free. features may be a tuple, such as (3, width) for fused q, k, v, so
     that the last axis can be sharded on its own.
     """
 
@@ -46,10 +46,11 @@ class Linear(nn.Module):
 
 
 class Projections(nn.Module):
-    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` times [..., width].
+    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` arrays [..., width].
 
-    kernel [in, count, width], bias [len(biased), width], of the maps `biased` (None: of all). Separate products:
-    slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see dots.
+    kernel [in, count, width]; bias [len(biased), width], for the maps `biased` (None: all). Each map is a product of
+    its own: slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see
+    dots.
     """
 
     count: int
@@ -78,7 +79,7 @@ class Projections(nn.Module):
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x [n, in] @ kernel [in, ...] -> [n, ...] in dtype, accumulated in float32.
 
-    The kernel's gradient leaves the product in float32, not rounded to dtype, and so it is summed over devices.
+    The kernel's gradient leaves the product in float32, not rounded to dtype, and is summed over devices in float32.
     """
     return _product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,))).astype(dtype)
 
@@ -99,8 +100,11 @@ dot.defvjp(_dot_forward, _dot_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dots(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out], on a TPU with one product for all in each
-    gradient: faster where the results' gradients lie in one array already, as flash_attention's do."""
+    """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out].
+
+    On a TPU each gradient is one product for all i, which is faster if the results' gradients already lie in one array,
+    as flash_attention's do.
+    """
     return tuple(dot(x, kernel[:, i], dtype) for i in range(kernel.shape[1]))
 
 
@@ -131,8 +135,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones, a register's worth:
-    # the compiler would turn a product with one row into a sum again.
+    # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones fill a register; the
+    # compiler would turn a product with one row back into a sum.
     ones = jnp.ones((8, dy.shape[0]), dy.dtype)
     return dy, _product(ones, dy, ((1,), (0,)))[0].astype(bias.dtype)
 
@@ -141,8 +145,11 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
 
 
 def constrain(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """x laid out as told. Without, a compiler may cut activations the way FSDP cuts the weights, and sum over devices
-    what each could compute alone."""
+    """x with the given sharding; None: x.
+
+    Without it a compiler may cut activations the way FSDP cuts the weights, and sum over devices what each device could
+    compute alone.
+    """
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
@@ -160,7 +167,7 @@ class LayerNorm(nn.Module):
         if x.dtype == jnp.float32:
             variance = jnp.square(y - mean).mean(-1, keepdims=True)
         else:
-            # Both means in one pass over x, whose own rounding is far above what the difference of squares loses.
+            # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
             variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
         return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
@@ -181,9 +188,9 @@ NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class Mlp(nn.Module):
-    """Two matrices with an activation between them, or three: down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
+    """Two matrices with an activation between them; gated: three, down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
 
-    norm: makes the norm before the last matrix, where there is one.
+    norm: makes the norm before the last matrix; None: there is none.
     """
 
     mlp_dim: int
@@ -211,8 +218,8 @@ class Mlp(nn.Module):
 class PatchEmbed(nn.Module):
     """Image [B, H, W, C] -> patches [B, (H/p)(W/p), width] as one matrix product (a convolution with stride p).
 
-    Rows and columns beyond the last whole patch are dropped (VALID, as So400m/14 at 384 needs). The kernel's
-    rows run over patch row, patch column, channel.
+    Rows and columns beyond the last whole patch are dropped (VALID, as So400m/14 at 384 needs). The kernel's rows
+    run over patch row, patch column, channel.
     """
 
     patch_size: int

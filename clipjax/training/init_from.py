@@ -28,7 +28,9 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) 
     manager, step = checkpoints.open_run(config.init_from)
     trained, found = checkpoints.read_meta(manager, step)
     where = f"config.init_from={config.init_from}"
-    check_fingerprint(to_train_on(found, config), to_train_on(prints, config), where=where)
+    unused = unused_options(trained.model, config.model)
+    here, there = ({n: v for n, v in to_train_on(p, config).items() if n not in unused} for p in (prints, found))
+    check_fingerprint(there, here, where=where)
 
     convert = functools.partial(adapt, source=trained.model, target=config.model)
     target = eval_variables(abstract_state(config, mesh))
@@ -48,6 +50,21 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, prints: dict[str, Any]) 
         copies = jax.tree.map(jnp.copy, (params, batch_stats))
         state = state.replace(ema_params=copies[0], ema_batch_stats=copies[1])
     return state
+
+
+def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
+    """Names in a fingerprint of options that only one of two models' towers has, and leaves at their defaults.
+
+    With them a tower computes what one without such an option does: a ViT without rotary positions and a NaFlex.
+    """
+    names = set()
+    for side in ("image", "text"):
+        towers = getattr(one, side), getattr(other, side)
+        for a, b in (towers, towers[::-1]):
+            default = type(a)()
+            own = {name for name, value in vars(a).items() if not hasattr(b, name) and value == getattr(default, name)}
+            names |= {f"{side}.{name}" for name in own}
+    return names
 
 
 def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig) -> dict[str, Any]:
