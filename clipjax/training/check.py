@@ -9,7 +9,7 @@ from clipjax.data.mixture import PERIOD
 from clipjax.losses import LOSSES
 from clipjax.losses.tiles import choose_tile
 from clipjax.mesh import mesh_shape
-from clipjax.models import image_tower, text_tower
+from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
 from clipjax.optim.updates import check_optimizer
 
@@ -130,6 +130,7 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     tensor: length of the mesh's tensor axis.
     """
     model = config.model
+    plain = ", ".join(name for name, row in IMAGE_TOWERS.items() if not row.running_statistics)
     for where, row, tower in (
         ("config.model.image", image_tower(model.image), model.image),
         ("config.model.text", text_tower(model.text), model.text),
@@ -149,7 +150,7 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
         "would be another one. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
-        "without BatchNorm (vit, convnext), or freeze it (config.optimizer.image_lr_multiplier=0).",
+        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0).",
     )
 
 
