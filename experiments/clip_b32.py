@@ -22,11 +22,13 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     config.model.dtype = "bfloat16"
     image = config.model.image
     for tower in (image, config.model.text):
-        tower.attention = "flash"
-        # Unrolled towers step faster and take minutes to compile. remat="none" lets XLA choose what to keep,
-        # which is fastest, but takes too much memory for long sequences.
-        tower.scan_layers = tower.depth > 24
-        tower.remat = "dots" if image.image_size > 256 or tower.scan_layers else "none"
+        scanned = tower.get("depth", 0) > 24
+        if "attention" in tower:  # a transformer, not a ResNet
+            tower.attention = "flash"
+            # Unrolled, towers step faster and take minutes to compile. What XLA then keeps by itself is the fastest
+            # choice, except that long sequences leave it too much.
+            tower.scan_layers = scanned
+        tower.remat = "dots" if image.image_size > 256 or scanned else "none"
     config.loss.dtype = "bfloat16"
     config.model.text.eos_id = 1
     config.loss.name = "softmax"

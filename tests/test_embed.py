@@ -24,12 +24,12 @@ from clipjax.data import embeddings
 from clipjax.data.embeddings import Embeddings, shares, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.mesh import make_mesh
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.precomputed import check_image_embeddings, image_made_by
 from clipjax.training.state import abstract_state, create_state, eval_variables
 from clipjax.training.step import lower_step
+from clipjax.training.teacher import EmbeddedTeacher, Teacher
 from tests.data.samples import FaultySource, example, write_folder
 from tests.data.test_pipeline import assert_equal, stream, take
 from tests.runs import build_data, losses, run_config

@@ -13,10 +13,10 @@ from clipjax.losses import make_loss
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import normalize_pixels
-from clipjax.models.teacher import Teacher
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import abstract_state, create_state, eval_variables
 from clipjax.training.step import batch_shapes, lower_step, make_train_step
+from clipjax.training.teacher import Teacher
 from tests.tiny import tiny_batches, tiny_config
 
 BATCH = 64

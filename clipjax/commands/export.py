@@ -23,7 +23,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import MeshConfig, ModelConfig, declared, differences, flat
 from clipjax.interop.convert import their_arrays
-from clipjax.interop.families import FAMILIES, Family
+from clipjax.interop.families import FAMILIES, Family, check_towers
 from clipjax.interop.foreign import families_of
 from clipjax.interop.names import Description, InteropError, Meaning, flatten, their_shapes
 from clipjax.interop.safetensors import write_safetensors
@@ -76,6 +76,7 @@ def choose(meaning: Meaning, format: str, target: dict) -> tuple[str, Family, di
     reasons = []
     for name, family in families.items():
         try:
+            check_towers(family, meaning.model)
             shapes = their_shapes(family.tensors(meaning.model), meaning.model, target)
             read = family.read(Description(family.write(meaning), shapes))
             lost = lost_options(read.model, meaning.model)

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from clipjax.commands import flags as cli
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
-from clipjax.models.dual_encoder import BATCH_NORM_TOWERS
+from clipjax.models import image_tower
 from clipjax.planning.chips import GIB
 from clipjax.planning.compile import OutOfMemory, plan_step
 from clipjax.planning.table import compare_table, plan_table
@@ -109,8 +109,8 @@ def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, Experi
             continue  # saves little compared with "dots", which costs little
         change = f"model.image.remat={remat} model.text.remat={remat}"
         yield change, _with_remat(config, remat)
-    if config.model.image.name in BATCH_NORM_TOWERS and config.optimizer.image_lr_multiplier:
-        return  # no micro-batches with BatchNorm: see training/check.py
+    if image_tower(config.model.image).running_statistics and config.optimizer.image_lr_multiplier:
+        return  # see check: no micro-batches
     base, prefix = (config, "") if now == "full" else (_with_remat(config, "full"), "remat=full for both towers and ")
     for factor in (2, 4, 8, 16):
         steps = config.accumulation_steps * factor

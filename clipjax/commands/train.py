@@ -22,7 +22,6 @@ from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
 from clipjax.data.examples import DataError
 from clipjax.data.images.jpeg import choose_decoder
-from clipjax.data.images.naflex import budget_of
 from clipjax.data.mixture import open_train
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -30,6 +29,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.files import write_text
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of
 from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.models import patch_budget
 from clipjax.processes import announce, gather_json
 from clipjax.report.summary import draw_summary, make_held_out, record_before
 from clipjax.runs import checkpoint as checkpoints
@@ -126,7 +126,7 @@ def open_batches(config: ExperimentConfig, tokenizer: Any) -> Any:
         source=open_train(config.data),
         tokenizer=tokenizer,
         image_size=config.model.image.image_size,
-        budget=budget_of(config.model.image),
+        budget=patch_budget(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         process_index=jax.process_index(),

@@ -44,6 +44,7 @@ from clipjax.config.model import (
     ImageTowerConfig,
     Init,
     ModelConfig,
+    PatchBudget,
     Remat,
     TextTowerConfig,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Part",
+    "PatchBudget",
     "PixelConfig",
     "Remat",
     "ScheduleConfig",

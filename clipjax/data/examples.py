@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import DataConfig, PixelConfig
+from clipjax.config import DataConfig, PatchBudget, PixelConfig
 from clipjax.data.bad_records import BadRecord, bad_record
 from clipjax.data.embeddings import open_embeddings
-from clipjax.data.images.naflex import PatchBudget, eval_patches, train_patches
+from clipjax.data.images.naflex import eval_patches, train_patches
 from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.mixture import make_order
 from clipjax.data.read_ahead import Rows

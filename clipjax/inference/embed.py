@@ -12,14 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
-from clipjax.data.images.naflex import budget_of
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host, to_mesh
-from clipjax.models import DualEncoder
-from clipjax.models.dual_encoder import IMAGE_TOWERS, TEXT_TOWERS, run_tower
-from clipjax.models.hidden import Hidden
+from clipjax.models import DualEncoder, image_tower, patch_budget, text_tower
 from clipjax.models.pixels import normalize_pixels
+from clipjax.models.towers.tower import Hidden, TowerOutput
 from clipjax.training.state import abstract_state, eval_variables
 
 
@@ -35,7 +33,7 @@ def global_batches(
         tokenizer=tokenizer,
         pixels=config.data.pixels,
         image_size=config.model.image.image_size,
-        budget=budget_of(config.model.image),
+        budget=patch_budget(config.model.image),
         batch_size=config.eval.batch_size,
         num_threads=config.data.num_threads,
         process_index=jax.process_index(),
@@ -91,20 +89,20 @@ def make_encode(config: ExperimentConfig, mesh: Mesh, side: str) -> Callable[[An
     """The jitted function encode(variables, x, hidden_layers) -> Encoded of one tower; side: "image" or "text".
 
     variables: {"params", "batch_stats"}. x: uint8 images or Patches, or ids [B, L] int32, sharded over the batch.
-    hidden_layers: see models.hidden.layer_indices; ConfigError where the tower does not give them. The result is
+    hidden_layers: see transformer.layer_indices; ConfigError where the tower does not give them. The result is
     replicated on every device.
     """
     model, pixels, sharding = config.model, config.data.pixels, batch_sharding(mesh)
-    settings, table = getattr(model, side), {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[side]
+    settings, row_of = getattr(model, side), {"image": image_tower, "text": text_tower}[side]
     dtype = jnp.dtype(model.dtype)
-    tower = table[settings.name](settings, model.embed_dim, dtype, sharding)
+    tower = row_of(settings).module(settings, model.embed_dim, dtype, sharding)
 
     def encode(variables: Any, x: Any, hidden_layers: tuple[int, ...]) -> Encoded:
         if side == "image":
             x = normalize_pixels(x, pixels.mean, pixels.std, dtype)
         own = {collection: tree[side] for collection, tree in variables.items() if side in tree}
-        pooled, _, hidden = run_tower(tower.bind(own), x, False, hidden_layers)
-        return Encoded(pooled, hidden)
+        output: TowerOutput = tower.bind(own)(x, False, hidden_layers)
+        return Encoded(output.pooled, output.hidden)
 
     shardings = param_shardings(eval_variables(abstract_state(config, mesh)), mesh)
     return jax.jit(encode, static_argnums=2, in_shardings=(shardings, sharding), out_shardings=replicated(mesh))

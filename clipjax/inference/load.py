@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.config import ExperimentConfig, MeshConfig
-from clipjax.data.images.naflex import budget_of, eval_patches
+from clipjax.data.images.naflex import eval_patches
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
+from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
 from clipjax.training.state import Weights
 
@@ -106,7 +107,7 @@ def _host(array: jax.Array, count: int) -> np.ndarray:
 
 def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
     """The image columns of a batch. Raises ValueError for an array whose shape is not the tower's."""
-    size, budget, pixels = config.model.image.image_size, budget_of(config.model.image), config.data.pixels
+    size, budget, pixels = config.model.image.image_size, patch_budget(config.model.image), config.data.pixels
     if budget:
         rows = [eval_patches(_encoded(image), budget, pixels) for image in images]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

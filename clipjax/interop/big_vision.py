@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop.hf_siglip import scalar
 from clipjax.interop.layouts import Layout, reshape
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 PIXELS = PIXEL_PRESETS["big_vision"]
 IGNORED = r"params/(opt|chrono|extra)/.*"
@@ -128,11 +130,11 @@ def read(description: Description) -> Meaning:
                 "27 x 27 patches of 14 pixels are what an image of 378 or 384 pixels gives, and the file does not say "
                 "which: add --preset=siglip_so400m14_384 (or another of this size)."
             )
-        image = ImageTowerConfig(
+        image = ViTConfig(
             image_size=side * patch, patch_size=patch, width=width, pool="map", pre_norm=False, patch_bias=True,
             projection=False, **_tower(shapes, "params/img/Transformer"),
         )  # fmt: skip
-        text = TextTowerConfig(
+        text = TextTransformerConfig(
             vocab_size=vocab, context_length=context, width=text_width, causal=False, pool="last", projection_bias=True,
             **_tower(shapes, "params/txt/Encoder_0"),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.config import ModelConfig
 from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
@@ -25,9 +25,10 @@ from clipjax.interop.names import (
 )
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.presets.eva import EVA_PRESETS
+from clipjax.models.towers.vit import ViTConfig
 
 # timm models/eva.py: the names that OpenCLIP's EVA01-* and EVA02-* take -> the preset whose image tower it is.
-TRUNKS: dict[str, ImageTowerConfig] = {
+TRUNKS: dict[str, ViTConfig] = {
     "eva_giant_patch14_224": EVA_PRESETS["eva01_clip_g14"].image,
     "eva02_base_patch16_clip_224": EVA_PRESETS["eva02_clip_b16"].image,
     "eva02_large_patch14_clip_224": EVA_PRESETS["eva02_clip_l14"].image,
@@ -132,7 +133,7 @@ def _has_sizes(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> boo
     )
 
 
-def _fixed(image: ImageTowerConfig) -> dict[str, Any]:
+def _fixed(image: ViTConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(image).items() if name not in TRAINING}
 
 

@@ -26,6 +26,13 @@ from clipjax.interop import (
     openai,
 )
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor
+from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.convnext import ConvNeXtConfig
+from clipjax.models.towers.efficientnet import EfficientNetConfig
+from clipjax.models.towers.naflex import NaFlexConfig
+from clipjax.models.towers.resnet import ResNetConfig
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 
 class Family(NamedTuple):
@@ -41,6 +48,8 @@ class Family(NamedTuple):
     constants: Callable[[ModelConfig], dict[str, np.ndarray]] = (
         lambda model: {}
     )  # tensors that hold no weights, written
+    image: type = ViTConfig  # the towers that the format holds
+    text: type = TextTransformerConfig
 
 
 _HF = dict(format="hf", ignored=r".*\.(position|token_type)_ids")
@@ -59,10 +68,10 @@ def _of(module: ModuleType, **options: Any) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "hf_align": _of(hf_align, **_HF, pixels=PIXEL_PRESETS["align"]),
+    "hf_align": _of(hf_align, **_HF, pixels=PIXEL_PRESETS["align"], image=EfficientNetConfig, text=BertConfig),
     "hf_clip": _of(hf_clip, **_HF, pixels=hf_clip.PIXELS),
     "hf_siglip": _of(hf_siglip, **_HF),
-    "hf_siglip2": _of(hf_siglip2, **_HF, pixels=hf_siglip2.PIXELS),
+    "hf_siglip2": _of(hf_siglip2, **_HF, pixels=hf_siglip2.PIXELS, image=NaFlexConfig),
     "open_clip": _of(open_clip, **_CLIP),
     "open_clip_coca": _of(coca, **_OPEN_CLIP),
     "open_clip_resnet": Family(
@@ -71,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         open_clip_conv.read_resnet,
         open_clip_conv.write_resnet,
         **_CLIP,
+        image=ResNetConfig,
     ),
     "open_clip_convnext": Family(
         open_clip_conv.convnext_tensors,
@@ -78,9 +88,10 @@ FAMILIES: dict[str, Family] = {
         open_clip_conv.read_convnext,
         open_clip_conv.write_convnext,
         **_CLIP,
+        image=ConvNeXtConfig,
     ),
     "open_clip_siglip": _of(open_clip_siglip, **_OPEN_CLIP | dict(pixels=PixelConfig())),
-    "open_clip_hf_text": _of(open_clip_bert, **_OPEN_CLIP | dict(ignored=open_clip_bert.IGNORED)),
+    "open_clip_hf_text": _of(open_clip_bert, **_OPEN_CLIP | dict(ignored=open_clip_bert.IGNORED), text=BertConfig),
     "open_clip_eva": Family(eva.timm_tensors, eva.matches, eva.read, eva.write, **_EVA),
     "eva_clip": Family(
         eva.original_tensors,
@@ -91,7 +102,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "openai": Family(open_clip.tensors, openai.matches, openai.read, openai.write, **_OPENAI),
     "openai_resnet": Family(
-        open_clip_conv.resnet_tensors, openai.matches_resnet, openai.read_resnet, openai.write, **_OPENAI
+        open_clip_conv.resnet_tensors,
+        openai.matches_resnet,
+        openai.read_resnet,
+        openai.write,
+        **_OPENAI,
+        image=ResNetConfig,
     ),
     "big_vision": _of(big_vision, format="big_vision", **_BIG_VISION),
     "big_vision_stacked": Family(
@@ -103,6 +119,13 @@ FAMILIES: dict[str, Family] = {
         **_BIG_VISION,
     ),
 }
+
+
+def check_towers(family: Family, model: ModelConfig) -> None:
+    """Raises InteropError for a model whose towers are not those of the format."""
+    for side, tower, wanted in (("image", model.image, family.image), ("text", model.text, family.text)):
+        if not isinstance(tower, wanted):
+            raise InteropError(f"The format's {side} tower is '{wanted.name}', and this model's is '{tower.name}'.")
 
 
 def recognise(description: Description, name: str = "") -> tuple[str, Family]:

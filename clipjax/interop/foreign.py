@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.interop.convert import read_variables
-from clipjax.interop.families import FAMILIES, Family, recognise, weights
+from clipjax.interop.families import FAMILIES, Family, check_towers, recognise, weights
 from clipjax.interop.names import InteropError, Meaning, check_tensors, flatten, their_shapes
 from clipjax.interop.source import Source, open_weights
 from clipjax.mesh import make_mesh
@@ -40,6 +40,7 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     source = open_weights(path)
     name, row = recognise(source.description, family)
     meaning = Meaning(get_preset(preset), row.pixels) if preset else read_meaning(source, name, row)
+    check_towers(row, meaning.model)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
-from clipjax.models.towers.efficientnet import STAGES, block_shapes
+from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.efficientnet import STAGES, EfficientNetConfig, block_shapes
 
 CONTEXT = 64  # tokens a text is padded or cut to; no file says it
 PROCESSOR = "preprocessor_config.json"
@@ -106,8 +108,7 @@ def read(description: Description) -> Meaning:
         if vision[name] != value:
             raise InteropError(f"config.json: vision_config.{name}={vision[name]}; computed here is {value} only.")
     processor = description.files.get(PROCESSOR, {})
-    image = ImageTowerConfig(
-        name="efficientnet",
+    image = EfficientNetConfig(
         image_size=processor.get("crop_size", {}).get("height", vision["image_size"]),
         width_coefficient=float(vision["width_coefficient"]),
         depth_coefficient=float(vision["depth_coefficient"]),
@@ -116,7 +117,6 @@ def read(description: Description) -> Meaning:
         norm_momentum=vision["batch_norm_momentum"],
         drop_path=float(vision["drop_connect_rate"]),
         projection=False,
-        scan_layers=False,
     )
     width = block_shapes(image)[-1].outputs
     embed_dim = config.get("projection_dim", 640)
@@ -126,15 +126,13 @@ def read(description: Description) -> Meaning:
             "channels: nothing could be compared."
         )
     model = ModelConfig(
-        image=ImageTowerConfig(**{**vars(image), "width": width}),
-        text=TextTowerConfig(
-            name="bert",
+        image=replace(image, width=width),
+        text=BertConfig(
             vocab_size=text["vocab_size"],
             context_length=min(CONTEXT, text["max_position_embeddings"]),
             num_positions=text["max_position_embeddings"],
             token_types=text["type_vocab_size"],
             pad_id=text["pad_token_id"],
-            causal=False,
             pool="cls",
             pooler=True,
             projection_bias=True,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.layouts import linear, patch_conv
 from clipjax.interop.names import Description, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 PIXELS = PIXEL_PRESETS["clip_hf"]
 SHARED = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
@@ -58,12 +60,12 @@ def read(description: Description) -> Meaning:
     text = TEXT | config.get("text_config", {})
     eos = text["eos_token_id"]
     model = ModelConfig(
-        image=ImageTowerConfig(
+        image=ViTConfig(
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             **hf.tower(vision, VISION, "config.json: vision_config"),
         ),
-        text=TextTowerConfig(
+        text=TextTransformerConfig(
             vocab_size=text["vocab_size"],
             context_length=text["max_position_embeddings"],
             eos_id=-1 if eos == LARGEST_ID else eos,

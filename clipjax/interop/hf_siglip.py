@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import hf
 from clipjax.interop.layouts import linear, patch_conv, reshape
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 PIXELS = PixelConfig()  # squashed to a square, [-1, 1]
 SHARED = dict(
@@ -68,7 +70,7 @@ def read(description: Description) -> Meaning:
     if not vision["vision_use_head"]:
         raise InteropError("config.json: vision_config.vision_use_head is false; SigLIP's pooling head is needed.")
     model = ModelConfig(
-        image=ImageTowerConfig(
+        image=ViTConfig(
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             pool="map",
@@ -78,7 +80,7 @@ def read(description: Description) -> Meaning:
             init="big_vision",
             **hf.tower(vision, VISION, "config.json: vision_config"),
         ),
-        text=TextTowerConfig(
+        text=TextTransformerConfig(
             vocab_size=text["vocab_size"],
             context_length=text["max_position_embeddings"],
             causal=False,

@@ -15,6 +15,7 @@ from clipjax.interop import hf_siglip
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.tokenizer_files import tokenizer_json
+from clipjax.models.towers.naflex import naflex_of
 
 PIXELS = PixelConfig(interpolation="bilinear")
 PATCHES = 256  # a budget that no file states
@@ -42,7 +43,7 @@ def read(description: Description) -> Meaning:
     square = {**processor, "size": None} if processor else {}
     meaning = hf_siglip.read(description._replace(files={**files, "preprocessor_config.json": square}))
     budget = processor.get("max_num_patches", PATCHES)
-    image = replace(meaning.model.image, name="naflex", max_patches=budget)
+    image = naflex_of(meaning.model.image, max_patches=budget)
     pixels = meaning.pixels if processor else PIXELS
     tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
     if "tokenizer.model" not in description.beside:

@@ -12,6 +12,8 @@ from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import image_tower, text_tower
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 CONFIG = "open_clip_config.json"
 PIXELS = PIXEL_PRESETS["openai"]
@@ -77,7 +79,7 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
     )
 
 
-def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
+def read_image(model: Mapping[str, Any]) -> ViTConfig:
     """The ViT of model_cfg. Raises InteropError for an option or a combination that is not computed."""
     v = VISION | model.get("vision_cfg", {})
     refuse_others(v, VISION_FIXED, f"{CONFIG}: vision_cfg")
@@ -98,7 +100,7 @@ def read_image(model: Mapping[str, Any]) -> ImageTowerConfig:
     else:
         after = v.get("final_ln_after_pool", False)
         shared |= dict(pool={"tok": "cls", "avg": "gap"}[pool], norm_after_pool=after)
-    return ImageTowerConfig(
+    return ViTConfig(
         image_size=v["image_size"],
         patch_size=v["patch_size"],
         num_heads=v["width"] // v["head_width"],
@@ -128,7 +130,7 @@ def read_blocks(model: Mapping[str, Any], tower: Mapping[str, Any], where: str) 
 
 def read_text(
     model: Mapping[str, Any], text: Mapping[str, Any], fixed: Mapping[str, Any] = TEXT_FIXED
-) -> TextTowerConfig:
+) -> TextTransformerConfig:
     """The text tower of model_cfg; text: its text_cfg. Raises InteropError for what is not ours, its pooling too."""
     refuse_others(text, fixed, f"{CONFIG}: text_cfg")
     t = TEXT | text
@@ -140,7 +142,7 @@ def read_text(
     ours = "last" if pool == "last" else "eos"
     if t.get("embed_cls", False):  # pool_type is not looked at
         ours = pool = "cls"
-    return TextTowerConfig(
+    return TextTransformerConfig(
         vocab_size=t["vocab_size"],
         context_length=t["context_length"],
         num_heads=t["heads"],
@@ -174,7 +176,7 @@ def write_around(meaning: Meaning, vision: Mapping[str, Any], text: dict[str, An
     return {CONFIG: {"model_cfg": config | others, "preprocess_cfg": preprocess}}
 
 
-def write_image(image: ImageTowerConfig) -> dict[str, Any]:
+def write_image(image: ViTConfig) -> dict[str, Any]:
     pool = {}
     if image.pool == "attentional":
         queries, heads = image.pooler_queries, image.pooler_heads

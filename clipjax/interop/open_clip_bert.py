@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.interop import open_clip
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import image_tower
 from clipjax.models.presets.bert import BERT_TOWERS
+from clipjax.models.towers.bert import BertConfig
 
 IGNORED = rf"{open_clip.IGNORED}|.*\.(position|token_type)_ids"
 # hf_pooler_type -> ours; only the first of them leaves BERT's pooler in the model.
@@ -44,7 +45,7 @@ def read(description: Description) -> Meaning:
     return open_clip.read_around(description, open_clip.read_image(model), text)
 
 
-def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TextTowerConfig:
+def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> BertConfig:
     """config: text_cfg; shapes of the tensors, by their names."""
     where, name = f"{open_clip.CONFIG}: text_cfg", config["hf_model_name"]
     known = BERT_TOWERS.get(re.sub("^(FacebookAI|google-bert)/", "", name))
@@ -94,7 +95,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return open_clip.write_around(meaning, open_clip.write_image(model.image), config, quick_gelu=quick)
 
 
-def hub_config(text: TextTowerConfig) -> dict[str, Any]:
+def hub_config(text: BertConfig) -> dict[str, Any]:
     """config.json of the text tower as transformers has it on the hub."""
     return dict(
         model_type="xlm-roberta" if text.positions_after_padding else "bert",  # RoBERTa computes what XLM-R does

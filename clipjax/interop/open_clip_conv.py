@@ -14,6 +14,8 @@ from clipjax.interop import open_clip
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import text_tower
+from clipjax.models.towers.convnext import ConvNeXtConfig
+from clipjax.models.towers.resnet import ResNetConfig
 
 # timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).
 TRUNKS = {
@@ -46,13 +48,11 @@ def matches_convnext(description: Description) -> bool:
 def read_resnet(description: Description) -> Meaning:
     vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     width = vision.get("width", 64)
-    image = ImageTowerConfig(
-        name="resnet",
+    image = ResNetConfig(
         image_size=vision.get("image_size", 224),
         stages=tuple(vision["layers"]),
         width=width,
         num_heads=32 * width // vision.get("head_width", 64),
-        scan_layers=False,
     )
     return _read(description, image)
 
@@ -69,15 +69,13 @@ def read_convnext(description: Description) -> Meaning:
         )
     open_clip.refuse_others(vision, CONVNEXT_FIXED, where)
     stages, width, norm_eps = TRUNKS[name]
-    image = ImageTowerConfig(
-        name="convnext",
+    image = ConvNeXtConfig(
         image_size=vision.get("image_size", 224),
         stages=stages,
         width=width,
         norm_eps=norm_eps,
         head=head,
         drop_path=float(vision.get("timm_drop_path") or 0.0),
-        scan_layers=False,
     )
     return _read(description, image)
 

@@ -10,11 +10,12 @@ import math
 import re
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.config import ModelConfig
 from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
 from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
+from clipjax.models.towers.vit import ViTConfig
 
 # The word of timm's names -> (width, depth, heads, mlp_dim).
 SIZES = {
@@ -89,7 +90,7 @@ def read(description: Description) -> Meaning:
             f"{', '.join(SIZES)}."
         )
     width, depth, heads, mlp_dim = SIZES[match[1]]
-    image = ImageTowerConfig(
+    image = ViTConfig(
         image_size=int(match[3]),
         patch_size=int(match[2]),
         width=width,

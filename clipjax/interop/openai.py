@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.interop import tokenizer_files
 from clipjax.interop.names import Description, InteropError, Meaning, refuse_other_pixels
 from clipjax.interop.open_clip import PIXELS, renamed
+from clipjax.models.towers.resnet import ResNetConfig
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 NUMBERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files beside the weights, in nobody else's
 VIT, RESNET = "visual.class_embedding", "visual.layer1.0.conv1.weight"
@@ -56,7 +59,7 @@ def _read(description: Description, image_tower: Any) -> Meaning:
     try:
         image = image_tower(shapes)
         (context, width), (_, embed_dim) = shapes["positional_embedding"], shapes["text_projection"]
-        text = TextTowerConfig(
+        text = TextTransformerConfig(
             vocab_size=shapes["token_embedding.weight"][0],
             context_length=context,
             width=width,
@@ -72,10 +75,10 @@ def _read(description: Description, image_tower: Any) -> Meaning:
     )
 
 
-def _vit(shapes: Shapes) -> ImageTowerConfig:
+def _vit(shapes: Shapes) -> ViTConfig:
     width, _, patch, _ = shapes["visual.conv1.weight"]
     positions, _ = shapes["visual.positional_embedding"]
-    return ImageTowerConfig(
+    return ViTConfig(
         image_size=patch * math.isqrt(positions - 1),
         patch_size=patch,
         width=width,
@@ -86,16 +89,14 @@ def _vit(shapes: Shapes) -> ImageTowerConfig:
     )
 
 
-def _resnet(shapes: Shapes) -> ImageTowerConfig:
+def _resnet(shapes: Shapes) -> ResNetConfig:
     width, _, _, _ = shapes[RESNET]
     positions, _ = shapes["visual.attnpool.positional_embedding"]
-    return ImageTowerConfig(
-        name="resnet",
+    return ResNetConfig(
         image_size=32 * math.isqrt(positions - 1),
         stages=tuple(_count(shapes, f"visual.layer{stage}.", "conv1.weight") for stage in (1, 2, 3, 4)),
         width=width,
         num_heads=32 * width // 64,
-        scan_layers=False,
     )
 
 

@@ -19,8 +19,8 @@ from clipjax.interop.foreign import Foreign
 from clipjax.interop.open_clip import CONFIG
 from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import to_host
-from clipjax.models import DualEncoder
-from clipjax.models.pixels import Patches, image_columns
+from clipjax.models import DualEncoder, image_tower, patch_budget
+from clipjax.models.pixels import Patches
 from clipjax.models.towers.naflex import patch_mask
 
 EXAMPLES = 4
@@ -32,13 +32,14 @@ def report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dic
     model = foreign.config.model
     rng = np.random.default_rng(0)
     last = model.text.vocab_size - 1
-    columns = image_columns(model.image, EXAMPLES)
+    columns = image_tower(model.image).columns(model.image, EXAMPLES)
     image = rng.normal(size=columns["image"][0]).astype(np.float32)
-    if model.image.name == "naflex":
-        side = math.isqrt(model.image.max_patches)
+    if budget := patch_budget(model.image):
+        side = math.isqrt(budget.max_patches)
         image = Patches(image, np.array([[side, max(1, side - i)] for i in range(EXAMPLES)], np.int32))
     text = rng.integers(3, last, (EXAMPLES, model.text.context_length)).astype(np.int32)
-    text[:, -1] = model.text.eos_id if 0 <= model.text.eos_id <= last else last
+    eos_id = getattr(model.text, "eos_id", -1)
+    text[:, -1] = eos_id if 0 <= eos_id <= last else last
     original = ORIGINALS.get(foreign.family.format)
     if original is None or not foreign.source.path.is_dir():
         why = "no original library computes these files by themselves"

@@ -1,4 +1,4 @@
-"""The parts convolutional towers are made of: convolutions, BatchNorm, average pools, stochastic depth.
+"""The parts that convolutional towers are made of: convolutions, BatchNorm, average pools, stochastic depth.
 
 Images are [B, H, W, C]. Parameters and running statistics are float32; `dtype` is what convolutions multiply in.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from clipjax.config import require
 from clipjax.models.layers import add_bias, constrain, dot
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -22,8 +23,8 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 class Conv(nn.Module):
     """x [B, H, W, C] -> [B, H', W', features]; kernel [k, k, C / groups, features] float32.
 
-    padding: rows and columns of zeros on either side, the same for both, as PyTorch counts; or ((top, bottom),
-    (left, right)). groups: C for a depthwise convolution. A convolution of single pixels is a matrix product.
+    padding: rows and columns of zeros on every side, as PyTorch counts; or ((top, bottom), (left, right)). groups: C
+    for a depthwise convolution. A convolution of single pixels is computed as a matrix product.
     """
 
     features: int
@@ -54,7 +55,7 @@ class Conv(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolve(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype, stride: int, pads: Pads, groups: int) -> jax.Array:
-    """Convolution in dtype; as layers.dot, the kernel's gradient leaves it in float32 and is summed over devices so."""
+    """Convolution in dtype. As in layers.dot, the kernel's gradient is float32, and is summed over devices as such."""
     return _convolve(x.astype(dtype), kernel.astype(dtype), stride, pads, groups)
 
 
@@ -72,8 +73,8 @@ def _convolve_backward(dtype: jnp.dtype, stride: int, pads: Pads, groups: int, s
     x, kernel = saved
     cast = kernel.astype(dtype)
     (dx,) = jax.linear_transpose(lambda x: _convolve(x, cast, stride, pads, groups), x.astype(dtype))(dy)
-    # The kernel's gradient is a convolution of x with dy, in which batch and channels have changed places. The right
-    # padding is what makes it as large as the kernel: strides may have left the last rows of x unseen.
+    # The kernel's gradient is a convolution of x with dy in which batch and channels have changed places. The right
+    # padding makes it as large as the kernel: strides may have left the last rows of x unread.
     right = [
         ((out - 1) * stride + 1 - size) + (taps - low - 1)
         for out, size, taps, (low, _) in zip(dy.shape[1:3], x.shape[1:3], kernel.shape[:2], pads, strict=True)
@@ -97,10 +98,10 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis, computed in float32, returned in x's dtype.
 
-    Parameters scale and bias; running mean and variance in collection "batch_stats". With train and where that
-    collection is mutable: statistics of the batch, and the running ones take 1 - momentum of them, the variance with
-    n - 1 as PyTorch's and TensorFlow's fused one. Otherwise the running ones: evaluation, and a frozen tower in
-    training. Under jit the batch is the global one whatever the mesh, so the statistics are everyone's.
+    Parameters scale and bias; running mean and variance in collection "batch_stats". In training, if that collection is
+    mutable, it normalises by the batch's statistics, and the running ones take 1 - momentum of them (the variance
+    with n - 1, as PyTorch's and TensorFlow's fused one). In evaluation, and in a frozen tower, it normalises by the
+    running ones. Under jit the batch is the global one whatever the mesh, and so are its statistics.
     """
 
     eps: float
@@ -132,7 +133,7 @@ class BatchNorm(nn.Module):
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Means of size x size pixels, side by side; what does not fill a last window is dropped."""
+    """[B, H, W, C] -> means of size x size pixels, side by side; a window that is not full is dropped."""
     if size == 1:
         return x
     batch, h, w, channels = x.shape[0], x.shape[1] // size, x.shape[2] // size, x.shape[3]
@@ -141,8 +142,20 @@ def average_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def drop_path(module: nn.Module, branch: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Stochastic depth (Huang et al. 1603.09382): an example loses the whole branch with probability rate."""
+    """Stochastic depth (Huang et al. 1603.09382): an example loses its whole branch with probability rate."""
     if rate == 0 or not train:
         return branch
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, (branch.shape[0],) + (1,) * (branch.ndim - 1))
     return jnp.where(keep, branch / (1 - rate), 0).astype(branch.dtype)
+
+
+def check_stages(stages: tuple[int, ...], image_size: int, where: str, name: str) -> None:
+    """Raises ConfigError unless there are four stages of blocks and the image halves evenly five times."""
+    require(
+        len(stages) == 4 and min(stages) > 0,
+        f"{where}.name='{name}' needs four stages of blocks, such as stages=(3, 4, 6, 3), not stages={stages}.",
+    )
+    require(
+        image_size % 32 == 0,
+        f"{where}.image_size={image_size} must be a multiple of 32, the product of the strides of '{name}'.",
+    )

@@ -1,4 +1,4 @@
-"""CoCa's captioner: reads the text tower's tokens, looks at the image's, predicts the next word (2205.01917)."""
+"""CoCa's captioner: reads the text tower's tokens, attends to the image's, predicts the next word (2205.01917)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import DecoderConfig
+from clipjax.config import DecoderConfig, ModelConfig, require
 from clipjax.models.layers import NORMS, dot
 from clipjax.models.transformer import Block, rematerialised
 
@@ -15,8 +15,8 @@ class CaptionDecoder(nn.Module):
     """Negative log-likelihood of every caption given its image, [B] float32, summed over its tokens.
 
     text_tokens: [B, L, width] of a causal text tower; image_tokens: [B, N, any width]; text: [B, L] int32;
-    counted: [B, L - 1] bool, which of text[:, 1:] are to be predicted. Blocks of causal self-attention alternate with
-    blocks of cross-attention, as open_clip's MultimodalTransformer.
+    counted: [B, L - 1] bool, which of text[:, 1:] to predict. Blocks of causal self-attention alternate with blocks of
+    cross-attention, as in open_clip's MultimodalTransformer.
     """
 
     config: DecoderConfig
@@ -45,8 +45,8 @@ def caption_nll(
 ) -> jax.Array:
     """[B] float32 sums over counted positions of -log softmax(x @ vocabulary)[label].
 
-    x: [B, L, width]; vocabulary: [width, V]; labels: [B, L] int32; counted: [B, L] bool. One position of all captions
-    at a time, computed again in the backward pass: [B, V] logits exist, never [B, L, V].
+    x: [B, L, width]; vocabulary: [width, V]; labels: [B, L] int32; counted: [B, L] bool. It computes one position of
+    all captions at a time, and again in the backward pass: [B, V] logits exist, never [B, L, V].
     """
 
     @jax.checkpoint
@@ -58,3 +58,15 @@ def caption_nll(
 
     along = (x.swapaxes(0, 1), labels.T, counted.T)
     return jax.lax.scan(position, jnp.zeros(x.shape[:1]), along)[0]
+
+
+def check_decoder(model: ModelConfig) -> None:
+    """Raises ConfigError for a decoder that cannot read the text tower's tokens; depth 0 is no decoder."""
+    decoder, text = model.decoder, model.text
+    causal = getattr(text, "causal", False)  # a tower without the option sees every word
+    require(
+        not decoder.depth or (causal and decoder.width == text.width and decoder.width % decoder.num_heads == 0),
+        "config.model.decoder reads the text tower's tokens and predicts the next word: it needs "
+        f"config.model.text.causal=True (it is {causal}) and the text tower's width of {text.width} (it has "
+        f"{decoder.width}), a multiple of its num_heads={decoder.num_heads}.",
+    )

@@ -1,7 +1,7 @@
-"""The parts towers are made of: linear maps, norms, attention, MLP, patch embedding.
+"""The parts that towers are made of: linear maps, norms, MLP, patch embedding. Attention is in attention.py.
 
-Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product, softmax and
-LayerNorm statistics are float32 whatever it is.
+Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product and the statistics of norms
+are float32 whatever it is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-
-from clipjax.models.chunks import in_chunks
-from clipjax.models.flash_attention import fills_tiles, flash_attention
-from clipjax.models.rotary import Rotation, rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -30,7 +25,7 @@ class Linear(nn.Module):
     """y = x @ kernel + bias on the last axis; kernel [in, *features] float32.
 
     All leading axes are flattened: XLA:CPU multiplies two-dimensional operands about a fifth faster than
-    batched ones, and elsewhere the reshape is free. features may be a tuple, (3, width) for fused q, k, v, so
+    batched ones, and elsewhere the reshape is free. features may be a tuple, such as (3, width) for fused q, k, v, so
     that the last axis can be sharded on its own.
     """
 
@@ -51,10 +46,11 @@ class Linear(nn.Module):
 
 
 class Projections(nn.Module):
-    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` times [..., width].
+    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` arrays [..., width].
 
-    kernel [in, count, width], bias [len(biased), width], of the maps `biased` (None: of all). Separate products:
-    slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see dots.
+    kernel [in, count, width]; bias [len(biased), width], for the maps `biased` (None: all). Each map is a product of
+    its own: slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see
+    dots.
     """
 
     count: int
@@ -83,7 +79,7 @@ class Projections(nn.Module):
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x [n, in] @ kernel [in, ...] -> [n, ...] in dtype, accumulated in float32.
 
-    The kernel's gradient leaves the product in float32, not rounded to dtype, and so it is summed over devices.
+    The kernel's gradient leaves the product in float32, not rounded to dtype, and is summed over devices in float32.
     """
     return _product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,))).astype(dtype)
 
@@ -104,8 +100,11 @@ dot.defvjp(_dot_forward, _dot_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dots(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out], on a TPU with one product for all in each
-    gradient: faster where the results' gradients lie in one array already, as flash_attention's do."""
+    """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out].
+
+    On a TPU each gradient is one product for all i, which is faster if the results' gradients already lie in one array,
+    as flash_attention's do.
+    """
     return tuple(dot(x, kernel[:, i], dtype) for i in range(kernel.shape[1]))
 
 
@@ -136,8 +135,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones, a register's worth:
-    # the compiler would turn a product with one row into a sum again.
+    # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones fill a register; the
+    # compiler would turn a product with one row back into a sum.
     ones = jnp.ones((8, dy.shape[0]), dy.dtype)
     return dy, _product(ones, dy, ((1,), (0,)))[0].astype(bias.dtype)
 
@@ -146,8 +145,11 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
 
 
 def constrain(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """x laid out as told. Without, a compiler may cut activations the way FSDP cuts the weights, and sum over devices
-    what each could compute alone."""
+    """x with the given sharding; None: x.
+
+    Without it a compiler may cut activations the way FSDP cuts the weights, and sum over devices what each device could
+    compute alone.
+    """
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
@@ -165,7 +167,7 @@ class LayerNorm(nn.Module):
         if x.dtype == jnp.float32:
             variance = jnp.square(y - mean).mean(-1, keepdims=True)
         else:
-            # Both means in one pass over x, whose own rounding is far above what the difference of squares loses.
+            # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
             variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
         return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
@@ -183,91 +185,12 @@ class RMSNorm(nn.Module):
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
-
-    rotation: (cos, sin) of clipjax.models.rotary, for q and k; mask: [batch, length] bool, which keys may be seen.
-    norm: makes the norm between attention and its output matrix, where there is one. remat: keep q, k, v for the
-    backward pass and not the [length, length] weights of every head. chunk: see in_chunks. flash: see flash_attention;
-    without mask only.
-    """
-
-    num_heads: int
-    causal: bool
-    qkv_init: Callable
-    out_init: Callable
-    bias_init: Callable
-    dtype: jnp.dtype
-    remat: bool = False
-    chunk: int = 0
-    flash: bool = False
-    activations: jax.sharding.NamedSharding | None = None
-    qkv_bias: str = "qkv"
-    norm: Callable | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
-        attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
-        attend = jax.checkpoint(attend) if self.remat else attend
-        if self.chunk:
-            attend = in_chunks(attend, self.chunk, self.activations)
-        if self.flash:
-            attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
-        biased, one = BIASED[self.qkv_bias], self.flash and rotation is None and fills_tiles(x.shape[1])
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, one, name="qkv")(x)
-        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
-        y = checkpoint_name(y, "attended")
-        if self.norm is not None:
-            y = self.norm(name="ln")(y)
-        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width] -> as x."""
-
-    num_heads: int
-    kernel_init: Callable
-    out_init: Callable
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        def heads(name: str, a: jax.Array) -> jax.Array:
-            y = Linear(x.shape[-1], self.kernel_init, dtype=self.dtype, name=name)(a)
-            return y.reshape(*a.shape[:2], self.num_heads, -1)
-
-        y = attention(heads("query", x), heads("key", context), heads("value", context)).reshape(x.shape)
-        return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
-
-
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
-) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> as q.
-
-    mask: [batch, keys] bool, the keys that may be seen; where causal or mask leave a query none, it sees all alike.
-    """
-    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    if causal:
-        visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
-        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
 
 class Mlp(nn.Module):
-    """Two matrices with an activation between them, or three: down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
+    """Two matrices with an activation between them; gated: three, down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
 
-    norm: makes the norm before the last matrix, where there is one.
+    norm: makes the norm before the last matrix; None: there is none.
     """
 
     mlp_dim: int
@@ -295,8 +218,8 @@ class Mlp(nn.Module):
 class PatchEmbed(nn.Module):
     """Image [B, H, W, C] -> patches [B, (H/p)(W/p), width] as one matrix product (a convolution with stride p).
 
-    Rows and columns beyond the last whole patch are dropped (VALID, as So400m/14 at 384 needs). The kernel's
-    rows run over patch row, patch column, channel.
+    Rows and columns beyond the last whole patch are dropped (VALID, as So400m/14 at 384 needs). The kernel's rows
+    run over patch row, patch column, channel.
     """
 
     patch_size: int

@@ -1,4 +1,4 @@
-"""Pooling by attention: SigLIP's MAP head, and CoCa's learned queries, which become as many new tokens (2205.01917)."""
+"""Pooling by attention: SigLIP's MAP head, and CoCa's learned queries, each of which becomes a token (2205.01917)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models.layers import CrossAttention, LayerNorm, Linear, Mlp, attention, constrain
+from clipjax.models.attention import CrossAttention, attention
+from clipjax.models.layers import LayerNorm, Linear, Mlp
 
 
 class MapHead(nn.Module):
@@ -51,7 +52,7 @@ class ProbeAttention(nn.Module):
 
 
 class AttentionalPooler(nn.Module):
-    """x [batch, length, any width] -> [batch, queries, width]; no residual and no MLP, as open_clip's."""
+    """x [batch, length, any width] -> [batch, queries, width]; without residual and MLP, as open_clip's."""
 
     width: int
     queries: int
@@ -67,24 +68,3 @@ class AttentionalPooler(nn.Module):
         matrix = nn.initializers.normal(self.width**-0.5)
         attend = CrossAttention(self.num_heads, matrix, matrix, self.dtype, name="attention")
         return attend(q, LayerNorm(self.eps, name="ln_k")(x))
-
-
-def pool_by_attention(tower: nn.Module, x: jax.Array, ln_post: nn.Module) -> tuple[jax.Array, jax.Array]:
-    """x [B, L, width] -> (pooled [B, embed_dim], tokens [B, N, embed_dim]); called from a tower's compact method.
-
-    config.pool "attentional": one pooler, whose first token is the image's and whose others are the captioner's (the
-    published CoCa weights). The paper has a pooler of one query beside the captioner's: "parallel" looks at the
-    tower's tokens with both, "cascade" at the captioner's tokens with the second. Source: open_clip transformer.py.
-    """
-    c, x = tower.config, constrain(x, tower.activations)
-
-    def pooler(queries: int, name: str) -> AttentionalPooler:
-        return AttentionalPooler(tower.embed_dim, queries, c.pooler_heads, c.norm_eps, tower.dtype, name=name)
-
-    if c.pool == "attentional":
-        tokens = ln_post(pooler(c.pooler_queries, "pooler")(x))
-        return tokens[:, 0], tokens[:, 1:]
-    x = ln_post(x)
-    tokens = pooler(c.pooler_queries, "pooler")(x)
-    pooled = pooler(1, "contrastive_pooler")(x if c.pool == "parallel" else tokens)
-    return pooled[:, 0], tokens

@@ -1,4 +1,4 @@
-"""Positions: fixed ones, and learned ones of one resolution or context length made to fit another (traceable)."""
+"""Positions: fixed ones, and learned ones resampled to another resolution or context length (traceable)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Method = Literal["bicubic", "bilinear", "corners"]
 
 
 def resample(table: jax.Array, old: tuple[int, int], new: tuple[int, int], method: Method = "bicubic") -> jax.Array:
-    """A table [prefix + rows * columns, width] of a grid `old` -> of a grid `new`; the prefix (class token) stays.
+    """A table [prefix + rows * columns, width] for a grid `old` -> for a grid `new`; the prefix (class token) stays.
 
     method: "bicubic", antialiased with half-pixel centres, is open_clip's resize_pos_embed and timm's; "bilinear", the
     same with a triangle, is NaFlex's; "corners", linear between the corners' centres, is big_vision's resample_posemb.
-    Raises ConfigError where the table is not of that grid.
+    Raises ConfigError if the table does not have that many positions.
     """
     prefix = len(table) - old[0] * old[1]
     require(0 <= prefix <= 1, f"A table of {len(table)} positions is not of a grid of {old[0]} x {old[1]} patches.")
@@ -31,8 +31,10 @@ def resample(table: jax.Array, old: tuple[int, int], new: tuple[int, int], metho
 
 
 def stretch(table: jax.Array, length: int) -> jax.Array:
-    """Text positions [L, width] -> [length, width], linear with half-pixel centres, as open_clip's
-    resize_text_pos_embed, which stretches and shortens alike."""
+    """Text positions [L, width] -> [length, width], linear with half-pixel centres.
+
+    Longer and shorter tables alike, as in open_clip's resize_text_pos_embed.
+    """
     old = len(table)
     at = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
     low = np.minimum(at.astype(int), max(old - 2, 0))
@@ -42,9 +44,9 @@ def stretch(table: jax.Array, length: int) -> jax.Array:
 
 
 def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: Method = "bicubic") -> Any:
-    """Parameters of `old` as those of `new`, which may differ in image size and context length. Nothing else changes.
+    """The parameters of model `old` for model `new`, which may differ in image size and context length.
 
-    Towers without learned positions are left alone.
+    Only learned positions change.
     """
     params = {side: dict(tree) if isinstance(tree, dict) else tree for side, tree in params.items()}
     image, text = params.get("image", {}), params.get("text", {})
@@ -53,7 +55,7 @@ def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: 
         image["position_embedding"] = resample(image["position_embedding"], *grids, method)
     if "position_embedding" in text and old.text.context_length != new.text.context_length:
         table = text["position_embedding"]
-        # CoCa's class token has the last position, which is nobody else's.
+        # CoCa's class token has the last position, which no word ever has.
         appended = len(table) - old.text.context_length
         require(0 <= appended <= 1, f"A table of {len(table)} positions is not of {old.text.context_length} tokens.")
         words = stretch(table[: len(table) - appended], new.text.context_length)
@@ -62,7 +64,7 @@ def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: 
 
 
 def _matrix(old: int, new: int, method: Method) -> np.ndarray:
-    """[new, old] float64: what each new position takes of the old ones; rows sum to 1."""
+    """[new, old] float64: the share of each old position in each new one; rows sum to 1."""
     if method == "corners":
         at = np.arange(new) * (old - 1) / max(new - 1, 1)
         weights = np.maximum(1 - np.abs(np.arange(old) - at[:, None]), 0)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: queries and keys are turned by angles that grow with position (RoFormer, 2104.09864)."""
+"""Rotary position embeddings: queries and keys are turned by angles proportional to position (RoFormer, 2104.09864)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def rotary_1d(length: int, head_dim: int, theta: float) -> Rotation:
 
 
 def rotary_2d(rows: int, columns: int, head_dim: int, theta: float, *, grid: int = 0, prefix: int = 0) -> Rotation:
-    """Patches row by row: half of the channels turn with the row, half with the column; `prefix` tokens do not turn.
+    """Patches row by row, after `prefix` tokens that do not turn; float32 [prefix + rows * columns, head_dim].
 
-    grid > 0: rows and columns are scaled to 0 ... grid, so that a resolution beyond the pretraining one stays among
-    the angles that were trained. Source: EVA-02 (2303.11331), timm models/eva.py. Raises ValueError unless head_dim is
-    a multiple of 4.
+    Half of the channels turn with the row, half with the column. grid > 0: rows and columns are scaled to 0 ... grid,
+    so that the angles of a higher resolution stay within those of pretraining. Source: EVA-02 (2303.11331), timm
+    models/eva.py. Raises ValueError unless head_dim is a multiple of 4.
     """
     y, x = np.mgrid[:rows, :columns].reshape(2, -1)
     places = np.stack([y * (grid / rows if grid else 1), x * (grid / columns if grid else 1)], axis=1)
@@ -28,7 +28,7 @@ def rotary_2d(rows: int, columns: int, head_dim: int, theta: float, *, grid: int
 
 
 def _rotation(places: np.ndarray, head_dim: int, theta: float) -> Rotation:
-    """places [length, axes] -> cos, sin [length, head_dim]: the axes one after the other, every angle for a pair."""
+    """places [length, axes] -> cos, sin [length, head_dim]: one axis after the other, each angle for two channels."""
     length, axes = places.shape
     if head_dim % (2 * axes):
         raise ValueError(f"Rotary positions need heads of a multiple of {2 * axes} channels, not {head_dim}.")
@@ -39,10 +39,10 @@ def _rotation(places: np.ndarray, head_dim: int, theta: float) -> Rotation:
 
 
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """x [batch, length, heads, d] with each pair of neighbouring channels turned, in float32; returned in x's dtype."""
+    """x [batch, length, heads, d] with each pair of neighbouring channels turned; computed in float32, in x's dtype."""
     cos, sin = (jnp.asarray(a)[..., None, :] for a in rotation)
     y = x.astype(jnp.float32)
-    # (a, b) -> (-b, a) by two shifts, each with the channels that it fits: no strided access to the last axis.
+    # (a, b) -> (-b, a) by two shifts, one for even and one for odd channels: no strided access to the last axis.
     even = np.arange(x.shape[-1]) % 2 == 0
     turned = jnp.where(even, -jnp.roll(y, -1, axis=-1), jnp.roll(y, 1, axis=-1))
     return (y * cos + turned * sin).astype(x.dtype)

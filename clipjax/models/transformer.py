@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from clipjax.config import BlockConfig, ImageTowerConfig, TextTowerConfig
-from clipjax.models.hidden import layer_indices
-from clipjax.models.layers import NORMS, CrossAttention, Mlp, SelfAttention, constrain
+from clipjax.config import BlockConfig, require
+from clipjax.models.attention import CrossAttention, SelfAttention
+from clipjax.models.layers import NORMS, Mlp, constrain
 from clipjax.models.rotary import Rotation
 
-PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 widths a token; with mlp_dim = 4 widths
-# What the backward pass of a block may keep; everything else it computes again. "attention" is not among them: there
-# only attention() is computed again, see SelfAttention.
+PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 widths a token if mlp_dim is 4 widths
+# What a block keeps for the backward pass, which computes everything else again. remat="attention" has no policy: it
+# computes only attention() again, see SelfAttention.
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -33,7 +33,7 @@ REMAT_POLICIES = {
 
 def transformer(
     x: jax.Array,
-    config: ImageTowerConfig | TextTowerConfig,
+    config: Any,
     *,
     causal: bool,
     dtype: jnp.dtype,
@@ -43,13 +43,12 @@ def transformer(
     mask: jax.Array | None = None,
     hidden_layers: tuple[int, ...] = (),
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """config.depth blocks on x [batch, length, width]; called from a tower's compact method, whose parameters they are.
+    """config.depth blocks on x [batch, length, width]; called in a tower's compact method, which owns the parameters.
 
-    Returns (x, the states of hidden_layers), see hidden.layer_indices.
+    config: BlockConfig, and scan_layers: True compiles one block and loops over parameters stacked under "blocks";
+    False unrolls into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
     rotation, mask: every layer's, see SelfAttention.
-
-    scan_layers=True compiles one block and loops over parameters stacked under "blocks"; False unrolls
-    into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
+    Returns (x, the states of hidden_layers), see layer_indices.
     """
     length = x.shape[1]
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
@@ -66,7 +65,7 @@ def transformer(
 
     def layer(block: nn.Module, carry: tuple, rate: jax.Array, i: jax.Array) -> tuple[tuple, None]:
         x, states = carry
-        # Only the states asked for are carried along, not all layers' stacked.
+        # Only the states asked for are carried along; stacking would keep those of all layers.
         states = tuple(jnp.where(i == k, x, state) for k, state in zip(wanted, states, strict=True))
         return (block(x, rate, train, rotation, mask)[0], states), None
 
@@ -83,16 +82,16 @@ def transformer(
 
 
 def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
-    """The module with config.remat's policy around its call."""
+    """The module with the policy of config.remat around its call; options: those of nn.remat."""
     return nn.remat(block, policy=REMAT_POLICIES[remat], **options) if remat in REMAT_POLICIES else block
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then + MLP(LN(x)), or what config says. Returns (x, None): the form nn.scan needs.
+    """x + attention(LN(x)), then x + MLP(LN(x)), varied by config. Returns (x, None): the form nn.scan needs.
 
-    x: [batch * length, width]. All but attention knows no examples, and a TPU lays out [batch, length, width] with 196
-    rows an example differently: every product beside it would cost a copy.
-    cross: attention is to context [batch, any length, any width], normalised by itself, and not to x.
+    x: [batch * length, width]. Only attention needs the examples apart, and a TPU lays out [batch, length, width] with
+    196 rows an example differently: every product beside it would cost a copy.
+    cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
     """
 
     config: BlockConfig
@@ -168,10 +167,10 @@ class Block(nn.Module):
 
 
 def block_initializers(config: BlockConfig) -> dict[str, Any]:
-    """Initialisers of a block's matrices and biases, by config.init.
+    """Initialisers of a block's matrices and biases: "qkv", "out", "up", "down", "bias".
 
-    "clip": normal, std width^-0.5, outputs scaled by (2 depth)^-0.5 (openai/CLIP initialize_parameters).
-    "big_vision": Xavier uniform, MLP biases normal(1e-6) (big_vision models/vit.py); q, k, v one by one.
+    config.init "clip": normal, std width^-0.5, outputs scaled by (2 depth)^-0.5 (openai/CLIP initialize_parameters).
+    "big_vision": Xavier uniform for q, k and v one by one, MLP biases normal(1e-6) (big_vision models/vit.py).
     """
     if config.init == "big_vision":
         xavier = nn.initializers.xavier_uniform()
@@ -206,3 +205,54 @@ def unstack_layers(tower: dict[str, Any]) -> dict[str, Any]:
     depth = jax.tree.leaves(tower["blocks"])[0].shape[0]
     blocks = {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], tower["blocks"]) for i in range(depth)}
     return rest | blocks
+
+
+def layer_indices(hidden_layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Layers counted from 0, as transformers counts hidden_states.
+
+    0 is what enters the first block, i what leaves block i, -1 what leaves the last. Raises ConfigError for a layer
+    that is not there.
+    """
+    for layer in hidden_layers:
+        require(
+            -depth - 1 <= layer <= depth,
+            f"hidden_layers has {layer}, but the tower has {depth} blocks: use {-depth - 1} to {depth}, where 0 "
+            "is what enters the first block and -1 what leaves the last.",
+        )
+    return tuple(layer % (depth + 1) for layer in hidden_layers)
+
+
+def check_heads(width: int, num_heads: int, where: str) -> None:
+    """Raises ConfigError unless the heads have a whole number of channels."""
+    require(width % num_heads == 0, f"{where}.width={width} is not a multiple of num_heads={num_heads}.")
+
+
+def check_rates(config: Any, names: tuple[str, ...], where: str) -> None:
+    """Raises ConfigError for a rate outside [0, 1)."""
+    for name in names:
+        rate = getattr(config, name)
+        require(0 <= rate < 1, f"{where}.{name}={rate} must be in [0, 1).")
+
+
+def check_blocks(config: BlockConfig, where: str) -> None:
+    """Raises ConfigError for options of blocks that do not fit each other. where: the section, for the message."""
+    check_heads(config.width, config.num_heads, where)
+    check_rates(config, ("dropout", "drop_path"), where)
+
+
+def check_rope(config: Any, where: str, *, axes: int) -> None:
+    """Raises ConfigError for heads that rotary positions along `axes` axes cannot turn."""
+    require(
+        not config.rope or config.width // config.num_heads % (2 * axes) == 0,
+        f"{where}.rope=True needs heads of a multiple of {2 * axes} channels, but width={config.width} over "
+        f"num_heads={config.num_heads} gives {config.width / config.num_heads:g}.",
+    )
+
+
+def check_dense(config: BlockConfig, where: str, masks: str) -> None:
+    """Raises ConfigError for attention="flash" in a tower that masks its padding; masks: the option that does."""
+    require(
+        config.attention == "dense",
+        f"{where}.attention='{config.attention}' cannot mask padding, and a tower with {masks} has to; use 'dense', "
+        "with attention_chunk or remat='attention' to save memory.",
+    )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import to_json_dict
-from clipjax.data.images.naflex import budget_of
 from clipjax.files import write_text
 from clipjax.inference.evaluate import Evaluation
+from clipjax.models import patch_budget
 from clipjax.report.html import write_html
 from clipjax.runs import Run
 
@@ -17,7 +17,7 @@ from clipjax.runs import Run
 def results_document(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     """What results.json holds."""
     config = evaluation.config
-    budget = budget_of(config.model.image)
+    budget = patch_budget(config.model.image)
     return {
         "checkpoint": str(run.directory),
         "step": run.step,

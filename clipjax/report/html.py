@@ -89,7 +89,7 @@ def _pixels(config: dict[str, Any]) -> str:
     mean, std = ([round(value, 4) for value in pixels.get(name, ())] for name in ("mean", "std"))
     size = image.get("image_size", "?")
     shape = f"{resize} to {size} x {size}"
-    if image.get("name") == "naflex":
+    if "max_patches" in image:
         p = image["patch_size"]
         shape = f"of their own aspect ratio, at most {image['max_patches']} patches of {p} x {p}"
     return f"Images: {shape} ({pixels.get('interpolation')}), mean {mean}, std {std}."

@@ -19,6 +19,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.files import write_text
 from clipjax.inference.embed import global_batches, make_embed
 from clipjax.mesh import to_host
+from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
 from clipjax.report.figures import training_summary
 from clipjax.runs.metrics_log import read_metrics
@@ -80,10 +81,11 @@ def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) ->
 
 
 def _picture(batch: dict[str, np.ndarray], row: int, config: ExperimentConfig) -> np.ndarray:
-    if config.model.image.name != "naflex":
+    budget = patch_budget(config.model.image)
+    if budget is None:
         return batch["image"][row]
     columns = {name: batch[name][row] for name in ("image", "spatial_shape")}
-    return from_patches(columns, config.model.image.patch_size)
+    return from_patches(columns, budget.patch_size)
 
 
 def _zero_shot(results: dict[str, float]) -> dict[str, float]:

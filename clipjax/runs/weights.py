@@ -8,14 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.runs.checkpoint import check_shapes
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.runs.run import open_run
 from clipjax.training.init_from import adapt, initial_state
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
-from clipjax.training.teacher import make_teacher, needs_teacher
+from clipjax.training.teacher import EmbeddedTeacher, Teacher, make_teacher, needs_teacher
 
 
 def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> TrainState:
@@ -28,12 +27,33 @@ def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any
         return create_state(config, mesh)
     with open_run(config.init_from) as run:
         where = f"config.init_from={config.init_from}"
-        check_fingerprint(to_train_on(run.fingerprint, config), to_train_on(fingerprint, config), where=where)
+        unused = unused_options(run.config.model, config.model)
+        theirs, ours = (
+            {name: value for name, value in to_train_on(entries, config).items() if name not in unused}
+            for entries in (run.fingerprint, fingerprint)
+        )
+        check_fingerprint(theirs, ours, where=where)
         convert = functools.partial(adapt, source=run.config.model, target=config.model)
         adapted = jax.eval_shape(convert, eval_variables(abstract_state(run.config, mesh)))
         expected = eval_variables(abstract_state(config, mesh))
         check_shapes(adapted, expected, where=f"{where} does not fit the configuration")
         return initial_state(config, mesh, run)
+
+
+def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
+    """Names in a fingerprint of options that only one of two models' towers has, and leaves at their defaults.
+
+    At its default, such an option makes a tower compute what a tower without it does: a ViT without rotary positions,
+    and a NaFlex tower, which cannot have any.
+    """
+    names = set()
+    for side in ("image", "text"):
+        towers = getattr(one, side), getattr(other, side)
+        for a, b in (towers, towers[::-1]):
+            default = type(a)()
+            own = {name for name, value in vars(a).items() if not hasattr(b, name) and value == getattr(default, name)}
+            names |= {f"{side}.{name}" for name in own}
+    return names
 
 
 def load_teacher(

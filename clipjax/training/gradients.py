@@ -15,7 +15,7 @@ from clipjax.losses import make_loss
 from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import image_of, normalize_pixels
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 Batch = dict[str, jax.Array]
 Tree = Any

@@ -38,6 +38,21 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, trained: Weights) -> Tra
     return state
 
 
+def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
+    """Names in a fingerprint of options that only one of two models' towers has, and leaves at their defaults.
+
+    With them a tower computes what one without such an option does: a ViT without rotary positions and a NaFlex.
+    """
+    names = set()
+    for side in ("image", "text"):
+        towers = getattr(one, side), getattr(other, side)
+        for a, b in (towers, towers[::-1]):
+            default = type(a)()
+            own = {name for name, value in vars(a).items() if not hasattr(b, name) and value == getattr(default, name)}
+            names |= {f"{side}.{name}" for name in own}
+    return names
+
+
 def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig) -> dict[str, Any]:
     """The variables of model `source` in the layout of model `target`; traceable.
 
@@ -45,10 +60,10 @@ def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig
     """
     params = dict(variables["params"])
     for tower in ("image", "text"):
-        scanned, wanted = getattr(source, tower).scan_layers, getattr(target, tower).scan_layers
+        wanted = getattr(getattr(target, tower), "scan_layers", None)  # None: a tower whose blocks differ in shape
         if wanted and any(name.startswith("block_") for name in params[tower]):
             params[tower] = stack_layers(params[tower])
-        elif scanned and not wanted and "blocks" in params[tower]:
+        elif wanted is False and "blocks" in params[tower]:
             params[tower] = unstack_layers(params[tower])
     params = resample_positions(params, source, target)
     if target.logit_bias_init is None:

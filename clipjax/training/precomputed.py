@@ -12,7 +12,6 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.records import read_manifest
 from clipjax.mesh import named_leaves, to_host
-from clipjax.models.teacher import Teacher
 from clipjax.training.state import TrainState
 
 Fingerprint = dict[str, Any]  # see clipjax/runs/fingerprint.py
@@ -38,9 +37,12 @@ def image_made_by(config: ExperimentConfig, state: TrainState, fingerprint: Fing
 
 
 def teacher_made_by(
-    config: ExperimentConfig, teacher: Teacher, fingerprint: Fingerprint, teacher_fingerprint: Fingerprint
+    config: ExperimentConfig, teacher: Any, fingerprint: Fingerprint, teacher_fingerprint: Fingerprint
 ) -> dict[str, Any]:
-    """Everything that the teacher's embeddings depend on: its own settings, and the pixels that the student reads."""
+    """Everything that the teacher's embeddings depend on: its own settings, and the pixels that the student reads.
+
+    teacher: a training.teacher.Teacher.
+    """
     own = ("pixels.mean", "pixels.std")
     pixels = {name: value for name, value in fingerprint.items() if name.startswith("pixels.") and name not in own}
     return {

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
 from clipjax.mesh import param_shardings, replicated, state_shardings
-from clipjax.models import DualEncoder
-from clipjax.models.pixels import image_columns, image_of, normalize_pixels
+from clipjax.models import DualEncoder, image_tower
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.optim import make_optimizer
 
 
@@ -69,9 +69,8 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
 
     def init() -> TrainState:
         params_key, step_key = jax.random.split(jax.random.key(config.seed))
-        columns = {
-            name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(config.model.image, 1).items()
-        }
+        image = config.model.image
+        columns = {n: jnp.ones(shape, dtype) for n, (shape, dtype) in image_tower(image).columns(image, 1).items()}
         pixels = config.data.pixels
         variables = DualEncoder(config.model).init(
             params_key,

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
 from clipjax.mesh import batch_sharding, param_shardings, replicated
-from clipjax.models.pixels import image_columns
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_optimizer, make_schedule
 from clipjax.processes import announce
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
+from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -32,7 +32,7 @@ def make_train_step(
     Args:
       state: shapes are enough (abstract_state).
       teacher: for a loss that learns from one; the step then takes its variables as a third argument.
-    Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (naflex: see
+    Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (or patches: see
       data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
@@ -133,10 +133,11 @@ def batch_shapes(
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """{name: (shape, dtype)} of the columns of a batch that this experiment's step takes."""
     size = config.global_batch_size
-    shapes = image_columns(config.model.image, size)
+    image, text = config.model.image, config.model.text
+    shapes = image_tower(image).columns(image, size)
     if config.data.image_embeddings:
         shapes = {"image_embedding": ((size, config.model.embed_dim), jnp.float32)}
     if isinstance(teacher, EmbeddedTeacher):
         shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
-    shapes |= {"text": ((size, config.model.text.context_length), jnp.int32)}
+    shapes |= text_tower(text).columns(text, size)
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.config import ConfigError, ExperimentConfig, differences, require
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.mesh import batch_sharding
-from clipjax.models.teacher import EmbeddedTeacher, Teacher
+from clipjax.models import DualEncoder, patch_budget
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.training.precomputed import teacher_made_by
 from clipjax.training.state import TrainedWeights, abstract_state, eval_variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen dual encoder whose similarities another one learns from."""
+
+    config: ExperimentConfig  # the teacher's own
+    variables: Any  # {"params", "batch_stats"} on the mesh; or their shapes, to plan with
+    activations: jax.sharding.Sharding | None = None
+
+    def embed(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """{"teacher_image_embedding", "teacher_text_embedding" [B, D], "teacher_logit_scale" ()}; traceable."""
+        pixels, model = self.config.data.pixels, self.config.model
+        image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(model.dtype))
+        out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch["text"])
+        names = ("image_embedding", "text_embedding", "logit_scale")
+        return {f"teacher_{name}": jax.lax.stop_gradient(getattr(out, name)) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedTeacher:
+    """A Teacher whose embeddings were computed beforehand and come with the batch."""
+
+    embed_dim: int
+    logit_scale: float
+    columns = ("teacher_image_embedding", "teacher_text_embedding")  # of the batch, [B, embed_dim] float32
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {}
+
+    def embed(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: batch[name] for name in self.columns} | {"teacher_logit_scale": jnp.float32(self.logit_scale)}
 
 
 def needs_teacher(config: ExperimentConfig) -> bool:
@@ -36,12 +73,12 @@ def make_teacher(
     where = f"config.loss.teacher={config.loss.teacher}"
     if fingerprint is not None:
         check_same_inputs(trained.fingerprint, fingerprint, where)
-    naflex = [c.model.image.name == "naflex" for c in (config, trained.config)]
     image, wanted = trained.config.model.image, config.model.image
+    patches = [budget.patch_size if (budget := patch_budget(tower)) else None for tower in (image, wanted)]
     require(
-        naflex[0] == naflex[1] and (not naflex[0] or image.patch_size == wanted.patch_size),
-        f"{where} has tower '{image.name}' (patches of {image.patch_size}), "
-        f"this experiment '{wanted.name}' ({wanted.patch_size}): naflex towers read other batches than the others.",
+        patches[0] == patches[1],
+        f"{where} has tower '{image.name}' and this experiment '{wanted.name}': they read batches of patches of "
+        f"{patches[0]} and {patches[1]} pixels (None: square images), but teacher and student read the same batch.",
     )
     embeddings = config.data.teacher_embeddings
     if embeddings and shapes_only:

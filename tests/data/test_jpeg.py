@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
+from clipjax.config import AugmentConfig, ConfigError, DataConfig, PatchBudget, PixelConfig
 from clipjax.data.images import decode, jpeg
-from clipjax.data.images.naflex import PatchBudget, train_patches
+from clipjax.data.images.naflex import train_patches
 from clipjax.data.images.transforms import eval_image, train_image
 from clipjax.data.records import RecordError
 from tests.data.photos import photo, photo_jpeg

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipjax.config import AugmentConfig, DataConfig, PixelConfig
-from clipjax.data.images.naflex import PatchBudget, eval_patches, from_patches, patch_grid, to_patches, train_patches
+from clipjax.config import AugmentConfig, DataConfig, PatchBudget, PixelConfig
+from clipjax.data.images.naflex import eval_patches, from_patches, patch_grid, to_patches, train_patches
 from clipjax.data.pipeline import eval_batches, make_train_iterator
 from tests.data.samples import LengthTokenizer, encoded, example, open_folder, picture, write_folder
 

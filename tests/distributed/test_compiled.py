@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
-from clipjax.models.chunks import in_chunks
-from clipjax.models.layers import attention
+from clipjax.models.attention import attention, in_chunks
 from clipjax.optim import OPTIMIZERS
 from clipjax.planning.hlo import collectives, parse, shapes_in
 from clipjax.training.state import abstract_state

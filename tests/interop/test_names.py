@@ -11,8 +11,8 @@ from clipjax.config import ModelConfig
 from clipjax.interop.convert import read_variables, their_arrays
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.names import InteropError, check_tensors, flatten, stored, their_shapes
-from clipjax.models import DualEncoder
-from clipjax.models.pixels import image_columns, image_of, normalize_pixels
+from clipjax.models import DualEncoder, image_tower
+from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.models.presets import get_preset
 
 PRESETS = {
@@ -36,7 +36,8 @@ def tiny(preset: str, scan_layers: bool = False) -> ModelConfig:
 
 def shapes_of(model: ModelConfig) -> dict:
     """{"params": tree of jax.ShapeDtypeStruct}, as a model makes it."""
-    columns = {name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(model.image, 1).items()}
+    read = image_tower(model.image).columns(model.image, 1)
+    columns = {name: jnp.ones(shape, dtype) for name, (shape, dtype) in read.items()}
     image, text = normalize_pixels(image_of(columns), 3 * [0.5], 3 * [0.5]), model.text
     return jax.eval_shape(
         lambda: DualEncoder(model).init(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clipjax.config import CheckpointConfig, ConfigError, ImageTowerConfig
+from clipjax.config import CheckpointConfig, ConfigError, from_json_dict, to_json_dict
 from clipjax.mesh import batch_sharding, make_mesh, partition_spec
 from clipjax.models.conv import BatchNorm
+from clipjax.models.towers.efficientnet import EfficientNetConfig
+from clipjax.models.towers.resnet import ResNetConfig
 from clipjax.planning.hlo import collectives, parse
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import open_run
@@ -27,9 +29,7 @@ BATCH["image"] = BATCH["image"].repeat(2, 1).repeat(2, 2)  # 32 x 32, the least 
 
 def resnet_config(mesh=(1, 1, 1), width=4, **optimizer):
     config = tiny_config(mesh, **optimizer)
-    image = ImageTowerConfig(
-        name="resnet", image_size=32, stages=(1, 1, 1, 1), width=width, num_heads=2, scan_layers=False
-    )
+    image = ResNetConfig(image_size=32, stages=(1, 1, 1, 1), width=width, num_heads=2)
     return replace(config, model=replace(config.model, image=image))
 
 
@@ -126,20 +126,28 @@ def test_accumulation_is_refused_unless_the_tower_is_frozen():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("image", "message"),
     [
-        (dict(scan_layers=True), "its blocks differ in shape"),
-        (dict(stages=(1, 1, 1)), "four stages of blocks"),
-        (dict(image_size=40), "must be a multiple of 32"),
-        (dict(drop_path=0.1), "0 for resnet, which has none"),
-        (dict(name="efficientnet"), "with width_coefficient=1.0 the last stage is 320 wide"),
+        (ResNetConfig(stages=(1, 1, 1)), "four stages of blocks"),
+        (ResNetConfig(image_size=40), "must be a multiple of 32"),
+        (ResNetConfig(num_heads=3), "num_heads=3 does not divide 32 width = 2048"),
+        (ResNetConfig(name="efficientnet"), "'efficientnet' goes with EfficientNetConfig, not with ResNetConfig"),
+        (EfficientNetConfig(width=640), "with width_coefficient=1.0 the last stage is 320 wide"),
+        (EfficientNetConfig(drop_path=1.0), r"drop_path=1.0 must be in \[0, 1\)"),
     ],
 )
-def test_settings_a_tower_has_no_use_for_are_refused(changes, message):
+def test_options_that_do_not_fit_are_refused(image, message):
     config = resnet_config()
-    image = replace(config.model.image, **changes)
     with pytest.raises(ConfigError, match=message):
         check(replace(config, model=replace(config.model, image=image)), num_devices=1)
+
+
+@pytest.mark.parametrize("option", ["scan_layers", "drop_path", "projection"])
+def test_an_option_of_another_tower_is_an_unknown_field(option):
+    tree = to_json_dict(resnet_config())
+    tree["model"]["image"][option] = 0
+    with pytest.raises(ConfigError, match=f"Unknown field config.model.image.{option}: 'resnet' has no such field"):
+        from_json_dict(tree)
 
 
 def test_statistics_stay_float32_when_activations_are_not():

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
+from clipjax.models.attention import attention
 from clipjax.models.flash_attention import flash_attention, flash_backward, flash_forward, kernel_steps
-from clipjax.models.layers import attention, dots
+from clipjax.models.layers import dots
 from tests.tiny import start, tiny_batches, tiny_config
 
 # batch, length, heads, d, causal; what a kernel step takes

@@ -13,6 +13,7 @@ from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import Patches
 from clipjax.models.position import resample
+from clipjax.models.towers.naflex import naflex_of
 from clipjax.training.check import check
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.init_from import adapt
@@ -28,7 +29,7 @@ SHAPES = [(3, 4), (2, 5), (1, 12), (4, 1)]
 
 def naflex_config(mesh=(-1, 1, 1), **changed):
     config = tiny_config(mesh)
-    image = replace(config.model.image, **{"name": "naflex", "max_patches": COUNT, **changed})
+    image = naflex_of(config.model.image, **{"max_patches": COUNT, **changed})
     return replace(config, model=replace(config.model, image=image))
 
 
@@ -70,7 +71,7 @@ def test_a_square_image_of_the_grids_size_is_the_vits(params):
     model = naflex_config().model
     square = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     patches = square.reshape(2, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 48)
-    vit = replace(model, image=replace(model.image, name="vit"))
+    vit = replace(model, image=tiny_config().model.image)
     a = jax.jit(DualEncoder(vit).apply)({"params": params}, image=square).image_embedding
     shapes = np.full((2, 2), 4, np.int32)
     b = jax.jit(DualEncoder(model).apply)({"params": params}, image=Patches(patches, shapes)).image_embedding
@@ -125,11 +126,13 @@ def test_training_goes_on_from_a_vit_of_another_resolution():
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-def test_settings_that_the_tower_does_not_read_are_refused():
+def test_options_that_the_tower_does_not_have_are_refused():
     check(naflex_config(), num_devices=8)
+    with pytest.raises(ConfigError, match="'naflex' has no position"):
+        naflex_of(replace(tiny_config().model.image, position="sincos"))
     for changed, message in (
         (dict(pool="cls"), "name='naflex' with pool='cls'"),
-        (dict(position="sincos"), "position='sincos'"),
+        (dict(norm="rms"), "norm='rms'"),
         (dict(max_patches=0), "max_patches=0 must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -9,7 +9,8 @@ import numpy as np
 from clipjax.config import ModelConfig
 from clipjax.interop.convert import read_variables, their_arrays
 from clipjax.interop.names import Tensor, check_tensors, flatten, stored, their_shapes
-from clipjax.models.dual_encoder import IMAGE_TOWERS, unit_length
+from clipjax.models import image_tower
+from clipjax.models.dual_encoder import unit_length
 from tests.torch_reference import import_torch
 
 torch = import_torch()
@@ -40,7 +41,7 @@ class Pair:
         self.embed = embed
         self.state = {name: value.numpy().copy() for name, value in module.state_dict().items()}
         size = model.image.image_size
-        self.tower = IMAGE_TOWERS[model.image.name](model.image, model.embed_dim, jnp.dtype(model.dtype))
+        self.tower = image_tower(model.image).module(model.image, model.embed_dim, jnp.dtype(model.dtype))
         rng = np.random.default_rng(0)
         self.image = rng.normal(size=(BATCH, size, size, 3)).astype(np.float32)
         self.text = rng.normal(size=(BATCH, model.embed_dim)).astype(np.float32)
@@ -57,7 +58,7 @@ class Pair:
         """(embedding, batch_stats after it)."""
         variables = {name: tree["image"] for name, tree in variables.items()}
         if not train:
-            return self.tower.apply(variables, self.image)[0], None
+            return self.tower.apply(variables, self.image).pooled, None
         key = {"dropout": jax.random.key(0)}
         (x, _), changed = self.tower.apply(variables, self.image, train=True, mutable=["batch_stats"], rngs=key)
         return x, changed.get("batch_stats", {})
@@ -159,6 +160,6 @@ class Pair:
 def image_tower_shapes(model: ModelConfig, table: list[Tensor]) -> dict[str, tuple[int, ...]]:
     """Their name -> shape of every tensor of the image tower, without storage."""
     size = model.image.image_size
-    tower = IMAGE_TOWERS[model.image.name](model.image, model.embed_dim, jnp.float32)
+    tower = image_tower(model.image).module(model.image, model.embed_dim, jnp.float32)
     variables = jax.eval_shape(lambda: tower.init(jax.random.key(0), jnp.zeros((1, size, size, 3))))
     return their_shapes(table, model, flatten({name: {"image": tree} for name, tree in variables.items()}))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.config import ImageTowerConfig, ModelConfig
+from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf_align
 from clipjax.interop.conv_towers import efficientnet
@@ -19,7 +19,7 @@ from clipjax.interop.names import Description, InteropError, Meaning, check_tens
 from clipjax.interop.safetensors import open_safetensors, write_safetensors
 from clipjax.models import DualEncoder
 from clipjax.models.presets import get_preset
-from clipjax.models.towers.efficientnet import COEFFICIENTS, block_shapes
+from clipjax.models.towers.efficientnet import COEFFICIENTS, EfficientNetConfig, block_shapes
 from tests.parity.conv_towers import Pair, image_tower_shapes, randomise
 from tests.torch_reference import import_torch
 
@@ -29,12 +29,10 @@ transformers = import_torch("transformers")
 
 
 def image_config(width, depth, **changes):
-    image = ImageTowerConfig(
-        name="efficientnet",
+    image = EfficientNetConfig(
         width_coefficient=width,
         depth_coefficient=depth,
         projection=False,
-        scan_layers=False,
         norm_eps=1e-3,
         **changes,
     )

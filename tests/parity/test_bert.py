@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.config import ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.interop.names import our_names, their_names
 from clipjax.interop.open_clip_bert import text_tensors
-from clipjax.models.towers.bert import BertEncoder
+from clipjax.models.towers.bert import BertConfig, BertEncoder
 from clipjax.models.transformer import stack_layers
 from tests.torch_reference import import_torch
 
@@ -31,8 +31,7 @@ SIZES = dict(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-OURS = TextTowerConfig(
-    name="bert",
+OURS = BertConfig(
     vocab_size=VOCAB,
     context_length=CONTEXT,
     num_positions=ROWS,
@@ -40,7 +39,7 @@ OURS = TextTowerConfig(
     depth=DEPTH,
     num_heads=4,
     mlp_dim=48,
-    causal=False,
+    norm_eps=1e-5,
     scan_layers=False,
 )
 ALIGN = replace(OURS, pool="cls", pooler=True, pad_id=0, norm_eps=1e-12, projection_bias=True)
@@ -129,7 +128,7 @@ def pair(request):
 
 
 def embed(config, params, text):
-    return BertEncoder(config, EMBED, jnp.float32).apply({"params": params}, text)[0]
+    return BertEncoder(config, EMBED, jnp.float32).apply({"params": params}, text).pooled
 
 
 def test_embeddings_and_gradients_equal_the_reference(pair):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from clipjax.interop.conv_towers import convnext, resnet
-from clipjax.models import DualEncoder
+from clipjax.models import DualEncoder, image_tower
 from clipjax.models.presets import get_preset
 from clipjax.models.presets.conv import CONV_PRESETS
-from clipjax.planning.flops import conv_tower_flops
+from clipjax.planning.flops import tower_flops
 from tests.parity.conv_towers import image_tower_shapes
 from tests.torch_reference import import_torch
 
@@ -61,4 +61,6 @@ def test_model_flops_are_those_pytorch_counts(name):
     if name == "clip_rn50":
         # PyTorch computes the pool's query, attention and output for all 50 tokens and keeps the mean token's.
         expected -= 2 * 49 * (2048 * 2048 + 2048 * 1024) + 4 * 49 * 50 * 2048
-    assert conv_tower_flops(model.image, model.embed_dim) == pytest.approx(expected, rel=1e-3)
+    assert tower_flops(image_tower(model.image), model.image, model.embed_dim).products == pytest.approx(
+        expected, rel=1e-3
+    )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipjax.config import LossConfig, PixelConfig
-from clipjax.data.images.naflex import PatchBudget, eval_patches, patch_grid
+from clipjax.config import LossConfig, PatchBudget, PixelConfig
+from clipjax.data.images.naflex import eval_patches, patch_grid
 from clipjax.losses import make_loss
-from clipjax.models import DualEncoder
-from clipjax.models.pixels import Patches, image_columns, image_of, normalize_pixels
+from clipjax.models import DualEncoder, image_tower
+from clipjax.models.pixels import Patches, image_of, normalize_pixels
 from clipjax.models.presets import get_preset
 from clipjax.models.presets.siglip import SIGLIP_PRESETS
 from tests.parity.test_towers import arrays, hf_sizes, to_clipjax
@@ -133,7 +133,8 @@ def test_grids_equal_transformers_for_many_sizes():
 
 
 def parameters(model):
-    columns = {name: jnp.ones(shape, dtype) for name, (shape, dtype) in image_columns(model.image, 1).items()}
+    read = image_tower(model.image).columns(model.image, 1)
+    columns = {name: jnp.ones(shape, dtype) for name, (shape, dtype) in read.items()}
     text = jnp.zeros((1, model.text.context_length), jnp.int32)
     image = normalize_pixels(image_of(columns), 3 * [0.5], 3 * [0.5])
     shapes = jax.eval_shape(lambda: DualEncoder(model).init(jax.random.key(0), image=image, text=text))

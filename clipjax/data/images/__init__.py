@@ -10,7 +10,7 @@ presets.py      PIXEL_PRESETS: the rules of each family
 
 from clipjax.data.images.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, open_image
 from clipjax.data.images.jpeg import choose_decoder
-from clipjax.data.images.naflex import PatchBudget, budget_of, eval_patches, from_patches, train_patches
+from clipjax.data.images.naflex import eval_patches, from_patches, train_patches
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.data.images.resize import to_square
 from clipjax.data.images.transforms import eval_image, train_image
@@ -20,8 +20,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "PIXEL_PRESETS",
-    "PatchBudget",
-    "budget_of",
     "choose_decoder",
     "eval_image",
     "eval_patches",

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from clipjax.config import AugmentConfig, ImageTowerConfig, PixelConfig
+from clipjax.config import AugmentConfig, PatchBudget, PixelConfig
 from clipjax.data.images.decode import open_image, read_box
 from clipjax.data.images.resize import Box, resize
 from clipjax.data.images.transforms import crop_box
 
 Columns = dict[str, np.ndarray]
-
-
-class PatchBudget(NamedTuple):
-    patch_size: int
-    max_patches: int
-
-
-def budget_of(image: ImageTowerConfig) -> PatchBudget | None:
-    """None for a tower that reads images of one size."""
-    return PatchBudget(image.patch_size, image.max_patches) if image.name == "naflex" else None
 
 
 def eval_patches(data: bytes, budget: PatchBudget, pixels: PixelConfig) -> Columns:

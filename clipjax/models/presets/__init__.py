@@ -1,44 +1,26 @@
-"""Published models by name. Shapes from the papers and reference code; parameter counts are tested."""
+"""Published models by name. Shapes are those of the papers and reference code; tests compare parameter counts."""
 
 from __future__ import annotations
 
-from clipjax.config import ImageTowerConfig, ModelConfig, nearest, require
+from clipjax.config import ModelConfig, nearest, require
 from clipjax.models.presets.bert import BERT_PRESETS
+from clipjax.models.presets.clip import CLIP_PRESETS
 from clipjax.models.presets.conv import CONV_PRESETS
 from clipjax.models.presets.eva import EVA_PRESETS
 from clipjax.models.presets.open_clip import OPEN_CLIP_PRESETS
-from clipjax.models.presets.shared import clip_text
 from clipjax.models.presets.siglip import SIGLIP_PRESETS
 
-
-def get_preset(name: str) -> ModelConfig:
-    """The ModelConfig of a published model. Raises ConfigError naming the nearest known one."""
-    require(name in PRESETS, f"Unknown preset '{name}'.{nearest(name, PRESETS)}")
-    return PRESETS[name]
-
-
-def _clip(image_size: int, patch_size: int, width: int, depth: int, text_width: int, embed_dim: int) -> ModelConfig:
-    """openai/CLIP clip/model.py: QuickGELU, heads of 64, text of 12 layers."""
-    image = ImageTowerConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        num_heads=width // 64,
-        mlp_dim=4 * width,
-        activation="quick_gelu",
-    )
-    return ModelConfig(image=image, text=clip_text(text_width, activation="quick_gelu"), embed_dim=embed_dim)
-
-
 PRESETS: dict[str, ModelConfig] = {
-    "clip_vit_b32": _clip(224, 32, 768, 12, 512, 512),
-    "clip_vit_b16": _clip(224, 16, 768, 12, 512, 512),
-    "clip_vit_l14": _clip(224, 14, 1024, 24, 768, 768),
-    "clip_vit_l14_336": _clip(336, 14, 1024, 24, 768, 768),
+    **CLIP_PRESETS,
     **SIGLIP_PRESETS,
     **CONV_PRESETS,
     **EVA_PRESETS,
     **OPEN_CLIP_PRESETS,
     **BERT_PRESETS,
 }
+
+
+def get_preset(name: str) -> ModelConfig:
+    """The ModelConfig of a published model. Raises ConfigError naming the nearest known one."""
+    require(name in PRESETS, f"Unknown preset '{name}'.{nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.models.presets.open_clip import OPEN_CLIP_PRESETS
+from clipjax.models.towers.bert import BertConfig
 
 _BASE = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
 _LARGE = dict(width=1024, depth=24, num_heads=16, mlp_dim=4096)
 
 
-def _bert(vocab_size: int, **size: int) -> TextTowerConfig:
-    """transformers' BertConfig."""
-    rules = dict(causal=False, pool="mean", projection="mlp", pad_id=0, norm_eps=1e-12)
-    return TextTowerConfig(name="bert", vocab_size=vocab_size, num_positions=512, token_types=2, **rules, **size)
+def _bert(vocab_size: int, **size: int) -> BertConfig:
+    """transformers models/bert/configuration_bert.py."""
+    rules = dict(pool="mean", projection="mlp", pad_id=0, norm_eps=1e-12)
+    return BertConfig(vocab_size=vocab_size, num_positions=512, token_types=2, **rules, **size)
 
 
-def _roberta(vocab_size: int, **size: int) -> TextTowerConfig:
-    """transformers' RobertaConfig and XLMRobertaConfig: positions start behind the padding's id."""
+def _roberta(vocab_size: int, **size: int) -> BertConfig:
+    """transformers' RobertaConfig and XLMRobertaConfig: positions start after the padding's id."""
     rules = dict(num_positions=514, token_types=1, pad_id=1, positions_after_padding=True, norm_eps=1e-5)
     return replace(_bert(vocab_size, **size), **rules)
 
 
-# The name on the hub -> its sizes and rules, pooled and projected as OpenCLIP does where nothing else is said.
-BERT_TOWERS: dict[str, TextTowerConfig] = {
+# Name on the hub -> sizes and rules, with the pool and projection that OpenCLIP has by default.
+BERT_TOWERS: dict[str, BertConfig] = {
     "bert-base-uncased": _bert(30_522, **_BASE),
     "bert-base-cased": _bert(28_996, **_BASE),
     "bert-large-uncased": _bert(30_522, **_LARGE),

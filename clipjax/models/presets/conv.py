@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
 from clipjax.models.presets.shared import clip_text
-from clipjax.models.towers.efficientnet import COEFFICIENTS
+from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.convnext import ConvNeXtConfig
+from clipjax.models.towers.efficientnet import COEFFICIENTS, EfficientNetConfig
+from clipjax.models.towers.resnet import ResNetConfig
 
 
 def _resnet(image_size: int, stages: tuple[int, ...], width: int, text_width: int, embed_dim: int) -> ModelConfig:
     """openai/CLIP clip/model.py: heads of 64 in the attention pool too, QuickGELU in the text tower."""
-    image = ImageTowerConfig(
-        name="resnet",
+    image = ResNetConfig(
         image_size=image_size,
         stages=stages,
         width=width,
         num_heads=32 * width // 64,
-        scan_layers=False,
     )
     return ModelConfig(image=image, text=clip_text(text_width, 12, "quick_gelu"), embed_dim=embed_dim)
 
@@ -30,15 +31,13 @@ def _convnext(
     norm_eps: float = 1e-6,
 ) -> ModelConfig:
     """open_clip model_configs/convnext_*.json over timm's trunks; the text tower is as wide as the embedding."""
-    image = ImageTowerConfig(
-        name="convnext",
+    image = ConvNeXtConfig(
         image_size=image_size,
         stages=stages,
         width=width,
         head=head,
         norm_eps=norm_eps,
         drop_path=0.1,
-        scan_layers=False,
     )
     return ModelConfig(image=image, text=clip_text(embed_dim, text_depth), embed_dim=embed_dim)
 
@@ -46,8 +45,7 @@ def _convnext(
 def _align() -> ModelConfig:
     """transformers' align-base: EfficientNet-B7 without a projection, BERT-base; the scale starts at 1."""
     width_coefficient, depth_coefficient = COEFFICIENTS["b7"]
-    image = ImageTowerConfig(
-        name="efficientnet",
+    image = EfficientNetConfig(
         image_size=289,
         width_coefficient=width_coefficient,
         depth_coefficient=depth_coefficient,
@@ -56,10 +54,8 @@ def _align() -> ModelConfig:
         norm_momentum=0.99,
         drop_path=0.2,
         projection=False,
-        scan_layers=False,
     )
-    text = TextTowerConfig(
-        name="bert",
+    text = BertConfig(
         vocab_size=30522,
         context_length=64,
         num_positions=512,
@@ -67,7 +63,6 @@ def _align() -> ModelConfig:
         depth=12,
         num_heads=12,
         mlp_dim=3072,
-        causal=False,
         pool="cls",
         pooler=True,
         pad_id=0,

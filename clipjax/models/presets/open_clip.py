@@ -1,4 +1,4 @@
-"""OpenCLIP's published models whose image tower is a ViT: its own, the -quickgelu variants, CLIPA, CoCa."""
+"""OpenCLIP's published models with a ViT as the image tower: its own, the -quickgelu variants, CLIPA, CoCa."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipjax.models.presets.shared import at_size, clip_model
 
 
 def _quick(model: ModelConfig) -> ModelConfig:
-    """OpenAI's activation in OpenCLIP's towers: DFN's and MetaCLIP's models among others."""
+    """OpenAI's activation in OpenCLIP's towers, as in DFN's and MetaCLIP's models."""
     return replace(
         model,
         image=replace(model.image, activation="quick_gelu"),
@@ -20,7 +20,7 @@ def _quick(model: ModelConfig) -> ModelConfig:
 def _clipa(model: ModelConfig) -> ModelConfig:
     """CLIPA (2305.07017): BERT's word pieces, 32 of them, bidirectional; no ln_pre, mean of the patches, then ln_post.
 
-    tanh GELU, as it was trained (UCSC-VLAA/CLIPA); OpenCLIP's files of the same weights leave the exact one.
+    tanh GELU, as it was trained (UCSC-VLAA/CLIPA); OpenCLIP's files of the same weights have the exact one.
     """
     image = replace(model.image, pool="gap", class_token=True, norm_after_pool=True, pre_norm=False)
     text = replace(model.text, vocab_size=32_000, context_length=32, causal=False, pool="last")

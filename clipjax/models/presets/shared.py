@@ -1,10 +1,12 @@
-"""What OpenAI's, OpenCLIP's and EVA-CLIP's published models share but for their sizes."""
+"""The shape that OpenAI's, OpenCLIP's and EVA-CLIP's published models share; they differ in sizes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 
 def clip_model(
@@ -15,10 +17,10 @@ def clip_model(
     embed_dim: int,
     **options,
 ) -> ModelConfig:
-    """image (width, depth, heads, mlp_dim), text (width, depth); options: further fields of ImageTowerConfig."""
+    """image (width, depth, heads, mlp_dim), text (width, depth); options: further fields of ViTConfig."""
     width, depth, num_heads, mlp_dim = image
     return ModelConfig(
-        image=ImageTowerConfig(
+        image=ViTConfig(
             image_size=image_size,
             patch_size=patch_size,
             width=width,
@@ -32,10 +34,12 @@ def clip_model(
     )
 
 
-def clip_text(width: int, depth: int = 12, activation: str = "gelu") -> TextTowerConfig:
+def clip_text(width: int, depth: int = 12, activation: str = "gelu") -> TextTransformerConfig:
     """openai/CLIP clip/model.py: heads of 64, an MLP four times as wide, causal, pooled at the largest id."""
-    return TextTowerConfig(width=width, depth=depth, num_heads=width // 64, mlp_dim=4 * width, activation=activation)
+    shape = dict(width=width, depth=depth, num_heads=width // 64, mlp_dim=4 * width)
+    return TextTransformerConfig(**shape, activation=activation)
 
 
 def at_size(model: ModelConfig, image_size: int) -> ModelConfig:
+    """The same model for images of another size, in pixels."""
     return replace(model, image=replace(model.image, image_size=image_size))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipjax.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from clipjax.config import ModelConfig
+from clipjax.models.towers.naflex import naflex_of
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 # width, depth, heads, mlp_dim: big_vision models/vit.py
 B = (768, 12, 12, 3072)
 L = (1024, 24, 16, 4096)
 SO400M = (1152, 27, 16, 4304)
 G_OPT = (1536, 40, 16, 6144)
-C4_EN, MC4, GEMMA = 32_000, 250_000, 256_000  # words of their SentencePiece vocabularies
+C4_EN, MC4, GEMMA = 32_000, 250_000, 256_000  # pieces of their SentencePiece vocabularies
 
 
 def _siglip(
@@ -22,10 +25,10 @@ def _siglip(
     context: int = 64,
     text: tuple[int, int, int, int] | None = None,
 ) -> ModelConfig:
-    """big_vision models/vit.py and two_towers.py. text: where its shape is not the image tower's."""
+    """big_vision models/vit.py and two_towers.py. text: its shape, if it is not the image tower's."""
     shared = dict(activation="gelu_tanh", norm_eps=1e-6, init="big_vision")
     return ModelConfig(
-        image=ImageTowerConfig(
+        image=ViTConfig(
             image_size=image_size,
             patch_size=patch_size,
             pool="map",
@@ -35,7 +38,7 @@ def _siglip(
             **_shape(image),
             **shared,
         ),
-        text=TextTowerConfig(
+        text=TextTransformerConfig(
             vocab_size=vocab_size,
             context_length=context,
             causal=False,
@@ -56,7 +59,7 @@ def _shape(numbers: tuple[int, int, int, int]) -> dict[str, int]:
 
 
 def _naflex(model: ModelConfig) -> ModelConfig:
-    return replace(model, image=replace(model.image, name="naflex"))
+    return replace(model, image=naflex_of(model.image))
 
 
 def _no_text_head(model: ModelConfig) -> ModelConfig:

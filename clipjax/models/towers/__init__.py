@@ -1,0 +1,46 @@
+"""The tables of towers. To add a tower, write one file and give it one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, nearest, require
+from clipjax.models.towers import bert, convnext, efficientnet, naflex, resnet, text, vit
+from clipjax.models.towers.tower import Tower
+
+# config.model.image.name -> the tower. Each file has the row, beside the options and the module that it names.
+IMAGE_TOWERS: dict[str, Tower] = {
+    "vit": vit.TOWER,
+    "naflex": naflex.TOWER,
+    "resnet": resnet.TOWER,
+    "efficientnet": efficientnet.TOWER,
+    "convnext": convnext.TOWER,
+}
+# config.model.text.name -> the tower.
+TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER}
+
+
+def image_tower(config: ImageTowerConfig) -> Tower:
+    """The row of config.model.image. Raises ConfigError for an unknown name, or one of another dataclass."""
+    return _row(config, IMAGE_TOWERS, "config.model.image")
+
+
+def text_tower(config: TextTowerConfig) -> Tower:
+    """The row of config.model.text. Raises ConfigError for an unknown name, or one of another dataclass."""
+    return _row(config, TEXT_TOWERS, "config.model.text")
+
+
+def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:
+    """How this tower's images are cut into patches; None for a tower that reads images of one size."""
+    budget = image_tower(config).patch_budget
+    return budget(config) if budget else None
+
+
+def _row(config: ImageTowerConfig | TextTowerConfig, table: Mapping[str, Tower], where: str) -> Tower:
+    require(config.name in table, f"{where}.name='{config.name}' is unknown.{nearest(config.name, table)}")
+    row = table[config.name]
+    require(
+        isinstance(config, row.config),
+        f"{where}.name='{config.name}' goes with {row.config.__name__}, not with {type(config).__name__}.",
+    )
+    return row

@@ -5,40 +5,76 @@ References: BERT 1810.04805, XLM-R 1911.02116; transformers' AlignModel and open
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from clipjax.config import TextTowerConfig, require
-from clipjax.models.layers import LayerNorm, Linear, Mlp, SelfAttention, constrain
-from clipjax.models.towers.text import TokenEmbedding
-from clipjax.models.transformer import rematerialised
+from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
+from clipjax.config.model import Activation
+from clipjax.models import flops
+from clipjax.models.attention import SelfAttention
+from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
+from clipjax.models.towers.text import WHERE, TokenEmbedding, columns
+from clipjax.models.towers.tower import Tower, TowerOutput, check_projection, no_hidden_states
+from clipjax.models.transformer import check_heads, check_rates, rematerialised
 
 NORMAL = nn.initializers.normal(0.02)  # of every matrix and table; biases start at zero (BERT)
 
 
+@dataclass(frozen=True)
+class BertConfig(TextTowerConfig):
+    """The defaults are BERT-base's, uncased, with the pool and projection of open_clip's HFTextEncoder."""
+
+    name: str = "bert"
+    vocab_size: int = 30_522
+    width: int = 768
+    norm_eps: float = 1e-12
+    depth: int = weights(12)
+    num_heads: int = meaning(12)
+    mlp_dim: int = weights(3072)
+    activation: Activation = meaning("gelu")
+    # cls: the first position. pooler: BERT's tanh layer on the first position. mean: over all positions except padding
+    pool: Literal["cls", "mean", "pooler"] = meaning("mean")
+    pooler: bool = weights(False)  # has the parameters of BERT's pooler; ALIGN has them and does not use them
+    pad_id: int = meaning(0)  # the padding, which nothing attends to
+    num_positions: int = weights(0)  # rows of the position table; 0: context_length
+    positions_after_padding: bool = meaning(False)  # counted from pad_id + 1 on, padding not counted (RoBERTa)
+    token_types: int = weights(2)  # rows of the token type table, of which the first is used
+    # none: width == embed_dim. mlp: two maps with a GELU between (open_clip)
+    projection: Literal["linear", "mlp", "none"] = weights("linear")
+    projection_bias: bool = weights(False)
+    dropout: float = experiment(0.0)
+    scan_layers: bool = runtime(True, fixed=LAYOUT)
+    attention_chunk: int = runtime(0)  # examples of a device whose attention weights exist at a time; 0: all
+
+
 class BertEncoder(nn.Module):
-    """text [B, L] int32, L <= context_length -> ([B, embed_dim] not of unit length, tokens [B, L, width]), in dtype.
+    """text [B, L] int32, L <= context_length -> TowerOutput, tokens [B, L, width].
 
     Positions whose id is config.pad_id are not attended to: a text's embedding does not depend on how far it is padded.
-    Their own tokens in the second result mean nothing. Raises ConfigError for settings it does not have.
+    The tokens at those positions mean nothing. Raises ConfigError for hidden_layers, which it does not give.
     """
 
-    config: TextTowerConfig
+    config: BertConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, text: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
-        check_bert(c, self.embed_dim)
+        no_hidden_states(c.name, hidden_layers)
+        check(c, self.embed_dim)
         visible = text != c.pad_id
         embedding = TokenEmbedding(c.vocab_size, c.width, NORMAL, self.activations, name="token_embedding")
         position = self.param("position_embedding", NORMAL, (c.num_positions or c.context_length, c.width))
         token_type = self.param("token_type_embedding", NORMAL, (c.token_types, c.width))
         if c.positions_after_padding:
-            # fairseq's rule: padding has the position pad_id, the first token pad_id + 1.
+            # fairseq's rule: padding has position pad_id, the first token pad_id + 1.
             at = jnp.take(position, c.pad_id + jnp.cumsum(visible, axis=1) * visible, axis=0)
             at = constrain(at, self.activations)
         else:
@@ -47,9 +83,10 @@ class BertEncoder(nn.Module):
         x = LayerNorm(c.norm_eps, name="ln_embedding")(x)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         tokens = self.blocks(x, visible, train)
-        return self.head(tokens, visible), tokens
+        return TowerOutput(self.head(tokens, visible), tokens)
 
     def blocks(self, x: jax.Array, visible: jax.Array, train: bool) -> jax.Array:
+        """x [B, L, width], visible [B, L] bool -> the last block's states, as x."""
         c = self.config
         block = rematerialised(PostNormBlock, c.remat, prevent_cse=not c.scan_layers, static_argnums=(3,))
         if not c.scan_layers:
@@ -86,7 +123,7 @@ class BertEncoder(nn.Module):
 class PostNormBlock(nn.Module):
     """LN(x + attention(x)), then LN(x + MLP(x)); x [B, L, width], visible [B, L] bool. Returns (x, None)."""
 
-    config: TextTowerConfig
+    config: BertConfig
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
@@ -106,24 +143,45 @@ class PostNormBlock(nn.Module):
         return constrain(x, self.activations), None
 
 
-def check_bert(config: TextTowerConfig, embed_dim: int) -> None:
-    """Raises ConfigError for a text tower that BertEncoder cannot be."""
-    where, c = "config.model.text", config
-    require(
-        c.pool in ("cls", "mean", "pooler"), f"{where}.name='bert' pools by 'cls', 'mean' or 'pooler', not '{c.pool}'."
-    )
-    require(c.pooler or c.pool != "pooler", f"{where}.pool='pooler' needs {where}.pooler=True.")
-    require(not c.causal, f"{where}.name='bert' has no causal mask; set {where}.causal=False.")
-    require(c.drop_path == 0, f"{where}.name='bert' has no drop_path; set {where}.drop_path=0.0.")
-    require(c.pad_id >= 0, f"{where}.pad_id={c.pad_id}: name='bert' needs the id of its padding (BERT 0, XLM-R 1).")
+def check(config: BertConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other or embed_dim."""
+    c = config
+    check_heads(c.width, c.num_heads, WHERE)
+    check_rates(c, ("dropout",), WHERE)
+    require(c.pooler or c.pool != "pooler", f"{WHERE}.pool='pooler' needs {WHERE}.pooler=True.")
+    require(c.pad_id >= 0, f"{WHERE}.pad_id={c.pad_id}: name='{c.name}' needs the id of its padding (BERT 0, XLM-R 1).")
     rows = c.num_positions or c.context_length
     needed = c.context_length + (c.pad_id + 1 if c.positions_after_padding else 0)
     require(
         rows >= needed,
-        f"{where}.num_positions={rows} is less than the {needed} positions that context_length={c.context_length} "
+        f"{WHERE}.num_positions={rows} is less than the {needed} positions that context_length={c.context_length} "
         f"needs (with positions_after_padding the first is pad_id + 1).",
     )
+    check_projection(c.projection != "none", "projection='linear'", c.width, embed_dim, WHERE)
+
+
+def check_tokenizer(config: BertConfig, tokenizer: Any) -> None:
+    """Raises ConfigError for a tokenizer that pads with another id than the tower masks."""
     require(
-        c.projection != "none" or c.width == embed_dim,
-        f"{where}.projection='none' needs width == embed_dim, but width={c.width} and embed_dim={embed_dim}.",
+        config.pad_id == tokenizer.pad_id,
+        f"{WHERE}.pad_id={config.pad_id} is what the tower takes for padding, but the tokenizer pads with "
+        f"{tokenizer.pad_id}; set {WHERE}.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
     )
+
+
+def count_flops(config: BertConfig, embed_dim: int) -> flops.TowerFlops:
+    c, length = config, config.context_length
+    products = flops.stack_products(c.depth, c.width, c.mlp_dim, length) + 2 * c.width * embed_dim
+    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+
+
+TOWER = Tower(
+    BertEncoder,
+    BertConfig,
+    check,
+    columns,
+    count_flops,
+    tensor_axis=("num_heads", "mlp_dim"),
+    random=("dropout",),
+    check_tokenizer=check_tokenizer,
+)

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig
-from clipjax.models.conv import Conv, drop_path
+from clipjax.config.fields import experiment, weights
+from clipjax.models.conv import Conv, check_stages, drop_path
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
-from clipjax.models.transformer import rematerialised
+from clipjax.models.towers.tower import Tower, TowerOutput, no_hidden_states
+from clipjax.models.towers.vit import WHERE, columns
+from clipjax.models.transformer import check_rates, rematerialised
 
 LAYER_SCALE = 1e-6  # at the start
 zeros = nn.initializers.zeros
 normal = nn.initializers.normal(0.02)
 
 
-class ConvNeXt(nn.Module):
-    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, H W / 1024, 8 width]) in dtype.
+@dataclass(frozen=True)
+class ConvNeXtConfig(ImageTowerConfig):
+    """The defaults are timm's convnext_base."""
 
-    config.stages blocks at widths width, 2 width, 4 width, 8 width. Pool, norm, then config.head: one linear map
-    without bias, or an MLP of 2 embed_dim whose second map has none. The tokens are the last feature map, before the
-    norm, row by row. Source: Liu et al. 2201.03545 as timm's ConvNeXt under open_clip's TimmModel.
+    name: str = "convnext"
+    width: int = 128  # of the first stage; stage i is 2^i times as wide
+    norm_eps: float = 1e-6
+    stages: tuple[int, ...] = weights((3, 3, 27, 3))  # blocks of each
+    head: Literal["linear", "mlp"] = weights("linear")  # what maps to embed_dim
+    drop_path: float = experiment(0.0)  # rate of the last block; it grows linearly from 0
+
+
+class ConvNeXt(nn.Module):
+    """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, H W / 1024, 8 width].
+
+    Pool, norm, then config.head: one linear map without bias, or an MLP of 2 embed_dim whose second map has no bias.
+    The tokens are the last feature map, before the norm, row by row. Source: Liu et al. 2201.03545 as timm's ConvNeXt
+    under open_clip's TimmModel. Raises ConfigError for hidden_layers, which it does not give.
     """
 
-    config: ImageTowerConfig
+    config: ConvNeXtConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
+        no_hidden_states(c.name, hidden_layers)
 
         def conv(name: str, features: int, size: int, x: jax.Array) -> jax.Array:
             options = dict(stride=size, use_bias=True, activations=self.activations, name=name)
@@ -53,13 +72,14 @@ class ConvNeXt(nn.Module):
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's for a linear map
         if c.head == "mlp":
             x = nn.gelu(Linear(2 * self.embed_dim, init, dtype=self.dtype, name="head_up")(x), approximate=False)
-        return Linear(self.embed_dim, init, False, dtype=self.dtype, name="projection")(x), tokens
+        x = Linear(self.embed_dim, init, False, dtype=self.dtype, name="projection")(x)
+        return TowerOutput(x, tokens)
 
 
 class ConvNeXtBlock(nn.Module):
     """x + LayerScale(MLP(LN(depthwise 7 x 7 (x))))."""
 
-    config: ImageTowerConfig
+    config: ConvNeXtConfig
     drop_path: float
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
@@ -82,3 +102,12 @@ class LayerScale(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.constant(LAYER_SCALE), x.shape[-1:])
         return x * scale.astype(x.dtype)
+
+
+def check(config: ConvNeXtConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other. embed_dim may be any number."""
+    check_stages(config.stages, config.image_size, WHERE, config.name)
+    check_rates(config, ("drop_path",), WHERE)
+
+
+TOWER = Tower(ConvNeXt, ConvNeXtConfig, check, columns, random=("drop_path",))

@@ -1,18 +1,22 @@
-"""EfficientNet B0 to B7: inverted bottlenecks with squeeze-and-excitation, without the classifier's last one."""
+"""EfficientNet B0 to B7: inverted bottlenecks with squeeze-and-excitation, without the classifier's convolution."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import ImageTowerConfig
+from clipjax.config import ImageTowerConfig, require
+from clipjax.config.fields import experiment, meaning, weights
 from clipjax.models.conv import BatchNorm, Conv, Pads, drop_path
 from clipjax.models.layers import Linear, constrain
-from clipjax.models.transformer import rematerialised
+from clipjax.models.towers.tower import Tower, TowerOutput, check_projection, no_hidden_states
+from clipjax.models.towers.vit import WHERE, columns
+from clipjax.models.transformer import check_rates, rematerialised
 
 # B0: repeats, kernel size, stride, expansion, input and output channels of each stage (1905.11946, table 1).
 STAGES = (
@@ -25,7 +29,7 @@ STAGES = (
     (1, 3, 1, 6, 192, 320),
 )
 STEM = 32
-# He et al. 1502.01852; a depthwise kernel has as many outputs as inputs, one each, and so its fan-out is k * k.
+# He et al. 1502.01852. The fan-out of a depthwise kernel is k * k, which Flax calls its fan-in.
 he_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # Width and depth coefficients of the published models.
@@ -41,6 +45,21 @@ COEFFICIENTS = {
 }
 
 
+@dataclass(frozen=True)
+class EfficientNetConfig(ImageTowerConfig):
+    """The defaults are B0's."""
+
+    name: str = "efficientnet"
+    width: int = 320  # of the last stage, which follows from width_coefficient
+    norm_eps: float = 1e-3
+    width_coefficient: float = weights(1.0)
+    depth_coefficient: float = weights(1.0)
+    depthwise_padding: tuple[int, ...] = meaning(())  # blocks with a stride of 2 whose input has an odd size
+    projection: bool = weights(True)  # linear map to embed_dim; False: width == embed_dim
+    norm_momentum: float = experiment(0.99)  # share of BatchNorm's running statistics that a step keeps
+    drop_path: float = experiment(0.0)
+
+
 class BlockShape(NamedTuple):
     kernel_size: int
     stride: int
@@ -48,25 +67,26 @@ class BlockShape(NamedTuple):
     inputs: int
     outputs: int
     residual: bool
-    even: bool  # padding of a stride of 2: as for an even input, one less above and left
+    even: bool  # pad a stride of 2 as for an even input: one row and column less above and left
 
 
 class EfficientNet(nn.Module):
-    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, L, width]), both in dtype.
+    """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, L, width]: the last feature map, row by row.
 
-    The tokens are the last block's feature map, row by row; their mean is the embedding, through a linear map where
-    config.projection asks for one. Source: Tan & Le 1905.11946; ALIGN (2102.05918) as in transformers'
-    AlignVisionModel, but for stochastic depth, which drops whole examples as Tan & Le do.
+    The mean of the tokens is pooled, through a linear map if config.projection. Source: Tan & Le 1905.11946; ALIGN
+    (2102.05918) as in transformers' AlignVisionModel, except that stochastic depth drops whole examples, as in Tan &
+    Le. Raises ConfigError for hidden_layers, which it does not give.
     """
 
-    config: ImageTowerConfig
+    config: EfficientNetConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
+        no_hidden_states(c.name, hidden_layers)
         stem = round_channels(STEM, c.width_coefficient)
         pads = ((0, 1), (0, 1))
         x = Conv(stem, 3, he_out, self.dtype, 2, pads, activations=self.activations, name="stem")(
@@ -83,14 +103,16 @@ class EfficientNet(nn.Module):
         if c.projection:
             normal = nn.initializers.normal(x.shape[-1] ** -0.5)
             x = Linear(self.embed_dim, normal, False, dtype=self.dtype, name="projection")(x)
-        return x, tokens
+        return TowerOutput(x, tokens)
 
 
 class InvertedBottleneck(nn.Module):
-    """conv 1 x 1 to expansion times the width, depthwise convolution, squeeze-and-excitation, conv 1 x 1 back; where it
-    is a residual, added to x."""
+    """conv 1 x 1 to expansion times the width, depthwise convolution, squeeze-and-excitation, conv 1 x 1 back.
 
-    config: ImageTowerConfig
+    x is added if the block is a residual.
+    """
+
+    config: EfficientNetConfig
     shape: BlockShape
     drop_path: float
     dtype: jnp.dtype
@@ -124,8 +146,8 @@ class InvertedBottleneck(nn.Module):
         return constrain(y, self.activations)
 
 
-def block_shapes(config: ImageTowerConfig) -> list[BlockShape]:
-    """Every block's shape, B0's stages made wider and deeper by the coefficients."""
+def block_shapes(config: EfficientNetConfig) -> list[BlockShape]:
+    """Every block's shape: B0's stages, made wider and deeper by the coefficients."""
     shapes = []
     for repeats, kernel_size, stride, expansion, inputs, outputs in STAGES:
         inputs, outputs = (round_channels(n, config.width_coefficient) for n in (inputs, outputs))
@@ -137,7 +159,7 @@ def block_shapes(config: ImageTowerConfig) -> list[BlockShape]:
 
 
 def round_channels(channels: int, coefficient: float) -> int:
-    """channels * coefficient to the nearest multiple of 8, but not more than a tenth below."""
+    """channels * coefficient, rounded to a multiple of 8 that is at most a tenth less."""
     wanted = channels * coefficient
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded
@@ -147,3 +169,18 @@ def padding(kernel_size: int, *, even: bool) -> Pads:
     """TensorFlow's "SAME" for a stride of 1 or an odd input; even: for a stride of 2 and an even input."""
     low, high = kernel_size // 2 - even, kernel_size // 2
     return ((low, high), (low, high))
+
+
+def check(config: EfficientNetConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other or embed_dim."""
+    width = block_shapes(config)[-1].outputs
+    require(
+        config.width == width,
+        f"{WHERE}.width={config.width}, but with width_coefficient={config.width_coefficient} the last stage is "
+        f"{width} wide; set width={width}.",
+    )
+    check_rates(config, ("drop_path",), WHERE)
+    check_projection(config.projection, "projection=True", config.width, embed_dim, WHERE)
+
+
+TOWER = Tower(EfficientNet, EfficientNetConfig, check, columns, running_statistics=True, random=("drop_path",))

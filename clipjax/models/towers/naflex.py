@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import ImageTowerConfig
-from clipjax.models.hidden import Hidden
+from clipjax.config import PatchBudget, require
+from clipjax.config.fields import MODEL, experiment, meaning
+from clipjax.models import flops
 from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
 from clipjax.models.pooling import MapHead
-from clipjax.models.transformer import transformer
+from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.towers.vit import (
+    WHERE,
+    PatchTowerConfig,
+    ViTConfig,
+    check_patches,
+    head_products,
+    patch_init,
+    patch_products,
+)
+from clipjax.models.transformer import check_dense, transformer
+
+
+@dataclass(frozen=True)
+class NaFlexConfig(PatchTowerConfig):
+    """image_size: the side of the square grid of positions, in pixels; images have their own sizes."""
+
+    name: str = "naflex"
+    pool: Literal["map", "gap"] = meaning("map")
+    max_patches: int = experiment(256, fixed=MODEL)  # the most patches an image has; batches are padded to it
 
 
 class NaFlexTransformer(nn.Module):
-    """Patches, normalised -> ([B, embed_dim] not of unit length, tokens [B, N, width]), both in dtype.
+    """Patches, normalised -> TowerOutput, tokens [B, N, width].
 
-    Patch k of an image of r x c patches lies in row k // c, column k % c; those from r c on are padding, which nothing
-    attends to and no pool reads. The learned positions are a square grid of image_size / patch_size a side, resized to
-    each image's r x c. Parameters are named and shaped as VisionTransformer's.
+    Patch k of an image of r x c patches lies in row k // c, column k % c. Patches from number r c on are padding, which
+    nothing attends to and no pool reads. The learned positions are a square grid of image_size / patch_size a side,
+    resized to each image's r x c. Parameters are named and shaped as VisionTransformer's.
     Source: transformers modeling_siglip2.py; big_vision models/proj/image_text/naflex_vit.py.
     """
 
-    config: ImageTowerConfig
+    config: NaFlexConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: Patches, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
+    def __call__(self, image: Patches, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
         normal = nn.initializers.normal
-        patch_init = nn.initializers.lecun_normal() if c.init == "big_vision" else normal((3 * c.patch_size**2) ** -0.5)
-        x = Linear(c.width, patch_init, c.patch_bias, dtype=self.dtype, name="patch_embed")(image.pixels)
+        x = Linear(c.width, patch_init(c), c.patch_bias, dtype=self.dtype, name="patch_embed")(image.pixels)
         side = c.image_size // c.patch_size
         table = self.param("position_embedding", normal(c.width**-0.5), (side * side, c.width))
-        weights = grid_weights(image.spatial_shape, x.shape[1], side)
-        x = x + dot(weights.reshape(-1, side * side), table, self.dtype).reshape(x.shape)
+        shares = grid_weights(image.spatial_shape, x.shape[1], side)
+        x = x + dot(shares.reshape(-1, side * side), table, self.dtype).reshape(x.shape)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         if c.pre_norm:
             x = LayerNorm(c.norm_eps, name="ln_pre")(x)
@@ -60,8 +83,7 @@ class NaFlexTransformer(nn.Module):
             x = (tokens * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True).astype(tokens.dtype)
         if c.projection:
             x = Linear(self.embed_dim, normal(c.width**-0.5), c.projection_bias, dtype=self.dtype, name="projection")(x)
-        hidden = tuple(Hidden(state, ln_post(state)) for state in states)
-        return (x, tokens, hidden) if hidden_layers else (x, tokens)
+        return TowerOutput(x, tokens, tuple(Hidden(state, ln_post(state)) for state in states))
 
 
 def patch_mask(spatial_shape: jax.Array, count: int) -> jax.Array:
@@ -70,11 +92,11 @@ def patch_mask(spatial_shape: jax.Array, count: int) -> jax.Array:
 
 
 def grid_weights(spatial_shape: jax.Array, count: int, side: int) -> jax.Array:
-    """[B, count, side, side] float32: what patch k of each image takes of a grid's positions; sums to 1.
+    """[B, count, side, side] float32: the share of each grid position in the position of patch k; sums to 1.
 
-    Resizing is separable and linear: a triangle per axis, half-pixel centres, widened where the image has fewer patches
-    than the grid (antialiasing), as torch's bilinear interpolation and jax.image.scale_and_translate. Shapes are static
-    whatever the images are. Padding takes what the first patch takes.
+    Resizing is separable and linear: a triangle per axis, half-pixel centres, widened if the image has fewer patches
+    than the grid (antialiasing), as torch's bilinear interpolation and jax.image.scale_and_translate do. Shapes are
+    static whatever the images are. Padding gets the first patch's position.
     """
     size = spatial_shape.astype(jnp.int32)[:, None]
     k = jnp.arange(count)[None, :]
@@ -86,3 +108,55 @@ def grid_weights(spatial_shape: jax.Array, count: int, side: int) -> jax.Array:
     weights = jnp.maximum(1.0 - distance, 0.0)
     weights = weights / weights.sum(axis=-1, keepdims=True)
     return weights[:, :, 0, :, None] * weights[:, :, 1, None, :]
+
+
+def naflex_of(vit: ViTConfig, **changes) -> NaFlexConfig:
+    """The NaFlex tower with the parameters of `vit`: SigLIP 2's two kinds of weights. changes: fields to set.
+
+    Raises ConfigError for an option of vit that NaFlex does not have.
+    """
+    own = {field.name for field in dataclasses.fields(NaFlexConfig)}
+    default = ViTConfig()
+    other = [name for name, value in vars(vit).items() if name not in own and value != getattr(default, name)]
+    require(not other, f"{WHERE}.name='naflex' has no {', '.join(other)}, which this tower sets.")
+    shared = {name: value for name, value in vars(vit).items() if name in own and name != "name"}
+    return NaFlexConfig(**{**shared, **changes})
+
+
+def check(config: NaFlexConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other or embed_dim."""
+    check_patches(config)
+    check_projection(config.projection, "projection=True", config.width, embed_dim, WHERE)
+    check_dense(config, WHERE, f"name='{config.name}'")
+    require(config.max_patches >= 1, f"{WHERE}.max_patches={config.max_patches} must be at least 1.")
+    require(
+        config.pool in ("map", "gap") and config.norm == "layer",
+        f"{WHERE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "
+        "has norm='layer'.",
+    )
+
+
+def columns(config: NaFlexConfig, batch: int) -> Columns:
+    """Patches up to the budget, and each image's rows and columns of them; see data/images/naflex.py."""
+    patches = (batch, config.max_patches, 3 * config.patch_size**2)
+    return {"image": (patches, jnp.uint8), "spatial_shape": ((batch, 2), jnp.int32)}
+
+
+def count_flops(config: NaFlexConfig, embed_dim: int) -> flops.TowerFlops:
+    """Of an image that fills the budget."""
+    c, length = config, config.max_patches
+    products = flops.block_products(c, length) + patch_products(c, length) + head_products(c, length, embed_dim)
+    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+
+
+TOWER = Tower(
+    NaFlexTransformer,
+    NaFlexConfig,
+    check,
+    columns,
+    count_flops,
+    hidden_states=True,
+    tensor_axis=("num_heads", "mlp_dim"),
+    random=("dropout", "drop_path"),
+    patch_budget=lambda config: PatchBudget(config.patch_size, config.max_patches),
+)

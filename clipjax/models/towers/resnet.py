@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import ImageTowerConfig
-from clipjax.models.conv import BatchNorm, Conv, average_pool
-from clipjax.models.layers import Linear, attention, constrain
+from clipjax.config import ImageTowerConfig, require
+from clipjax.config.fields import experiment, meaning, weights
+from clipjax.models.attention import attention
+from clipjax.models.conv import BatchNorm, Conv, average_pool, check_stages
+from clipjax.models.layers import Linear, constrain
+from clipjax.models.towers.tower import Tower, TowerOutput, no_hidden_states
+from clipjax.models.towers.vit import WHERE, columns
 from clipjax.models.transformer import rematerialised
 
 EXPANSION = 4  # of a bottleneck
 
 
-class ResNet(nn.Module):
-    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, H W / 1024, 32 width]) in dtype.
+@dataclass(frozen=True)
+class ResNetConfig(ImageTowerConfig):
+    """The defaults are CLIP's RN50."""
 
-    config.stages blocks at widths width, 2 width, 4 width, 8 width (times 4 at a block's end). The tokens are the last
-    feature map, row by row. Source: openai/CLIP clip/model.py ModifiedResNet; He et al. 1512.03385; anti-aliased
-    strides after Zhang 1904.11486.
+    name: str = "resnet"
+    width: int = 64  # of the first stage's bottlenecks; stage i is 2^i times as wide, and 4 times that between blocks
+    stages: tuple[int, ...] = weights((3, 4, 6, 3))  # blocks of each
+    num_heads: int = meaning(32)  # of the attention pool
+    norm_momentum: float = experiment(0.9)  # share of BatchNorm's running statistics that a step keeps
+
+
+class ResNet(nn.Module):
+    """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, H W / 1024, 32 width]: the last feature map by rows.
+
+    Source: openai/CLIP clip/model.py ModifiedResNet; He et al. 1512.03385; anti-aliased strides after Zhang 1904.11486.
+    Raises ConfigError for hidden_layers, which it does not give.
     """
 
-    config: ImageTowerConfig
+    config: ResNetConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
+        no_hidden_states(c.name, hidden_layers)
         x = image.astype(self.dtype)
         for i, (features, stride) in enumerate(((c.width // 2, 2), (c.width // 2, 1), (c.width, 1)), start=1):
             options = dict(padding=1, activations=self.activations, name=f"conv_{i}")
@@ -46,14 +62,16 @@ class ResNet(nn.Module):
                 x = make(x, train)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         pool = AttentionPool(c.num_heads, self.embed_dim, self.dtype, self.activations, name="attention_pool")
-        return pool(tokens), tokens
+        return TowerOutput(pool(tokens), tokens)
 
 
 class Bottleneck(nn.Module):
-    """relu(x + conv 1 x 1 (conv 3 x 3 (conv 1 x 1 (x)))); a stride is an average pool before the last convolution, and
-    before the shortcut's."""
+    """relu(x + conv 1 x 1 (conv 3 x 3 (conv 1 x 1 (x)))).
 
-    config: ImageTowerConfig
+    A stride is an average pool before the last convolution and before the shortcut's.
+    """
+
+    config: ResNetConfig
     features: int
     stride: int
     dtype: jnp.dtype
@@ -109,5 +127,18 @@ class AttentionPool(nn.Module):
 
 
 def torch_conv_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Uniform within 1 / sqrt(fan-in): what PyTorch gives convolutions that nobody initialises, CLIP's among them."""
+    """Uniform within 1 / sqrt(fan-in): PyTorch's default for convolutions, which CLIP keeps."""
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+def check(config: ResNetConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other. embed_dim may be any number."""
+    check_stages(config.stages, config.image_size, WHERE, config.name)
+    require(
+        32 * config.width % config.num_heads == 0,
+        f"{WHERE}.num_heads={config.num_heads} does not divide 32 width = {32 * config.width}, the channels that the "
+        "attention pool reads.",
+    )
+
+
+TOWER = Tower(ResNet, ResNetConfig, check, columns, running_statistics=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,32 +12,51 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clipjax.config import TextTowerConfig
-from clipjax.models.hidden import Hidden
+from clipjax.config import BlockConfig, TextTowerConfig, require
+from clipjax.config.fields import LAYOUT, meaning, runtime, weights
+from clipjax.models import flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
-from clipjax.models.transformer import transformer
+from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.transformer import check_blocks, check_dense, check_rope, transformer
+
+WHERE = "config.model.text"
+
+
+@dataclass(frozen=True)
+class TextTransformerConfig(BlockConfig, TextTowerConfig):
+    name: str = "transformer"
+    causal: bool = meaning(True)
+    # eos: at eos_id. last: the last position, padding included (SigLIP). gap: the mean. cls: a token appended (CoCa)
+    pool: Literal["eos", "last", "gap", "cls"] = meaning("eos")
+    eos_id: int = meaning(-1)  # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
+    pad_id: int = meaning(0)  # pool="cls": the padding, which nothing attends to
+    position: Literal["learned", "none"] = weights("learned")
+    rope: bool = meaning(False)  # rotary positions
+    rope_theta: float = meaning(10_000.0)
+    projection: Literal["linear", "none"] = weights("linear")  # none: width == embed_dim
+    projection_bias: bool = weights(False)
+    scan_layers: bool = runtime(True, fixed=LAYOUT)
 
 
 class TextTransformer(nn.Module):
-    """text [B, L] int32, L <= context_length -> ([B, embed_dim] not of unit length, tokens [B, L, width]), in dtype.
+    """text [B, L] int32, L <= context_length -> TowerOutput, tokens [B, L, width].
 
     Padding is attended to, as in CLIP (where causality hides it from the pooled position) and SigLIP
     (which always pads to the full context). A causal tower with EOS pooling may be given fewer columns than
     context_length as long as every EOS is in them: the result is the same.
 
     pool="cls" is open_clip's CoCa: a class token behind the last column, padding masked, ln_final on the class token
-    alone, so that the tokens are the last block's. hidden_layers: see hidden.Hidden, of which a third value then is a
-    tuple.
+    alone, so that the tokens are the last block's.
     """
 
-    config: TextTowerConfig
+    config: TextTransformerConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
+    def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
         normal = nn.initializers.normal
         clip = c.init == "clip"
@@ -74,12 +95,11 @@ class TextTransformer(nn.Module):
         if c.projection == "linear":
             init = normal(c.width**-0.5) if clip else nn.initializers.lecun_normal()
             x = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
-        hidden = tuple(Hidden(state, ln_final(state)) for state in states)
-        return (x, tokens, hidden) if hidden_layers else (x, tokens)
+        return TowerOutput(x, tokens, tuple(Hidden(state, ln_final(state)) for state in states))
 
 
 class TokenEmbedding(nn.Module):
-    """ids [B, L] int32 -> rows of a table [vocab_size, width] float32."""
+    """ids [B, L] int32 -> rows [B, L, width] of a table [vocab_size, width] float32."""
 
     vocab_size: int
     width: int
@@ -90,13 +110,13 @@ class TokenEmbedding(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.param("embedding", self.embedding_init, (self.vocab_size, self.width))
         if self.activations is not None:
-            # Gather FSDP's slices of the table, not of what is looked up: B x L rows are more than the vocabulary.
+            # Gather FSDP's slices of the table, not the rows looked up: B x L rows are more than the vocabulary.
             table = constrain(table, NamedSharding(self.activations.mesh, P()))
         return constrain(jnp.take(table, ids, axis=0), self.activations)
 
 
 def class_token_mask(text: jax.Array, pad_id: int) -> jax.Array:
-    """[B, L + 1] bool: which keys are attended to, the class token's being the last.
+    """[B, L + 1] bool: which keys are attended to; the class token's is the last.
 
     The published CoCa weights were trained with this mask one column too far to the right (open_clip transformer.py,
     correct_cls_mask=False): the first padding is seen, and the class token sees itself only behind a full text.
@@ -104,8 +124,8 @@ def class_token_mask(text: jax.Array, pad_id: int) -> jax.Array:
     return jnp.pad(text != pad_id, ((0, 0), (1, 0)), constant_values=True)
 
 
-def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Array:
-    """x [B, L, width] -> [B, width] by config.pool: at the first eos_id (eos_id < 0: the largest id), last, or mean."""
+def pool_text(x: jax.Array, text: jax.Array, config: TextTransformerConfig) -> jax.Array:
+    """x [B, L, width] -> [B, width]: at the end of the text, at the last position, or the mean, by config.pool."""
     if config.pool == "last":
         return x[:, -1]
     if config.pool == "gap":
@@ -117,3 +137,46 @@ def pool_text(x: jax.Array, text: jax.Array, config: TextTowerConfig) -> jax.Arr
 def end_of_text(text: jax.Array, eos_id: int) -> jax.Array:
     """[B] int32: the position of the first eos_id; eos_id < 0: of the largest id (openai/CLIP)."""
     return jnp.argmax(text if eos_id < 0 else text == eos_id, axis=1)
+
+
+def check(config: TextTransformerConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other or embed_dim."""
+    check_blocks(config, WHERE)
+    check_rope(config, WHERE, axes=1)
+    if config.pool == "cls":
+        check_dense(config, WHERE, "pool='cls'")
+    check_projection(config.projection != "none", "projection='linear'", config.width, embed_dim, WHERE)
+
+
+def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
+    """Raises ConfigError for a tokenizer whose end of text is not where the tower pools."""
+    # The largest id is the end of text if the vocabulary ends with it, as CLIP's does.
+    largest = config.eos_id < 0 and tokenizer.eos_id == tokenizer.vocab_size - 1
+    require(
+        config.pool != "eos" or largest or config.eos_id == tokenizer.eos_id,
+        f"{WHERE}.pool='eos' looks for id eos_id={config.eos_id}, but the tokenizer ends texts with "
+        f"{tokenizer.eos_id}; set {WHERE}.eos_id={tokenizer.eos_id}.",
+    )
+
+
+def columns(config: TextTowerConfig, batch: int) -> Columns:
+    return {"text": ((batch, config.context_length), jnp.int32)}
+
+
+def count_flops(config: TextTransformerConfig, embed_dim: int) -> flops.TowerFlops:
+    c, length = config, config.context_length + (config.pool == "cls")
+    products = flops.block_products(c, length) + 2 * c.width * embed_dim
+    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+
+
+TOWER = Tower(
+    TextTransformer,
+    TextTransformerConfig,
+    check,
+    columns,
+    count_flops,
+    hidden_states=True,
+    tensor_axis=("num_heads", "mlp_dim"),
+    random=("dropout", "drop_path"),
+    check_tokenizer=check_tokenizer,
+)

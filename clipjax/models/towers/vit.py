@@ -3,48 +3,85 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.config import ImageTowerConfig
-from clipjax.models.hidden import Hidden
-from clipjax.models.layers import NORMS, Linear, PatchEmbed
-from clipjax.models.pooling import MapHead, pool_by_attention
+from clipjax.config import BlockConfig, ImageTowerConfig, require
+from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
+from clipjax.models import flops
+from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
+from clipjax.models.pooling import AttentionalPooler, MapHead
 from clipjax.models.position import sincos_2d
 from clipjax.models.rotary import Rotation, rotary_2d
-from clipjax.models.transformer import transformer
+from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.transformer import check_blocks, check_rope, transformer
+
+BY_ATTENTION = ("attentional", "parallel", "cascade")  # pools whose learned queries become the tokens
+WHERE = "config.model.image"
+
+
+@dataclass(frozen=True)
+class PatchTowerConfig(BlockConfig, ImageTowerConfig):
+    """What the transformers over patches share: `vit` and `naflex`."""
+
+    patch_size: int = weights(32)  # pixels
+    width: int = 768
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    pre_norm: bool = weights(True)  # CLIP's LayerNorm between the position embedding and the first block
+    patch_bias: bool = weights(False)
+    projection: bool = weights(True)  # linear map to embed_dim; False: width == embed_dim
+    projection_bias: bool = weights(False)
+    scan_layers: bool = runtime(True, fixed=LAYOUT)
+
+
+@dataclass(frozen=True)
+class ViTConfig(PatchTowerConfig):
+    name: str = "vit"
+    pool: Literal["cls", "gap", "map", "attentional", "parallel", "cascade"] = meaning("cls")  # docs/models.md
+    pooler_queries: int = weights(256)  # pools attentional, parallel, cascade: tokens that the pooler makes (CoCa)
+    pooler_heads: int = meaning(8)
+    class_token: bool = weights(False)  # one that is not pooled, if pool is not "cls" (CLIPA, CoCa)
+    norm_after_pool: bool = meaning(False)  # ln_post on the result of pool "cls" or "gap", not on all tokens (CLIPA)
+    position: Literal["learned", "sincos", "none"] = meaning("learned")
+    rope: bool = meaning(False)  # rotary positions in two dimensions (EVA-02)
+    rope_theta: float = meaning(10_000.0)
+    rope_grid: int = meaning(16)  # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
+    patch_dropout: float = experiment(0.0)  # share of the patches left out, training only (FLIP, 2212.00794)
 
 
 class VisionTransformer(nn.Module):
-    """image [B, H, W, 3], normalised -> ([B, embed_dim] not of unit length, tokens [B, L, width]), both in dtype.
+    """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, L, width].
 
-    The tokens are the last block's, after ln_post, the class token first where there is one; with norm_after_pool they
-    are not normalised. The attentional poolers make their own, [B, N, embed_dim]. hidden_layers: see hidden.Hidden, of
-    which a third value then is a tuple.
+    The tokens are the last block's after ln_post, the class token first if there is one; with norm_after_pool they are
+    not normalised. The attentional poolers make their own, [B, N, embed_dim].
     """
 
-    config: ImageTowerConfig
+    config: ViTConfig
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> tuple:
+    def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
         normal = nn.initializers.normal
-        patch_init = nn.initializers.lecun_normal() if c.init == "big_vision" else normal((3 * c.patch_size**2) ** -0.5)
-        x = PatchEmbed(c.patch_size, c.width, c.patch_bias, patch_init, self.dtype, name="patch_embed")(image)
-        prefix = int(c.pool == "cls" or c.class_token)
+        x = PatchEmbed(c.patch_size, c.width, c.patch_bias, patch_init(c), self.dtype, name="patch_embed")(image)
+        prefix = class_tokens(c)
         if prefix:
             cls = self.param("cls_token", normal(c.width**-0.5), (c.width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
-        if c.position != "none":
-            x = x + position_embedding(self, image.shape, x.shape[1]).astype(x.dtype)
+        rows, columns = image.shape[1] // c.patch_size, image.shape[2] // c.patch_size
+        if c.position == "learned":
+            x = x + self.param("position_embedding", normal(c.width**-0.5), x.shape[1:]).astype(x.dtype)
+        elif c.position == "sincos":
+            x = x + jnp.pad(sincos_2d(rows, columns, c.width), ((prefix, 0), (0, 0))).astype(x.dtype)
         rotation = None
         if c.rope:
-            rows, columns = image.shape[1] // c.patch_size, image.shape[2] // c.patch_size
             head = c.width // c.num_heads
             rotation = rotary_2d(rows, columns, head, c.rope_theta, grid=c.rope_grid, prefix=prefix)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
@@ -64,47 +101,155 @@ class VisionTransformer(nn.Module):
             hidden_layers=hidden_layers,
         )
         ln_post = norm(name="ln_post")
-        by_attention = c.pool in ("attentional", "parallel", "cascade")
+        by_attention = c.pool in BY_ATTENTION
         hidden = tuple(Hidden(state, None if by_attention else ln_post(state)) for state in states)
-        if by_attention:
-            x, tokens = pool_by_attention(self, x, ln_post)
-        else:
-            tokens = x if c.norm_after_pool else ln_post(x)
-            if c.pool == "cls":
-                x = ln_post(x[:, 0])  # not tokens[:, 0]: where nobody asks for the tokens, they are not normalised
-            elif c.pool == "map":
-                x = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")(tokens)
-            else:
-                x = tokens[:, prefix:].mean(axis=1)
-                x = ln_post(x) if c.norm_after_pool else x
+        pooled, tokens = self.pool_by_attention(x, ln_post) if by_attention else self.pool(x, ln_post)
         if c.projection:
             init = normal(c.width**-0.5)
-            x = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(x)
-        return (x, tokens, hidden) if hidden_layers else (x, tokens)
+            pooled = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(pooled)
+        return TowerOutput(pooled, tokens, hidden)
+
+    def pool(self, x: jax.Array, ln_post: nn.Module) -> tuple[jax.Array, jax.Array]:
+        """x [B, L, width] -> (pooled [B, width], tokens [B, L, width]), for pools "cls", "gap" and "map"."""
+        c = self.config
+        tokens = x if c.norm_after_pool else ln_post(x)
+        if c.pool == "cls":
+            # Not tokens[:, 0]: if nobody uses the tokens, the compiler then leaves out normalising them.
+            return ln_post(x[:, 0]), tokens
+        if c.pool == "map":
+            head = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")
+            return head(tokens), tokens
+        mean = tokens[:, class_tokens(c) :].mean(axis=1)
+        return ln_post(mean) if c.norm_after_pool else mean, tokens
+
+    def pool_by_attention(self, x: jax.Array, ln_post: nn.Module) -> tuple[jax.Array, jax.Array]:
+        """x [B, L, width] -> (pooled [B, embed_dim], tokens [B, N, embed_dim]), for the attentional pools.
+
+        "attentional": one pooler, whose first token is the image's and whose others are the captioner's (the published
+        CoCa weights). The CoCa paper has a pooler of one query beside the captioner's: in "parallel" both attend to
+        the tower's tokens, in "cascade" the second attends to the captioner's. Source: open_clip transformer.py.
+        """
+        c, x = self.config, constrain(x, self.activations)
+
+        def pooler(queries: int, name: str) -> AttentionalPooler:
+            return AttentionalPooler(self.embed_dim, queries, c.pooler_heads, c.norm_eps, self.dtype, name=name)
+
+        if c.pool == "attentional":
+            tokens = ln_post(pooler(c.pooler_queries, "pooler")(x))
+            return tokens[:, 0], tokens[:, 1:]
+        x = ln_post(x)
+        tokens = pooler(c.pooler_queries, "pooler")(x)
+        pooled = pooler(1, "contrastive_pooler")(x if c.pool == "parallel" else tokens)
+        return pooled[:, 0], tokens
 
 
-def position_embedding(tower: nn.Module, image_shape: tuple[int, ...], length: int) -> jax.Array:
-    """[length, width] float32; learned, or fixed sin and cos with zeros for the class token."""
-    c = tower.config
-    if c.position == "learned":
-        return tower.param("position_embedding", nn.initializers.normal(c.width**-0.5), (length, c.width))
-    rows, columns = image_shape[1] // c.patch_size, image_shape[2] // c.patch_size
-    grid = sincos_2d(rows, columns, c.width)
-    return jnp.pad(grid, ((length - len(grid), 0), (0, 0)))
+def class_tokens(config: ViTConfig) -> int:
+    """Number of tokens in front of the patches: 0 or 1."""
+    return int(config.pool == "cls" or config.class_token)
+
+
+def patch_init(config: PatchTowerConfig) -> nn.initializers.Initializer:
+    """The initialiser of the patch embedding's kernel."""
+    if config.init == "big_vision":
+        return nn.initializers.lecun_normal()
+    return nn.initializers.normal((3 * config.patch_size**2) ** -0.5)
 
 
 def drop_patches(
     x: jax.Array, rotation: Rotation | None, rate: float, key: jax.Array, prefix: int
 ) -> tuple[jax.Array, Rotation | None]:
-    """A share of 1 - rate of every image's patches, at least one, drawn without replacement; the prefix stays.
+    """Keeps a share of 1 - rate of every image's patches, at least one, drawn without replacement, and the prefix.
 
     x [B, L, width] -> [B, K, width], rotation [L, d] -> [B, K, d] of the same patches. FLIP (2212.00794).
     """
     batch, length, _ = x.shape
-    count = max(1, int((length - prefix) * (1 - rate)))
-    # A sort, and not top_k, which compilers do not cut along the batch.
+    count = _kept(length - prefix, rate)
+    # A sort, not top_k: compilers do not partition top_k along the batch.
     order = jnp.argsort(jax.random.uniform(key, (batch, length - prefix)), axis=1)[:, :count]
     kept = jnp.pad(order + prefix, ((0, 0), (prefix, 0)))
     if rotation is not None:
         rotation = tuple(jnp.asarray(a)[kept] for a in rotation)
     return jnp.take_along_axis(x, kept[:, :, None], axis=1), rotation
+
+
+def _kept(patches: int, rate: float) -> int:
+    return max(1, int(patches * (1 - rate)))
+
+
+def check_patches(config: PatchTowerConfig) -> None:
+    """Raises ConfigError for options that a transformer over patches does not have."""
+    check_blocks(config, WHERE)
+    require(
+        config.image_size % config.patch_size == 0 or config.image_size > config.patch_size,
+        f"{WHERE}.patch_size={config.patch_size} is larger than image_size={config.image_size}.",
+    )
+
+
+def check(config: ViTConfig, embed_dim: int) -> None:
+    """Raises ConfigError for options that do not fit each other or embed_dim."""
+    c, by_attention = config, config.pool in BY_ATTENTION
+    check_patches(c)
+    # What those pools give is as wide as the embedding.
+    check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, WHERE)
+    check_rope(c, WHERE, axes=2)
+    require(0 <= c.patch_dropout < 1, f"{WHERE}.patch_dropout={c.patch_dropout} must be in [0, 1).")
+    require(
+        not by_attention or (c.pooler_queries > 1 and embed_dim % c.pooler_heads == 0),
+        f"{WHERE}.pool='{c.pool}' needs pooler_queries of at least 2 (not {c.pooler_queries}), and "
+        f"config.model.embed_dim={embed_dim} must be a multiple of pooler_heads={c.pooler_heads}.",
+    )
+    require(
+        c.pool in ("cls", "gap") or not c.norm_after_pool,
+        f"{WHERE}.norm_after_pool=True goes with pool 'cls' or 'gap', not '{c.pool}'.",
+    )
+
+
+def columns(config: ImageTowerConfig, batch: int) -> Columns:
+    """A square image of three channels."""
+    return {"image": ((batch, config.image_size, config.image_size, 3), jnp.uint8)}
+
+
+def count_flops(config: ViTConfig, embed_dim: int) -> flops.TowerFlops:
+    """Patches that training drops count in their embedding only."""
+    c, patches = config, (config.image_size // config.patch_size) ** 2
+    length = _kept(patches, c.patch_dropout) + class_tokens(c)
+    products = flops.block_products(c, length) + patch_products(c, patches)
+    if c.pool not in BY_ATTENTION:
+        return flops.TowerFlops(
+            products + head_products(c, length, embed_dim),
+            flops.self_attention(c.depth, c.width, length),
+            (length, c.width),
+        )
+    products += 2 * embed_dim * embed_dim if c.projection else 0
+    products += flops.cross_attention(c.pooler_queries, embed_dim, length, c.width)
+    if c.pool == "parallel":
+        products += flops.cross_attention(1, embed_dim, length, c.width)
+    if c.pool == "cascade":
+        products += flops.cross_attention(1, embed_dim, c.pooler_queries, embed_dim)
+    tokens = c.pooler_queries - (c.pool == "attentional")
+    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (tokens, embed_dim))
+
+
+def patch_products(config: PatchTowerConfig, patches: int) -> int:
+    """FLOPs of embedding one image's patches."""
+    return 2 * patches * 3 * config.patch_size**2 * config.width
+
+
+def head_products(config: PatchTowerConfig, length: int, embed_dim: int) -> int:
+    """FLOPs of one image's MAP head, if there is one, and projection."""
+    c, products = config, 2 * config.width * embed_dim if config.projection else 0
+    if c.pool == "map":
+        products += flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * c.mlp_dim
+    return products
+
+
+TOWER = Tower(
+    VisionTransformer,
+    ViTConfig,
+    check,
+    columns,
+    count_flops,
+    hidden_states=True,
+    tensor_axis=("num_heads", "mlp_dim"),
+    random=("dropout", "drop_path", "patch_dropout"),
+)

@@ -1,0 +1,126 @@
+"""Attention: of a sequence to itself, of queries to a context, for a few examples at a time.
+
+Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product and softmax are float32
+whatever it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clipjax.models.flash_attention import fills_tiles, flash_attention
+from clipjax.models.layers import Linear, Projections
+from clipjax.models.rotary import Rotation, rotate
+
+BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
+
+    rotation: (cos, sin) of clipjax.models.rotary, for q and k. mask: [batch, length] bool, which keys may be seen.
+    norm: makes the norm between attention and its output matrix; None: there is none. remat: the backward pass keeps
+    q, k and v and computes the [length, length] weights again. chunk: see in_chunks. flash: see flash_attention, which
+    takes no mask.
+    """
+
+    num_heads: int
+    causal: bool
+    qkv_init: Callable
+    out_init: Callable
+    bias_init: Callable
+    dtype: jnp.dtype
+    remat: bool = False
+    chunk: int = 0
+    flash: bool = False
+    activations: jax.sharding.NamedSharding | None = None
+    qkv_bias: str = "qkv"
+    norm: Callable | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
+        attend = jax.checkpoint(attend) if self.remat else attend
+        if self.chunk:
+            attend = in_chunks(attend, self.chunk, self.activations)
+        if self.flash:
+            attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
+        biased, one = BIASED[self.qkv_bias], self.flash and rotation is None and fills_tiles(x.shape[1])
+        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, one, name="qkv")(x)
+        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
+        y = checkpoint_name(y, "attended")
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
+        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width]; returns x's shape."""
+
+    num_heads: int
+    kernel_init: Callable
+    out_init: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        def heads(name: str, a: jax.Array) -> jax.Array:
+            y = Linear(x.shape[-1], self.kernel_init, dtype=self.dtype, name=name)(a)
+            return y.reshape(*a.shape[:2], self.num_heads, -1)
+
+        y = attention(heads("query", x), heads("key", context), heads("value", context)).reshape(x.shape)
+        return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> the shape of q.
+
+    mask: [batch, keys] bool, the keys that may be seen. A query to which causal and mask leave no key attends to all
+    keys equally.
+    """
+    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if causal:
+        visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
+        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
+
+
+def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:
+    """attend, computed for at most `chunk` of a device's examples at a time.
+
+    attend(q, k, v) takes [batch, length, heads, d]; attend(q, k, v, mask) also a mask [batch, length].
+    The backward pass computes the [length, length] weights again, chunk by chunk. A TPU keeps a chunk's in vector
+    memory (8 images of 196 tokens and 12 heads: 19 MB), whereas those of a whole batch go through HBM five times.
+    sharding: of the examples; heads lie over "tensor", as the weights that made them do.
+    """
+
+    def local(*args: jax.Array) -> jax.Array:
+        count = args[0].shape[0]
+        size = max(d for d in range(1, min(chunk, count) + 1) if count % d == 0)
+        parts = tuple(a.reshape(count // size, size, *a.shape[1:]) for a in args)
+        return jax.lax.map(jax.checkpoint(lambda part: attend(*part)), parts).reshape(args[0].shape)
+
+    if sharding is None:
+        return local
+    specs = {4: P(*sharding.spec, None, "tensor"), 2: sharding.spec}  # by rank
+    # Every device loops over its own examples; a loop over chunks of the whole batch would move them.
+    return lambda *args: jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=tuple(specs[a.ndim] for a in args), out_specs=specs[4], check_vma=False
+    )(*args)

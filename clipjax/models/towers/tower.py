@@ -1,0 +1,64 @@
+"""What a tower is to the rest of clipjax: a row of a table, and the one type that every tower returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from clipjax.config import PatchBudget, require
+from clipjax.models.flops import TowerFlops
+
+Columns = dict[str, tuple[tuple[int, ...], Any]]  # name of a batch's column -> (shape, dtype)
+
+
+class Hidden(NamedTuple):
+    """The states of one layer."""
+
+    state: jax.Array  # [B, L, width] as it leaves the layer
+    normed: jax.Array | None  # after the tower's last norm; None if the tower does not apply that norm to its tokens
+
+
+class TowerOutput(NamedTuple):
+    """What a tower computes from a batch, in its compute dtype."""
+
+    pooled: jax.Array  # [B, embed_dim], not of unit length
+    tokens: jax.Array  # [B, L, any width]: what a captioner reads
+    hidden: tuple[Hidden, ...] = ()  # of the hidden_layers asked for, in their order
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """A row of IMAGE_TOWERS or TEXT_TOWERS.
+
+    module(config, embed_dim, dtype, activations, name=...) makes a linen module; activations is the sharding of
+    [batch, ...] arrays, None to leave it to the compiler. module(x, train, hidden_layers) returns a TowerOutput.
+    """
+
+    module: Callable[..., Any]
+    config: type  # a frozen dataclass below ImageTowerConfig or TextTowerConfig
+    check: Callable[[Any, int], None]  # (config, embed_dim); raises ConfigError for options that do not fit
+    columns: Callable[[Any, int], Columns]  # (config, batch size): what of a batch the tower reads
+    flops: Callable[[Any, int], TowerFlops] | None = None  # (config, embed_dim); None: read off the traced tower
+    hidden_states: bool = False  # gives the states of chosen layers
+    running_statistics: bool = False  # has a collection "batch_stats": no micro-batches while the tower trains
+    tensor_axis: tuple[str, ...] = ()  # fields of config that the mesh's tensor axis must divide
+    random: tuple[str, ...] = ()  # fields with the rates of what training draws; at 0 the tower is deterministic
+    patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
+    check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
+
+
+def no_hidden_states(name: str, hidden_layers: tuple[int, ...]) -> None:
+    """For a tower without hidden states: raises ConfigError if any are asked for."""
+    require(not hidden_layers, f"hidden_layers={hidden_layers}: tower '{name}' has no states of layers to give.")
+
+
+def check_projection(projects: bool, cure: str, width: int, embed_dim: int, where: str) -> None:
+    """Raises ConfigError for a tower without a projection whose width is not embed_dim; cure: what sets one."""
+    require(
+        projects or width == embed_dim,
+        f"{where} without a projection needs width == embed_dim, but width={width} and "
+        f"config.model.embed_dim={embed_dim}; set {where}.{cure} or make them equal.",
+    )
