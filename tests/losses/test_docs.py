@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "losses.md"
 
 @pytest.mark.parametrize("comm", ["all_gather", "ring"])
 def test_the_documented_loss_and_its_gradient_equal_float64(comm, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL))
     module = types.ModuleType("hinge")
     monkeypatch.setitem(sys.modules, "hinge", module)  # dataclasses look up their module
     exec(code, module.__dict__)

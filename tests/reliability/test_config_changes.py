@@ -41,7 +41,7 @@ REFUSED = {
     "model__text__pool": "eos",
     "loss__name": "softmax",
     "loss__repeats": "ignore",
-    "optimizer__name": "lion",
+    "optimizer__name": "lamb",
     "optimizer__moment_dtype": "bfloat16",
 }
 ALLOWED_AND_FELT = {
