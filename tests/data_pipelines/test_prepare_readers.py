@@ -1,5 +1,6 @@
 """What people have is read as it is meant, and what is wrong with it is told by cause."""
 
+import contextlib
 import json
 import os
 
@@ -7,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipjax.data.records import ManifestError
+from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
@@ -212,3 +214,27 @@ def test_a_unit_is_read_once_until_something_changes(tmp_path):
     before = images.stat().st_mtime_ns
     stage(unit(), options, tmp_path)
     assert images.stat().st_mtime_ns == before
+
+
+def test_preparation_and_training_read_the_same_examples(tmp_path):
+    files = {f"{i}.{kind}": b for i in range(3) for kind, b in (("gif", b"image %d" % i), ("txt", b"caption %d" % i))}
+    files |= {"README": b"of no sample", "__shard__.json": b"nor this"}
+    (tmp_path / "0.tar").write_bytes(tar_bytes(files))
+    rows = {"image": [b"image 0", None, b"image 2"], "text": ["caption 0", "caption 1", "caption 2"]}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet", row_group_size=2)
+    (tmp_path / "photos/b").mkdir(parents=True)
+    for name in ("b/1", "0", "c"):
+        (tmp_path / f"photos/{name}.TIF").write_bytes(name.encode())
+        (tmp_path / f"photos/{name}.txt").write_text(f"caption of {name}\n")
+    for config, fields in (
+        (WebDatasetConfig(path=str(tmp_path / "0.tar")), {}),
+        (ParquetConfig(path=str(tmp_path / "0.parquet")), {"caption_columns": ("text",)}),
+        (FolderConfig(path=str(tmp_path / "photos")), {}),
+    ):
+        trained = []
+        source = open_source(config)
+        for i in range(len(source)):
+            with contextlib.suppress(RecordError):
+                trained.append((source[i]["image"], tuple(source[i]["texts"])))
+        _, prepared, _ = read(config.name, config.path, **fields)
+        assert sorted(trained) == sorted((e.image, e.texts) for e in prepared.values()) and len(trained) >= 2
