@@ -62,7 +62,7 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
         if isinstance(texts, Sequence) and not isinstance(texts, np.ndarray) and isinstance(texts[0], str):
             if tokenizer is None:
                 length = config.model.text.context_length
-                raise ValueError(f"These weights came without a tokenizer: give ids [B, {length}] int32, not strings.")
+                raise ValueError(f"These weights have no tokenizer: give ids [B, {length}] int32, not strings.")
             texts = tokenizer(texts)
         return np.asarray(texts, np.int32)
 
