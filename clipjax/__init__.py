@@ -1,6 +1,33 @@
-"""Train and evaluate CLIP- and SigLIP-style dual encoders in JAX. Start with README.md and `clipjax --help`."""
+"""Train and evaluate CLIP- and SigLIP-style dual encoders in JAX.
 
+    import clipjax
+
+    model = clipjax.load("runs/emoji")            # a run, imported weights, or published files
+    clipjax.models.get_preset("siglip_b16")       # the namespaces below are imported when they are first used
+
+docs/api.md lists what each namespace offers; `clipjax --help` lists the commands.
+"""
+
+import importlib
 from typing import Any
+
+# In the order in which data passes through them. `import clipjax` imports none of them.
+_NAMESPACES = (
+    "config",
+    "mesh",
+    "data",
+    "models",
+    "losses",
+    "optim",
+    "training",
+    "runs",
+    "inference",
+    "eval",
+    "report",
+    "planning",
+    "interop",
+)
+__all__ = ["load", *_NAMESPACES]
 
 
 def load(
@@ -35,3 +62,13 @@ def load(
         opened = contextlib.nullcontext(open_foreign(str(path), family, preset))
     with opened as weights:
         return load_weights(weights, mesh=mesh, batch_size=batch_size)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return importlib.import_module(f"clipjax.{name}")
+    raise AttributeError(f"module 'clipjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

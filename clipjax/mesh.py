@@ -16,6 +16,25 @@ from jax.sharding import PartitionSpec as P
 from clipjax.config import MeshConfig, require
 from clipjax.processes import HEARTBEAT_SECONDS
 
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "PARTITION_RULES",
+    "batch_sharding",
+    "batch_shards",
+    "initialize_distributed",
+    "make_mesh",
+    "mesh_shape",
+    "named_leaves",
+    "own_rows",
+    "param_shardings",
+    "partition_spec",
+    "replicated",
+    "state_shardings",
+    "to_host",
+    "to_mesh",
+]
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 

@@ -1,16 +1,20 @@
 """Writes docs/api.md from the docstrings: python docs/generate_api.py [--check].
 
-Read with griffe, which looks at the source and imports nothing. The page has what each namespace of `clipjax` lists in
-`__all__`, and nothing else.
+The page has what each namespace of `clipjax` lists in `__all__`, and nothing else. griffe reads signatures, fields and
+docstrings from the source.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import griffe
+
+import clipjax
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "api.md"
@@ -24,22 +28,34 @@ add a loss, tower, source, evaluator or optimiser of your own.
 
 def api_page() -> str:
     """The whole page as Markdown."""
-    package = griffe.load("clipjax", search_paths=[ROOT])
-    namespaces = [name for name in package.exports if package[name].is_module]
-    contents = [f"- [`clipjax.{name}`](#clipjax{name}): {_summary(package[name])}" for name in namespaces]
-    own = [name for name in package.exports if name not in namespaces]
-    sections = [_section("clipjax", package, own)]
-    sections += [_section(f"clipjax.{name}", package[name], package[name].exports or []) for name in namespaces]
+    source = griffe.load("clipjax", search_paths=[ROOT])
+    namespaces = {name: importlib.import_module(f"clipjax.{name}") for name in clipjax.__all__ if name != "load"}
+    contents = [f"- [`clipjax.{name}`](#clipjax{name}): {_first_line(module)}" for name, module in namespaces.items()]
+    sections = ["## clipjax", "", _entry("clipjax", "load", source["load"])]
+    for namespace, module in namespaces.items():
+        path = f"clipjax.{namespace}"
+        entries = [
+            _entry(path, public, _definition(source, module, public))
+            for public in sorted(module.__all__, key=str.lower)
+        ]
+        sections += [f"## {path}", "", _first_line(module), "", *entries]
     return "\n".join([HEAD, *contents, "", *sections])
 
 
-def _section(path: str, module: griffe.Module, names: list[str]) -> str:
-    entries = [_entry(path, name, module[name]) for name in sorted(names, key=str.lower)]
-    return "\n".join([f"## {path}", "", _summary(module), "", *entries])
+def _definition(source: griffe.Module, module: ModuleType, name: str) -> griffe.Object:
+    """Where a public name is defined, as griffe read it. Raises LookupError for one that cannot be documented."""
+    value = getattr(module, name)
+    where = getattr(value, "__module__", "")
+    room = [where] if where.startswith("clipjax") else sorted(m for m in sys.modules if m.startswith(module.__name__))
+    for candidate in room:
+        path = candidate.partition(".")[2]
+        members = (source[path] if path else source).members
+        if name in members and not members[name].is_alias and getattr(sys.modules[candidate], name) is value:
+            return members[name]
+    raise LookupError(f"{module.__name__}.{name} is listed in __all__ and defined nowhere in the package.")
 
 
-def _entry(path: str, name: str, found: griffe.Object | griffe.Alias) -> str:
-    found = found.final_target if found.is_alias else found
+def _entry(path: str, name: str, found: griffe.Object) -> str:
     lines = [f"### {path}.{name}", ""]
     if found.is_function:
         lines += ["```python", _signature(name, found), "```", ""]
@@ -87,9 +103,9 @@ def _fields(name: str, cls: griffe.Class) -> str:
     return "\n".join(lines if len(lines) > 1 else [lines[0].rstrip(":")])
 
 
-def _summary(module: griffe.Object) -> str:
+def _first_line(module: ModuleType) -> str:
     """The first sentence or line of a docstring."""
-    return inspect.cleandoc(module.docstring.value).split("\n\n")[0].replace("\n", " ") if module.docstring else ""
+    return inspect.cleandoc(module.__doc__).split("\n\n")[0].replace("\n", " ")
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig, ModelConfig
+from clipjax.config import ExperimentConfig
 from clipjax.runs.checkpoint import check_shapes
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.runs.run import open_run
-from clipjax.training.init_from import adapt, initial_state
+from clipjax.training.init_from import adapt, initial_state, unused_options
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
 from clipjax.training.teacher import EmbeddedTeacher, Teacher, make_teacher, needs_teacher
 
@@ -38,22 +38,6 @@ def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any
         expected = eval_variables(abstract_state(config, mesh))
         check_shapes(adapted, expected, where=f"{where} does not fit the configuration")
         return initial_state(config, mesh, run)
-
-
-def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
-    """Names in a fingerprint of options that only one of two models' towers has, and leaves at their defaults.
-
-    At its default, such an option makes a tower compute what a tower without it does: a ViT without rotary positions,
-    and a NaFlex tower, which cannot have any.
-    """
-    names = set()
-    for side in ("image", "text"):
-        towers = getattr(one, side), getattr(other, side)
-        for a, b in (towers, towers[::-1]):
-            default = type(a)()
-            own = {name for name, value in vars(a).items() if not hasattr(b, name) and value == getattr(default, name)}
-            names |= {f"{side}.{name}" for name in own}
-    return names
 
 
 def load_teacher(

@@ -6,13 +6,13 @@ import pytest
 
 from clipjax.config import (
     ConfigError,
-    EvaluatorConfig,
     default_config,
     from_config_dict,
     from_json_dict,
     to_config_dict,
     to_json_dict,
 )
+from clipjax.eval import ZeroShotConfig
 from clipjax.training.check import check
 
 
@@ -26,7 +26,7 @@ def checked(change, *, num_devices=8, process_count=1):
 
 def test_config_survives_a_round_trip_through_json():
     def change(config):
-        config.eval.evaluators = {"flickr": to_config_dict(EvaluatorConfig(templates=("{}", "a {}")))}
+        config.eval.evaluators = {"flickr": to_config_dict(ZeroShotConfig(templates=("{}", "a {}")))}
         config.model.logit_bias_init = -10.0
         config.model.text.vocab_size = 32000
 
