@@ -33,7 +33,7 @@ def to_config_dict(config: Any) -> ConfigDict:
 
     Experiments use it for whole sections: `config.model = to_config_dict(get_preset("siglip_b16"))`.
     """
-    return _fill(ConfigDict(), config)
+    return _fill(SectionDict(), config)
 
 
 def require_field(config: ConfigDict, name: str) -> None:
@@ -42,7 +42,7 @@ def require_field(config: ConfigDict, name: str) -> None:
     for key in name.partition("[")[0].split("."):  # a tuple's items may be set by their number
         known = list(section) if isinstance(section, ConfigDict) else []
         if key not in known:
-            table = rows(section._table) if isinstance(section, PartDict) and section._table else {}
+            table = rows(section._table) if isinstance(section, SectionDict) and section._table else {}
             chosen = section["name"] if table else ""
             raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path))
         section, path = section[key], f"{path}.{key}"
@@ -53,24 +53,27 @@ def to_json_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-class PartDict(ConfigDict):
-    """A section whose `name` chooses its fields: setting another name exchanges them.
+class SectionDict(ConfigDict):
+    """A section of a configuration. Where a `name` chooses its fields, setting another name exchanges them.
 
     What was set and the new part has too stays set; fields at the old part's defaults take the new part's; fields
     that only the old part has are gone. An unknown name is kept as it is, for `build` to refuse.
     """
 
     def __init__(self, initial_dictionary: Any = None, type_safe: bool = True, *, table: str = ""):
+        object.__setattr__(self, "_table", table)  # of the parts that `name` chooses from; "": nothing to choose
         super().__init__(initial_dictionary, type_safe)
-        object.__setattr__(self, "_table", table)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        old = self.get("name")
+        before = self.get(key)
         super().__setitem__(key, value)
-        if key == "name" and self._table and old is not None and value != old:
+        after = self[key]
+        if isinstance(before, SectionDict) and isinstance(after, SectionDict) and not after._table:
+            object.__setattr__(after, "_table", before._table)  # a whole section was put in another's place
+        if key == "name" and self._table and before is not None and value != before:
             table = rows(self._table)
-            if value in table and old in table:
-                self._exchange(table[old].config, table[value].config)
+            if value in table and before in table:
+                self._exchange(table[before].config, table[value].config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "_table", "")  # ConfigDict fills the fields while it restores
@@ -78,7 +81,7 @@ class PartDict(ConfigDict):
         object.__setattr__(self, "_table", state["_table"])
 
     def _exchange(self, old: type, new: type) -> None:
-        before = _fill(ConfigDict(), old())
+        before = _fill(SectionDict(), old())
         name, found = self["name"], dict(self.items())
         kept = {key: value for key, value in found.items() if key not in before or value != before[key]}
         names = {field.name for field in dataclasses.fields(new)}
@@ -103,7 +106,7 @@ def _fill(target: ConfigDict, config: Any, leave_out: tuple[str, ...] = ()) -> C
         if dataclasses.is_dataclass(value):
             value = _section(value, table)
         elif isinstance(value, Mapping):
-            value = ConfigDict({key: _section(item, table) for key, item in value.items()})
+            value = SectionDict({key: _section(item, table) for key, item in value.items()})
         optional = [kind for kind in typing.get_args(kinds[field.name]) if kind is not type(None)]
         if type(None) in typing.get_args(kinds[field.name]):
             # ConfigDict fixes a field's type by its first value; a placeholder takes None and the other type.
@@ -113,7 +116,7 @@ def _fill(target: ConfigDict, config: Any, leave_out: tuple[str, ...] = ()) -> C
 
 
 def _section(config: Any, table: str) -> ConfigDict:
-    return _fill(PartDict(table=table) if table else ConfigDict(), config)
+    return _fill(SectionDict(table=table), config)
 
 
 def _convert(kind: Any, value: Any, path: str, declared: Mapping[str, Any] = types.MappingProxyType({})) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
 
 from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
-from clipjax.data.records import read_manifest
+from clipjax.data.sources import open_source
 from clipjax.mesh import named_leaves, to_host
 from clipjax.training.state import TrainState
 
@@ -65,9 +64,9 @@ def data_made_by(data: DataConfig) -> dict[str, Any]:
     parts = {f"data.{name}": part.source for name, part in data.mixture.items()} or {"data": data.train}
     checksums = {}
     for name, source in parts.items():
-        if source.name == "array_record":
-            shards = read_manifest(source.path)["splits"][source.split]["shards"]
-            checksums[f"{name}.sha256"] = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+        opened = open_source(source)
+        if hasattr(opened, "sha256"):
+            checksums[f"{name}.sha256"] = opened.sha256()
     return checksums
 
 

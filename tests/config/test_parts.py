@@ -118,3 +118,11 @@ def test_a_field_without_a_role_is_an_error():
 
     with pytest.raises(TypeError, match="Forgetful.width declares no role"):
         list(declarations(Forgetful()))
+
+
+def test_a_whole_section_in_anothers_place_follows_its_name_too():
+    config = to_config_dict(Experiment())
+    config.optimizer = to_config_dict(MomentumConfig(decay=0.3))
+    assert build(Experiment, config).optimizer == MomentumConfig(decay=0.3)
+    config.optimizer.name = "plain"
+    assert build(Experiment, config).optimizer == PlainConfig()

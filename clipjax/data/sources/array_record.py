@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class ArrayRecordSource:
                 f"{config.path} has no split '{config.split}'.{nearest(config.split, manifest['splits'])}"
             )
         shards = manifest["splits"][config.split]["shards"]
+        self.manifest_sha256 = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
         self.files = [str(Path(config.path) / shard["file"]) for shard in shards]
         for path, shard in zip(self.files, shards, strict=True):
             size = Path(path).stat().st_size if Path(path).is_file() else "no file"
@@ -60,6 +62,10 @@ class ArrayRecordSource:
                 return path, index
             index -= count
         raise IndexError(index)
+
+    def sha256(self) -> str:
+        """Of the manifest's entries for the shards, which hold the checksum of each."""
+        return self.manifest_sha256
 
     def damaged_files(self) -> list[str]:
         """The shards whose SHA-256 differs from the manifest's. Reads every shard that has one in full."""
