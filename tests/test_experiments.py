@@ -19,3 +19,13 @@ def test_experiment_is_consistent(path):
     config = from_config_dict(module.get_config())
     check(config, num_devices=1)
     check(config, num_devices=128, process_count=16)
+
+
+def test_clips_recipe_takes_clips_resnets_too():
+    spec = importlib.util.spec_from_file_location("clip_b32", EXPERIMENTS[0].parent / "clip_b32.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_config_dict(module.get_config("clip_rn50x16"))
+    check(config, num_devices=128, process_count=16)
+    assert (config.model.image.name, config.model.image.remat) == ("resnet", "dots")
+    assert config.model.text.attention == "flash" and not config.model.text.scan_layers

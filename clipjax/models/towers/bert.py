@@ -18,8 +18,8 @@ from clipjax.config.model import Activation
 from clipjax.models import flops
 from clipjax.models.attention import SelfAttention
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
-from clipjax.models.towers.text import WHERE, TokenEmbedding, columns
-from clipjax.models.towers.tower import Tower, TowerOutput, check_projection, no_hidden_states
+from clipjax.models.towers.text import TokenEmbedding
+from clipjax.models.towers.tower import TEXT, Tower, TowerOutput, check_projection, no_hidden_states, token_ids
 from clipjax.models.transformer import check_heads, check_rates, rematerialised
 
 NORMAL = nn.initializers.normal(0.02)  # of every matrix and table; biases start at zero (BERT)
@@ -146,26 +146,26 @@ class PostNormBlock(nn.Module):
 def check(config: BertConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     c = config
-    check_heads(c.width, c.num_heads, WHERE)
-    check_rates(c, ("dropout",), WHERE)
-    require(c.pooler or c.pool != "pooler", f"{WHERE}.pool='pooler' needs {WHERE}.pooler=True.")
-    require(c.pad_id >= 0, f"{WHERE}.pad_id={c.pad_id}: name='{c.name}' needs the id of its padding (BERT 0, XLM-R 1).")
+    check_heads(c.width, c.num_heads, TEXT)
+    check_rates(c, ("dropout",), TEXT)
+    require(c.pooler or c.pool != "pooler", f"{TEXT}.pool='pooler' needs {TEXT}.pooler=True.")
+    require(c.pad_id >= 0, f"{TEXT}.pad_id={c.pad_id}: name='{c.name}' needs the id of its padding (BERT 0, XLM-R 1).")
     rows = c.num_positions or c.context_length
     needed = c.context_length + (c.pad_id + 1 if c.positions_after_padding else 0)
     require(
         rows >= needed,
-        f"{WHERE}.num_positions={rows} is less than the {needed} positions that context_length={c.context_length} "
+        f"{TEXT}.num_positions={rows} is less than the {needed} positions that context_length={c.context_length} "
         f"needs (with positions_after_padding the first is pad_id + 1).",
     )
-    check_projection(c.projection != "none", "projection='linear'", c.width, embed_dim, WHERE)
+    check_projection(c.projection != "none", "projection='linear'", c.width, embed_dim, TEXT)
 
 
 def check_tokenizer(config: BertConfig, tokenizer: Any) -> None:
     """Raises ConfigError for a tokenizer that pads with another id than the tower masks."""
     require(
         config.pad_id == tokenizer.pad_id,
-        f"{WHERE}.pad_id={config.pad_id} is what the tower takes for padding, but the tokenizer pads with "
-        f"{tokenizer.pad_id}; set {WHERE}.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
+        f"{TEXT}.pad_id={config.pad_id} is what the tower takes for padding, but the tokenizer pads with "
+        f"{tokenizer.pad_id}; set {TEXT}.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
     )
 
 
@@ -179,7 +179,7 @@ TOWER = Tower(
     BertEncoder,
     BertConfig,
     check,
-    columns,
+    token_ids,
     count_flops,
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout",),

@@ -14,8 +14,7 @@ from clipjax.config import ImageTowerConfig
 from clipjax.config.fields import experiment, weights
 from clipjax.models.conv import Conv, check_stages, drop_path
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
-from clipjax.models.towers.tower import Tower, TowerOutput, no_hidden_states
-from clipjax.models.towers.vit import WHERE, columns
+from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, no_hidden_states, square_image
 from clipjax.models.transformer import check_rates, rematerialised
 
 LAYER_SCALE = 1e-6  # at the start
@@ -106,8 +105,8 @@ class LayerScale(nn.Module):
 
 def check(config: ConvNeXtConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other. embed_dim may be any number."""
-    check_stages(config.stages, config.image_size, WHERE, config.name)
-    check_rates(config, ("drop_path",), WHERE)
+    check_stages(config.stages, config.image_size, IMAGE, config.name)
+    check_rates(config, ("drop_path",), IMAGE)
 
 
-TOWER = Tower(ConvNeXt, ConvNeXtConfig, check, columns, random=("drop_path",))
+TOWER = Tower(ConvNeXt, ConvNeXtConfig, check, square_image, random=("drop_path",))

@@ -14,8 +14,7 @@ from clipjax.config import ImageTowerConfig, require
 from clipjax.config.fields import experiment, meaning, weights
 from clipjax.models.conv import BatchNorm, Conv, Pads, drop_path
 from clipjax.models.layers import Linear, constrain
-from clipjax.models.towers.tower import Tower, TowerOutput, check_projection, no_hidden_states
-from clipjax.models.towers.vit import WHERE, columns
+from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, check_projection, no_hidden_states, square_image
 from clipjax.models.transformer import check_rates, rematerialised
 
 # B0: repeats, kernel size, stride, expansion, input and output channels of each stage (1905.11946, table 1).
@@ -176,11 +175,11 @@ def check(config: EfficientNetConfig, embed_dim: int) -> None:
     width = block_shapes(config)[-1].outputs
     require(
         config.width == width,
-        f"{WHERE}.width={config.width}, but with width_coefficient={config.width_coefficient} the last stage is "
+        f"{IMAGE}.width={config.width}, but with width_coefficient={config.width_coefficient} the last stage is "
         f"{width} wide; set width={width}.",
     )
-    check_rates(config, ("drop_path",), WHERE)
-    check_projection(config.projection, "projection=True", config.width, embed_dim, WHERE)
+    check_rates(config, ("drop_path",), IMAGE)
+    check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
 
 
-TOWER = Tower(EfficientNet, EfficientNetConfig, check, columns, running_statistics=True, random=("drop_path",))
+TOWER = Tower(EfficientNet, EfficientNetConfig, check, square_image, running_statistics=True, random=("drop_path",))

@@ -16,9 +16,8 @@ from clipjax.models import flops
 from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
 from clipjax.models.pooling import MapHead
-from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.towers.tower import IMAGE, Columns, Hidden, Tower, TowerOutput, check_projection
 from clipjax.models.towers.vit import (
-    WHERE,
     PatchTowerConfig,
     ViTConfig,
     check_patches,
@@ -118,7 +117,7 @@ def naflex_of(vit: ViTConfig, **changes) -> NaFlexConfig:
     own = {field.name for field in dataclasses.fields(NaFlexConfig)}
     default = ViTConfig()
     other = [name for name, value in vars(vit).items() if name not in own and value != getattr(default, name)]
-    require(not other, f"{WHERE}.name='naflex' has no {', '.join(other)}, which this tower sets.")
+    require(not other, f"{IMAGE}.name='naflex' has no {', '.join(other)}, which this tower sets.")
     shared = {name: value for name, value in vars(vit).items() if name in own and name != "name"}
     return NaFlexConfig(**{**shared, **changes})
 
@@ -126,12 +125,12 @@ def naflex_of(vit: ViTConfig, **changes) -> NaFlexConfig:
 def check(config: NaFlexConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     check_patches(config)
-    check_projection(config.projection, "projection=True", config.width, embed_dim, WHERE)
-    check_dense(config, WHERE, f"name='{config.name}'")
-    require(config.max_patches >= 1, f"{WHERE}.max_patches={config.max_patches} must be at least 1.")
+    check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
+    check_dense(config, IMAGE, f"name='{config.name}'")
+    require(config.max_patches >= 1, f"{IMAGE}.max_patches={config.max_patches} must be at least 1.")
     require(
         config.pool in ("map", "gap") and config.norm == "layer",
-        f"{WHERE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "
+        f"{IMAGE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "
         "has norm='layer'.",
     )
 

@@ -14,8 +14,7 @@ from clipjax.config.fields import experiment, meaning, weights
 from clipjax.models.attention import attention
 from clipjax.models.conv import BatchNorm, Conv, average_pool, check_stages
 from clipjax.models.layers import Linear, constrain
-from clipjax.models.towers.tower import Tower, TowerOutput, no_hidden_states
-from clipjax.models.towers.vit import WHERE, columns
+from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, no_hidden_states, square_image
 from clipjax.models.transformer import rematerialised
 
 EXPANSION = 4  # of a bottleneck
@@ -133,12 +132,12 @@ def torch_conv_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = j
 
 def check(config: ResNetConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other. embed_dim may be any number."""
-    check_stages(config.stages, config.image_size, WHERE, config.name)
+    check_stages(config.stages, config.image_size, IMAGE, config.name)
     require(
         32 * config.width % config.num_heads == 0,
-        f"{WHERE}.num_heads={config.num_heads} does not divide 32 width = {32 * config.width}, the channels that the "
+        f"{IMAGE}.num_heads={config.num_heads} does not divide 32 width = {32 * config.width}, the channels that the "
         "attention pool reads.",
     )
 
 
-TOWER = Tower(ResNet, ResNetConfig, check, columns, running_statistics=True)
+TOWER = Tower(ResNet, ResNetConfig, check, square_image, running_statistics=True)

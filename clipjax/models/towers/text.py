@@ -17,10 +17,8 @@ from clipjax.config.fields import LAYOUT, meaning, runtime, weights
 from clipjax.models import flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
-from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.towers.tower import TEXT, Hidden, Tower, TowerOutput, check_projection, token_ids
 from clipjax.models.transformer import check_blocks, check_dense, check_rope, transformer
-
-WHERE = "config.model.text"
 
 
 @dataclass(frozen=True)
@@ -141,11 +139,11 @@ def end_of_text(text: jax.Array, eos_id: int) -> jax.Array:
 
 def check(config: TextTransformerConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
-    check_blocks(config, WHERE)
-    check_rope(config, WHERE, axes=1)
+    check_blocks(config, TEXT)
+    check_rope(config, TEXT, axes=1)
     if config.pool == "cls":
-        check_dense(config, WHERE, "pool='cls'")
-    check_projection(config.projection != "none", "projection='linear'", config.width, embed_dim, WHERE)
+        check_dense(config, TEXT, "pool='cls'")
+    check_projection(config.projection != "none", "projection='linear'", config.width, embed_dim, TEXT)
 
 
 def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
@@ -154,13 +152,9 @@ def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
     largest = config.eos_id < 0 and tokenizer.eos_id == tokenizer.vocab_size - 1
     require(
         config.pool != "eos" or largest or config.eos_id == tokenizer.eos_id,
-        f"{WHERE}.pool='eos' looks for id eos_id={config.eos_id}, but the tokenizer ends texts with "
-        f"{tokenizer.eos_id}; set {WHERE}.eos_id={tokenizer.eos_id}.",
+        f"{TEXT}.pool='eos' looks for id eos_id={config.eos_id}, but the tokenizer ends texts with "
+        f"{tokenizer.eos_id}; set {TEXT}.eos_id={tokenizer.eos_id}.",
     )
-
-
-def columns(config: TextTowerConfig, batch: int) -> Columns:
-    return {"text": ((batch, config.context_length), jnp.int32)}
 
 
 def count_flops(config: TextTransformerConfig, embed_dim: int) -> flops.TowerFlops:
@@ -173,7 +167,7 @@ TOWER = Tower(
     TextTransformer,
     TextTransformerConfig,
     check,
-    columns,
+    token_ids,
     count_flops,
     hidden_states=True,
     tensor_axis=("num_heads", "mlp_dim"),

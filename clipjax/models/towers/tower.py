@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from clipjax.config import PatchBudget, require
+from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, require
 from clipjax.models.flops import TowerFlops
 
 Columns = dict[str, tuple[tuple[int, ...], Any]]  # name of a batch's column -> (shape, dtype)
+IMAGE, TEXT = "config.model.image", "config.model.text"  # the sections, as messages name them
 
 
 class Hidden(NamedTuple):
@@ -48,6 +50,16 @@ class Tower:
     random: tuple[str, ...] = ()  # fields with the rates of what training draws; at 0 the tower is deterministic
     patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
     check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
+
+
+def square_image(config: ImageTowerConfig, batch: int) -> Columns:
+    """The column of a tower that reads images of one size."""
+    return {"image": ((batch, config.image_size, config.image_size, 3), jnp.uint8)}
+
+
+def token_ids(config: TextTowerConfig, batch: int) -> Columns:
+    """The column of a text tower."""
+    return {"text": ((batch, config.context_length), jnp.int32)}
 
 
 def no_hidden_states(name: str, hidden_layers: tuple[int, ...]) -> None:

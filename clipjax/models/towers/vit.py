@@ -17,11 +17,10 @@ from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
 from clipjax.models.pooling import AttentionalPooler, MapHead
 from clipjax.models.position import sincos_2d
 from clipjax.models.rotary import Rotation, rotary_2d
-from clipjax.models.towers.tower import Columns, Hidden, Tower, TowerOutput, check_projection
+from clipjax.models.towers.tower import IMAGE, Hidden, Tower, TowerOutput, check_projection, square_image
 from clipjax.models.transformer import check_blocks, check_rope, transformer
 
 BY_ATTENTION = ("attentional", "parallel", "cascade")  # pools whose learned queries become the tokens
-WHERE = "config.model.image"
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ def _kept(patches: int, rate: float) -> int:
 
 def check_patches(config: PatchTowerConfig) -> None:
     """Raises ConfigError for options that a transformer over patches does not have."""
-    check_blocks(config, WHERE)
+    check_blocks(config, IMAGE)
     require(
         config.image_size % config.patch_size == 0 or config.image_size > config.patch_size,
-        f"{WHERE}.patch_size={config.patch_size} is larger than image_size={config.image_size}.",
+        f"{IMAGE}.patch_size={config.patch_size} is larger than image_size={config.image_size}.",
     )
 
 
@@ -190,23 +189,18 @@ def check(config: ViTConfig, embed_dim: int) -> None:
     c, by_attention = config, config.pool in BY_ATTENTION
     check_patches(c)
     # What those pools give is as wide as the embedding.
-    check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, WHERE)
-    check_rope(c, WHERE, axes=2)
-    require(0 <= c.patch_dropout < 1, f"{WHERE}.patch_dropout={c.patch_dropout} must be in [0, 1).")
+    check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, IMAGE)
+    check_rope(c, IMAGE, axes=2)
+    require(0 <= c.patch_dropout < 1, f"{IMAGE}.patch_dropout={c.patch_dropout} must be in [0, 1).")
     require(
         not by_attention or (c.pooler_queries > 1 and embed_dim % c.pooler_heads == 0),
-        f"{WHERE}.pool='{c.pool}' needs pooler_queries of at least 2 (not {c.pooler_queries}), and "
+        f"{IMAGE}.pool='{c.pool}' needs pooler_queries of at least 2 (not {c.pooler_queries}), and "
         f"config.model.embed_dim={embed_dim} must be a multiple of pooler_heads={c.pooler_heads}.",
     )
     require(
         c.pool in ("cls", "gap") or not c.norm_after_pool,
-        f"{WHERE}.norm_after_pool=True goes with pool 'cls' or 'gap', not '{c.pool}'.",
+        f"{IMAGE}.norm_after_pool=True goes with pool 'cls' or 'gap', not '{c.pool}'.",
     )
-
-
-def columns(config: ImageTowerConfig, batch: int) -> Columns:
-    """A square image of three channels."""
-    return {"image": ((batch, config.image_size, config.image_size, 3), jnp.uint8)}
 
 
 def count_flops(config: ViTConfig, embed_dim: int) -> flops.TowerFlops:
@@ -247,7 +241,7 @@ TOWER = Tower(
     VisionTransformer,
     ViTConfig,
     check,
-    columns,
+    square_image,
     count_flops,
     hidden_states=True,
     tensor_axis=("num_heads", "mlp_dim"),
