@@ -75,10 +75,8 @@ def _source(settings: dict[str, Any]) -> str:
 
 
 def _prompts(settings: dict[str, Any]) -> str:
-    if settings.get("name") != "zero_shot":
-        return ""
     quoted = ", ".join(f"<q>{html.escape(template)}</q>" for template in settings.get("templates", ()))
-    return f"<p>Prompts: {quoted}</p>"
+    return f"<p>Prompts: {quoted}</p>" if quoted else ""
 
 
 def _pixels(config: dict[str, Any]) -> str:
