@@ -11,12 +11,13 @@ example i without knowing more than i.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from clipjax.config import DataConfig, MixturePart
+from clipjax.config import DataConfig, MixturePart, require
 from clipjax.data.order import Shuffled
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
@@ -158,3 +159,24 @@ def interleave(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ideal = (2 * earlier + 1) * counts.sum() / counts[parts]
     order = np.argsort(ideal, kind="stable")
     return parts[order].astype(np.int16), earlier[order].astype(np.int32)
+
+
+def check_mixture(data: DataConfig) -> None:
+    """Refuses weights that are none, and a mixture beside a source. Raises ConfigError."""
+    where, weights = "config.data.mixture", {name: part.weight for name, part in data.mixture.items()}
+    require(
+        not weights or not data.train.path,
+        f"{where} has the parts {', '.join(weights)}, and config.data.train.path='{data.train.path}' is set as well: "
+        "training reads one or the other. Make it a part, or set config.data.train.path=''.",
+    )
+    for name, weight in weights.items():
+        require(
+            math.isfinite(weight) and weight > 0,
+            f"{where}.{name}.weight={weight} must be a number above 0; leave a part out that shall not be read.",
+        )
+    for name, weight in weights.items():
+        require(
+            weight / sum(weights.values()) * PERIOD >= 1,
+            f"{where}.{name}.weight={weight} of {sum(weights.values()):g} in all is less than one example in {PERIOD}; "
+            "raise it, or leave the part out.",
+        )

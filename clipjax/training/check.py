@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-from clipjax.config import DataConfig, ExperimentConfig, require
-from clipjax.data.mixture import PERIOD
+from clipjax.config import ExperimentConfig, require
+from clipjax.data.images import check_pixels
+from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
 from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
@@ -50,21 +49,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     check_loss(config.loss, model, config.global_batch_size // batch_shards)
     check_decoder(model)
     check_embeddings(config)
-    for name in ("mean", "std"):
-        values = getattr(config.data.pixels, name)
-        require(len(values) == 3, f"config.data.pixels.{name}={values} needs three numbers (red, green, blue).")
-    require(min(config.data.pixels.std) > 0, f"config.data.pixels.std={config.data.pixels.std} must be positive.")
-    pixels = config.data.pixels
-    require(
-        pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
-        f"config.data.pixels.antialias=False is bilinear without padding; found interpolation='{pixels.interpolation}' "
-        f"and resize='{pixels.resize}'.",
-    )
-    require(
-        not pixels.scale_to or (pixels.scale_to >= image.image_size and pixels.resize != "pad"),
-        f"config.data.pixels.scale_to={pixels.scale_to} must be at least config.model.image.image_size="
-        f"{image.image_size}, which is then cut from the centre; 'pad' has nothing to cut.",
-    )
+    check_pixels(config.data.pixels, image.image_size)
     check_mixture(config.data)
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric
@@ -77,27 +62,6 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
         not best or config.eval.every_steps > 0,
         "config.checkpoint.best_metric needs config.eval.every_steps > 0 to have something to compare.",
     )
-
-
-def check_mixture(data: DataConfig) -> None:
-    """Refuses weights that are none, and a mixture beside a source. Raises ConfigError."""
-    where, weights = "config.data.mixture", {name: part.weight for name, part in data.mixture.items()}
-    require(
-        not weights or not data.train.path,
-        f"{where} has the parts {', '.join(weights)}, and config.data.train.path='{data.train.path}' is set as well: "
-        "training reads one or the other. Make it a part, or set config.data.train.path=''.",
-    )
-    for name, weight in weights.items():
-        require(
-            math.isfinite(weight) and weight > 0,
-            f"{where}.{name}.weight={weight} must be a number above 0; leave a part out that shall not be read.",
-        )
-    for name, weight in weights.items():
-        require(
-            weight / sum(weights.values()) * PERIOD >= 1,
-            f"{where}.{name}.weight={weight} of {sum(weights.values()):g} in all is less than one example in {PERIOD}; "
-            "raise it, or leave the part out.",
-        )
 
 
 def check_towers(config: ExperimentConfig, *, tensor: int) -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from clipjax.config import AugmentConfig, PixelConfig
+from clipjax.config import AugmentConfig, PixelConfig, require
 from clipjax.data.images.decode import open_image, read_box
 from clipjax.data.images.resize import Box, resize, to_square
 
@@ -55,3 +55,22 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Gen
     w, h = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)
+
+
+def check_pixels(pixels: PixelConfig, image_size: int) -> None:
+    """Refuses pixel options that do not fit each other or the tower's image_size. Raises ConfigError."""
+    where = "config.data.pixels"
+    for name in ("mean", "std"):
+        values = getattr(pixels, name)
+        require(len(values) == 3, f"{where}.{name}={values} needs three numbers (red, green, blue).")
+    require(min(pixels.std) > 0, f"{where}.std={pixels.std} must be positive.")
+    require(
+        pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
+        f"{where}.antialias=False is bilinear without padding; it does not go with "
+        f"interpolation='{pixels.interpolation}' and resize='{pixels.resize}'.",
+    )
+    require(
+        not pixels.scale_to or (pixels.scale_to >= image_size and pixels.resize != "pad"),
+        f"{where}.scale_to={pixels.scale_to} must be at least config.model.image.image_size={image_size}, which is "
+        "then cut from the centre; 'pad' has nothing to cut.",
+    )
