@@ -1,4 +1,4 @@
-"""Published weights -> a directory like a run's: to evaluate, to distil from, to start training from.
+"""Imports published weights into a directory like a run's: evaluate it, distil from it, start training from it.
 
     clipjax import google/siglip-base-patch16-224 runs/siglip          # a directory of transformers' or open_clip's
     clipjax import ViT-B-32.pt runs/clip_b32                           # OpenAI's archive
@@ -26,7 +26,7 @@ from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_jso
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.interop.foreign import load_variables, open_foreign
 from clipjax.interop.names import InteropError
-from clipjax.interop.parity import report
+from clipjax.interop.parity import parity_report
 from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs import checkpoint as checkpoints
@@ -36,13 +36,14 @@ NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0
 
 
 def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:
-    """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, whole or not at all.
+    """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, all of it or nothing.
 
-    Raises InteropError for a source that does not hold what it should, or a destination that exists.
+    family, preset: see open_foreign. parity: compare with the original library, if it is installed.
+    Raises InteropError for a source with missing or unexpected tensors, or a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
-        raise InteropError(f"{destination} exists already; name a new directory.")
+        raise InteropError(f"{destination} exists already. Name a new directory.")
     foreign = open_foreign(source, family, preset)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
@@ -52,26 +53,26 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
             make_tokenizer(config.tokenizer, config.model.text.context_length)  # refused before anything is written
             tokenizer = dataclasses.replace(config.tokenizer, path=copy_tokenizer(config.tokenizer.path, temporary))
             config = dataclasses.replace(config, tokenizer=tokenizer)
-        prints = weights_fingerprint(foreign.config)
+        entries = weights_fingerprint(foreign.config)
         mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
         variables = load_variables(foreign, mesh)
         own = bool(config.tokenizer.path)
-        checkpoints.save_weights(temporary, variables, config=config, fingerprint=prints, own_tokenizer=own)
+        checkpoints.save_weights(temporary, variables, config=config, fingerprint=entries, own_tokenizer=own)
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
-        line = "Parity was not asked for."
+        summary = "Parity was not compared (--noparity)."
         if parity:
-            document, line = report(foreign, variables, mesh)
+            document, summary = parity_report(foreign, variables, mesh)
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
         temporary.chmod(0o755)
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{line}")
+    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{summary}")
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:
-    """The fingerprint, without the tokenizer's entries where the weights came without one."""
+    """The fingerprint; without a tokenizer beside the weights, it has no entries for one."""
     if config.tokenizer.path:
         return fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
     entries = fingerprint(config, NO_TOKENIZER)
@@ -82,8 +83,8 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("family", "", "What the weights are, where their files do not say.", flag_values=values)
-        flags.DEFINE_string("preset", "", "A preset, where there is no configuration.", flag_values=values)
+        flags.DEFINE_string("family", "", "The family, where the files do not say it.", flag_values=values)
+        flags.DEFINE_string("preset", "", "The model, where the files have no configuration.", flag_values=values)
         flags.DEFINE_bool("parity", True, "Compare with the original library, if installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")

@@ -13,6 +13,7 @@ import clipjax
 from clipjax.commands import export, import_weights, train
 from clipjax.config import MeshConfig, OptimizerConfig
 from clipjax.interop.convert import read_variables
+from clipjax.interop.export import choose_family
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, Meaning, flatten
@@ -204,7 +205,7 @@ def test_a_model_that_the_format_cannot_say_is_refused(imported, tmp_path):
     image = dataclasses.replace(config.model.image, norm_eps=1e-3)
     meaning = Meaning(dataclasses.replace(config.model, image=image), config.data.pixels)
     with pytest.raises(InteropError, match="image.norm_eps=0.001"):
-        export.choose(meaning, "big_vision", flatten(shapes_of(config.model)))
+        choose_family(meaning, "big_vision", flatten(shapes_of(config.model)))
 
 
 @pytest.mark.slow

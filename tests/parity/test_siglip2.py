@@ -221,14 +221,14 @@ def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
     from clipjax.config import MeshConfig
     from clipjax.inference import load as loading
     from clipjax.interop.foreign import load_variables, open_foreign
-    from clipjax.interop.parity import report
+    from clipjax.interop.parity import parity_report
     from clipjax.mesh import make_mesh
 
     hf, _, _, text = pair
     hf.save_pretrained(tmp_path)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     foreign = open_foreign(str(tmp_path), "", "")
-    found, _ = report(foreign, load_variables(foreign, mesh), mesh)
+    found, _ = parity_report(foreign, load_variables(foreign, mesh), mesh)
     assert found["compared"] and found["outputs"]["image_embedding"]["max_abs_error"] < 2e-6
 
     loaded = loading.load(tmp_path, mesh=mesh, batch_size=2)
