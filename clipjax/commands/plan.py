@@ -1,4 +1,4 @@
-"""What an experiment costs on a TPU slice, a mesh of CPUs or the devices present, before anyone pays for it.
+"""Plans an experiment for a TPU slice, a mesh of CPUs or the devices present: memory, collectives, time. Nothing runs.
 
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --compare=loss.comm=ring --out=plan.json
@@ -6,7 +6,7 @@
     clipjax plan --config=experiments/quickstart.py --topology=cpu:8
 
 Compiles the real train step for that topology (TPUs: with the libtpu package, no TPU needed) and reads the compiled
-program: memory, collectives, the compiler's estimate of time. Nothing runs.
+program: memory, collectives, the compiler's estimate of time.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from clipjax.planning.topology import Topology, host_devices_flag, open_topology
 def run(
     config: ExperimentConfig, topology: str, *, compare: str = "", search: bool = True, out: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """Plans config, and config with the overrides of `compare` ("loss.comm=ring,model.image.remat=full") beside it.
+    """Plans config, and with `compare` also config with overrides such as "loss.comm=ring,model.image.remat=full".
 
-    Prints tables, writes them as JSON to `out`, returns what that holds: a plan each, with "fits": False and
-    "nearest" where the compiler ran out of memory (search: whether to look for what fits).
+    Prints a table for each, writes the plans to `out` as JSON, and returns them. A plan that does not fit has "fits":
+    False and, with `search`, "nearest": the plan of the smallest change that fits.
     Raises ConfigError for an unknown topology or an impossible combination, before compiling.
     """
     devices = open_topology(topology)
@@ -58,7 +58,7 @@ def run(
 
 
 def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
-    """config with "field.of.field=value,..." changed. Raises ConfigError for an unknown field or a wrong type."""
+    """config with "section.field=value,..." changed. Raises ConfigError for an unknown field or a wrong type."""
     tree = to_config_dict(config)
     for item in overrides.split(","):
         name, equals, value = item.strip().removeprefix("config.").partition("=")
@@ -76,20 +76,20 @@ def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
 
 
 def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: bool) -> dict[str, Any]:
-    """plan_step's answer; where that does not fit, with "nearest": the plan of the smallest change that does."""
-    found = plan_step(config, topology)
-    if isinstance(found, OutOfMemory):
-        found = {
+    """The plan; where it does not fit, "nearest" is the plan of the smallest change that does, or None."""
+    plan = plan_step(config, topology)
+    if isinstance(plan, OutOfMemory):
+        plan = {
             "topology": topology.name,
             "devices": len(topology.devices),
             "fits": False,
-            "memory": {"total": found.needed, "available": found.available},
-            "message": found.message,
+            "memory": {"total": plan.needed, "available": plan.available},
+            "message": plan.message,
         }
-    if found["fits"] is not False:
-        return found
-    found["nearest"] = None
-    memory = found["memory"]
+    if plan["fits"] is not False:
+        return plan
+    plan["nearest"] = None
+    memory = plan["memory"]
     for change, candidate in nearest_that_may_fit(config) if search else ():
         print(
             f"Needs {memory['total'] / GIB:.1f} of {memory['available'] / GIB:.2f} GiB a device. Trying {change} ...",
@@ -97,17 +97,17 @@ def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: boo
         )
         other = plan_step(candidate, topology)
         if not isinstance(other, OutOfMemory) and other["fits"]:
-            return found | {"nearest": {"change": change} | other}
-    return found
+            return plan | {"nearest": {"change": change} | other}
+    return plan
 
 
 def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, ExperimentConfig]]:
-    """(what to change, the config) from the least change to the greatest: remat first, then micro-batches."""
+    """Yields (what to change, the config), the smallest change first: remat, then micro-batches."""
     order = ("none", "attention", "dots", "full")
     now = config.model.image.remat
     for remat in order[order.index(now) + 1 :] if now in order else ():
         if remat == "attention":
-            continue  # saves little beside "dots", which costs little
+            continue  # "dots" saves much more and costs little
         change = f"model.image.remat={remat} model.text.remat={remat}"
         yield change, _with_remat(config, remat)
     if config.model.image.name in BATCH_NORM_TOWERS and config.optimizer.image_lr_multiplier:
@@ -129,7 +129,9 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
         flags.DEFINE_string("compare", "", "Overrides to plan beside it: loss.comm=ring,...", flag_values=values)
-        flags.DEFINE_bool("search", True, "Where it does not fit, look for what does.", flag_values=values)
+        flags.DEFINE_bool(
+            "search", True, "If it does not fit, look for the smallest change that does.", flag_values=values
+        )
         flags.DEFINE_string("out", None, "Also write the plans as JSON.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config", "topology"))
@@ -137,7 +139,7 @@ def main(argv: list[str]) -> None:
         # Read when JAX first looks for devices, which is later.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if values.topology != "local":
-        jax.config.update("jax_platforms", "cpu")  # what is planned for elsewhere must not take a device that is here
+        jax.config.update("jax_platforms", "cpu")  # planning for other devices must not occupy those of this machine
     options = dict(compare=values.compare, search=values.search, out=values.out)
     cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options))
 
