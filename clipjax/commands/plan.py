@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
-        flags.DEFINE_string("compare", "", "Overrides to plan beside it: loss.comm=ring,...", flag_values=values)
+        flags.DEFINE_string("compare", "", "Also plan with these overrides: loss.comm=ring,...", flag_values=values)
         flags.DEFINE_bool(
             "search", True, "If it does not fit, look for the smallest change that does.", flag_values=values
         )

@@ -1,7 +1,7 @@
 """OpenCLIP's CoCa: both towers and the captioner. Configuration from open_clip coca_model.py (MultimodalCfg).
 
-Of the captioner's configuration open_clip reads only width, heads and layers. Its MLP is always four times as wide,
-its activation is the model's, and its LayerNorms have the default epsilon.
+open_clip reads only width, heads and layers of the captioner. Its MLP is always four times as wide, its activation is
+the model's, and its LayerNorms have the default epsilon.
 """
 
 from __future__ import annotations

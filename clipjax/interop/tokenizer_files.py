@@ -1,4 +1,4 @@
-"""The tokenizer beside weights: its configuration, from the files that are there, and copying them."""
+"""Tokenizers that come with weights: the configuration that their files give, and copying them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def hf_clip(beside: frozenset[str]) -> TokenizerConfig:
 
 
 def openai(beside: frozenset[str]) -> TokenizerConfig:
-    """OpenAI's vocabulary file, which usually comes with the code and is seldom beside weights."""
+    """OpenAI's vocabulary file, which usually comes with the code and not with weights."""
     names = [name for name in OPENAI if name in beside]
     return TokenizerConfig(name="clip_bpe", path=names[0]) if names else TokenizerConfig()
 

@@ -74,7 +74,7 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
         ("optimizer and EMA", "optimizer", EXACT),
         ("batch", "batch", EXACT),
         ("temporaries", "temporaries", EXACT),
-        ("  of those gradients", "gradients", ESTIMATED),
+        ("  gradients", "gradients", ESTIMATED),
         ("  activations and buffers", "activations", ESTIMATED),
         ("all, with outputs and code", "total", EXACT),
     ):

@@ -171,8 +171,8 @@ def test_layers_may_be_unrolled_where_the_source_is_scanned(imported):
     image = dataclasses.replace(scanned.model.image, scan_layers=False)
     config = dataclasses.replace(scanned, model=dataclasses.replace(scanned.model, image=image))
     mesh = make_mesh(config.mesh)
-    prints = import_weights.weights_fingerprint(config)
-    a, b = (initial_state(c, mesh, prints).params for c in (scanned, config))
+    fingerprint = import_weights.weights_fingerprint(config)
+    a, b = (initial_state(c, mesh, fingerprint).params for c in (scanned, config))
     kernel = np.asarray(a["image"]["blocks"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(kernel[1], np.asarray(b["image"]["block_1"]["mlp"]["up"]["kernel"]))
 
@@ -181,14 +181,14 @@ def test_other_shapes_and_another_activation_are_refused(imported):
     config = training(imported)
     mesh = make_mesh(config.mesh)
     model = config.model
-    prints = import_weights.weights_fingerprint(config)
+    fingerprint = import_weights.weights_fingerprint(config)
     wide = dataclasses.replace(
         config, model=dataclasses.replace(model, text=dataclasses.replace(model.text, mlp_dim=8))
     )
     with pytest.raises(checkpoints.CheckpointError, match="text/blocks/mlp/up/kernel"):
-        initial_state(wide, mesh, prints)
+        initial_state(wide, mesh, fingerprint)
     with pytest.raises(FingerprintError, match="text.activation"):
-        initial_state(config, mesh, prints | {"text.activation": "gelu"})
+        initial_state(config, mesh, fingerprint | {"text.activation": "gelu"})
 
 
 def test_training_does_not_go_on_from_weights_alone(imported):
