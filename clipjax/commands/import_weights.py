@@ -25,7 +25,7 @@ from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_jso
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
-from clipjax.interop.parity import report
+from clipjax.interop.parity import parity_report
 from clipjax.interop.tokenizer_files import copy_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs.checkpoint import save_weights
@@ -35,13 +35,14 @@ NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0
 
 
 def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:
-    """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, whole or not at all.
+    """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, all of it or nothing.
 
+    family, preset: see open_foreign. parity: compare with the original library, if it is installed.
     Raises InteropError for a source that is incomplete or damaged, or a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
-        raise InteropError(f"{destination} exists already; name a new directory.")
+        raise InteropError(f"{destination} exists already. Name a new directory.")
     foreign = open_foreign(source, family, preset)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
@@ -62,16 +63,16 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
             own_tokenizer=bool(config.tokenizer.path),
         )
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
-        line = "Not compared with the original library (--noparity)."
+        summary = "Not compared with the original library (--noparity)."
         if parity:
-            document, line = report(foreign, variables, mesh)
+            document, summary = parity_report(foreign, variables, mesh)
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
         temporary.chmod(0o755)
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{line}")
+    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{summary}")
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:
@@ -86,8 +87,8 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("family", "", "The kind of weights, where their files do not say.", flag_values=values)
-        flags.DEFINE_string("preset", "", "A preset, where there is no configuration.", flag_values=values)
+        flags.DEFINE_string("family", "", "The family, where the files do not say it.", flag_values=values)
+        flags.DEFINE_string("preset", "", "A preset, where the files have no configuration.", flag_values=values)
         flags.DEFINE_bool("parity", True, "Compare with the original library, if it is installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")

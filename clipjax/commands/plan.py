@@ -6,7 +6,7 @@
     clipjax plan --config=experiments/quickstart.py --topology=cpu:8
 
 Compiles the real train step for that topology (TPUs: with the libtpu package, no TPU needed) and reads the compiled
-program: memory, collectives, the compiler's estimate of time. Nothing runs.
+program: memory, collectives, the compiler's estimate of time.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from clipjax.planning.topology import Topology, host_devices_flag, open_topology
 def run(
     config: ExperimentConfig, topology: str, *, compare: str = "", search: bool = True, out: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """Plans config and, beside it, config with the overrides of `compare` ("loss.comm=ring,model.image.remat=full").
+    """Plans config, and with `compare` also config with overrides such as "loss.comm=ring,model.image.remat=full".
 
-    Prints tables, and writes the plans as JSON to `out`. Returns the plans; where the compiler ran out of memory, a
-    plan has "fits": False and, with `search`, "nearest": the smallest change that fits.
+    Prints a table for each, writes the plans to `out` as JSON, and returns them. A plan that does not fit has "fits":
+    False and, with `search`, "nearest": the plan of the smallest change that fits.
     Raises ConfigError for an unknown topology or an impossible combination, before compiling.
     """
     devices = open_topology(topology)
@@ -57,7 +57,7 @@ def run(
 
 
 def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
-    """config with "field.of.field=value,..." changed. Raises ConfigError for an unknown field or a wrong type."""
+    """config with "section.field=value,..." changed. Raises ConfigError for an unknown field or a wrong type."""
     tree = to_config_dict(config)
     for item in overrides.split(","):
         name, equals, value = item.strip().removeprefix("config.").partition("=")
@@ -75,7 +75,7 @@ def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
 
 
 def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: bool) -> dict[str, Any]:
-    """The plan of config; if that does not fit, with "nearest": the plan of the smallest change that does."""
+    """The plan; where it does not fit, "nearest" is the plan of the smallest change that does, or None."""
     plan = plan_step(config, topology)
     if isinstance(plan, OutOfMemory):
         plan = {
@@ -101,12 +101,12 @@ def plan_or_nearest(config: ExperimentConfig, topology: Topology, *, search: boo
 
 
 def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, ExperimentConfig]]:
-    """(what to change, the changed config), from the smallest change to the greatest: remat, then micro-batches."""
+    """Yields (what to change, the config), the smallest change first: remat, then micro-batches."""
     order = ("none", "attention", "dots", "full")
     now = config.model.image.remat
     for remat in order[order.index(now) + 1 :] if now in order else ():
         if remat == "attention":
-            continue  # saves little compared with "dots", which costs little
+            continue  # "dots" saves much more and costs little
         change = f"model.image.remat={remat} model.text.remat={remat}"
         yield change, _with_remat(config, remat)
     if image_tower(config.model.image).running_statistics and config.optimizer.image_lr_multiplier:
@@ -127,8 +127,10 @@ def main(argv: list[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
-        flags.DEFINE_string("compare", "", "Overrides to plan beside it: loss.comm=ring,...", flag_values=values)
-        flags.DEFINE_bool("search", True, "If it does not fit, look for a change that does.", flag_values=values)
+        flags.DEFINE_string("compare", "", "Also plan with these overrides: loss.comm=ring,...", flag_values=values)
+        flags.DEFINE_bool(
+            "search", True, "If it does not fit, look for the smallest change that does.", flag_values=values
+        )
         flags.DEFINE_string("out", None, "Also write the plans as JSON.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config", "topology"))

@@ -1,7 +1,7 @@
-"""big_vision's .npz of two_towers: per layer ("encoderblock_0", ...) or all layers stacked ("encoderblock").
+"""big_vision's .npz of SigLIP, with a name per layer ("encoderblock_0", ...) or all layers stacked ("encoderblock").
 
-From big_vision models/vit.py, models/proj/image_text/{two_towers,text_transformer}.py, utils.py.
-The file says nothing but its arrays; sizes are read from them.
+Names from big_vision models/vit.py, models/proj/image_text/{two_towers,text_transformer}.py and utils.py. The file
+holds arrays only; sizes are read from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop.hf_siglip import scalar
 from clipjax.interop.layouts import Layout, reshape
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -25,11 +25,12 @@ IGNORED = r"params/(opt|chrono|extra)/.*"
 
 
 def renamed(name: str) -> str:
-    """Files hold the parameters alone, or under "params" beside the optimiser's state."""
+    """A name in a file, with "params/" in front: files without optimiser state lack it."""
     return name if name.startswith("params/") else f"params/{name}"
 
 
 def tensors(model: ModelConfig, stacked: bool = False) -> list[Tensor]:
+    """The table of names. stacked: whether an array holds all layers."""
     image, text = "params/img", "params/txt"
     head = f"{image}/MAPHead_0"
     grid = reshape((-1, model.image.width), (1, -1, model.image.width))
@@ -82,7 +83,7 @@ def _blocks(ours: str, theirs: str, tower: Any, stacked: bool) -> list[Tensor]:
 
 
 def _qkv(theirs: tuple[int, ...], width: int) -> Layout:
-    """Three of [..., heads, head width] <-> one [..., 3, width]."""
+    """Query, key and value [..., heads, head width] <-> our [..., 3, width]."""
     ours = (*theirs[:-2], width)
 
     def read(arrays: list) -> Any:
@@ -110,14 +111,17 @@ def _out(ours: str, theirs: str, tower: Any) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
+    """Whether there is a name per layer."""
     return any(renamed(n).startswith("params/img/Transformer/encoderblock_0/") for n in description.shapes)
 
 
 def matches_stacked(description: Description) -> bool:
+    """Whether an array holds all layers."""
     return any(renamed(n).startswith("params/img/Transformer/encoderblock/") for n in description.shapes)
 
 
 def read(description: Description) -> Meaning:
+    """SigLIP with the sizes of the arrays. Raises InteropError where arrays are missing or a size is ambiguous."""
     shapes = {renamed(name): shape for name, shape in description.shapes.items()}
     try:
         patch, _, _, width = shapes["params/img/embedding/kernel"]
@@ -127,8 +131,8 @@ def read(description: Description) -> Meaning:
         side = math.isqrt(positions)
         if (patch, side) == (14, 27):
             raise InteropError(
-                "27 x 27 patches of 14 pixels are what an image of 378 or 384 pixels gives, and the file does not say "
-                "which: add --preset=siglip_so400m14_384 (or another of this size)."
+                "27 x 27 patches of 14 pixels come from images of 378 or 384 pixels; the file does not say which. "
+                "Add --preset=siglip_so400m14_384 or another preset."
             )
         image = ViTConfig(
             image_size=side * patch, patch_size=patch, width=width, pool="map", pre_norm=False, patch_bias=True,
@@ -158,5 +162,6 @@ def _tower(shapes: Any, theirs: str) -> dict[str, Any]:
     )
 
 
-def write(meaning: Meaning) -> dict[str, Any]:
-    return {}
+_OPTIONS = dict(ignored=IGNORED, renamed=renamed, weights="checkpoint.npz")
+PER_LAYER = Family(tensors, matches, read, format="big_vision", **_OPTIONS)
+STACKED = Family(stacked_tensors, matches_stacked, read, format="big_vision_stacked", **_OPTIONS)

@@ -1,5 +1,4 @@
-"""Tables of the convolutional image towers: openai/CLIP's and open_clip's ResNets, timm's ConvNeXt, transformers'
-EfficientNet."""
+"""The tables of convolutional towers: OpenAI's and OpenCLIP's ResNet, timm's ConvNeXt, transformers' EfficientNet."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from clipjax.interop.layouts import Layout, conv, linear
 from clipjax.interop.names import Tensor, norm, weight_and_bias
 from clipjax.models.towers.efficientnet import block_shapes
 
-# PyTorch counts a BatchNorm's steps beside its running mean. Nothing computes with the count (only momentum=None
-# would), so reading forgets it and writing starts at 0.
+# PyTorch's BatchNorm counts its steps beside its running mean. The count has no effect, except with momentum=None,
+# so reading drops it and writing gives 0.
 _mean_and_count = Layout(lambda theirs: theirs[0], lambda ours: [ours, np.zeros((), np.float32)])
 
 
 def resnet(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
-    """ModifiedResNet of openai/CLIP clip/model.py and open_clip modified_resnet.py."""
+    """ModifiedResNet; names from openai/CLIP clip/model.py and open_clip modified_resnet.py."""
     tensors = []
     for i in (1, 2, 3):
         tensors += _conv_and_norm(f"conv_{i}", f"bn_{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
@@ -36,7 +35,7 @@ def resnet(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
 
 
 def convnext(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
-    """timm models/convnext.py as the trunk of open_clip timm_model.py, and that one's head."""
+    """A ConvNeXt trunk (timm models/convnext.py) with the head of open_clip timm_model.py."""
     trunk, head = f"{theirs}.trunk", f"{theirs}.head"
     tensors = [*weight_and_bias("image/stem", f"{trunk}.stem.0", conv), *norm("image/stem_ln", f"{trunk}.stem.1")]
     for stage, depth in enumerate(model.image.stages):
@@ -60,7 +59,7 @@ def convnext(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
 
 
 def efficientnet(model: ModelConfig, theirs: str = "vision_model") -> list[Tensor]:
-    """AlignVisionModel of transformers models/align/modeling_align.py."""
+    """AlignVisionModel; names from transformers models/align/modeling_align.py."""
     at = f"{theirs}.embeddings"
     tensors = _conv_and_norm("stem", "stem_bn", f"{at}.convolution", f"{at}.batchnorm")
     for i, shape in enumerate(block_shapes(model.image)):
@@ -78,7 +77,7 @@ def efficientnet(model: ModelConfig, theirs: str = "vision_model") -> list[Tenso
 
 
 def _conv_and_norm(ours: str, our_norm: str, theirs: str, their_norm: str) -> list[Tensor]:
-    """A convolution without bias and the BatchNorm behind it."""
+    """A convolution without bias, and the BatchNorm after it."""
     running = f"batch_stats:image/{our_norm}"
     return [
         *weight_and_bias(f"image/{ours}", theirs, conv, bias=False),

@@ -1,4 +1,4 @@
-"""Their tensors -> our arrays on the mesh, and back, one parameter at a time."""
+"""Converts tensors of a file to arrays on the mesh and back, one parameter at a time."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from clipjax.mesh import to_host, to_mesh
 
 
 def read_variables(
-    tensors: Sequence[Tensor], model: ModelConfig, found: Mapping[str, Stored], target: Mapping[str, Any]
+    tensors: Sequence[Tensor], model: ModelConfig, file: Mapping[str, Stored], target: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """{"params": tree, and "batch_stats" where target has it} as target says, from the tensors of a file.
+    """The variables of a model, from the tensors of a file: {"params": tree}, and "batch_stats" where target has it.
 
-    target: {"params": tree, ...} of jax.ShapeDtypeStruct. A leaf with a sharding becomes a jax.Array there, and the
-    host has held nothing but that parameter; a leaf without becomes a float32 NumPy array. The names and shapes of
-    `found` are those of names.their_shapes: check_tensors has been called.
+    tensors: the family's table. file: name -> tensor, already checked by names.check_tensors.
+    target: the variables as jax.ShapeDtypeStruct. A leaf with a sharding becomes a jax.Array with it, and the host
+    holds one such parameter at a time; a leaf without one becomes a NumPy array.
     """
-    wanted, result = flatten(target), {}
+    leaves, result = flatten(target), {}
     for tensor in tensors:
-        for name, array in _read(tensor, model, found):
-            result[name] = _place(array, wanted[name])
+        for name, array in _read(tensor, model, file):
+            result[name] = _place(array, leaves[name])
             del array
-    # In the target's order: the tree must compare equal to one made by the model.
-    return unflatten({name: result[name] for name in wanted})
+    # In the target's order, so that the tree equals one made by the model.
+    return unflatten({name: result[name] for name in leaves})
 
 
 def their_arrays(
     tensors: Sequence[Tensor], model: ModelConfig, variables: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of everything a file of this family holds, float32, in the order of names.their_shapes.
+    """Yields (name, float32 array) of every tensor of the file, in the order of names.their_shapes.
 
     One of our parameters is on the host at a time.
     """
@@ -81,13 +81,13 @@ def _entries(
             yield from zip(row, tensor.layout.write(layer), strict=True)
 
 
-def _read(tensor: Tensor, model: ModelConfig, found: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
+def _read(tensor: Tensor, model: ModelConfig, file: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     names, rows = our_names(tensor, model), their_names(tensor, model)
     if stacked_there(tensor):
-        stacks = [found[name].read() for name in tensor.theirs]
+        stacks = [file[name].read() for name in tensor.theirs]
         parts: Iterator[list[np.ndarray]] = ([array[i] for array in stacks] for i in range(layers(tensor, model)))
     else:
-        parts = ([_entry(found, name) for name in row] for row in rows)
+        parts = ([_entry(file, name) for name in row] for row in rows)
     converted = (tensor.layout.read([np.asarray(a, np.float32) for a in arrays]) for arrays in parts)
     if not scanned_here(tensor, model):
         yield from zip(names, converted, strict=True)
@@ -100,19 +100,19 @@ def _read(tensor: Tensor, model: ModelConfig, found: Mapping[str, Stored]) -> It
     yield names[0], stacked
 
 
-def _entry(found: Mapping[str, Stored], entry: str) -> np.ndarray:
+def _entry(file: Mapping[str, Stored], entry: str) -> np.ndarray:
     name, index, count = whole(entry)
-    array = found[name].read()
+    array = file[name].read()
     return np.split(array, count)[index] if count > 1 else array
 
 
 def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
-    # Memory of its own: JAX on a CPU may go on using what it is given, and a view would keep the whole of it alive.
+    # A copy: on a CPU, JAX may keep using the array it is given, and a view would keep all of its base in memory.
     array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
     if target.sharding is None:
         return array
     placed = to_mesh(array, target.sharding)
-    return jax.block_until_ready(placed)  # copies run behind; without waiting, many parameters' would be alive
+    return jax.block_until_ready(placed)  # without waiting, many transfers would hold their arrays
 
 
 def _host(array: Any) -> np.ndarray:

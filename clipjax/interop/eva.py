@@ -1,7 +1,7 @@
-"""EVA-CLIP's tensors under both of their names: baaivision/EVA's own, and timm's inside OpenCLIP (visual.trunk).
+"""EVA-CLIP under both of its sets of names: baaivision/EVA's own, and timm's trunk inside OpenCLIP (visual.trunk).
 
-OpenCLIP's configuration names timm's trunk, whose settings are those of our presets; the originals have none, and are a
-state dict for rei/eva_clip/factory.py, which knows the model by its name.
+OpenCLIP's configuration names timm's trunk; its settings are those of our presets. The original files have no
+configuration: they are state dicts for rei/eva_clip/factory.py, where the user names the model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
     Description,
+    Family,
     InteropError,
     Meaning,
     Tensor,
+    computed_fields,
     config_of,
     norm,
     refuse_other_pixels,
@@ -27,7 +29,7 @@ from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.presets.eva import EVA_PRESETS
 from clipjax.models.towers.vit import ViTConfig
 
-# timm models/eva.py: the names that OpenCLIP's EVA01-* and EVA02-* take -> the preset whose image tower it is.
+# timm models/eva.py: the trunks of OpenCLIP's EVA01-* and EVA02-* -> our image tower.
 TRUNKS: dict[str, ViTConfig] = {
     "eva_giant_patch14_224": EVA_PRESETS["eva01_clip_g14"].image,
     "eva02_base_patch16_clip_224": EVA_PRESETS["eva02_clip_b16"].image,
@@ -35,11 +37,8 @@ TRUNKS: dict[str, ViTConfig] = {
     "eva02_large_patch14_clip_336": EVA_PRESETS["eva02_clip_l14_336"].image,
     "eva02_enormous_patch14_clip_224": EVA_PRESETS["eva02_clip_bige14"].image,
 }
-# What says how a trunk is trained or laid out, and not which one it is.
-TRAINING = ("init", "dropout", "drop_path", "patch_dropout", "scan_layers", "remat", "attention", "attention_chunk")
-
-# What timm's trunk calls it -> what the original calls it (rei/eva_clip/eva_vit_model.py).
-ORIGINAL = {
+# timm's name of a part of a block -> the original's (rei/eva_clip/eva_vit_model.py).
+ORIGINAL_NAMES = {
     "attn.q_proj.bias": "attn.q_bias",
     "attn.v_proj.bias": "attn.v_bias",
     "attn.norm": "attn.inner_attn_ln",
@@ -48,66 +47,70 @@ ORIGINAL = {
     "mlp.norm": "mlp.ffn_ln",
     "mlp.fc2": "mlp.w3",
 }
-IGNORED = r".*rope\.freqs_(cos|sin)|.*\.rope\..*|text\.attn_mask"  # tables that positions are computed from
+IGNORED = r".*rope\.freqs_(cos|sin)|.*\.rope\..*|text\.attn_mask"  # tables of constants, which code computes itself
 
 
 def timm_tensors(model: ModelConfig) -> list[Tensor]:
-    """open_clip's EVA01-* and EVA02-* over timm's eva trunks."""
+    """The names in OpenCLIP's EVA01-* and EVA02-*."""
     return _tensors(model, "visual.trunk", {})
 
 
 def original_tensors(model: ModelConfig) -> list[Tensor]:
-    """EVA_CLIP_*.pt and EVA01/02_CLIP_*.pt of baaivision/EVA."""
-    return _tensors(model, "visual", ORIGINAL)
+    """The names in baaivision/EVA's EVA_CLIP_*.pt and EVA01/02_CLIP_*.pt."""
+    return _tensors(model, "visual", ORIGINAL_NAMES)
 
 
 def matches(description: Description) -> bool:
+    """Whether OpenCLIP's configuration names one of timm's EVA trunks."""
     return str(_vision(description).get("timm_model_name", "")).startswith(("eva_", "eva02_"))
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for a trunk, a pooling or an image size that no EVA-CLIP has."""
     model = config_of(description, open_clip.CONFIG)["model_cfg"]
     vision = model["vision_cfg"]
     name, where = vision["timm_model_name"].partition(".")[0], f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS:
-        raise InteropError(f"{where}.timm_model_name='{name}' is not one of {', '.join(TRUNKS)}.")
+        raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
     if vision.get("timm_pool", "avg") != "token" or vision.get("timm_proj", "linear"):
-        raise InteropError(f"{where}: timm_pool and timm_proj must be 'token' and null, as in all EVA-CLIP: {vision}.")
+        raise InteropError(f"{where}: expected timm_pool 'token' and timm_proj null; got {vision}.")
     image = replace(TRUNKS[name], patch_dropout=vision.get("patch_dropout", 0.0))
     if vision.get("image_size", 224) != image.image_size:
-        raise InteropError(f"{where}.image_size={vision.get('image_size', 224)}, but {name} has {image.image_size}.")
+        raise InteropError(
+            f"{where}.image_size={vision.get('image_size', 224)}; {name} takes images of {image.image_size}."
+        )
     return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
     """Raises InteropError for a trunk that timm has no name for."""
     image = meaning.model.image
-    names = [name for name, trunk in TRUNKS.items() if _fixed(trunk) == _fixed(image)]
+    names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk) == computed_fields(image)]
     if not names:
-        raise InteropError(f"config.model.image is none of timm's EVA trunks: {', '.join(TRUNKS)}.")
+        raise InteropError(f"config.model.image is not one of timm's EVA trunks: {', '.join(TRUNKS)}.")
     vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
     vision |= dict(timm_pool="token", timm_proj=None, patch_dropout=image.patch_dropout)
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
 def matches_original(description: Description) -> bool:
-    """The original has q_bias and no trunk; EVA-CLIP-8B and 18B have no such bias and are said with --family."""
+    """Whether there is a q_bias and no trunk. EVA-CLIP-8B and 18B have no such bias and need --family."""
     return "visual.cls_token" in description.shapes and "visual.blocks.0.attn.q_bias" in description.shapes
 
 
 def read_original(description: Description) -> Meaning:
-    """The preset with the sizes of these tensors: no two of EVA-CLIP's models share them. Raises InteropError."""
+    """The preset with these sizes, which no two EVA-CLIP models share. Raises InteropError where there is none."""
     fitting = [model for model in EVA_PRESETS.values() if _has_sizes(model, description.shapes)]
     if len(fitting) != 1:
         raise InteropError(
-            "The original EVA-CLIP files say nothing of themselves, and these sizes are of no published model: name a "
-            f"preset, such as {next(iter(EVA_PRESETS))}."
+            "EVA-CLIP's own files have no configuration, and no published model has these sizes. Name one with "
+            f"--preset, such as {next(iter(EVA_PRESETS))}."
         )
     return Meaning(fitting[0], open_clip.PIXELS, tokenizer_files.openai(description.beside))
 
 
 def write_original(meaning: Meaning) -> dict[str, Any]:
-    """No file: the model is named where it is loaded. Raises InteropError for one that has no name."""
+    """No files: their code is told the model's name. Raises InteropError where images are prepared in another way."""
     refuse_other_pixels(meaning.pixels, open_clip.PIXELS, "EVA-CLIP's code")
     return {}
 
@@ -133,10 +136,6 @@ def _has_sizes(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> boo
     )
 
 
-def _fixed(image: ViTConfig) -> dict[str, Any]:
-    return {name: value for name, value in vars(image).items() if name not in TRAINING}
-
-
 def _vision(description: Description) -> dict[str, Any]:
     return description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
 
@@ -144,11 +143,11 @@ def _vision(description: Description) -> dict[str, Any]:
 def _tensors(model: ModelConfig, theirs: str, renamed: dict[str, str]) -> list[Tensor]:
     image = model.image
     ours, at = "image/block_{i}", theirs + ".blocks.{i}"
-    separate = image.attention_norm  # sub-LN came with q, k and v apart
+    separate = image.attention_norm  # models with sub-LN keep q, k and v apart
     gated, fused_gate = image.mlp == "swiglu", image.mlp == "swiglu" and not image.mlp_norm and not renamed
 
     def name(part: str) -> str:
-        # The original's MLP without a gate is fc1 and fc2 too.
+        # Without a gate the original's names are fc1 and fc2 too.
         return f"{at}.{renamed.get(part, part)}" if gated or not part.startswith("mlp.fc") else f"{at}.{part}"
 
     def scale(ours: str, theirs: str) -> list[Tensor]:
@@ -190,3 +189,13 @@ def _tensors(model: ModelConfig, theirs: str, renamed: dict[str, str]) -> list[T
         *scale("image/ln_post", f"{theirs}.norm"),
         *weight_and_bias("image/projection", f"{theirs}.head", linear),
     ]
+
+
+TIMM = Family(timm_tensors, matches, read, write=write, **open_clip.OPTIONS | dict(ignored=IGNORED))
+ORIGINAL = Family(
+    original_tensors,
+    matches_original,
+    read_original,
+    write=write_original,
+    **open_clip.OPTIONS | dict(ignored=IGNORED, format="eva_clip", weights="model.pt"),
+)

@@ -1,16 +1,11 @@
-"""One row per published format: how its files are recognised, what they say, and which tensors they hold."""
+"""The published formats that clipjax reads and writes. To add one: a file here with its `Family`, and a row below."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from clipjax.config import ModelConfig, PixelConfig, nearest
-from clipjax.data.images.presets import PIXEL_PRESETS
+from clipjax.config import ModelConfig, nearest
 from clipjax.interop import (
     big_vision,
     coca,
@@ -25,111 +20,42 @@ from clipjax.interop import (
     open_clip_siglip,
     openai,
 )
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor
-from clipjax.models.towers.bert import BertConfig
-from clipjax.models.towers.convnext import ConvNeXtConfig
-from clipjax.models.towers.efficientnet import EfficientNetConfig
-from clipjax.models.towers.naflex import NaFlexConfig
-from clipjax.models.towers.resnet import ResNetConfig
-from clipjax.models.towers.text import TextTransformerConfig
-from clipjax.models.towers.vit import ViTConfig
-
-
-class Family(NamedTuple):
-    tensors: Callable[[ModelConfig], list[Tensor]]  # the table; see names.py
-    matches: Callable[[Description], bool]  # whether files are of this family
-    read: Callable[[Description], Meaning]  # raises InteropError for what we cannot compute
-    write: Callable[[Meaning], dict[str, Any]]  # the JSON files beside the weights, by name
-    format: str  # what `clipjax export --format` calls it; several families may share one
-    ignored: str = r"(?!)"  # regular expression of (renamed) tensors that hold no weights
-    renamed: Callable[[str], str] = lambda name: name  # a name in a file -> the table's; files differ in a prefix
-    weights: str = "model.safetensors"  # the file that an export writes
-    pixels: PixelConfig = PixelConfig()  # with --preset, where no file says
-    constants: Callable[[ModelConfig], dict[str, np.ndarray]] = (
-        lambda model: {}
-    )  # tensors that hold no weights, written
-    image: type = ViTConfig  # the towers that the format holds
-    text: type = TextTransformerConfig
-
-
-_HF = dict(format="hf", ignored=r".*\.(position|token_type)_ids")
-_OPEN_CLIP = dict(
-    format="open_clip", ignored=open_clip.IGNORED, weights="open_clip_model.safetensors", pixels=open_clip.PIXELS
-)
-# With or without "text." in front of the text tower's names.
-_CLIP = _OPEN_CLIP | dict(renamed=open_clip.renamed)
-_OPENAI = _CLIP | dict(format="openai", weights="model.pt", constants=openai.numbers)
-_EVA = _OPEN_CLIP | dict(ignored=eva.IGNORED)
-_BIG_VISION = dict(ignored=big_vision.IGNORED, renamed=big_vision.renamed, weights="checkpoint.npz")
-
-
-def _of(module: ModuleType, **options: Any) -> Family:
-    return Family(module.tensors, module.matches, module.read, module.write, **options)
-
+from clipjax.interop.names import Description, Family, InteropError
 
 FAMILIES: dict[str, Family] = {
-    "hf_align": _of(hf_align, **_HF, pixels=PIXEL_PRESETS["align"], image=EfficientNetConfig, text=BertConfig),
-    "hf_clip": _of(hf_clip, **_HF, pixels=hf_clip.PIXELS),
-    "hf_siglip": _of(hf_siglip, **_HF),
-    "hf_siglip2": _of(hf_siglip2, **_HF, pixels=hf_siglip2.PIXELS, image=NaFlexConfig),
-    "open_clip": _of(open_clip, **_CLIP),
-    "open_clip_coca": _of(coca, **_OPEN_CLIP),
-    "open_clip_resnet": Family(
-        open_clip_conv.resnet_tensors,
-        open_clip_conv.matches_resnet,
-        open_clip_conv.read_resnet,
-        open_clip_conv.write_resnet,
-        **_CLIP,
-        image=ResNetConfig,
-    ),
-    "open_clip_convnext": Family(
-        open_clip_conv.convnext_tensors,
-        open_clip_conv.matches_convnext,
-        open_clip_conv.read_convnext,
-        open_clip_conv.write_convnext,
-        **_CLIP,
-        image=ConvNeXtConfig,
-    ),
-    "open_clip_siglip": _of(open_clip_siglip, **_OPEN_CLIP | dict(pixels=PixelConfig())),
-    "open_clip_hf_text": _of(open_clip_bert, **_OPEN_CLIP | dict(ignored=open_clip_bert.IGNORED), text=BertConfig),
-    "open_clip_eva": Family(eva.timm_tensors, eva.matches, eva.read, eva.write, **_EVA),
-    "eva_clip": Family(
-        eva.original_tensors,
-        eva.matches_original,
-        eva.read_original,
-        eva.write_original,
-        **_EVA | dict(format="eva_clip", weights="model.pt"),
-    ),
-    "openai": Family(open_clip.tensors, openai.matches, openai.read, openai.write, **_OPENAI),
-    "openai_resnet": Family(
-        open_clip_conv.resnet_tensors,
-        openai.matches_resnet,
-        openai.read_resnet,
-        openai.write,
-        **_OPENAI,
-        image=ResNetConfig,
-    ),
-    "big_vision": _of(big_vision, format="big_vision", **_BIG_VISION),
-    "big_vision_stacked": Family(
-        big_vision.stacked_tensors,
-        big_vision.matches_stacked,
-        big_vision.read,
-        big_vision.write,
-        format="big_vision_stacked",
-        **_BIG_VISION,
-    ),
+    "hf_align": hf_align.FAMILY,
+    "hf_clip": hf_clip.FAMILY,
+    "hf_siglip": hf_siglip.FAMILY,
+    "hf_siglip2": hf_siglip2.FAMILY,
+    "open_clip": open_clip.FAMILY,
+    "open_clip_coca": coca.FAMILY,
+    "open_clip_resnet": open_clip_conv.RESNET,
+    "open_clip_convnext": open_clip_conv.CONVNEXT,
+    "open_clip_siglip": open_clip_siglip.FAMILY,
+    "open_clip_hf_text": open_clip_bert.FAMILY,
+    "open_clip_eva": eva.TIMM,
+    "eva_clip": eva.ORIGINAL,
+    "openai": openai.VIT,
+    "openai_resnet": openai.RESNET,
+    "big_vision": big_vision.PER_LAYER,
+    "big_vision_stacked": big_vision.STACKED,
 }
 
 
-def check_towers(family: Family, model: ModelConfig) -> None:
-    """Raises InteropError for a model whose towers are not those of the format."""
-    for side, tower, wanted in (("image", model.image, family.image), ("text", model.text, family.text)):
-        if not isinstance(tower, wanted):
-            raise InteropError(f"The format's {side} tower is '{wanted.name}', and this model's is '{tower.name}'.")
+def formats() -> list[str]:
+    """The names that `clipjax export --format` knows."""
+    return sorted({family.format for family in FAMILIES.values()})
+
+
+def families_of(format: str) -> dict[str, Family]:
+    """The families that a format writes. Raises InteropError for an unknown format."""
+    if format not in formats():
+        raise InteropError(f"Unknown format '{format}'.{nearest(format, formats())}")
+    return {name: family for name, family in FAMILIES.items() if family.format == format}
 
 
 def recognise(description: Description, name: str = "") -> tuple[str, Family]:
-    """(name, the family) of some files; name: what the user says it is, "" to find out.
+    """(name, family) of files. name: the family that the user named; "" to recognise it.
 
     Raises InteropError for an unknown name, or where no family or more than one fits.
     """
@@ -139,15 +65,24 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
         return name, FAMILIES[name]
     fitting = [known for known, family in FAMILIES.items() if family.matches(description)]
     if len(fitting) != 1:
-        found = f"families {', '.join(fitting)}" if fitting else "none of the families"
+        guess = f"families {', '.join(fitting)}" if fitting else "none of the families"
         raise InteropError(
-            f"The weights look like {found}: say which with --family, one of {', '.join(FAMILIES)}. "
+            f"The weights look like {guess}. Name one with --family: {', '.join(FAMILIES)}. "
             f"Some of their tensors: {', '.join(list(description.shapes)[:5])}."
         )
     return fitting[0], FAMILIES[fitting[0]]
 
 
-def weights(family: Family, found: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a file under the table's names, without those that hold no weights (position ids, sizes)."""
-    named = {family.renamed(name): value for name, value in found.items()}
+def check_towers(name: str, family: Family, model: ModelConfig) -> None:
+    """Raises InteropError unless the model has the towers that the family's table names."""
+    if not (isinstance(model.image, family.image) and isinstance(model.text, family.text)):
+        raise InteropError(
+            f"family '{name}' holds the towers '{family.image.name}' and '{family.text.name}'; this model has "
+            f"'{model.image.name}' and '{model.text.name}'."
+        )
+
+
+def weights(family: Family, tensors: dict[str, Any]) -> dict[str, Any]:
+    """A file's tensors under the table's names, without those that are no weights (position ids, sizes)."""
+    named = {family.renamed(name): value for name, value in tensors.items()}
     return {name: value for name, value in named.items() if not re.fullmatch(family.ignored, name)}

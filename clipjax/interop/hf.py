@@ -1,4 +1,4 @@
-"""What the models of transformers share: names of blocks, activations, preprocessor_config.json."""
+"""What transformers' models share: the names of blocks, activations, preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
 from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 
-# transformers' hidden_act -> ours. Their "gelu" is exact; the last three are one approximation.
+# transformers' hidden_act -> ours. Their "gelu" is exact; the last three are the same approximation.
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
@@ -19,11 +19,12 @@ ACTIVATIONS = {
 }
 THEIR_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 # PIL's numbers for a resize filter, as processors store them.
+OPTIONS = dict(format="hf", ignored=r".*\.(position|token_type)_ids")  # of a Family
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
 def blocks(ours: str, theirs: str) -> list[Tensor]:
-    """The blocks of CLIP's and SigLIP's towers; ours "image", theirs "vision_model"."""
+    """The blocks of a tower of CLIP or SigLIP: ours "image", theirs "vision_model"."""
     at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layers.{{i}}"
     return [
         *norm(f"{at}/ln_1", f"{layer}.layer_norm1"),
@@ -36,15 +37,30 @@ def blocks(ours: str, theirs: str) -> list[Tensor]:
     ]
 
 
-def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields that an image and a text tower share, from vision_config or text_config.
+def bert_blocks(ours: str, theirs: str) -> list[Tensor]:
+    """The blocks of BERT; `theirs` is the name of the model."""
+    at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layer.{{i}}"
+    qkv = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
+    return [
+        Tensor(f"{at}/attention/qkv/kernel", tuple(f"{name}.weight" for name in qkv), qkv_kernel),
+        Tensor(f"{at}/attention/qkv/bias", tuple(f"{name}.bias" for name in qkv), qkv_bias),
+        *weight_and_bias(f"{at}/attention/out", f"{layer}.attention.output.dense", linear),
+        *norm(f"{at}/ln_1", f"{layer}.attention.output.LayerNorm"),
+        *weight_and_bias(f"{at}/mlp/up", f"{layer}.intermediate.dense", linear),
+        *weight_and_bias(f"{at}/mlp/down", f"{layer}.output.dense", linear),
+        *norm(f"{at}/ln_2", f"{layer}.output.LayerNorm"),
+    ]
 
-    defaults: transformers' own for this model, for what older files leave out. Raises InteropError for an activation
-    that is not ours.
+
+def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """vision_config or text_config -> the fields that image and text towers share.
+
+    defaults: transformers' own for this model; older files leave fields out. where: for messages. Raises InteropError
+    for an unknown activation.
     """
     c = {**defaults, **config}
     if c["hidden_act"] not in ACTIVATIONS:
-        raise InteropError(f"{where}.hidden_act='{c['hidden_act']}' is not one of {', '.join(ACTIVATIONS)}.")
+        raise InteropError(f"{where}.hidden_act='{c['hidden_act']}' is not computed. Known: {', '.join(ACTIVATIONS)}.")
     return dict(
         width=c["hidden_size"],
         depth=c["num_hidden_layers"],
@@ -56,7 +72,7 @@ def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
 
 
 def their_tower(c: Any) -> dict[str, Any]:
-    """The reverse of tower: c is our image or text tower's config."""
+    """The reverse of `tower`; c: our image or text tower's configuration."""
     return dict(
         hidden_size=c.width,
         num_hidden_layers=c.depth,
@@ -68,16 +84,16 @@ def their_tower(c: Any) -> dict[str, Any]:
 
 
 def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
-    """What preprocessor_config.json says; default where there is no such file ({}).
+    """preprocessor_config.json -> PixelConfig; `default` where there is no such file (processor is {}).
 
-    A centre crop after a resize of the shorter side is "center_crop", a resize of both sides is "squash". Raises
-    InteropError for a resize filter that is not ours.
+    Resizing the shorter side and cropping the centre is "center_crop"; resizing both sides is "squash". Raises
+    InteropError for an unknown resize filter.
     """
     if not processor:
         return default
     resample = processor.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
     if resample not in RESAMPLE:
-        raise InteropError(f"preprocessor_config.json has resample={resample}; known: {RESAMPLE}.")
+        raise InteropError(f"preprocessor_config.json: resample={resample} is not computed. Known: {RESAMPLE}.")
     size = processor.get("size", {})
     shortest = "shortest_edge" in size if isinstance(size, Mapping) else default.resize == "center_crop"
     crops = processor.get("do_center_crop", default.resize == "center_crop")
@@ -91,7 +107,7 @@ def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
 
 
 def processor(kind: str, p: PixelConfig, model: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json of an image processor class such as "CLIPImageProcessor"."""
+    """The content of preprocessor_config.json; kind: the processor's class, such as "CLIPImageProcessor"."""
     side = model.image.image_size
     crop = p.resize == "center_crop"
     square = {"height": side, "width": side}

@@ -1,7 +1,7 @@
 """transformers' AlignModel: an EfficientNet and a BERT. Names and defaults from transformers models/align/.
 
-Their temperature divides the similarities, ours is the logarithm of a scale that multiplies them: the one array that is
-not only moved, and comes back within its last bits.
+Their temperature divides the similarities; ours is the logarithm of a factor. It is the one array that is computed and
+not just moved, so a round trip may change its last bits.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
-from clipjax.interop.layouts import Layout, linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.layouts import Layout, linear
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.efficientnet import STAGES, EfficientNetConfig, block_shapes
 
-CONTEXT = 64  # tokens a text is padded or cut to; no file says it
+CONTEXT = 64  # tokens that a text is padded or cut to; no file gives it
 PROCESSOR = "preprocessor_config.json"
-# What our EfficientNet takes for granted.
+# Settings that our EfficientNet has built in.
 FIXED = dict(
     depth_divisor=8,
     num_block_repeats=[s[0] for s in STAGES],
@@ -67,6 +67,7 @@ _temperature = Layout(
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     text, embeddings = "text_model", "text_model.embeddings"
     return [
         Tensor("logit_scale", ("temperature",), _temperature),
@@ -74,39 +75,25 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("text/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
         Tensor("text/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
         *norm("text/ln_embedding", f"{embeddings}.LayerNorm"),
-        *bert_blocks("text", text),
+        *hf.bert_blocks("text", text),
         *weight_and_bias("text/pooler", f"{text}.pooler.dense", linear),
         *weight_and_bias("text/projection", "text_projection", linear),
         *efficientnet(model),
     ]
 
 
-def bert_blocks(ours: str, theirs: str) -> list[Tensor]:
-    """The layers of BERT under the encoder of `theirs`."""
-    at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layer.{{i}}"
-    qkv = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
-    return [
-        Tensor(f"{at}/attention/qkv/kernel", tuple(f"{name}.weight" for name in qkv), qkv_kernel),
-        Tensor(f"{at}/attention/qkv/bias", tuple(f"{name}.bias" for name in qkv), qkv_bias),
-        *weight_and_bias(f"{at}/attention/out", f"{layer}.attention.output.dense", linear),
-        *norm(f"{at}/ln_1", f"{layer}.attention.output.LayerNorm"),
-        *weight_and_bias(f"{at}/mlp/up", f"{layer}.intermediate.dense", linear),
-        *weight_and_bias(f"{at}/mlp/down", f"{layer}.output.dense", linear),
-        *norm(f"{at}/ln_2", f"{layer}.output.LayerNorm"),
-    ]
-
-
 def matches(description: Description) -> bool:
+    """Whether config.json is an AlignModel's."""
     return description.files.get("config.json", {}).get("model_type") == "align"
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an EfficientNet of other stages, or a processor that is not ours."""
+    """Raises InteropError for another EfficientNet than the published one, or another way to prepare images."""
     config = config_of(description, "config.json")
     vision, text = VISION | FIXED | config.get("vision_config", {}), TEXT | config.get("text_config", {})
     for name, value in FIXED.items():
         if vision[name] != value:
-            raise InteropError(f"config.json: vision_config.{name}={vision[name]}; computed here is {value} only.")
+            raise InteropError(f"config.json: vision_config.{name}={vision[name]} is not computed; expected {value}.")
     processor = description.files.get(PROCESSOR, {})
     image = EfficientNetConfig(
         image_size=processor.get("crop_size", {}).get("height", vision["image_size"]),
@@ -122,8 +109,8 @@ def read(description: Description) -> Meaning:
     embed_dim = config.get("projection_dim", 640)
     if width != embed_dim:
         raise InteropError(
-            f"config.json: projection_dim={embed_dim}, but the image tower, which has no projection, ends with {width} "
-            "channels: nothing could be compared."
+            f"config.json: projection_dim={embed_dim}; the image tower has {width} channels "
+            "and no projection. Both must be equal."
         )
     model = ModelConfig(
         image=replace(image, width=width),
@@ -147,9 +134,9 @@ def read(description: Description) -> Meaning:
 
 
 def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
-    """EfficientNetImageProcessor's settings of align-base: both sides to size, a centre crop, pixels in [-1, 1].
+    """EfficientNetImageProcessor as align-base sets it: both sides to size, a centre crop, pixels in [-1, 1].
 
-    Raises InteropError for what it could do besides: normalise once or twice more, or not crop.
+    Raises InteropError for its other options: to normalise again, or not to crop.
     """
     align = PIXEL_PRESETS["align"]
     if not processor:
@@ -157,13 +144,13 @@ def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
     expected = dict(do_center_crop=True, rescale_offset=True, do_normalize=False, include_top=False)
     for name, value in expected.items():
         if processor.get(name, value) != value:
-            raise InteropError(f"{PROCESSOR}: {name}={processor[name]}; read here is {value} only, as align-base has.")
+            raise InteropError(f"{PROCESSOR}: {name}={processor[name]} is not computed; expected {value}.")
     if processor.get("resample", 2) not in hf.RESAMPLE or not math.isclose(
         processor.get("rescale_factor", 1 / 127.5), 1 / 127.5, rel_tol=1e-6
     ):
         raise InteropError(
             f"{PROCESSOR}: resample={processor.get('resample')} and rescale_factor={processor.get('rescale_factor')}; "
-            f"known are {hf.RESAMPLE} and 1/127.5, with rescale_offset pixels in [-1, 1]."
+            f"expected one of {hf.RESAMPLE}, and 1/127.5."
         )
     size = processor.get("size", {"height": align.scale_to})["height"]
     return PixelConfig(
@@ -172,9 +159,10 @@ def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """config.json and preprocessor_config.json. Raises InteropError where images are prepared in another way."""
     model, image, text, pixels = meaning.model, meaning.model.image, meaning.model.text, meaning.pixels
     if pixels.resize != "squash" or {*pixels.mean, *pixels.std} != {0.5}:
-        raise InteropError(f"EfficientNetImageProcessor squashes and has pixels in [-1, 1]; these are {pixels}.")
+        raise InteropError(f"EfficientNetImageProcessor squashes to pixels in [-1, 1]; config.data.pixels is {pixels}.")
     side, size = image.image_size, pixels.scale_to or image.image_size
     return {
         "config.json": {
@@ -219,3 +207,15 @@ def write(meaning: Meaning) -> dict[str, Any]:
             "include_top": False,
         },
     }
+
+
+FAMILY = Family(
+    tensors,
+    matches,
+    read,
+    write=write,
+    image=EfficientNetConfig,
+    text=BertConfig,
+    pixels=PIXEL_PRESETS["align"],
+    **hf.OPTIONS,
+)

@@ -9,7 +9,7 @@ from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf, tokenizer_files
 from clipjax.interop.layouts import linear, patch_conv
-from clipjax.interop.names import Description, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -26,10 +26,11 @@ TEXT = SHARED | dict(
 VISION = SHARED | dict(
     hidden_size=768, num_attention_heads=12, intermediate_size=3072, image_size=224, patch_size=32, num_channels=3
 )
-LARGEST_ID = 2  # eos_token_id=2 makes transformers pool at the largest id, as OpenAI's own code does
+LARGEST_ID = 2  # with eos_token_id=2 transformers pools at the largest id, as OpenAI's code does
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     vision, text = "vision_model", "text_model"
     return [
         Tensor("logit_scale", ("logit_scale",)),
@@ -51,10 +52,12 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
+    """Whether config.json is a CLIPModel's."""
     return description.files.get("config.json", {}).get("model_type") == "clip"
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for an activation or a resize filter that clipjax does not compute."""
     config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})
@@ -79,8 +82,9 @@ def read(description: Description) -> Meaning:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """config.json and preprocessor_config.json."""
     model, image, text = meaning.model, meaning.model.image, meaning.model.text
-    # The beginning and the padding mean nothing to the model; with eos 2 they are what OpenAI's own upload has.
+    # The model ignores these two ids; with eos_token_id=2 they are those of OpenAI's own upload.
     special = dict(bos_token_id=0, pad_token_id=1) if text.eos_id < 0 else {}
     config = {
         "architectures": ["CLIPModel"],
@@ -109,3 +113,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
         "config.json": config,
         "preprocessor_config.json": hf.processor("CLIPImageProcessor", meaning.pixels, model),
     }
+
+
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf.OPTIONS)

@@ -1,4 +1,4 @@
-"""transformers' SiglipModel: SigLIP, and SigLIP 2 of one fixed resolution, which is stored the same way.
+"""transformers' SiglipModel: SigLIP, and SigLIP 2 of a fixed resolution, which is stored the same way.
 
 Names and defaults from transformers models/siglip/{modeling,configuration}_siglip.py.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import hf
 from clipjax.interop.layouts import linear, patch_conv, reshape
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -30,6 +30,7 @@ scalar = reshape(ours=(), theirs=(1,))
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     vision, text, head = "vision_model", "text_model", "vision_model.head"
     ours, parts = "image/map_head/attention", ("query", "key", "value")
     return [
@@ -60,15 +61,17 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
+    """Whether config.json is a SiglipModel's."""
     return description.files.get("config.json", {}).get("model_type") == "siglip"
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for an activation, filter or head that clipjax does not compute."""
     config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})
     if not vision["vision_use_head"]:
-        raise InteropError("config.json: vision_config.vision_use_head is false; SigLIP's pooling head is needed.")
+        raise InteropError("config.json: vision_config.vision_use_head is false; expected true, SigLIP's pooling head.")
     model = ModelConfig(
         image=ViTConfig(
             image_size=vision["image_size"],
@@ -99,12 +102,13 @@ def read(description: Description) -> Meaning:
 
 
 def tokenizer(beside: frozenset[str]) -> TokenizerConfig:
-    """SigLIP's rules for the SentencePiece model among the files: lower case, no punctuation, EOS, padding with EOS."""
+    """SigLIP's rules for its SentencePiece model: lower case, no punctuation, EOS, padding with EOS."""
     name = "spiece.model" if "spiece.model" in beside else ""
     return TokenizerConfig(path=name, canonicalize=True, drop_underscore=True, pad_id=1)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """config.json and preprocessor_config.json."""
     model, image, text = meaning.model, meaning.model.image, meaning.model.text
     config = {
         "architectures": ["SiglipModel"],
@@ -122,3 +126,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
     }
     kind = "SiglipImageProcessor"
     return {"config.json": config, "preprocessor_config.json": hf.processor(kind, meaning.pixels, model)}
+
+
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf.OPTIONS)

@@ -1,7 +1,7 @@
-"""transformers' Siglip2Model: SigLIP 2's NaFlex. SigLIP 2 of a fixed resolution is stored as SiglipModel.
+"""transformers' Siglip2Model: NaFlex of SigLIP 2. A fixed resolution of SigLIP 2 is a SiglipModel instead.
 
-Names and defaults from transformers models/siglip2/{modeling,configuration}_siglip2.py. The tensors are SiglipModel's
-but for the patch embedding, which is a linear map of flattened patches.
+Names and defaults from transformers models/siglip2/{modeling,configuration}_siglip2.py. The tensors are SiglipModel's,
+except the patch embedding, which is a linear map of flattened patches.
 """
 
 from __future__ import annotations
@@ -11,33 +11,36 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
-from clipjax.interop import hf_siglip
+from clipjax.interop import hf, hf_siglip
 from clipjax.interop.layouts import linear
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.tokenizer_files import tokenizer_json
-from clipjax.models.towers.naflex import naflex_of
+from clipjax.models.towers.naflex import NaFlexConfig, naflex_of
 
 PIXELS = PixelConfig(interpolation="bilinear")
-PATCHES = 256  # a budget that no file states
+PATCHES = 256  # patches per image at most, where no file gives the number
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     patches = "image/patch_embed/kernel"
     return [t._replace(layout=linear) if t.ours == patches else t for t in hf_siglip.tensors(model)]
 
 
 def matches(description: Description) -> bool:
+    """Whether config.json is a Siglip2Model's."""
     return description.files.get("config.json", {}).get("model_type") == "siglip2"
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for what hf_siglip refuses, or a grid of positions that is not square."""
     config = config_of(description, "config.json")
     vision = config.get("vision_config", {})
     patch, count = vision.get("patch_size", 16), vision.get("num_patches", 256)
     side = math.isqrt(count)
     if side * side != count:
-        raise InteropError(f"config.json: vision_config.num_patches={count} is no square grid of positions.")
-    # The rest is SigLIP's, whose images have a side.
+        raise InteropError(f"config.json: vision_config.num_patches={count}; expected a square number.")
+    # The rest is read as SigLIP, whose images have a size.
     files = {**description.files, "config.json": {**config, "vision_config": {**vision, "image_size": side * patch}}}
     processor = files.get("preprocessor_config.json", {})
     square = {**processor, "size": None} if processor else {}
@@ -52,6 +55,7 @@ def read(description: Description) -> Meaning:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """config.json and preprocessor_config.json."""
     image, files = meaning.model.image, hf_siglip.write(meaning)
     config, processor = files["config.json"], files["preprocessor_config.json"]
     side = image.image_size // image.patch_size
@@ -67,3 +71,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
         image_processor_type="Siglip2ImageProcessor", patch_size=image.patch_size, max_num_patches=image.max_patches
     )
     return files
+
+
+FAMILY = Family(tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, **hf.OPTIONS)

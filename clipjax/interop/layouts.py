@@ -1,7 +1,7 @@
-"""How one of our arrays is stored by others: pairs of NumPy functions, the second the inverse of the first.
+"""How other libraries store one of our arrays: pairs of NumPy functions, each the inverse of the other.
 
-Every layout only moves numbers, so it also maps gradients, and a round trip is equal bit for bit. Where `ours` has a
-layer axis, a layout sees one layer at a time.
+A layout only moves numbers, so it maps gradients too, and a round trip is equal bit for bit. Where our array has a
+layer axis, a layout is given one layer at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    read: Callable[[list[np.ndarray]], np.ndarray]  # their arrays, in the order of Tensor.theirs -> our one
-    write: Callable[[np.ndarray], list[np.ndarray]]  # our one -> theirs, in the same order
+    read: Callable[[list[np.ndarray]], np.ndarray]  # their arrays, in the order of Tensor.theirs -> ours
+    write: Callable[[np.ndarray], list[np.ndarray]]  # ours -> theirs, in the same order
 
 
 same = Layout(lambda theirs: theirs[0], lambda ours: [ours])
@@ -22,7 +22,7 @@ same = Layout(lambda theirs: theirs[0], lambda ours: [ours])
 linear = Layout(lambda theirs: theirs[0].T, lambda ours: [ours.T])
 # A convolution's OIHW (PyTorch) <-> HWIO (Flax).
 conv = Layout(lambda theirs: theirs[0].transpose(2, 3, 1, 0), lambda ours: [ours.transpose(3, 2, 0, 1)])
-# q, k, v as three of PyTorch's linear maps <-> our kernel [in, 3, width]; their biases <-> our bias [3, width].
+# q, k and v as three linear maps of PyTorch <-> our kernel [in, 3, width]; their biases <-> our bias [3, width].
 qkv_kernel = Layout(lambda theirs: np.stack([w.T for w in theirs], 1), lambda ours: [ours[:, i].T for i in range(3)])
 qkv_bias = Layout(np.stack, list)
 # torch.nn.MultiheadAttention's in_proj_weight [3 width, in] <-> [in, 3, width]; in_proj_bias [3 width] <-> [3, width].
@@ -34,12 +34,12 @@ in_proj_bias = Layout(lambda theirs: theirs[0].reshape(3, -1), lambda ours: [our
 
 
 def reshape(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Layout:
-    """The same numbers in the same order under another shape; one size of each may be -1."""
+    """The same numbers in the same order; one size of each shape may be -1."""
     return Layout(lambda arrays: arrays[0].reshape(ours), lambda array: [array.reshape(theirs)])
 
 
 def patch_conv(patch_size: int) -> Layout:
-    """A patch embedding's convolution OIHW <-> our kernel [patch row * patch column * channel, width]."""
+    """A patch embedding as a convolution, OIHW <-> our kernel [patch row * patch column * channel, width]."""
 
     def read(theirs: list[np.ndarray]) -> np.ndarray:
         return theirs[0].transpose(2, 3, 1, 0).reshape(-1, theirs[0].shape[0])

@@ -1,10 +1,15 @@
-"""The table a family is: which of our arrays is which of theirs, read in both directions.
+"""What a published format is (`Family`), and the table of names in it: which array of ours is which of theirs.
 
-`ours` is a path in the tree with unrolled layers, "image/block_{i}/mlp/up/kernel"; "{i}" stands for every layer of that
-tower. `theirs` has the same "{i}", or none where their array has a leading layer axis. Whether our tree is scanned
-(one array per tower under "blocks") is the configuration's matter and not the table's. Non-parameter state is called
-"batch_stats:image/...". A name of theirs that ends in "[1/3]" is the second of three equal parts of their first axis:
-one in_proj_weight for what we keep apart as query, key and value. All parts must be named, in their order.
+"Ours" is clipjax, "theirs" the library that published the weights. A table is a list of `Tensor(ours, theirs, layout)`
+and is read in both directions.
+
+    ours     a path in the tree with unrolled layers: "image/block_{i}/mlp/up/kernel"; "{i}" is the number of a layer.
+             State that is no parameter has its collection in front: "batch_stats:image/bn_1/mean".
+    theirs   the tensors it is made of, with the same "{i}", or without it where one tensor holds all layers.
+             "in_proj_weight[1/3]" is the second of three equal parts of a tensor's first axis; a table names all
+             parts, in order.
+
+Whether our own layers are scanned (one array per tower under "blocks") follows from the configuration, not the table.
 """
 
 from __future__ import annotations
@@ -16,30 +21,112 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
+from clipjax.config import (
+    ImageTowerConfig,
+    ModelConfig,
+    PixelConfig,
+    TextTowerConfig,
+    TokenizerConfig,
+    declared,
+    flat,
+)
 from clipjax.interop.layouts import Layout, same
 from clipjax.mesh import path_name
+from clipjax.models.towers.text import TextTransformerConfig
+from clipjax.models.towers.vit import ViTConfig
 
 
 class InteropError(ValueError):
-    """Weights that cannot be read or written as asked; the message names the file or the tensors."""
+    """Weights that cannot be read or written as asked. The message names the file or the tensors, and what to do."""
 
 
 class Tensor(NamedTuple):
+    """A row of a table of names; see the module's docstring."""
+
     ours: str
     theirs: tuple[str, ...]
     layout: Layout = same
 
 
 class Stored(NamedTuple):
-    """A tensor that has not been read yet."""
+    """A tensor in a file, not read yet."""
 
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]  # an array of its own, in the file's dtype
+    read: Callable[[], np.ndarray]  # a new array in the file's dtype
+
+
+class Description(NamedTuple):
+    """What a family recognises files by, and reads a configuration from."""
+
+    files: Mapping[str, Any]  # name -> content of the JSON files beside the weights; {} for a single file
+    shapes: Mapping[str, tuple[int, ...]]  # name -> shape of every tensor
+    beside: frozenset[str] = frozenset()  # names of all files in the directory
+
+
+class Meaning(NamedTuple):
+    """What weights need to be used: the model they are, and how images and texts reach it."""
+
+    model: ModelConfig
+    pixels: PixelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()  # path: relative to the directory; "" where there is no tokenizer
+
+
+class Family(NamedTuple):
+    """One way in which models are published. Each is a row of clipjax.interop.families.FAMILIES."""
+
+    tensors: Callable[[ModelConfig], list[Tensor]]  # the table; raises InteropError for a model it cannot name
+    matches: Callable[[Description], bool]  # whether files are of this family
+    read: Callable[[Description], Meaning]  # raises InteropError for what clipjax does not compute
+    format: str  # the --format that writes it; families may share one
+    # JSON files to write beside the weights, by name; raises InteropError for what the format cannot say
+    write: Callable[[Meaning], dict[str, Any]] = lambda meaning: {}
+    image: type[ImageTowerConfig] = ViTConfig  # the towers it holds, by their options
+    text: type[TextTowerConfig] = TextTransformerConfig
+    ignored: str = r"(?!)"  # regular expression: (renamed) tensors that are no weights, such as position ids
+    renamed: Callable[[str], str] = lambda name: name  # a name in a file -> the table's, where files differ in a prefix
+    weights: str = "model.safetensors"  # the file that an export writes
+    pixels: PixelConfig = PixelConfig()  # used with --preset, which has no pixels
+    # tensors to write that are no weights, such as sizes
+    constants: Callable[[ModelConfig], dict[str, np.ndarray]] = lambda model: {}
+    # the text tower's config.json, where the files only name a model on the Hugging Face hub
+    hub_config: Callable[[TextTowerConfig], dict[str, Any]] | None = None
+
+
+def config_of(description: Description, name: str) -> Mapping[str, Any]:
+    """The content of a JSON file beside the weights. Raises InteropError where there is none."""
+    if name not in description.files:
+        raise InteropError(
+            f"There is no {name} beside the weights. Add it, or name the model with --preset, such as siglip_b16."
+        )
+    return description.files[name]
+
+
+def computed_fields(config: Any) -> dict[str, Any]:
+    """Dotted name -> value of the fields that decide which parameters there are and what they compute.
+
+    These have the roles `weights` and `meaning` (clipjax.config.fields). A format must be able to say all of them.
+    """
+    declarations = declared(config)
+    return {name: value for name, value in flat(config).items() if declarations[name].role in ("weights", "meaning")}
+
+
+def refuse_other_pixels(pixels: PixelConfig, only: PixelConfig, who: str) -> None:
+    """Raises InteropError unless images are prepared as `only` says, for code that has this built in.
+
+    Three differences are let pass: half a pixel in the centre crop, the colour under transparent pixels, and the fill
+    of padding (a resize that pads is refused).
+    """
+    wanted = computed_fields(only)
+    for field, value in computed_fields(pixels).items():
+        if value != wanted[field] and field not in ("center", "alpha", "fill"):
+            raise InteropError(
+                f"{who} prepares images with {field}={wanted[field]!r}; config.data.pixels.{field} is {value!r}. "
+                "Choose a format that stores how images are prepared, such as hf or open_clip."
+            )
 
 
 def stored(arrays: Mapping[str, np.ndarray]) -> dict[str, Stored]:
-    """Arrays in memory as if they stood in a file."""
+    """Arrays in memory, as if they were tensors in a file."""
     return {name: Stored(tuple(array.shape), lambda a=array: np.array(a)) for name, array in arrays.items()}
 
 
@@ -55,12 +142,12 @@ def norm(ours: str, theirs: str) -> list[Tensor]:
 
 
 def layers(tensor: Tensor, model: ModelConfig) -> int | None:
-    """How many layers "{i}" stands for; None where there is no "{i}"."""
+    """The number of layers that "{i}" counts; None for a tensor without "{i}"."""
     return _tower(tensor, model).depth if "{i}" in tensor.ours else None
 
 
 def our_names(tensor: Tensor, model: ModelConfig) -> list[str]:
-    """Where the tensor is in our tree as it is: one name, or one a layer where they are unrolled."""
+    """Its names in our tree: one, or one per layer where layers are unrolled."""
     depth = layers(tensor, model)
     if depth is None:
         return [tensor.ours]
@@ -70,7 +157,7 @@ def our_names(tensor: Tensor, model: ModelConfig) -> list[str]:
 
 
 def their_names(tensor: Tensor, model: ModelConfig) -> list[tuple[str, ...]]:
-    """Their names of one layer each; one row only where there are no layers or theirs have a layer axis."""
+    """Its names in a file, one row per layer; a single row without layers, or where their tensor holds all layers."""
     depth = layers(tensor, model)
     if depth is None or stacked_there(tensor):
         return [tensor.theirs]
@@ -78,40 +165,40 @@ def their_names(tensor: Tensor, model: ModelConfig) -> list[tuple[str, ...]]:
 
 
 def scanned_here(tensor: Tensor, model: ModelConfig) -> bool:
-    """Whether our array of this tensor has a leading layer axis."""
+    """Whether our array has a leading layer axis."""
     return "{i}" in tensor.ours and getattr(_tower(tensor, model), "scan_layers", False)
 
 
+def stacked_there(tensor: Tensor) -> bool:
+    """Whether one tensor of theirs holds all layers, where our table counts them."""
+    return "{i}" in tensor.ours and not any("{i}" in name for name in tensor.theirs)
+
+
 def whole(name: str) -> tuple[str, int, int]:
-    """(name of their tensor, index of the part, number of parts) of an entry of Tensor.theirs."""
+    """An entry of Tensor.theirs -> (name of the whole tensor, index of the part, number of parts)."""
     match = re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", name)
     return (match[1], int(match[2]), int(match[3])) if match else (name, 0, 1)
 
 
-def stacked_there(tensor: Tensor) -> bool:
-    """Whether ours is a layer's and theirs has all layers in one array."""
-    return "{i}" in tensor.ours and not any("{i}" in name for name in tensor.theirs)
-
-
 def their_shapes(tensors: Iterable[Tensor], model: ModelConfig, ours: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """name -> shape of everything the table says a file of this model holds, in the table's order.
+    """name -> shape of every tensor in a file of this model, in the table's order.
 
-    ours: name -> anything with a shape, as flatten() gives. Raises InteropError where the table names no parameter of
-    ours, or leaves one out: the family cannot hold this model.
+    ours: name -> anything with a shape, as flatten() returns. Raises InteropError where the table names a parameter
+    that the model lacks, or leaves one out: the family cannot hold this model.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    missing = set(ours)
+    left_out = set(ours)
     for tensor in tensors:
         names = our_names(tensor, model)
         unknown = [name for name in names if name not in ours]
         if unknown:
-            raise InteropError(f"This model has no parameter {', '.join(unknown)}, which the format needs.")
-        missing -= set(names)
+            raise InteropError(f"The format needs {_listed(unknown)}, and this model has no such parameter.")
+        left_out -= set(names)
         depth = layers(tensor, model)
         shape = tuple(ours[names[0]].shape)
         if scanned_here(tensor, model):
             shape = shape[1:]
-        # No memory: one number seen at every index.
+        # A broadcast scalar takes no memory.
         parts = [part.shape for part in tensor.layout.write(np.broadcast_to(np.float32(0), shape))]
         for row in their_names(tensor, model):
             for entry, part in zip(row, parts, strict=True):
@@ -120,17 +207,17 @@ def their_shapes(tensors: Iterable[Tensor], model: ModelConfig, ours: Mapping[st
                     shapes[name] = (depth, *part)
                 elif count == 1:
                     shapes[name] = part
-                elif index == count - 1:  # complete: the order in which convert.their_arrays gives them
+                elif index == count - 1:  # complete: the order in which convert.their_arrays yields them
                     shapes[name] = (count * part[0], *part[1:])
-    if missing:
-        raise InteropError(f"The format has no place for {_listed(sorted(missing))}.")
+    if left_out:
+        raise InteropError(f"The format has no place for {_listed(sorted(left_out))}.")
     return shapes
 
 
 def check_tensors(
     found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, where: str, family: str
 ) -> None:
-    """Raises InteropError naming what a file lacks, has too much, or has in another shape."""
+    """Raises InteropError naming every tensor that is missing, unexpected, or of another shape."""
     lines = [f"  missing: {name} {list(expected[name])}" for name in expected if name not in found]
     lines += [f"  unexpected: {name} {list(found[name].shape)}" for name in found if name not in expected]
     lines += [
@@ -174,41 +261,3 @@ def _listed(names: list[str]) -> str:
 
 def _shortened(lines: list[str]) -> str:
     return "\n".join(lines[:20]) + (f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else "")
-
-
-class Description(NamedTuple):
-    """Theirs: what a family reads its configuration from."""
-
-    files: Mapping[str, Any]  # name -> content of every JSON file of the directory; {} for a single file
-    shapes: Mapping[str, tuple[int, ...]]  # name -> shape of every tensor
-    beside: frozenset[str] = frozenset()  # names of the directory's other files, tokenizers among them
-
-
-class Meaning(NamedTuple):
-    """Ours: what the weights are, and how images and texts reach them."""
-
-    model: ModelConfig
-    pixels: PixelConfig
-    tokenizer: TokenizerConfig = TokenizerConfig()  # path: a file of the directory; "" where there is none
-
-
-def config_of(description: Description, name: str) -> Mapping[str, Any]:
-    """The content of a configuration file. Raises InteropError where it is not beside the weights."""
-    if name not in description.files:
-        raise InteropError(
-            f"There is no {name} beside the weights: say what they are with --preset, such as siglip_b16."
-        )
-    return description.files[name]
-
-
-def refuse_other_pixels(found: PixelConfig, only: PixelConfig, who: str) -> None:
-    """Raises InteropError where images do not reach the model as code without a configuration prepares them.
-
-    Half a pixel's difference in the centre crop is let pass.
-    """
-    for field in ("resize", "scale_to", "interpolation", "antialias", "mean", "std"):
-        value, wanted = getattr(found, field), getattr(only, field)
-        if value != wanted:
-            raise InteropError(
-                f"{who} prepares images with {field}={wanted!r}, and not {value!r} (config.data.pixels)."
-            )

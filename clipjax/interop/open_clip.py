@@ -1,4 +1,4 @@
-"""OpenCLIP's own ViT and text towers. From open_clip model.py (CLIPVisionCfg, CLIPTextCfg) and transformer.py."""
+"""OpenCLIP's own ViT and text tower. Configuration from open_clip model.py (CLIPVisionCfg, CLIPTextCfg)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import image_tower, text_tower
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
@@ -19,30 +19,36 @@ CONFIG = "open_clip_config.json"
 PIXELS = PIXEL_PRESETS["openai"]
 MODES = {"shortest": "center_crop", "squash": "squash", "longest": "pad"}
 IGNORED = r"input_resolution|context_length|vocab_size|.*attn_mask"
-# The prefix under which models with "custom_text" keep what is the text tower's.
+# What the families of this format share.
+OPTIONS = dict(format="open_clip", ignored=IGNORED, weights="open_clip_model.safetensors", pixels=PIXELS)
+# Models with "custom_text" have this prefix on the text tower's names.
 CUSTOM_TEXT = re.compile(r"text\.(?=(transformer|token_embedding|positional_embedding|ln_final|text_projection)\b)")
 VISION = dict(image_size=224, patch_size=16, width=768, layers=12, head_width=64, mlp_ratio=4.0)
 TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12, mlp_ratio=4.0)
-# Fields that must have this value, or be absent: what else they could say is for other families, or not computed.
+# Fields that must be absent or have this value. Others belong to another family, or are not computed.
 FIXED = dict(block_type="custom", qk_norm=False, scaled_cosine_attn=False, scale_heads=False, scale_attn=False)
 VISION_FIXED = FIXED | dict(pos_embed_type="learnable", timm_model_name=None)
 TEXT_FIXED = FIXED | dict(embed_cls=False, final_ln_after_pool=False, hf_model_name=None)
 
 
 def scalars(model: ModelConfig) -> list[Tensor]:
+    """logit_scale, and logit_bias where the model has one."""
     names = ["logit_scale"] + ["logit_bias"] * (model.logit_bias_init is not None)
     return [Tensor(name, (name,)) for name in names]
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     return [*scalars(model), *text_tower(model, ""), *image_tower(model)]
 
 
 def renamed(name: str) -> str:
+    """A name in a file, without the prefix of "custom_text"."""
     return CUSTOM_TEXT.sub("", name)
 
 
 def matches(description: Description) -> bool:
+    """Whether both towers are OpenCLIP's own transformers."""
     model = description.files.get(CONFIG, {}).get("model_cfg", {})
     vision = model.get("vision_cfg", {})
     return (
@@ -56,12 +62,13 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for an option that clipjax does not compute."""
     model = config_of(description, CONFIG)["model_cfg"]
     return read_around(description, read_image(model), read_text(model, model.get("text_cfg", {})))
 
 
 def read_around(description: Description, image: ImageTowerConfig, text: TextTowerConfig, **options: Any) -> Meaning:
-    """What open_clip_config.json says beside the towers; options: other fields of ModelConfig."""
+    """The Meaning of a directory whose towers have been read; options: further fields of ModelConfig."""
     config = config_of(description, CONFIG)
     model = config["model_cfg"]
     bias = model.get("init_logit_bias")
@@ -80,21 +87,21 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
 
 
 def read_image(model: Mapping[str, Any]) -> ViTConfig:
-    """The ViT of model_cfg. Raises InteropError for an option or a combination that is not computed."""
+    """The ViT of model_cfg. Raises InteropError for an option that clipjax does not compute."""
     v = VISION | model.get("vision_cfg", {})
     refuse_others(v, VISION_FIXED, f"{CONFIG}: vision_cfg")
     pool, by_attention = v.get("pool_type", "tok"), v.get("attentional_pool", False)
     if by_attention not in (False, True) or (by_attention and pool != "tok"):
         raise InteropError(
-            f"{CONFIG}: vision_cfg.attentional_pool={by_attention!r} with pool_type='{pool}' is not computed; known: "
-            "true with pool_type 'tok'."
+            f"{CONFIG}: vision_cfg.attentional_pool={by_attention!r} with pool_type='{pool}' is not computed. "
+            "Known: true with pool_type 'tok'."
         )
     if pool not in ("tok", "avg"):
-        raise InteropError(f"{CONFIG}: vision_cfg.pool_type='{pool}' is not one of tok, avg.")
+        raise InteropError(f"{CONFIG}: vision_cfg.pool_type='{pool}' is not computed. Known: tok, avg.")
     shared = read_blocks(model, v, "vision_cfg")
     if by_attention:
-        if shared["norm_eps"] != 1e-5:  # open_clip's pooler keeps its own
-            raise InteropError(f"{CONFIG}: vision_cfg.norm_kwargs with attentional_pool is not computed.")
+        if shared["norm_eps"] != 1e-5:  # open_clip's pooler always has 1e-5
+            raise InteropError(f"{CONFIG}: vision_cfg.norm_kwargs is not computed together with attentional_pool.")
         queries, heads = v.get("attn_pooler_queries", 256), v.get("attn_pooler_heads", 8)
         shared |= dict(pool="attentional", pooler_queries=queries, pooler_heads=heads)
     else:
@@ -112,10 +119,10 @@ def read_image(model: Mapping[str, Any]) -> ViTConfig:
 
 
 def read_blocks(model: Mapping[str, Any], tower: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields that image and text towers share. Raises InteropError for an argument that is not computed."""
+    """The fields that image and text towers share. Raises InteropError for an unknown option; where: for messages."""
     for name, known in (("act_kwargs", "approximate"), ("norm_kwargs", "eps")):
         if others := set(tower.get(name) or {}) - {known}:
-            raise InteropError(f"{CONFIG}: {where}.{name} has {', '.join(sorted(others))}; known: {known}.")
+            raise InteropError(f"{CONFIG}: {where}.{name} has {', '.join(sorted(others))}. Known: {known}.")
     return dict(
         width=tower["width"],
         depth=tower["layers"],
@@ -131,16 +138,16 @@ def read_blocks(model: Mapping[str, Any], tower: Mapping[str, Any], where: str) 
 def read_text(
     model: Mapping[str, Any], text: Mapping[str, Any], fixed: Mapping[str, Any] = TEXT_FIXED
 ) -> TextTransformerConfig:
-    """The text tower of model_cfg; text: its text_cfg. Raises InteropError for what is not ours, its pooling too."""
+    """The text tower. text: text_cfg; fixed: values that it must have. Raises InteropError for other options."""
     refuse_others(text, fixed, f"{CONFIG}: text_cfg")
     t = TEXT | text
     pool, projection = t.get("pool_type", "argmax"), t.get("proj_type", "linear")
     if pool not in ("argmax", "eos", "last"):
-        raise InteropError(f"{CONFIG}: text_cfg.pool_type='{pool}' is not one of argmax, eos, last.")
+        raise InteropError(f"{CONFIG}: text_cfg.pool_type='{pool}' is not computed. Known: argmax, eos, last.")
     if projection not in ("linear", "none"):
-        raise InteropError(f"{CONFIG}: text_cfg.proj_type='{projection}' is not one of linear, none.")
+        raise InteropError(f"{CONFIG}: text_cfg.proj_type='{projection}' is not computed. Known: linear, none.")
     ours = "last" if pool == "last" else "eos"
-    if t.get("embed_cls", False):  # pool_type is not looked at
+    if t.get("embed_cls", False):  # open_clip then ignores pool_type
         ours = pool = "cls"
     return TextTransformerConfig(
         vocab_size=t["vocab_size"],
@@ -157,11 +164,12 @@ def read_text(
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """open_clip_config.json."""
     return write_around(meaning, write_image(meaning.model.image), write_text(meaning.model))
 
 
 def write_around(meaning: Meaning, vision: Mapping[str, Any], text: dict[str, Any], **others: Any) -> dict[str, Any]:
-    """open_clip_config.json with these towers; others: more of model_cfg."""
+    """open_clip_config.json with vision_cfg and text_cfg as given; others: further fields of model_cfg."""
     model = meaning.model
     config = dict(
         embed_dim=model.embed_dim,
@@ -177,6 +185,7 @@ def write_around(meaning: Meaning, vision: Mapping[str, Any], text: dict[str, An
 
 
 def write_image(image: ViTConfig) -> dict[str, Any]:
+    """vision_cfg of a ViT."""
     pool = {}
     if image.pool == "attentional":
         queries, heads = image.pooler_queries, image.pooler_heads
@@ -200,6 +209,7 @@ def write_image(image: ViTConfig) -> dict[str, Any]:
 
 
 def write_text(model: ModelConfig) -> dict[str, Any]:
+    """text_cfg of OpenCLIP's own text tower."""
     text = model.text
     pool = {"eos": "argmax" if text.eos_id < 0 else "eos", "cls": "argmax"}.get(text.pool, text.pool)
     return dict(
@@ -221,12 +231,12 @@ def write_text(model: ModelConfig) -> dict[str, Any]:
 
 
 def read_pixels(config: Mapping[str, Any]) -> PixelConfig:
-    """preprocess_cfg as ours. Raises InteropError for a resize that is not ours."""
+    """preprocess_cfg -> PixelConfig. Raises InteropError for an unknown resize mode or filter."""
     mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
     if mode not in MODES or interpolation not in ("bicubic", "bilinear"):
         raise InteropError(
-            f"{CONFIG}: preprocess_cfg has resize_mode='{mode}', interpolation='{interpolation}'; "
-            f"known: {', '.join(MODES)}, bicubic or bilinear."
+            f"{CONFIG}: preprocess_cfg has resize_mode='{mode}' and interpolation='{interpolation}'. Known: "
+            f"{', '.join(MODES)}; bicubic, bilinear."
         )
     return PixelConfig(
         resize=MODES[mode],
@@ -239,19 +249,21 @@ def read_pixels(config: Mapping[str, Any]) -> PixelConfig:
 
 
 def write_pixels(pixels: PixelConfig, size: int) -> dict[str, Any]:
+    """preprocess_cfg; size: of the image, in pixels."""
     mode = {ours: theirs for theirs, ours in MODES.items()}[pixels.resize]
     shared = dict(mean=list(pixels.mean), std=list(pixels.std), interpolation=pixels.interpolation)
     return dict(size=[size, size], mode="RGB", resize_mode=mode, fill_color=pixels.fill, **shared)
 
 
 def activation(model: Mapping[str, Any], tower: Mapping[str, Any]) -> str:
+    """model_cfg and vision_cfg or text_cfg -> our name of the activation."""
     if model.get("quick_gelu", False):
         return "quick_gelu"
     return "gelu_tanh" if (tower.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
 
 
 def kwargs(tower: Any) -> dict[str, Any]:
-    """Options of the blocks where they differ from open_clip's defaults."""
+    """The block options that differ from open_clip's defaults."""
     result = {"act_kwargs": {"approximate": "tanh"}} if tower.activation == "gelu_tanh" else {}
     result |= {"norm_kwargs": {"eps": tower.norm_eps}} if tower.norm_eps != 1e-5 else {}
     result |= {"ls_init_value": tower.layer_scale} if tower.layer_scale else {}
@@ -260,13 +272,16 @@ def kwargs(tower: Any) -> dict[str, Any]:
 
 
 def ratio(tower: Any) -> float:
-    """mlp_ratio, of which open_clip takes int(width * ratio): exactly mlp_dim."""
+    """mlp_ratio such that open_clip's int(width * mlp_ratio) is exactly mlp_dim."""
     result = tower.mlp_dim / tower.width
     return result if int(tower.width * result) == tower.mlp_dim else math.nextafter(result, math.inf)
 
 
 def refuse_others(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
-    """Raises InteropError where a field says what this family does not compute."""
+    """Raises InteropError where a field has another value than `fixed` says; absent, null and false are let pass."""
     for name, value in fixed.items():
         if config.get(name, value) not in (value, None, False):
-            raise InteropError(f"{where}.{name}={config[name]!r} is not computed by this family.")
+            raise InteropError(f"{where}.{name}={config[name]!r} is not computed; expected {value!r}.")
+
+
+FAMILY = Family(tensors, matches, read, write=write, renamed=renamed, **OPTIONS)

@@ -1,8 +1,8 @@
-"""Text towers that open_clip takes from transformers (BERT, RoBERTa, XLM-R): names from open_clip hf_model.py.
+"""OpenCLIP's models with a text tower from transformers (BERT, RoBERTa, XLM-R). Names from open_clip hf_model.py.
 
-open_clip_config.json names the model on the hub and says no sizes: they are the tensors'. The name says which rules of
-padding, of positions and of LayerNorm there are; heads are of 64 in all of them. To build such a model open_clip asks
-the hub, or its cache, for the configuration of that name.
+open_clip_config.json names the text tower on the Hugging Face hub and gives no sizes: those are read from the tensors.
+The name decides the rules of padding, positions and LayerNorm; heads are 64 wide in all of them. To build such a model,
+open_clip asks the hub, or its cache, for the configuration of that name.
 """
 
 from __future__ import annotations
@@ -13,44 +13,56 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import open_clip
-from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop import hf, open_clip
+from clipjax.interop.layouts import linear
+from clipjax.interop.names import (
+    Description,
+    Family,
+    InteropError,
+    Meaning,
+    Tensor,
+    computed_fields,
+    config_of,
+    norm,
+    weight_and_bias,
+)
 from clipjax.interop.open_clip_parts import image_tower
 from clipjax.models.presets.bert import BERT_TOWERS
 from clipjax.models.towers.bert import BertConfig
 
 IGNORED = rf"{open_clip.IGNORED}|.*\.(position|token_type)_ids"
-# hf_pooler_type -> ours; only the first of them leaves BERT's pooler in the model.
+# hf_pooler_type -> ours. Only the first keeps BERT's pooler in the model.
 POOLERS = {"cls_pooler": "pooler", "cls_last_hidden_state_pooler": "cls", "mean_pooler": "mean"}
 PROJECTIONS = {"mlp": "mlp", "linear": "linear", None: "none"}
-# What a name on the hub says.
-NAMED = ("vocab_size", "width", "depth", "mlp_dim", "num_positions", "token_types", "pad_id", "positions_after_padding")
+# What text_cfg says beside the name on the hub; all other fields follow from the name.
+CONFIGURED = ("context_length", "pool", "pooler", "projection", "projection_bias")
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     return [*open_clip.scalars(model), *text_tensors(model), *image_tower(model)]
 
 
 def matches(description: Description) -> bool:
+    """Whether the text tower is named on the hub and the image tower is OpenCLIP's own."""
     model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
     hf, others = model.get("text_cfg", {}).get("hf_model_name"), model.get("vision_cfg", {}).get("timm_model_name")
     return bool(hf) and not others and "multimodal_cfg" not in model
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for a model, a pooler or a projection that is not known, or an image tower that is not."""
+    """Raises InteropError for a text model, pooler, projection or image tower that clipjax does not compute."""
     model = config_of(description, open_clip.CONFIG)["model_cfg"]
     text = read_text(model["text_cfg"], description.shapes)
     return open_clip.read_around(description, open_clip.read_image(model), text)
 
 
 def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> BertConfig:
-    """config: text_cfg; shapes of the tensors, by their names."""
+    """The text tower of text_cfg (`config`), with the sizes of the tensors (`shapes`: name -> shape)."""
     where, name = f"{open_clip.CONFIG}: text_cfg", config["hf_model_name"]
     known = BERT_TOWERS.get(re.sub("^(FacebookAI|google-bert)/", "", name))
     if known is None:
-        raise InteropError(f"{where}.hf_model_name='{name}' is not known; known: {', '.join(BERT_TOWERS)}.")
+        raise InteropError(f"{where}.hf_model_name='{name}' is not computed. Known: {', '.join(BERT_TOWERS)}.")
     pooler, projection = config.get("hf_pooler_type", "mean_pooler"), config.get("hf_proj_type", "mlp")
     if pooler not in POOLERS:
         raise InteropError(f"{where}.hf_pooler_type={pooler!r} is not one of {', '.join(POOLERS)}.")
@@ -63,7 +75,7 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
         token_types, _ = shapes[f"{at}.embeddings.token_type_embeddings.weight"]
         mlp_dim, _ = shapes[f"{at}.encoder.layer.0.intermediate.dense.weight"]
     except (KeyError, ValueError) as error:
-        raise InteropError(f"The text tower is no {name}: {error} is missing or misshapen.") from error
+        raise InteropError(f"The text tower is not a {name}: {error} is missing or has another shape.") from error
     return replace(
         known,
         vocab_size=vocab_size,
@@ -83,7 +95,7 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
 def write(meaning: Meaning) -> dict[str, Any]:
     """Raises InteropError for a text tower that has no name on the hub."""
     model, text = meaning.model, meaning.model.text
-    names = [name for name, known in BERT_TOWERS.items() if all(vars(text)[f] == vars(known)[f] for f in NAMED)]
+    names = [name for name, known in BERT_TOWERS.items() if _named(known) == _named(text)]
     if not names:
         known = ", ".join(BERT_TOWERS)
         raise InteropError(f"open_clip's text_cfg names a model on the hub, and config.model.text is none of {known}.")
@@ -96,7 +108,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
 
 
 def hub_config(text: BertConfig) -> dict[str, Any]:
-    """config.json of the text tower as transformers has it on the hub."""
+    """The text tower's config.json, as it is on the hub."""
     return dict(
         model_type="xlm-roberta" if text.positions_after_padding else "bert",  # RoBERTa computes what XLM-R does
         vocab_size=text.vocab_size,
@@ -112,14 +124,14 @@ def hub_config(text: BertConfig) -> dict[str, Any]:
 
 
 def text_tensors(model: ModelConfig) -> list[Tensor]:
-    """The text half of a state dict, text.transformer.* and text.proj.*, for config.text.name="bert"."""
+    """The text tower's part of the table: text.transformer.* and text.proj.*."""
     text, at = model.text, "text.transformer.embeddings"
     tensors = [
         Tensor("text/token_embedding/embedding", (f"{at}.word_embeddings.weight",)),
         Tensor("text/position_embedding", (f"{at}.position_embeddings.weight",)),
         Tensor("text/token_type_embedding", (f"{at}.token_type_embeddings.weight",)),
         *norm("text/ln_embedding", f"{at}.LayerNorm"),
-        *blocks("text.transformer"),
+        *hf.bert_blocks("text", "text.transformer"),
     ]
     if text.pooler:
         tensors += weight_and_bias("text/pooler", "text.transformer.pooler.dense", linear)
@@ -131,15 +143,16 @@ def text_tensors(model: ModelConfig) -> list[Tensor]:
     return tensors
 
 
-def blocks(theirs: str) -> list[Tensor]:
-    at, layer = "text/block_{i}", f"{theirs}.encoder.layer.{{i}}"
-    qkv = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
-    return [
-        Tensor(f"{at}/attention/qkv/kernel", tuple(f"{name}.weight" for name in qkv), qkv_kernel),
-        Tensor(f"{at}/attention/qkv/bias", tuple(f"{name}.bias" for name in qkv), qkv_bias),
-        *weight_and_bias(f"{at}/attention/out", f"{layer}.attention.output.dense", linear),
-        *norm(f"{at}/ln_1", f"{layer}.attention.output.LayerNorm"),
-        *weight_and_bias(f"{at}/mlp/up", f"{layer}.intermediate.dense", linear),
-        *weight_and_bias(f"{at}/mlp/down", f"{layer}.output.dense", linear),
-        *norm(f"{at}/ln_2", f"{layer}.output.LayerNorm"),
-    ]
+def _named(text: BertConfig) -> dict[str, Any]:
+    return {name: value for name, value in computed_fields(text).items() if name not in CONFIGURED}
+
+
+FAMILY = Family(
+    tensors,
+    matches,
+    read,
+    write=write,
+    text=BertConfig,
+    hub_config=hub_config,
+    **open_clip.OPTIONS | dict(ignored=IGNORED),
+)

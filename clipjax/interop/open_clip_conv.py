@@ -1,7 +1,7 @@
-"""OpenCLIP's models with convolutional image towers: ModifiedResNet, and timm's ConvNeXt trunks.
+"""OpenCLIP's models with convolutional image towers: ModifiedResNet, and timm's ConvNeXt.
 
-From open_clip model.py, modified_resnet.py and timm_model.py, and timm convnext.py. The text towers are those of
-clipjax.interop.open_clip.
+Configuration from open_clip model.py, modified_resnet.py and timm_model.py, and from timm convnext.py. The text tower
+is that of clipjax.interop.open_clip.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip
 from clipjax.interop.conv_towers import convnext, resnet
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.convnext import ConvNeXtConfig
 from clipjax.models.towers.resnet import ResNetConfig
 
-# timm's name -> (blocks of each stage, width of the first, eps of LayerNorm).
+# timm's name -> (blocks of each stage, width of the first stage, eps of LayerNorm).
 TRUNKS = {
     "convnext_tiny": ((3, 3, 9, 3), 96, 1e-6),
     "convnext_small": ((3, 3, 27, 3), 96, 1e-6),
@@ -30,22 +30,27 @@ CONVNEXT_FIXED = dict(timm_pool="", timm_proj_bias=False, timm_drop=0.0)
 
 
 def resnet_tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names with a ResNet."""
     return [*open_clip.scalars(model), *text_tower(model, ""), *resnet(model)]
 
 
 def convnext_tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names with a ConvNeXt."""
     return [*open_clip.scalars(model), *text_tower(model, ""), *convnext(model)]
 
 
 def matches_resnet(description: Description) -> bool:
+    """Whether the image tower is a ResNet, which has a list of layers."""
     return isinstance(_vision(description).get("layers"), list)
 
 
 def matches_convnext(description: Description) -> bool:
+    """Whether the image tower is timm's ConvNeXt."""
     return str(_vision(description).get("timm_model_name", "")).startswith("convnext_")
 
 
 def read_resnet(description: Description) -> Meaning:
+    """Raises InteropError for a text tower that clipjax does not compute."""
     vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     width = vision.get("width", 64)
     image = ResNetConfig(
@@ -58,14 +63,13 @@ def read_resnet(description: Description) -> Meaning:
 
 
 def read_convnext(description: Description) -> Meaning:
-    """Raises InteropError for a trunk or a head that is not ours."""
+    """Raises InteropError for a trunk, head or text tower that clipjax does not compute."""
     vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS or head not in ("linear", "mlp"):
         raise InteropError(
-            f"{where} has timm_model_name='{name}' and timm_proj='{head}'; known are {', '.join(TRUNKS)}, and "
-            "linear or mlp."
+            f"{where} has timm_model_name='{name}' and timm_proj='{head}'. Known: {', '.join(TRUNKS)}; linear, mlp."
         )
     open_clip.refuse_others(vision, CONVNEXT_FIXED, where)
     stages, width, norm_eps = TRUNKS[name]
@@ -81,18 +85,20 @@ def read_convnext(description: Description) -> Meaning:
 
 
 def write_resnet(meaning: Meaning) -> dict[str, Any]:
+    """open_clip_config.json with a ResNet."""
     image = meaning.model.image
     vision = dict(image_size=image.image_size, layers=list(image.stages), width=image.width, patch_size=None)
     return _write(meaning, vision | dict(head_width=32 * image.width // image.num_heads))
 
 
 def write_convnext(meaning: Meaning) -> dict[str, Any]:
-    """Raises InteropError for a trunk that timm has no name for."""
+    """open_clip_config.json with a ConvNeXt. Raises InteropError for one that timm has no name for."""
     image = meaning.model.image
     names = [name for name, shape in TRUNKS.items() if shape == (image.stages, image.width, image.norm_eps)]
     if not names:
         raise InteropError(
-            f"timm has no ConvNeXt of stages={image.stages}, width={image.width} and norm_eps={image.norm_eps}."
+            f"timm has no ConvNeXt with config.model.image.stages={image.stages}, width={image.width} and "
+            f"norm_eps={image.norm_eps}. It has {', '.join(TRUNKS)}."
         )
     vision = dict(
         timm_model_name=names[0],
@@ -117,3 +123,23 @@ def _read(description: Description, image: ImageTowerConfig) -> Meaning:
 
 def _write(meaning: Meaning, vision: Mapping[str, Any]) -> dict[str, Any]:
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model))
+
+
+RESNET = Family(
+    resnet_tensors,
+    matches_resnet,
+    read_resnet,
+    write=write_resnet,
+    image=ResNetConfig,
+    renamed=open_clip.renamed,
+    **open_clip.OPTIONS,
+)
+CONVNEXT = Family(
+    convnext_tensors,
+    matches_convnext,
+    read_convnext,
+    write=write_convnext,
+    image=ConvNeXtConfig,
+    renamed=open_clip.renamed,
+    **open_clip.OPTIONS,
+)

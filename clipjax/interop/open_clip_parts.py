@@ -1,4 +1,4 @@
-"""OpenCLIP's own transformers, tower by tower: names of open_clip transformer.py and coca_model.py."""
+"""The tables of OpenCLIP's own transformers, tower by tower. Names from open_clip transformer.py and coca_model.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipjax.interop.names import Tensor, norm, weight_and_bias
 
 
 def image_tower(model: ModelConfig) -> list[Tensor]:
-    """VisionTransformer: with or without ln_pre, LayerScale, attentional pooling."""
+    """VisionTransformer, with or without ln_pre, LayerScale and attentional pooling."""
     image, theirs = model.image, "visual"
     tensors = [
         Tensor("image/cls_token", (f"{theirs}.class_embedding",)),
@@ -27,7 +27,7 @@ def image_tower(model: ModelConfig) -> list[Tensor]:
 
 
 def text_tower(model: ModelConfig, prefix: str) -> list[Tensor]:
-    """TextTransformer; prefix: "" where its parameters are the model's own (CLIP), "text." (CustomTextCLIP, CoCa)."""
+    """TextTransformer; prefix: "" in CLIP, "text." in CustomTextCLIP and CoCa."""
     text = model.text
     projection = [Tensor("text/projection/kernel", (f"{prefix}text_projection",))]
     if text.projection == "none":
@@ -61,7 +61,7 @@ def decoder() -> list[Tensor]:
 
 
 def blocks(ours: str, theirs: str, config: BlockConfig) -> list[Tensor]:
-    """ResidualAttentionBlock, and CustomResidualAttentionBlock with scale_attn_inner and scale_fc."""
+    """ResidualAttentionBlock, or CustomResidualAttentionBlock with scale_attn_inner and scale_fc."""
     return [
         *norm(f"{ours}/ln_1", f"{theirs}.ln_1"),
         Tensor(f"{ours}/attention/qkv/kernel", (f"{theirs}.attn.in_proj_weight",), in_proj_kernel),
@@ -92,7 +92,7 @@ def _pooler(ours: str, theirs: str, *, fused: bool) -> list[Tensor]:
 
 
 def _cross_attention(ours: str, theirs: str, *, fused: bool) -> list[Tensor]:
-    """torch.nn.MultiheadAttention; fused: keys are as wide as queries, and so PyTorch keeps one matrix."""
+    """torch.nn.MultiheadAttention; fused: keys and queries are equally wide, and PyTorch keeps one matrix."""
     tensors = []
     for i, name in enumerate(("query", "key", "value")):
         weight = f"{theirs}.in_proj_weight[{i}/3]" if fused else f"{theirs}.{name[0]}_proj_weight"

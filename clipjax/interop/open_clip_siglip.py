@@ -1,7 +1,7 @@
 """SigLIP in OpenCLIP: timm's image tower under "visual.trunk", OpenCLIP's text tower under "text".
 
-From open_clip timm_model.py and timm vision_transformer.py (AttentionPoolLatent). Both often leave the exact GELU where
-SigLIP was trained with the approximation; what a file says is what is computed.
+Names from open_clip timm_model.py and timm vision_transformer.py (AttentionPoolLatent). SigLIP was trained with the
+approximate GELU, and both libraries often compute the exact one. clipjax computes what the file says.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import re
 from typing import Any
 
 from clipjax.config import ModelConfig
+from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, tokenizer_files
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
-from clipjax.interop.names import Description, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.vit import ViTConfig
 
-# The word of timm's names -> (width, depth, heads, mlp_dim).
+# The size in timm's names -> (width, depth, heads, mlp_dim).
 SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
     "so400m": (1152, 27, 16, 4304),
     "giantopt": (1536, 40, 16, 6144),
 }
-# timm's models with the approximate GELU; the others of this name have the exact one.
+# timm's models with the approximate GELU. Its other SigLIP models have the exact one.
 TANH = (
     "vit_base_patch32_siglip_256",
     "vit_large_patch16_siglip_512",
@@ -39,6 +40,7 @@ NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
+    """The table of names."""
     width = model.image.width
     trunk, at, layer = "visual.trunk", "image/block_{i}", "visual.trunk.blocks.{i}"
     pool, ours = f"{trunk}.attn_pool", "image/map_head"
@@ -73,6 +75,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 
 def matches(description: Description) -> bool:
+    """Whether the configuration names one of timm's SigLIP image towers, and the file has it."""
     vision = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
     return bool(NAME.fullmatch(vision.get("timm_model_name") or "")) and any(
         name.startswith("visual.trunk.") for name in description.shapes
@@ -80,14 +83,15 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
+    """Raises InteropError for an image tower that is none of timm's SigLIP models."""
     config = config_of(description, open_clip.CONFIG)
     model = config["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
     match = NAME.fullmatch(vision.get("timm_model_name") or "")
     if not match or match[1] not in SIZES or vision.get("timm_proj") != "none" or vision.get("timm_pool") != "map":
         raise InteropError(
-            f"{open_clip.CONFIG}: vision_cfg {vision} is not one of timm's SigLIP models; known sizes: "
-            f"{', '.join(SIZES)}."
+            f"{open_clip.CONFIG}: vision_cfg {vision} is none of timm's SigLIP models. Expected a timm_model_name "
+            f"such as vit_base_patch16_siglip_224 (sizes: {', '.join(SIZES)}), timm_pool 'map' and timm_proj 'none'."
         )
     width, depth, heads, mlp_dim = SIZES[match[1]]
     image = ViTConfig(
@@ -120,6 +124,7 @@ def read(description: Description) -> Meaning:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
+    """open_clip_config.json. A tower that timm has no name for is refused when it is read back."""
     image = meaning.model.image
     size = next((name for name, sizes in SIZES.items() if sizes[0] == image.width), "unknown")
     vision = dict(
@@ -130,3 +135,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
         timm_proj="none",
     )
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
+
+
+FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXEL_PRESETS["siglip_hf"]))

@@ -1,8 +1,8 @@
 """OpenAI's own files: OpenCLIP's names without a configuration. From openai/CLIP clip/model.py (build_model).
 
-Sizes are the tensors'. QuickGELU, heads of 64, MLPs four times as wide and the largest id as the end of a text are the
-code's. What is written is a state dict that clip.load and open_clip's load_openai_model take; they round the matrices
-to half precision themselves.
+Sizes are read from the tensors. Their code fixes the rest: QuickGELU, heads 64 wide, MLPs four times as wide as the
+tower, and the largest id as the end of a text. An export is a state dict for clip.load and open_clip's
+load_openai_model, which round the matrices to half precision themselves.
 """
 
 from __future__ import annotations
@@ -14,42 +14,46 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ModelConfig
-from clipjax.interop import tokenizer_files
-from clipjax.interop.names import Description, InteropError, Meaning, refuse_other_pixels
+from clipjax.interop import open_clip, open_clip_conv, tokenizer_files
+from clipjax.interop.names import Description, Family, InteropError, Meaning, refuse_other_pixels
 from clipjax.interop.open_clip import PIXELS, renamed
 from clipjax.models.towers.resnet import ResNetConfig
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
-NUMBERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files beside the weights, in nobody else's
-VIT, RESNET = "visual.class_embedding", "visual.layer1.0.conv1.weight"
+NUMBERS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's files have them among the weights
+VIT_ONLY, RESNET_ONLY = "visual.class_embedding", "visual.layer1.0.conv1.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def matches(description: Description) -> bool:
-    return all(name in description.shapes for name in (*NUMBERS, VIT))
+    """Whether these are OpenAI's files of a ViT."""
+    return all(name in description.shapes for name in (*NUMBERS, VIT_ONLY))
 
 
 def matches_resnet(description: Description) -> bool:
-    return all(name in description.shapes for name in (*NUMBERS, RESNET))
+    """Whether these are OpenAI's files of a ResNet."""
+    return all(name in description.shapes for name in (*NUMBERS, RESNET_ONLY))
 
 
 def read(description: Description) -> Meaning:
+    """A ViT from its sizes. Raises InteropError where tensors are missing."""
     return _read(description, _vit)
 
 
 def read_resnet(description: Description) -> Meaning:
+    """A ResNet from its sizes. Raises InteropError where tensors are missing."""
     return _read(description, _resnet)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    """No file: whether the code's constants are this model's is seen by reading it again. Raises InteropError."""
+    """No files. Raises InteropError where images are prepared in another way than their code does."""
     refuse_other_pixels(meaning.pixels, PIXELS, "OpenAI's code")
     return {}
 
 
 def numbers(model: ModelConfig) -> dict[str, np.ndarray]:
-    """name -> () int64: what stands in the file beside the weights."""
+    """name -> int64 scalar: the numbers that OpenAI's files have among the weights."""
     values = model.image.image_size, model.text.context_length, model.text.vocab_size
     return {name: np.array(value, np.int64) for name, value in zip(NUMBERS, values, strict=True)}
 
@@ -69,7 +73,7 @@ def _read(description: Description, image_tower: Any) -> Meaning:
             activation="quick_gelu",
         )
     except (KeyError, ValueError) as error:
-        raise InteropError(f"This is no CLIP of OpenAI's: {error} is missing or misshapen.") from error
+        raise InteropError(f"This is no CLIP of OpenAI's: {error} is missing or has another shape.") from error
     return Meaning(
         ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS, tokenizer_files.openai(description.beside)
     )
@@ -90,7 +94,7 @@ def _vit(shapes: Shapes) -> ViTConfig:
 
 
 def _resnet(shapes: Shapes) -> ResNetConfig:
-    width, _, _, _ = shapes[RESNET]
+    width, _, _, _ = shapes[RESNET_ONLY]
     positions, _ = shapes["visual.attnpool.positional_embedding"]
     return ResNetConfig(
         image_size=32 * math.isqrt(positions - 1),
@@ -102,3 +106,8 @@ def _resnet(shapes: Shapes) -> ResNetConfig:
 
 def _count(shapes: Shapes, prefix: str, suffix: str) -> int:
     return sum(name.startswith(prefix) and name.endswith(suffix) for name in shapes)
+
+
+_OPTIONS = open_clip.OPTIONS | dict(format="openai", weights="model.pt", renamed=renamed, constants=numbers)
+VIT = Family(open_clip.tensors, matches, read, write=write, **_OPTIONS)
+RESNET = Family(open_clip_conv.resnet_tensors, matches_resnet, read_resnet, write=write, image=ResNetConfig, **_OPTIONS)

@@ -1,4 +1,4 @@
-"""The same random images and texts through the original library and through ours."""
+"""Compares clipjax with the original library on the same random images and texts."""
 
 from __future__ import annotations
 
@@ -15,34 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from clipjax.config import ModelConfig
 from clipjax.interop.foreign import Foreign
 from clipjax.interop.open_clip import CONFIG
-from clipjax.interop.open_clip_bert import hub_config
 from clipjax.mesh import to_host
-from clipjax.models import DualEncoder, image_tower, patch_budget
-from clipjax.models.pixels import Patches
+from clipjax.models import DualEncoder, image_tower
+from clipjax.models.pixels import Patches, image_of
 from clipjax.models.towers.naflex import patch_mask
 
 EXAMPLES = 4
 Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of unit length, logits [B, B]
 
 
-def report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], str]:
-    """(what parity.json holds, one line about it). Without the original library: which one, and why not."""
+def parity_report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], str]:
+    """(content of parity.json, one line about it): the largest differences of embeddings and logits.
+
+    variables: from foreign.variables. Where the original library is missing or does not run, both say why.
+    """
     model = foreign.config.model
-    rng = np.random.default_rng(0)
-    last = model.text.vocab_size - 1
-    columns = image_tower(model.image).columns(model.image, EXAMPLES)
-    image = rng.normal(size=columns["image"][0]).astype(np.float32)
-    if budget := patch_budget(model.image):
-        side = math.isqrt(budget.max_patches)
-        image = Patches(image, np.array([[side, max(1, side - i)] for i in range(EXAMPLES)], np.int32))
-    text = rng.integers(3, last, (EXAMPLES, model.text.context_length)).astype(np.int32)
-    eos_id = getattr(model.text, "eos_id", -1)
-    text[:, -1] = eos_id if 0 <= eos_id <= last else last
+    image, text = _random_inputs(model)
     original = ORIGINALS.get(foreign.family.format)
     if original is None or not foreign.source.path.is_dir():
-        why = "no original library computes these files by themselves"
+        why = "no original library reads these files by themselves"
         return {"compared": False, "why": why}, f"No parity report: {why}."
     try:
         theirs = original(foreign, image, text)
@@ -62,9 +56,25 @@ def report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dic
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """The largest absolute difference, and the largest 1 - cosine of two rows, in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return {"max_abs_error": float(np.abs(a - b).max()), "cosine_error": float((1 - cosine).max())}
+
+
+def _random_inputs(model: ModelConfig) -> tuple[np.ndarray | Patches, np.ndarray]:
+    """EXAMPLES normalised images as the tower reads them, and texts [EXAMPLES, L] int32 that end with end-of-text."""
+    rng = np.random.default_rng(0)
+    columns = {name: shape for name, (shape, _) in image_tower(model.image).columns(model.image, EXAMPLES).items()}
+    batch = {"image": rng.normal(size=columns["image"]).astype(np.float32)}
+    if "spatial_shape" in columns:  # patches of images whose sides differ
+        side = math.isqrt(columns["image"][1])
+        batch["spatial_shape"] = np.array([[side, max(1, side - i)] for i in range(EXAMPLES)], np.int32)
+    last = model.text.vocab_size - 1
+    text = rng.integers(3, last, (EXAMPLES, model.text.context_length)).astype(np.int32)
+    eos_id = getattr(model.text, "eos_id", -1)
+    text[:, -1] = eos_id if 0 <= eos_id <= last else last
+    return image_of(batch), text
 
 
 def _transformers(foreign: Foreign, image: np.ndarray | Patches, text: np.ndarray) -> Outputs:
@@ -101,21 +111,25 @@ def _open_clip(foreign: Foreign, image: np.ndarray, text: np.ndarray) -> Outputs
 
 
 def _self_contained(foreign: Foreign, folder: Path) -> Path:
-    """The source, or the same files in folder: a text tower that is named on the hub has its configuration there."""
-    if foreign.name != "open_clip_hf_text":
+    """A directory that open_clip reads without asking the hub: the source itself, or a copy made in `folder`.
+
+    The copy has the configuration of a text tower that the source only names.
+    """
+    if foreign.family.hub_config is None:
         return foreign.source.path
     for file in foreign.source.path.iterdir():
         (folder / file.name).symlink_to(file.absolute())
     config = copy.deepcopy(foreign.source.description.files[CONFIG])
     hub = folder / "hub"
     hub.mkdir()
-    (hub / "config.json").write_text(json.dumps(hub_config(foreign.config.model.text)))
+    (hub / "config.json").write_text(json.dumps(foreign.family.hub_config(foreign.config.model.text)))
     config["model_cfg"]["text_cfg"] |= dict(hf_model_name=str(hub))
     (folder / CONFIG).unlink()
     (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
 
+# --format -> runs the library that reads it.
 ORIGINALS: dict[str, Callable[[Foreign, np.ndarray, np.ndarray], Outputs]] = {
     "hf": _transformers,
     "open_clip": _open_clip,

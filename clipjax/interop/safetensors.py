@@ -1,7 +1,7 @@
 """The .safetensors format: 8 bytes little-endian length, a JSON header, then the numbers, one tensor after another.
 
-Read lazily and written tensor by tensor, so that a model larger than the host's memory passes through. The format's
-own package writes only what is all in memory at once; tests compare with it.
+Tensors are read and written one at a time, so a model may be larger than the host's memory. The format's own package
+needs all arrays in memory to write them; the tests compare with it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 def open_safetensors(path: str | Path) -> dict[str, Stored]:
-    """name -> tensor of a file, in the file's order. Raises InteropError for a damaged or truncated file."""
+    """name -> tensor, in the file's order. Raises InteropError for a damaged or truncated file."""
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise InteropError(f"{path} is no safetensors file, or a truncated one: {size} bytes, header of {length}.")
+            raise InteropError(f"{path} is truncated, or no safetensors file: {size} bytes, header of {length}.")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -46,12 +46,12 @@ def open_safetensors(path: str | Path) -> dict[str, Stored]:
             raise InteropError(f"{path} has a damaged header: {type(error).__name__} {error}.") from error
     start, needed = 8 + length, 8 + length + max((end for *_, end in entries), default=0)
     if needed != size:
-        raise InteropError(f"{path} is truncated or damaged: its header needs {needed} bytes, it has {size}.")
+        raise InteropError(f"{path} is truncated or damaged: it has {size} bytes, and its header describes {needed}.")
     result = {}
     for name, dtype, shape, begin, end in entries:
         count = int(np.prod(shape, dtype=np.int64))
         if end - begin != count * dtype.itemsize:
-            raise InteropError(f"{path} is damaged: {name} {list(shape)} does not fill its {end - begin} bytes.")
+            raise InteropError(f"{path} is damaged: {name} {list(shape)} has {end - begin} bytes.")
 
         def read(dtype=dtype, shape=shape, count=count, offset=start + begin) -> np.ndarray:
             return np.fromfile(path, dtype, count, offset=offset).reshape(shape)
@@ -63,17 +63,17 @@ def open_safetensors(path: str | Path) -> dict[str, Stored]:
 def write_safetensors(
     path: str | Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """Writes float32 arrays, given one at a time in the order of `shapes`."""
+    """Writes (name, float32 array) pairs, which come one at a time in the order of `shapes`."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
         end = at + 4 * int(np.prod(shape, dtype=np.int64))
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers start aligned
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, array), expected in zip(arrays, shapes, strict=True):
             if name != expected or array.shape != tuple(shapes[name]):
-                raise AssertionError(f"{name} {array.shape} came where {expected} {shapes[expected]} was announced")
+                raise AssertionError(f"{name} {array.shape} came where {expected} {shapes[expected]} was expected")
             np.ascontiguousarray(array, "<f4").tofile(file)

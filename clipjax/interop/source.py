@@ -1,4 +1,4 @@
-"""Opens what others publish: a directory, or one file, with every tensor left where it is."""
+"""Opens published weights, a file or a directory, without reading the tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipjax.interop.names import Description, InteropError, Stored
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.interop.torch_files import open_torch
 
-# The weights of a directory: the first of these that is there. An index lists the files that share a model's tensors.
+# The weights of a directory: the first of these names that exists. An index lists the files of a sharded model.
 WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -29,21 +29,23 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 
 class Source(NamedTuple):
+    """Opened weights: what describes them, and their tensors, not read yet."""
+
     path: Path  # as given
-    directory: Path  # where the files beside the weights are
+    directory: Path  # of the weights and the files beside them
     description: Description
     tensors: dict[str, Stored]
 
 
 def open_weights(path: str | Path) -> Source:
-    """Raises InteropError for what is not there, not known, damaged or truncated. Nothing but headers is read."""
+    """Reads headers and JSON files only. Raises InteropError for a missing, unknown, damaged or truncated file."""
     path = Path(path)
     if path.is_dir():
         weights, directory = _weights_of(path), path
     elif path.is_file():
         weights, directory = path, path.parent
     else:
-        raise InteropError(f"{path} is neither a file nor a directory.")
+        raise InteropError(f"{path} is neither a file nor a directory (nothing is downloaded).")
     tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_file(weights)
     names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
     files = {name: read_json(directory / name) for name in names if name.endswith("config.json")}
@@ -52,7 +54,7 @@ def open_weights(path: str | Path) -> Source:
 
 
 def read_json(path: Path) -> Any:
-    """Raises InteropError where the file is not JSON."""
+    """The content of a JSON file. Raises InteropError where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -65,9 +67,9 @@ def _weights_of(directory: Path) -> Path:
             return directory / name
     others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES)
     if len(others) != 1:
-        found = f"has {len(others)} files that could be: name one of them" if others else "has no weights"
+        problem = f"has {len(others)} files that may be the weights; name one of them" if others else "has no weights"
         raise InteropError(
-            f"{directory} {found}. Expected one of {', '.join(WEIGHTS)}, or a file *{', *'.join(SUFFIXES)}."
+            f"{directory} {problem}. Expected one of {', '.join(WEIGHTS)}, or a single file *{', *'.join(SUFFIXES)}."
         )
     return others[0]
 
@@ -79,15 +81,15 @@ def _open_file(path: Path) -> dict[str, Stored]:
         return _open_npz(path)
     if path.suffix in SUFFIXES:
         return open_torch(path)
-    raise InteropError(f"{path} is no file of weights: expected *{', *'.join(SUFFIXES)}.")
+    raise InteropError(f"{path} is not a file of weights. Expected *{', *'.join(SUFFIXES)}.")
 
 
 def _open_index(index: Path) -> dict[str, Stored]:
-    """The tensors of several files, as the index assigns them."""
+    """The tensors of a sharded model, each from the file that the index names for it."""
     assigned = read_json(index).get("weight_map", {})
-    absent = sorted({name for name in assigned.values() if not (index.parent / name).is_file()})
-    if absent:
-        raise InteropError(f"{index} names files that are not there: {', '.join(absent[:20])}.")
+    missing = sorted({name for name in assigned.values() if not (index.parent / name).is_file()})
+    if missing:
+        raise InteropError(f"{index} names files that are not there: {', '.join(missing[:20])}.")
     shards = {name: _open_file(index.parent / name) for name in sorted(set(assigned.values()))}
     lost = [name for name, shard in assigned.items() if name not in shards[shard]]
     if lost:
@@ -122,5 +124,5 @@ def _open_npz(path: Path) -> dict[str, Stored]:
 def _read_npz(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
         array = archive[name]
-    # big_vision saves bfloat16 as two raw bytes, which is what NumPy makes of it.
+    # NumPy has no bfloat16 and stores it as two raw bytes; big_vision's files have such arrays.
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array

@@ -1,4 +1,4 @@
-"""The tokenizer beside weights: which of its files says what, and all of them copied together."""
+"""Tokenizers that come with weights: the configuration that their files give, and copying them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 CLIP_FOLDER = ("vocab.json", "merges.txt")
 OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
-# open_clip's names of what happens to a text, all of them after OpenAI's cleaning.
+# open_clip's names for what is done to a text, after OpenAI's cleaning.
 CLEANING = {"whitespace": {}, "lower": dict(lowercase=True), "canonicalize": dict(canonicalize=True, lowercase=True)}
 
 
 def hf_clip(beside: frozenset[str]) -> TokenizerConfig:
-    """Of transformers' CLIPModel; path "." is the folder itself."""
+    """The tokenizer of transformers' CLIPModel. beside: names of the files; path "." is their folder."""
     if beside.issuperset(CLIP_FOLDER):
         return TokenizerConfig(name="clip_bpe", path=".")
     return tokenizer_json(beside)
 
 
 def openai(beside: frozenset[str]) -> TokenizerConfig:
-    """OpenAI's and OpenCLIP's vocabulary file, which comes with their code and seldom lies beside weights."""
-    found = [name for name in OPENAI if name in beside]
-    return TokenizerConfig(name="clip_bpe", path=found[0]) if found else TokenizerConfig()
+    """OpenAI's vocabulary file, which usually comes with the code and not with weights."""
+    names = [name for name in OPENAI if name in beside]
+    return TokenizerConfig(name="clip_bpe", path=names[0]) if names else TokenizerConfig()
 
 
 def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConfig:
-    """Whatever the file says, and rules; without the file none."""
-    found = "tokenizer.json" in beside
-    return TokenizerConfig(name="hf", path="tokenizer.json", **rules) if found else TokenizerConfig()
+    """tokenizer.json with further fields of TokenizerConfig; no tokenizer where the file is missing."""
+    if "tokenizer.json" not in beside:
+        return TokenizerConfig()
+    return TokenizerConfig(name="hf", path="tokenizer.json", **rules)
 
 
 def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
-    """What text_cfg says, where its file is there: tokenizer.json with an hf_tokenizer_name, else OpenAI's vocabulary.
+    """The tokenizer of text_cfg: tokenizer.json where it has an hf_tokenizer_name, else OpenAI's vocabulary.
 
-    None where it says what is not computed: open_clip tokenizer.py HFTokenizer and get_tokenizer.
+    No tokenizer where the file is missing or an option is not computed. Rules from open_clip tokenizer.py (HFTokenizer,
+    get_tokenizer).
     """
     options, mode = dict(text.get("tokenizer_kwargs") or {}), text.get("tokenizer_mode")
     if not text.get("hf_tokenizer_name"):
@@ -52,7 +54,7 @@ def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfi
 
 
 def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:
-    """The entries of text_cfg that say it; open_clip reads tokenizer.json from the directory, whatever its name."""
+    """The entries of text_cfg for a tokenizer; open_clip reads tokenizer.json from the directory."""
     if tokenizer.name != "hf" or not tokenizer.path:
         return {}
     clean = "canonicalize" if tokenizer.canonicalize else "lower" if tokenizer.lowercase else "whitespace"
@@ -62,7 +64,7 @@ def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:
 
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:
-    """Copies the files of config.tokenizer.path into destination; returns their path there."""
+    """Copies the files of config.tokenizer.path to destination. Returns their path, relative to it."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     main = [*CLIP_FOLDER, "tokenizer.json"] if path.is_dir() else [path.name]

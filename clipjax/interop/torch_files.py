@@ -1,8 +1,8 @@
-"""PyTorch's .pt, .bin and TorchScript archives, read and written without PyTorch and without executing pickle.
+"""Reads and writes PyTorch's .pt, .bin and TorchScript archives, without PyTorch and without executing pickle.
 
-Such a file is a zip: data.pkl describes objects, data/0, data/1, ... hold the numbers. The description is a program
-for pickle's machine, which can call any function; here its instructions are only looked at. Dicts, lists, tuples and
-tensors are understood; a call of anything else gives an inert object, and nothing is imported or called.
+Such a file is a zip: data.pkl describes objects; data/0, data/1, ... hold the numbers. The description is a program for
+pickle's machine, which could call any function. Here its instructions are read as data: dicts, lists, tuples and
+tensors are built, a call of anything else yields an inert object, and nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -43,10 +43,14 @@ LITERALS = (
 
 
 class Global(NamedTuple):
-    name: str  # "torch FloatStorage": never imported
+    """A name that pickle would import; here it stays a name."""
+
+    name: str  # "torch FloatStorage"
 
 
 class Tensor(NamedTuple):
+    """A tensor as data.pkl describes it."""
+
     storage: tuple  # ("storage", Global, key, device, elements)
     offset: int  # elements
     shape: tuple[int, ...]
@@ -54,7 +58,7 @@ class Tensor(NamedTuple):
 
 
 class Inert:
-    """What a call of an unknown function, or an object of an unknown class, would have been."""
+    """Takes the place of an object of an unknown class, and of what an unknown function would return."""
 
     state: Any = None
 
@@ -62,8 +66,8 @@ class Inert:
 def open_torch(path: str | Path) -> dict[str, Stored]:
     """name -> tensor of a state dict, a checkpoint with one under "state_dict" or "model", or a TorchScript module.
 
-    A prefix "module." on every name (DistributedDataParallel) is dropped. Raises InteropError for a truncated file, one
-    of PyTorch's format before 1.6, or one without tensors.
+    A prefix "module." on every name (from DistributedDataParallel) is dropped. Raises InteropError for a truncated
+    file, a file from PyTorch before 1.6, or one without tensors.
     """
     path = Path(path)
     try:
@@ -77,14 +81,14 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
     except zipfile.BadZipFile as error:
         raise InteropError(
-            f"{path} is truncated, or no PyTorch file of version 1.6 or later: {error}. Where PyTorch is installed, an "
-            "older file becomes a new one by loading it with weights_only=True and saving it with torch.save."
+            f"{path} is truncated, or was written by PyTorch before 1.6: {error}. To convert an older file, load it "
+            "with torch.load(..., weights_only=True) and save it with torch.save."
         ) from error
     if byteorder != b"little":
-        raise InteropError(f"{path} was written on a machine with byte order {byteorder.decode()}; expected little.")
+        raise InteropError(f"{path} has byte order {byteorder.decode()}; expected little.")
     tensors = dict(_walk(_state_dict(content), ""))
     if not tensors:
-        raise InteropError(f"{path} holds no tensors where a state dict keeps them.")
+        raise InteropError(f"{path} has no tensors. Expected a state dict, or one under 'state_dict' or 'model'.")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return {name: _stored(path, root, name, tensor, sizes) for name, tensor in tensors.items()}
@@ -93,9 +97,10 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
 def write_torch(
     path: str | Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """A state dict as torch.save writes it, for torch.load with weights_only; each array in its own dtype.
+    """Writes a state dict as torch.save does, for torch.load with weights_only; each array keeps its dtype.
 
-    arrays: one at a time, shaped as `shapes` says. A dict of `_rebuild_tensor_v2` calls in pickle's protocol 2.
+    arrays: (name, array) pairs, one at a time, with the shapes of `shapes`. The file is a dict of calls of
+    `_rebuild_tensor_v2`, in pickle's protocol 2.
     """
     names = {dtype: name for name, dtype in STORAGES.items()}
     program = [pickle.PROTO + b"\2", pickle.EMPTY_DICT, pickle.MARK]
@@ -103,7 +108,7 @@ def write_torch(
         for key, (name, array) in enumerate(arrays):
             array = np.asarray(array, order="C")
             if array.shape != tuple(shapes[name]):
-                raise AssertionError(f"{name} {array.shape} came where {shapes[name]} was announced")
+                raise AssertionError(f"{name} {array.shape} came where {shapes[name]} was expected")
             with archive.open(f"model/data/{key}", "w", force_zip64=True) as file:
                 file.write(array.data.cast("B") if array.size else b"")
             strides = [step // array.itemsize for step in array.strides]
@@ -150,7 +155,7 @@ def _state_dict(content: Any) -> Any:
 
 
 def _walk(value: Any, prefix: str) -> Any:
-    """(name, Tensor) of nested dicts and modules."""
+    """Yields (name, Tensor) of nested dicts and modules."""
     if isinstance(value, Tensor):
         yield prefix, value
     elif isinstance(value, Inert):
@@ -165,11 +170,11 @@ def _stored(path: Path, root: str, name: str, tensor: Tensor, sizes: dict[str, i
     member = f"{root}data/{key}"
     dtype = STORAGES.get(kind.name.split()[-1])
     if dtype is None:
-        raise InteropError(f"{path}: {name} is stored as {kind.name}, which is not known.")
+        raise InteropError(f"{path}: {name} has the unknown type {kind.name}. Known: {', '.join(STORAGES)}.")
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     elements = (last + 1) if math.prod(tensor.shape) else 0
     if (tensor.offset + elements) * dtype.itemsize > sizes.get(member, -1) or min(tensor.strides, default=0) < 0:
-        raise InteropError(f"{path} is damaged: {name} {list(tensor.shape)} is longer than its storage {member}.")
+        raise InteropError(f"{path} is damaged: {name} {list(tensor.shape)} is larger than its storage {member}.")
 
     def read() -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
@@ -182,81 +187,98 @@ def _stored(path: Path, root: str, name: str, tensor: Tensor, sizes: dict[str, i
 
 
 def _interpret(program: bytes, path: Path) -> Any:
-    """The object that data.pkl describes, of dicts, lists, tuples, numbers, strings, Tensor, Global and Inert."""
-    stack: list = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def popped() -> list:
-        """Everything above the last mark."""
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
+    """The object that data.pkl describes, made of dicts, lists, tuples, numbers, strings, Tensor, Global and Inert."""
+    machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(program):
-            name = opcode.name
-            if name in ("PROTO", "FRAME"):
-                continue
-            elif name == "STOP":
-                return stack[-1]
-            elif name in LITERALS:
-                stack.append(argument)
-            elif name in CONSTANTS:
-                stack.append(CONSTANTS[name])
-            elif name in EMPTY:
-                stack.append(EMPTY[name]())
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name == "POP":
-                stack.pop()
-            elif name == "POP_MARK":
-                popped()
-            elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-                memo[int(argument)] = stack[-1]
-            elif name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET", "GET"):
-                stack.append(memo[int(argument)])
-            elif name == "TUPLE":
-                stack.append(tuple(popped()))
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            elif name == "LIST":
-                stack.append(popped())
-            elif name == "DICT":
-                items = popped()
-                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-                items = [stack.pop()] if name == "APPEND" else popped()
-                if isinstance(stack[-1], list):
-                    stack[-1].extend(items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else popped()
-                if isinstance(stack[-1], dict):
-                    stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name == "GLOBAL":
-                stack.append(Global(argument))
-            elif name == "STACK_GLOBAL":
-                stack[-2:] = [Global(f"{stack[-2]} {stack[-1]}")]
-            elif name == "BINPERSID":
-                stack.append(tuple(stack.pop()))
-            elif name in ("REDUCE", "NEWOBJ"):
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_called(function, arguments))
-            elif name == "BUILD":
-                state = stack.pop()
-                if isinstance(stack[-1], Inert):
-                    stack[-1].state = state
-            else:
-                raise InteropError(f"{path}: its description uses pickle's {name}, which no state dict needs.")
+            if opcode.name == "STOP":
+                return machine.stack[-1]
+            if not machine.value(opcode.name, argument) and not machine.container(opcode.name):
+                raise InteropError(f"{path}: its description uses pickle's {opcode.name}, which no state dict needs.")
     except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, InteropError):
             raise
         raise InteropError(f"{path} has a damaged description: {type(error).__name__} {error}.") from error
-    raise InteropError(f"{path} has a description without an end.")
+    raise InteropError(f"{path} is truncated: its description has no end.")
+
+
+class _Machine:
+    """pickle's machine, which here imports nothing and calls nothing. Both methods return False for other opcodes."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def value(self, name: str, argument: Any) -> bool:
+        """Literals, the memo, and objects."""
+        stack, memo = self.stack, self.memo
+        if name in LITERALS:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[int(argument)])
+        elif name == "GLOBAL":
+            stack.append(Global(argument))
+        elif name == "STACK_GLOBAL":
+            stack[-2:] = [Global(f"{stack[-2]} {stack[-1]}")]
+        elif name == "BINPERSID":
+            stack.append(tuple(stack.pop()))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(_called(function, arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            if isinstance(stack[-1], Inert):
+                stack[-1].state = state
+        else:
+            return name in ("PROTO", "FRAME")
+        return True
+
+    def container(self, name: str) -> bool:
+        """Marks, and tuples, lists and dicts of the items above them."""
+        stack = self.stack
+        if name == "MARK":
+            self.marks.append(len(stack))
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            self._popped()
+        elif name == "TUPLE":
+            stack.append(tuple(self._popped()))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            count = int(name[-1])
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name == "LIST":
+            stack.append(self._popped())
+        elif name == "DICT":
+            items = self._popped()
+            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = [stack.pop()] if name == "APPEND" else self._popped()
+            if isinstance(stack[-1], list):
+                stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._popped()
+            if isinstance(stack[-1], dict):
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        else:
+            return False
+        return True
+
+    def _popped(self) -> list[Any]:
+        """Removes and returns everything above the last mark."""
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
 
 def _called(function: Any, arguments: tuple) -> Any:

@@ -1,8 +1,8 @@
-"""Accelerators a plan can be made for: what one device of each can hold, compute and move.
+"""The accelerators that plans can be made for: what one device of each holds, computes and moves.
 
 Sources: Google Cloud's TPU system architecture pages (peak rates, HBM, bandwidth) and "How to Scale Your Model"
-(jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is what makes the matrix units' width times
-clock the published peak; `hbm` is what the compiler reports as available, below the chip's nominal size.
+(jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is chosen so that the matrix units' width
+times clock is the published peak. `hbm` is what the compiler reports as available, which is below the nominal size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Chip:
-    """Of one JAX device: a chip, or one of its two cores where those are devices of their own (tpu7x)."""
+    """Figures of one JAX device: a chip, or one of its two cores where each core is a device (tpu7x)."""
 
     name: str
     device_kind: str
@@ -26,14 +26,14 @@ class Chip:
     ici_link: float  # bytes/s, one way
     torus: int  # dimensions of the network inside a slice
     clock: float  # cycles/s
-    cores: int = 1  # that share a device's work ("megacore")
-    topology_options: tuple[tuple[str, str], ...] = ()
+    cores: int = 1  # cores that share the work of one device ("megacore")
+    topology_options: tuple[tuple[str, str], ...] = ()  # what JAX must be told to describe a slice
 
 
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # v4's two cores act as one device ("megacore"), which JAX must be told when it describes a topology.
+        # JAX describes v4's two cores as one device only when told so.
         Chip("v4", "TPU v4", 31.0 * GIB, 275e12, 1.2e12, 4.5e10, 3, 1.05e9, 2, (("chip_config_name", "megacore"),)),
         Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 8.1e11, 4.5e10, 2, 1.5e9),
         Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 1.75e9, 2),
@@ -44,11 +44,11 @@ CHIPS: dict[str, Chip] = {
 
 
 def get_chip(name: str) -> Chip:
-    """Raises ConfigError naming the nearest known chip."""
-    require(name in CHIPS, f"--topology: '{name}' is not a chip that plans are made for.{nearest(name, CHIPS)}")
+    """A row of CHIPS. Raises ConfigError for an unknown chip, naming the nearest one."""
+    require(name in CHIPS, f"--topology: '{name}' is not a chip that plans can be made for.{nearest(name, CHIPS)}")
     return CHIPS[name]
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:
-    """The chip of a JAX device's device_kind; None for one without an entry (a CPU, a GPU)."""
+    """The chip of a JAX device's device_kind; None where CHIPS has none (a CPU, a GPU)."""
     return next((chip for chip in CHIPS.values() if chip.device_kind == device_kind), None)

@@ -1,4 +1,4 @@
-"""Compiles the experiment's real train step for a topology and reads what the compiler made of it."""
+"""Compiles an experiment's real train step for a topology, and reads memory, collectives and time off the program."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from clipjax.training.step import lower_step
 
 
 class OutOfMemory(NamedTuple):
-    needed: float  # bytes a device, as the compiler puts it
+    """The compiler gave up: the step needs more memory than a device has."""
+
+    needed: float  # bytes per device, as the compiler says
     available: float
     message: str
 
 
 def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | OutOfMemory:
-    """What one step of this experiment costs each device of the topology; see docs/plan.md for every field.
+    """What one training step costs each device of the topology; docs/plan.md explains every field.
 
-    OutOfMemory where the compiler gives up. Raises ConfigError for what does not fit the mesh, before compiling.
+    Returns OutOfMemory where the compiler gives up. Raises ConfigError, before compiling, where the experiment does not
+    fit the mesh.
     """
     check(config, num_devices=len(topology.devices), process_count=1)
     mesh = make_mesh(config.mesh, topology.devices)
@@ -50,7 +53,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     program = parse(text)
     chip, devices = topology.chip, len(topology.devices)
     flops = step_flops(config)
-    moved = [_described(c, chip) for c in collectives(program, devices)]
+    moves = [_collective(c, chip) for c in collectives(program, devices)]
     cycles: dict[str, float] = defaultdict(float)
     for instruction in program.executed():
         cycles[part_of(instruction.op_name)] += instruction.cycles * instruction.times
@@ -70,16 +73,16 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
         "compiled_by": {name: _version(name) for name in ("jax", *(["libtpu"] if chip else []))},
         "memory": memory,
         "fits": None if chip is None else memory["total"] <= chip.hbm,
-        "collectives": sorted(moved, key=lambda c: -c["bytes_received"] * c["times"]),
+        "collectives": sorted(moves, key=lambda c: -c["bytes_received"] * c["times"]),
         "kernels": kernels,
         "flops": flops,
-        "time": _time(cycles, flops, moved, memory, chip, devices) if chip else None,
+        "time": _time(cycles, flops, moves, memory, chip, devices) if chip else None,
         "loops_of_unknown_length": program.unknown_loops,
     }
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:
-    """What the compiler says it would need and has; None for another kind of error."""
+    """The memory that an error message says is needed and available; None for any other error."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
     units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -94,8 +97,8 @@ def _text(compiled: Any) -> str:
     except jax.errors.JaxRuntimeError as error:
         ours, theirs = _version("jax"), _version("libtpu")
         raise ConfigError(
-            f"The compiled program cannot be read: jax {ours} and libtpu {theirs} do not go together "
-            f'({str(error).splitlines()[0][:100]}). Install a pair that does: pip install "jax[tpu]=={ours}".'
+            f"The compiled program cannot be read: jax {ours} and libtpu {theirs} do not work together "
+            f'({str(error).splitlines()[0][:100]}). Install versions that do: pip install "jax[tpu]=={ours}".'
         ) from None
 
 
@@ -107,7 +110,7 @@ def _version(package: str) -> str:
 
 
 def _memory(compiled: Any, state: TrainState, chip: Chip | None) -> dict[str, float]:
-    """Bytes a device."""
+    """Bytes per device, by purpose."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes
     written = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -136,10 +139,10 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _described(collective: Any, chip: Chip | None) -> dict[str, Any]:
+def _collective(collective: Any, chip: Chip | None) -> dict[str, Any]:
     seconds = None
     if chip:
-        # A permutation uses one link; the others can use both directions of every dimension of the torus.
+        # A permutation uses one link; other collectives use both directions of every dimension of the torus.
         links = 1 if collective.kind == "collective-permute" else 2 * chip.torus
         seconds = collective.bytes_received / (links * chip.ici_link)
     return {
@@ -155,13 +158,13 @@ def _described(collective: Any, chip: Chip | None) -> dict[str, Any]:
 
 
 def _time(
-    cycles: dict[str, float], flops: dict[str, float], moved: list[dict], memory: dict, chip: Chip, devices: int
+    cycles: dict[str, float], flops: dict[str, float], moves: list[dict], memory: dict, chip: Chip, devices: int
 ) -> dict[str, Any]:
-    """Seconds a step: the compiler's estimate by part, and bounds that no schedule beats."""
+    """Seconds per step: the compiler's estimate by part, and lower bounds that hold for every schedule."""
     parts = {part: cycles[part] / chip.clock for part in PARTS if cycles[part]}
     step = sum(parts.values())
     total = sum(flops.values())
-    # A part's useful rate; the optimiser and what is not attributed have no model FLOPs.
+    # The optimiser and instructions without a part have no model FLOPs.
     mfu = {p: flops[p] / (devices * chip.peak * s) for p, s in parts.items() if p in flops}
     state = memory["params"] + memory["optimizer"]
     return {
@@ -171,8 +174,8 @@ def _time(
         "estimated_mfu_by_part": mfu,
         "at_least": {
             "matrix units": total / (devices * chip.peak),
-            # The state is read and written, the batch read, every temporary written and read once.
+            # The state is read and written, the batch is read, every temporary is written and read once.
             "memory": (2 * state + memory["batch"] + 2 * memory["temporaries"]) / chip.hbm_bandwidth,
-            "network": sum(c["seconds_at_least"] * c["times"] for c in moved),
+            "network": sum(c["seconds_at_least"] * c["times"] for c in moves),
         },
     }

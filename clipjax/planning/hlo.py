@@ -1,6 +1,6 @@
-"""What a compiled program says of itself: loops and their trip counts, collectives, the compiler's estimated cycles.
+"""Reads a compiled program's optimised HLO text: loops and trip counts, collectives, estimated cycles.
 
-Reads the optimised HLO text of any backend; `estimated_cycles` is in that of TPUs only.
+Works for every backend; only TPU programs have `estimated_cycles`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others by the number in their name
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # of one element; others: the number in the name / 8
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -24,31 +24,34 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 @dataclass
 class Instruction:
+    """A line of the program."""
+
     name: str
     opcode: str
-    shapes: list[tuple[str, tuple[int, ...]]]  # of the result, a tuple's parts one by one
+    shapes: list[tuple[str, tuple[int, ...]]]  # (type, dimensions) of the result; a tuple's parts one by one
     text: str
     times: float = 0.0  # executions per run of the program
 
     @property
     def op_name(self) -> str:
-        """The JAX call path that it came from; "" where the compiler does not say."""
-        found = re.search(r'op_name="([^"]*)"', self.text)
-        return found.group(1) if found else ""
+        """The JAX call path that it came from; "" where the compiler gives none."""
+        match = re.search(r'op_name="([^"]*)"', self.text)
+        return match.group(1) if match else ""
 
     @property
     def cycles(self) -> int:
         """The compiler's estimate for one execution; 0 where it gives none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return int(found.group(1)) if found else 0
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(match.group(1)) if match else 0
 
     @property
     def bytes(self) -> int:
+        """Size of the result."""
         return sum(shape_bytes(*shape) for shape in self.shapes)
 
     @property
     def called(self) -> list[tuple[str, str]]:
-        """(how, computation)."""
+        """(attribute, computation) pairs: ("body", "while_body.3") and the like."""
         named = _CALLED.findall(self.text)
         for branches in _BRANCHES.findall(self.text):
             named += [("branch", name.strip().lstrip("%")) for name in branches.split(",")]
@@ -57,13 +60,15 @@ class Instruction:
 
 @dataclass
 class Program:
+    """The computations of a program; `entry` is the one that runs."""
+
     computations: dict[str, list[Instruction]] = field(default_factory=dict)
     entry: str = ""
-    fused: set[str] = field(default_factory=set)  # computations that are the inside of one instruction
-    unknown_loops: list[str] = field(default_factory=list)  # counted as one trip
+    fused: set[str] = field(default_factory=set)  # computations inside a single instruction
+    unknown_loops: list[str] = field(default_factory=list)  # loops counted as one trip
 
     def executed(self) -> Iterator[Instruction]:
-        """Instructions that run by themselves, those inside fusions left out; `times` says how often."""
+        """Instructions that run on their own, without those inside fusions; `times` says how often."""
         for name, instructions in self.computations.items():
             if name not in self.fused:
                 yield from (instruction for instruction in instructions if instruction.times)
@@ -71,16 +76,18 @@ class Program:
 
 @dataclass(frozen=True)
 class Collective:
+    """A collective operation, and the bytes that one execution moves."""
+
     kind: str
     op_name: str
-    bytes_in: int  # what a device puts in
-    bytes_out: int  # what a device has afterwards
-    group_size: int
-    times: float  # per step
+    bytes_in: int  # input of one device
+    bytes_out: int  # output on one device
+    group_size: int  # devices that take part together
+    times: float  # executions per step
 
     @property
     def bytes_received(self) -> float:
-        """Per device and execution, by the ring algorithms: (g-1)/g of a gather's result, twice that for a sum."""
+        """Bytes per device and execution, with ring algorithms: (g-1)/g of a gather's result, twice that for a sum."""
         share = (self.group_size - 1) / self.group_size
         return {
             "all-gather": self.bytes_out * share,
@@ -91,16 +98,16 @@ class Collective:
 
 
 def parse(text: str) -> Program:
-    """Reads HLO text and multiplies every loop body by its trip count."""
+    """HLO text -> Program. An instruction in a loop has the product of the trip counts in `times`."""
     program, current = Program(), None
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             current = program.computations.setdefault(header.group(2), [])
             if header.group(1):
                 program.entry = header.group(2)
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            name, rest = found.groups()
-            # Everything before the opcode is the result's shape; layouts in it hold parentheses too.
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            name, rest = match.groups()
+            # The result's shape comes before the opcode; its layouts have parentheses too.
             opcode = next((m for m in _OPCODE.finditer(rest) if not re.match(r"[TS]$", m.group(1))), None)
             if opcode:
                 shapes = [_shape(*s) for s in _SHAPE.findall(rest[: opcode.start(1)])]
@@ -110,12 +117,12 @@ def parse(text: str) -> Program:
 
 
 def collectives(program: Program, num_devices: int) -> list[Collective]:
-    """Every collective once, with how often it runs.
+    """Every collective once, with the number of its executions. num_devices: of the whole program.
 
-    A TPU's asynchronous collective appears in pieces, inside the fusions that run between its start and its end, and
-    counts where it starts. A sum of which each device keeps a slice, both in one fusion, is a reduce-scatter.
+    A TPU's asynchronous collective appears in pieces, inside the fusions that run between its start and its end; it is
+    counted at the start. A sum whose result is sliced in the same fusion is a reduce-scatter.
     """
-    found = []
+    result = []
     for name, instructions in program.computations.items():
         for one in instructions:
             kind = one.opcode.removesuffix("-start")
@@ -127,8 +134,8 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
                     continue
                 if kind == "all-reduce" and any(other.opcode == "dynamic-slice" for other in instructions):
                     kind = "reduce-scatter"
-            found.append(_collective(kind, one, num_devices))
-    return [item for item in found if item.group_size > 1]
+            result.append(_collective(kind, one, num_devices))
+    return [item for item in result if item.group_size > 1]
 
 
 def _collective(kind: str, one: Instruction, num_devices: int) -> Collective:
@@ -144,11 +151,12 @@ def _collective(kind: str, one: Instruction, num_devices: int) -> Collective:
 
 
 def shapes_in(text: str) -> set[tuple[int, ...]]:
-    """The dimensions of every array that a program mentions."""
+    """The dimensions of every array in HLO text."""
     return {_shape(kind, dims)[1] for kind, dims in _SHAPE.findall(text)}
 
 
 def shape_bytes(kind: str, dims: tuple[int, ...]) -> int:
+    """Size of an array; kind: HLO's type, such as "bf16"."""
     bits = re.search(r"\d+", kind)
     size = BYTES.get(kind) or (int(bits.group()) / 8 if bits else 0)
     return int(math.prod(dims) * size)
@@ -159,7 +167,7 @@ def _shape(kind: str, dims: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _count(program: Program) -> None:
-    """Fills in `times` and `fused`, from the entry down."""
+    """Sets `times` of all instructions, and `fused`, from the entry down."""
     times: dict[str, float] = defaultdict(float)
     pending = [(program.entry, 1.0, False)]
     while pending:
@@ -193,7 +201,7 @@ def _trip_count(loop: Instruction, program: Program) -> float:
 
 
 def _group_size(text: str, num_devices: int) -> int:
-    """Devices that take part together."""
+    """The number of devices that take part together."""
     if "source_target_pairs" in text:
         return num_devices
     if explicit := re.search(r"replica_groups=\{\{([\d,]+)\}", text):

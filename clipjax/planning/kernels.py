@@ -1,9 +1,9 @@
-"""How long kernels of our own take: the compiler schedules them instruction by instruction, but estimates nothing.
+"""Estimates the time of clipjax's own TPU kernels, for which the compiler gives no estimate.
 
-A TPU's core starts one bundle of instructions a cycle, in the order of the schedule, so the bundles of a kernel's step
-times the number of steps are the cycles that it takes, unless memory is slower. Schedules are found only in what the
-compiler writes down for its developers, which it is told when it is loaded: the kernels are compiled once more, by
-themselves, in a process of their own.
+A TPU core starts one bundle of instructions per cycle, in the order of the compiler's schedule. A kernel's cycles are
+therefore the bundles of one step times the number of steps, unless memory is slower. The compiler writes its schedules
+only to a debugging folder, which must be named when it is loaded: each kernel is compiled once more, alone, in another
+process.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from clipjax.planning.topology import open_topology
 
 _NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)x(\d+)x(\d+)(_causal)?")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+_CHILD = "from clipjax.planning import kernels; kernels._child()"
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 
 
 class Kernel(NamedTuple):
-    """A function of clipjax.models.flash_attention and its arrays on one device, [batch, length, heads, d]."""
+    """A function of clipjax.models.flash_attention, and its arrays [batch, length, heads, d] on one device."""
 
     function: str
     batch: int
@@ -47,17 +48,17 @@ class Kernel(NamedTuple):
 
 
 def kernel_times(program: Program, chip: Chip) -> list[dict[str, Any]]:
-    """Of every kernel of a compiled program: what it serves, how often it runs, its schedule, seconds a time.
+    """For every kernel of a compiled program: its part, executions per step, schedule, and seconds per execution.
 
-    seconds: None where the compiler wrote down no schedule.
+    seconds: None where the compiler wrote no schedule.
     """
-    found: Counter[tuple[str, Kernel]] = Counter()
+    times: Counter[tuple[str, Kernel]] = Counter()
     for one in program.executed():
         if kernel := one.opcode == "custom-call" and _kernel(one.op_name, one.shapes):
-            found[part_of(one.op_name), kernel] += one.times
-    kernels = sorted({kernel for _, kernel in found})
+            times[part_of(one.op_name), kernel] += one.times
+    kernels = sorted({kernel for _, kernel in times})
     bundles = dict(zip(kernels, _bundles(kernels, chip), strict=True))
-    return [_timed(kernel, part, times, bundles[kernel], chip) for (part, kernel), times in found.items()]
+    return [_timed(kernel, part, count, bundles[kernel], chip) for (part, kernel), count in times.items()]
 
 
 def _timed(kernel: Kernel, part: str, times: float, bundles: int | None, chip: Chip) -> dict[str, Any]:
@@ -84,13 +85,13 @@ def _bundles(kernels: list[Kernel], chip: Chip) -> list[int | None]:
     with tempfile.TemporaryDirectory() as folder:
         flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder}"
         env = {**os.environ, "LIBTPU_INIT_ARGS": flags, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "clipjax.planning.kernels", chip.name, folder, json.dumps(kernels)]
+        command = [sys.executable, "-c", _CHILD, chip.name, folder, json.dumps(kernels)]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
     return json.loads(done.stdout) if done.returncode == 0 else [None] * len(kernels)
 
 
 def _compile_and_read(chip: str, folder: Path, kernels: list[Kernel]) -> list[int | None]:
-    """Bundles of a step of each, from the schedules that the compiler writes into the folder."""
+    """Bundles per step of each kernel, from the schedules that the compiler writes to folder."""
     device = open_topology(f"{chip}:2x2" if chip in ("v5e", "v6e") else f"{chip}:2x2x1").devices[0]
     result = []
     for kernel in kernels:
@@ -100,12 +101,14 @@ def _compile_and_read(chip: str, folder: Path, kernels: list[Kernel]) -> list[in
         arrays = (array,) * (3 if kernel.function == "flash_forward" else 4)
         jax.jit(lambda *args, f=function, causal=kernel.causal: f(*args, causal=causal)).lower(*arrays).compile()
         schedules = [path for path in folder.glob("*schedule-analysis_final_bundles.txt") if _NAME.search(path.name)]
-        found = [_BUNDLES.search(path.read_text()) for path in schedules]
-        result.append(int(found[0].group(1)) if len(found) == 1 and found[0] else None)
+        bundles = [_BUNDLES.search(path.read_text()) for path in schedules]
+        result.append(int(bundles[0].group(1)) if len(bundles) == 1 and bundles[0] else None)
         for path in folder.iterdir():
             path.unlink()
     return result
 
 
-if __name__ == "__main__":
-    print(json.dumps(_compile_and_read(sys.argv[1], Path(sys.argv[2]), [Kernel(*k) for k in json.loads(sys.argv[3])])))
+def _child() -> None:
+    """The other process: chip, folder and kernels from the command line, JSON to standard output."""
+    chip, folder, kernels = sys.argv[1:]
+    print(json.dumps(_compile_and_read(chip, Path(folder), [Kernel(*kernel) for kernel in json.loads(kernels)])))

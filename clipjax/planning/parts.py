@@ -1,4 +1,4 @@
-"""Which part of the training step an instruction serves, from the JAX call path that the compiler keeps with it."""
+"""The part of the training step that an instruction belongs to, from the JAX call path that the compiler keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = (
 def part_of(op_name: str) -> str:
     """ "jit(train_step)/transpose(jvp(DualEncoder))/image/while/body/blocks/mlp/up/dot_general" -> "image tower".
 
-    Attention is what lies between the projections. "other": what the compiler does not attribute.
+    "attention" is what lies between the projections. "other": instructions without a call path.
     """
     for tower in ("image", "text"):
         if f"/{tower}/" in op_name:
@@ -35,6 +35,6 @@ def part_of(op_name: str) -> str:
 
 
 def purpose_of(op_name: str) -> str:
-    """What a collective is for: its part, attention not told apart, and whether in the backward pass (gradients)."""
+    """What a collective is for: its part, where attention counts as its tower, and ", backward" for gradients."""
     part = part_of(op_name).replace("attention", "tower")
     return f"{part}, backward" if "transpose(" in op_name and part != "loss" else part

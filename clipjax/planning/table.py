@@ -1,4 +1,4 @@
-"""Plans as text: what fits, what moves, where the time goes, and how each figure is known."""
+"""Plans as text: memory, collectives, time, and for each figure whether it is exact, counted or estimated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
 
 
 def plan_table(plan: dict[str, Any]) -> str:
+    """The tables that `clipjax plan` prints; plan: from plan_step, with "fits" and, if it does not fit, "nearest"."""
     if "collectives" not in plan:
         return _does_not_fit(plan)
     compiler = ", ".join(f"{name} {version}" for name, version in plan["compiled_by"].items())
@@ -29,7 +30,7 @@ def plan_table(plan: dict[str, Any]) -> str:
 
 
 def compare_table(plans: list[dict[str, Any]]) -> str:
-    """The figures one compares, side by side."""
+    """The main figures of several plans, side by side."""
     rows = [("", *(plan["overrides"] or "the experiment" for plan in plans))]
     for title, figure in (
         ("fits", lambda p: {True: "yes", False: "no", None: "-"}[p["fits"]]),
@@ -73,7 +74,7 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
         ("optimizer and EMA", "optimizer", EXACT),
         ("batch", "batch", EXACT),
         ("temporaries", "temporaries", EXACT),
-        ("  of those gradients", "gradients", ESTIMATED),
+        ("  gradients", "gradients", ESTIMATED),
         ("  activations and buffers", "activations", ESTIMATED),
         ("all, with outputs and code", "total", EXACT),
     ):
@@ -169,7 +170,7 @@ def _mesh(mesh: dict[str, int]) -> str:
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Aligned columns: the first two of a collective to the left, numbers to the right."""
+    """Aligned columns: the first to the left, all others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

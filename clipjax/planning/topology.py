@@ -1,4 +1,4 @@
-"""--topology -> devices to compile for, present or not."""
+"""--topology: the devices to compile for, whether or not they are present."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from clipjax.planning.chips import CHIPS, Chip, chip_of_kind, get_chip
 
 
 class Topology(NamedTuple):
+    """Devices that a program can be compiled for."""
+
     name: str
     devices: list[jax.Device]
-    chip: Chip | None  # None: no figures known, as for CPUs
+    chip: Chip | None  # None where no figures are known, as for CPUs
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of "v5e:16x16" (a slice), "v5e:16x16*2" (two of them over the data-centre network), "cpu:8", "local".
+    """The devices of "v5e:16x16" (a slice), "v5e:16x16*2" (two slices on a data-centre network), "cpu:8" or "local".
 
-    A TPU slice needs the libtpu package and no TPU. "cpu:8" needs a process that was started with as many host
-    devices (see host_devices_flag). Raises ConfigError: unknown chip, impossible shape, no libtpu, too few devices.
+    A TPU slice needs the libtpu package and no TPU. "cpu:8" needs a process started with 8 host devices; see
+    host_devices_flag. Raises ConfigError for an unknown chip, an impossible shape, no libtpu or too few devices.
     """
     if name == "local":
         return Topology(name, jax.devices(), chip_of_kind(jax.devices()[0].device_kind))
-    found = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name)
+    match = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name)
     require(
-        found is not None,
-        f"--topology={name} is not understood. Expected CHIP:AxB or CHIP:AxBxC, such as v5e:16x16 or v5p:8x8x4, "
-        "*2 behind it for two slices; cpu:8; or local for the devices present. Chips: " + ", ".join(CHIPS) + ".",
+        match is not None,
+        f"--topology={name} is not understood. Expected CHIP:AxB or CHIP:AxBxC, such as v5e:16x16 or v5p:8x8x4, with "
+        "*2 after it for two slices; cpu:8; or local for the devices present. Chips: " + ", ".join(CHIPS) + ".",
     )
-    kind, shape, slices = found.groups()
+    kind, shape, slices = match.groups()
     if kind == "cpu":
         return Topology(name, _cpu_devices(shape), None)
     chip = get_chip(kind)
@@ -42,9 +44,9 @@ def open_topology(name: str) -> Topology:
 
 
 def host_devices_flag(name: str) -> str | None:
-    """The XLA_FLAGS that --topology=cpu:N needs before JAX starts; None for others."""
-    found = re.fullmatch(r"cpu:(\d+)", name)
-    return f"--xla_force_host_platform_device_count={found.group(1)}" if found else None
+    """The XLA flag that --topology=cpu:N needs before JAX starts; None for other topologies."""
+    match = re.fullmatch(r"cpu:(\d+)", name)
+    return f"--xla_force_host_platform_device_count={match.group(1)}" if match else None
 
 
 def _cpu_devices(shape: str) -> list[jax.Device]:
@@ -64,7 +66,7 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
         f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
         'pip install "clipjax[tpu]", or pip install -e ".[tpu]" in the project\'s folder.',
     )
-    # What libtpu would look up on a TPU machine and wait for elsewhere.
+    # libtpu looks these up on a TPU machine, and would wait for an answer elsewhere.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip.name}-1")

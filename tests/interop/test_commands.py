@@ -13,6 +13,7 @@ import clipjax
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop.convert import read_variables
+from clipjax.interop.export import choose_family
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, Meaning, flatten
@@ -175,8 +176,8 @@ def test_layers_may_be_unrolled_where_the_source_is_scanned(imported):
     image = dataclasses.replace(scanned.model.image, scan_layers=False)
     config = dataclasses.replace(scanned, model=dataclasses.replace(scanned.model, image=image))
     mesh = make_mesh(config.mesh)
-    prints = import_weights.weights_fingerprint(config)
-    a, b = (first_state(c, mesh, prints).params for c in (scanned, config))
+    fingerprint = import_weights.weights_fingerprint(config)
+    a, b = (first_state(c, mesh, fingerprint).params for c in (scanned, config))
     kernel = np.asarray(a["image"]["blocks"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(kernel[1], np.asarray(b["image"]["block_1"]["mlp"]["up"]["kernel"]))
 
@@ -185,14 +186,14 @@ def test_other_shapes_and_another_activation_are_refused(imported):
     config = training(imported)
     mesh = make_mesh(config.mesh)
     model = config.model
-    prints = import_weights.weights_fingerprint(config)
+    fingerprint = import_weights.weights_fingerprint(config)
     wide = dataclasses.replace(
         config, model=dataclasses.replace(model, text=dataclasses.replace(model.text, mlp_dim=8))
     )
     with pytest.raises(CheckpointError, match="text/blocks/mlp/up/kernel"):
-        first_state(wide, mesh, prints)
+        first_state(wide, mesh, fingerprint)
     with pytest.raises(FingerprintError, match="text.activation"):
-        first_state(config, mesh, prints | {"text.activation": "gelu"})
+        first_state(config, mesh, fingerprint | {"text.activation": "gelu"})
 
 
 def test_training_does_not_go_on_from_weights_alone(imported):
@@ -212,7 +213,7 @@ def test_a_model_that_the_format_cannot_say_is_refused(imported, tmp_path):
     image = dataclasses.replace(config.model.image, norm_eps=1e-3)
     meaning = Meaning(dataclasses.replace(config.model, image=image), config.data.pixels)
     with pytest.raises(InteropError, match="image.norm_eps=0.001"):
-        export.choose(meaning, "big_vision", flatten(shapes_of(config.model)))
+        choose_family(meaning, "big_vision", flatten(shapes_of(config.model)))
 
 
 @pytest.mark.slow

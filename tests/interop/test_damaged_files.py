@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from clipjax.commands import export, import_weights
+from clipjax.commands import import_weights
 from clipjax.config import PixelConfig
+from clipjax.interop.export import write_npz
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, Meaning
@@ -16,7 +17,7 @@ from clipjax.interop.torch_files import _integer, open_torch, write_torch
 from tests.interop.test_commands import publish
 from tests.interop.test_names import random_file, tiny
 
-WRITERS = {"safetensors": write_safetensors, "pt": write_torch, "npz": export.write_npz}
+WRITERS = {"safetensors": write_safetensors, "pt": write_torch, "npz": write_npz}
 MIB = 1 << 20
 
 
@@ -124,7 +125,7 @@ def test_files_of_another_family_are_refused(tmp_path):
     siglip, clip = publish(tmp_path / "siglip"), publish(tmp_path / "clip", "open_clip", "clip_vit_b32")
     refused(siglip, tmp_path, "no open_clip_config.json beside the weights", family="open_clip")
     refused(siglip, tmp_path, "no CLIP of OpenAI's", family="openai")
-    refused(siglip, tmp_path, "of no published model", family="eva_clip")
+    refused(siglip, tmp_path, "no published model has these sizes", family="eva_clip")
     for family in ("hf_clip", "hf_siglip", "hf_siglip2", "hf_align"):
         refused(clip, tmp_path, "no config.json beside the weights", family=family)
     for family in ("open_clip_coca", "open_clip_hf_text", "open_clip_eva", "open_clip_siglip", "open_clip_resnet"):
@@ -142,7 +143,7 @@ def test_files_of_another_family_are_refused(tmp_path):
 def test_code_without_a_configuration_prepares_images_its_own_way(format):
     row = next(row for row in FAMILIES.values() if row.format == format)
     assert row.write(Meaning(tiny("clip_vit_b32"), row.pixels)) == {}
-    with pytest.raises(InteropError, match="resize='center_crop', and not 'squash'"):
+    with pytest.raises(InteropError, match="resize='center_crop'; config.data.pixels.resize is 'squash'"):
         row.write(Meaning(tiny("clip_vit_b32"), PixelConfig()))
 
 

@@ -60,14 +60,14 @@ def test_both_formats_of_one_model_hold_the_same(config, tmp_path, monkeypatch):
     state["visual.rope.freqs_cos"] = torch.zeros(16, 16)
     torch.save(state, tmp_path / "EVA02_CLIP_tiny.pt")
     monkeypatch.setitem(presets.PRESETS, "tiny", model)
-    with pytest.raises(InteropError, match="name a preset"):
+    with pytest.raises(InteropError, match="Name one with --preset"):
         open_foreign(tmp_path / "EVA02_CLIP_tiny.pt")
     original = open_foreign(tmp_path / "EVA02_CLIP_tiny.pt", preset="tiny")
     assert original.name == "eva_clip"
     jax.tree.map(np.testing.assert_array_equal, original.variables(mesh), variables)
 
     # Out again in the original's names: refused for a model that their code has no name for.
-    with pytest.raises(InteropError, match="eva_clip: The original EVA-CLIP files say nothing"):
+    with pytest.raises(InteropError, match="eva_clip: EVA-CLIP.s own files have no configuration"):
         export.run(tmp_path / "run", tmp_path / "again", format="eva_clip")
     monkeypatch.setitem(eva.EVA_PRESETS, "tiny", model)
     export.run(tmp_path / "run", tmp_path / "again", format="eva_clip")

@@ -222,14 +222,14 @@ def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
     import clipjax
     from clipjax.config import MeshConfig
     from clipjax.interop.foreign import open_foreign
-    from clipjax.interop.parity import report
+    from clipjax.interop.parity import parity_report
     from clipjax.mesh import make_mesh
 
     hf, _, _, text = pair
     hf.save_pretrained(tmp_path)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     foreign = open_foreign(str(tmp_path), "", "")
-    found, _ = report(foreign, foreign.variables(mesh), mesh)
+    found, _ = parity_report(foreign, foreign.variables(mesh), mesh)
     assert found["compared"] and found["outputs"]["image_embedding"]["max_abs_error"] < 2e-6
 
     loaded = clipjax.load(tmp_path, mesh=mesh, batch_size=2)

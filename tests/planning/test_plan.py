@@ -64,7 +64,7 @@ def test_model_flops_are_those_of_the_published_tables():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5x:16x16", "'v5x' is not a chip that plans are made for. Did you mean 'v5"),
+        ("v5x:16x16", "'v5x' is not a chip that plans can be made for. Did you mean 'v5"),
         ("v5e-256", "is not understood. Expected CHIP:AxB"),
         ("cpu:99", "this process has 8 CPU device.*xla_force_host_platform_device_count=99"),
     ],
