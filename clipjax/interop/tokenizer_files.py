@@ -54,13 +54,20 @@ def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfi
 
 
 def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:
-    """The entries of text_cfg for a tokenizer; open_clip reads tokenizer.json from the directory."""
-    if tokenizer.name != "hf" or not tokenizer.path:
-        return {}
+    """The entries of text_cfg for a tokenizer; {} for one that open_clip takes for granted."""
+    write = WRITTEN.get(tokenizer.name)
+    return write(tokenizer) if write and tokenizer.path else {}
+
+
+def _tokenizer_json_entries(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """open_clip reads tokenizer.json from the directory."""
     clean = "canonicalize" if tokenizer.canonicalize else "lower" if tokenizer.lowercase else "whitespace"
     options = {"clean": clean} if clean != "whitespace" else {}
     options |= {"strip_sep_token": True} if tokenizer.eos_to_pad else {}
     return {"hf_tokenizer_name": "tokenizer.json"} | ({"tokenizer_kwargs": options} if options else {})
+
+
+WRITTEN = {"hf": _tokenizer_json_entries}  # kind of tokenizer -> how text_cfg says it
 
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:
