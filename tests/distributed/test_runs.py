@@ -172,7 +172,7 @@ def test_another_seed_or_batch_in_the_same_workdir_is_refused(config, uninterrup
 def test_another_model_in_the_same_workdir_is_refused_naming_the_field(config, uninterrupted):
     text = dataclasses.replace(config.model.text, mlp_dim=32)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    with pytest.raises(ConfigError, match="model.text.mlp_dim=64, config.model.text.mlp_dim is now 32"):
+    with pytest.raises(FingerprintError, match="text.mlp_dim: checkpoint 64, configuration 32"):
         train.run(other, uninterrupted[0])
 
 
