@@ -40,6 +40,8 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class MixturePart:
+    """One of several sources of training, with its weight."""
+
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     weight: float = experiment(1.0, fixed=ORDER)  # the part's share of the examples is weight / sum of all weights
 
@@ -76,6 +78,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What training reads, and how it reads it."""
+
     train: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     mixture: dict[str, MixturePart] = field(default_factory=dict)  # several sources instead of `train`
     pixels: PixelConfig = section(PixelConfig)

@@ -29,6 +29,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
+    """How many devices each axis of the mesh has."""
+
     data: int = runtime(-1)  # -1: the devices that remain after fsdp and tensor
     fsdp: int = runtime(1)
     tensor: int = runtime(1)
@@ -36,6 +38,8 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """The learning rate over the steps, as a share of its peak."""
+
     name: str = experiment("cosine")  # a row of clipjax.optim.schedules.SCHEDULES
     warmup_steps: int = experiment(0)
     final_fraction: float = experiment(0.0)  # cosine and linear end at this fraction of the learning rate
@@ -68,6 +72,8 @@ class EvaluatorConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """When the evaluators run, on how many examples at a time."""
+
     every_steps: int = runtime(0)  # 0: only at the end of training
     batch_size: int = runtime(256)  # examples, over all devices
     evaluators: dict[str, EvaluatorConfig] = parts("clipjax.eval:EVALUATORS")
@@ -75,6 +81,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When a run saves, and which checkpoints it keeps."""
+
     every_steps: int = runtime(1000)
     keep_last: int = runtime(3)
     keep_best: int = runtime(1)  # how many of the best by best_metric to keep as well
@@ -83,6 +91,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """What a run writes down while it trains, and how often."""
+
     every_steps: int = runtime(50)
     tensorboard: bool = runtime(True)
     figures: bool = runtime(True)  # the summary picture at the end of the run
@@ -90,6 +100,8 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
+    """Everything that a run is told."""
+
     seed: int = experiment(0, fixed=ORDER)
     total_steps: int = experiment(10_000)
     global_batch_size: int = experiment(1024, fixed=ORDER)

@@ -78,6 +78,8 @@ class DecoderConfig(BlockConfig):
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Two towers, the space they share, and the learned temperature."""
+
     image: ImageTowerConfig = part("clipjax.models:IMAGE_TOWERS", "vit")
     text: TextTowerConfig = part("clipjax.models:TEXT_TOWERS", "transformer")
     decoder: DecoderConfig = section(DecoderConfig)

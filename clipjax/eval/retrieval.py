@@ -19,6 +19,8 @@ MAX_SCORES = 2**26  # similarities that exist at a time, over all devices: 256 M
 
 @dataclass(frozen=True)
 class RetrievalConfig(EvaluatorConfig):
+    """The options of image-to-text and text-to-image retrieval."""
+
     name: str = "retrieval"
     all_captions: bool = runtime(False)  # every caption of a record takes part (COCO, Flickr30k), not only its first
 

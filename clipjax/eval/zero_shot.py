@@ -28,6 +28,8 @@ PROMPTS_AT_A_TIME = 8192  # bounds host memory: the embeddings of 21,000 classes
 
 @dataclass(frozen=True)
 class ZeroShotConfig(EvaluatorConfig):
+    """The options of zero-shot classification."""
+
     name: str = "zero_shot"
     class_names: str = runtime("")  # text file, one name per line; "": the names in the source's manifest
     templates: tuple[str, ...] = runtime(("{}",))  # prompts; "{}" stands for the class name

@@ -81,6 +81,8 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
 
 
 class Encoded(NamedTuple):
+    """A tower's output before it is brought to unit length, and the states of the layers asked for."""
+
     pooled: Any  # [B, embed_dim]; embed_images and embed_texts give the same, at unit length
     hidden: tuple[Hidden, ...]  # of the layers asked for, [B, L, width]; a class token comes first (CoCa: last)
 

@@ -92,6 +92,8 @@ def check_best_metric(config: ExperimentConfig, numbers: dict[str, float]) -> No
 
 
 class Evaluation(NamedTuple):
+    """What evaluating one checkpoint gave, and under which configuration."""
+
     config: ExperimentConfig  # what was evaluated, and how
     mesh: Mesh
     results: Results

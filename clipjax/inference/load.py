@@ -26,6 +26,8 @@ from clipjax.training.state import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
+    """Weights as functions of images and texts; what clipjax.load returns."""
+
     config: ExperimentConfig
     params: Any  # on the mesh
     tokenizer: Any  # None if the weights came without one

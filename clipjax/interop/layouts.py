@@ -13,6 +13,8 @@ import numpy as np
 
 
 class Layout(NamedTuple):
+    """How a parameter is laid out in a file: a function for reading it, and its reverse for writing."""
+
     read: Callable[[list[np.ndarray]], np.ndarray]  # their arrays, in the order of Tensor.theirs -> ours
     write: Callable[[np.ndarray], list[np.ndarray]]  # ours -> theirs, in the same order
 

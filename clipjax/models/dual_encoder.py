@@ -17,6 +17,8 @@ from clipjax.models.towers.tower import Hidden, TowerOutput
 
 @flax.struct.dataclass
 class DualEncoderOutput:
+    """Embeddings of unit length, with what the losses need beside them."""
+
     image_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without images
     text_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without texts
     logit_scale: jax.Array  # () float32, the scale itself (exp of the parameter)
