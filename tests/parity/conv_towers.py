@@ -60,8 +60,8 @@ class Pair:
         if not train:
             return self.tower.apply(variables, self.image).pooled, None
         key = {"dropout": jax.random.key(0)}
-        (x, _), changed = self.tower.apply(variables, self.image, train=True, mutable=["batch_stats"], rngs=key)
-        return x, changed.get("batch_stats", {})
+        output, changed = self.tower.apply(variables, self.image, train=True, mutable=["batch_stats"], rngs=key)
+        return output.pooled, changed.get("batch_stats", {})
 
     def loss(self, variables, train=False):
         x, changed = self.apply(variables, train)
