@@ -15,7 +15,7 @@ from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
 from tests import runs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n# (\S+?\.py)(?:, in (\w+))?\n(.*?)```", PAGE, re.DOTALL)
 FILES = {path: code for path, table, code in BLOCKS if not table}

@@ -8,7 +8,7 @@ import pytest
 from clipjax.config import from_config_dict
 from clipjax.training.check import check
 
-EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ import pytest
 
 import clipjax
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMESPACES = [name for name in clipjax.__all__ if name != "load"]
 
 
