@@ -43,7 +43,7 @@ format: $(VENV)/.installed-test
 
 # Rewrites the pages that are generated: the API from the docstrings, the benchmark tables from their JSON.
 docs: $(VENV)/.installed-test
-	$(VENV)/bin/python docs/generate_api.py
+	$(VENV)/bin/python -m docs.generate
 	$(VENV)/bin/python -m benchmarks.tables
 
 # Installs the PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only model code is needed.

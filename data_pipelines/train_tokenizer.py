@@ -48,7 +48,7 @@ def build(
 
     records or text: where the captions come from. Of more than max_texts captions, that many evenly spaced
     ones are used: SentencePiece holds them in memory. The vocabulary is smaller than vocab_size when the text
-    has not so many pieces. Raises PipelineError for no text, for a vocabulary too small for the text's
+    has fewer pieces. Raises PipelineError for no text, for a vocabulary too small for the text's
     characters, and for an existing model made of something else (unless overwrite).
     """
     out = Path(out)

@@ -11,6 +11,7 @@ from typing import Any
 
 from clipjax.config import ExperimentConfig
 from clipjax.config.fields import Declaration, metadata, rows
+from docs.api_page import api_page
 
 FOLDER = Path(__file__).parent
 RESTART = "restart table"
@@ -20,6 +21,7 @@ def main() -> None:
     """Writes every generated part into its page."""
     path = FOLDER / "reliability.md"
     path.write_text(with_part(path.read_text(encoding="utf-8"), RESTART, restart_table()), encoding="utf-8")
+    (FOLDER / "api.md").write_text(api_page(), encoding="utf-8")
 
 
 def with_part(page: str, name: str, content: str) -> str:

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings: python docs/generate_api.py [--check].
+"""The page docs/api.md, from the docstrings.
 
 The page has what each namespace of `clipjax` lists in `__all__`, and nothing else. griffe reads signatures, fields and
 docstrings from the source.
@@ -17,11 +17,10 @@ import griffe
 import clipjax
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "api.md"
 HEAD = """# API
 
 Every public function and class, by namespace, as `import clipjax` offers them. This page is written by
-`python docs/generate_api.py` from the docstrings. Start with `clipjax.load`; [extending.md](extending.md) shows how to
+`python -m docs.generate` from the docstrings. Start with `clipjax.load`; [extending.md](extending.md) shows how to
 add a loss, tower, source, evaluator or optimiser of your own.
 """
 
@@ -106,15 +105,3 @@ def _fields(name: str, cls: griffe.Class) -> str:
 def _first_line(module: ModuleType) -> str:
     """The first sentence or line of a docstring."""
     return inspect.cleandoc(module.__doc__).split("\n\n")[0].replace("\n", " ")
-
-
-def main() -> None:
-    page = api_page()
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if PAGE.read_text(encoding="utf-8") == page else f"{PAGE} is not up to date: run python {__file__}")
-    PAGE.write_text(page, encoding="utf-8")
-    print(f"Wrote {PAGE}")
-
-
-if __name__ == "__main__":
-    main()
