@@ -20,7 +20,7 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
-from clipjax.data.examples import DataError
+from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
 from clipjax.data.pipeline import make_train_iterator

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipjax.config.changes import declared, differences, flat
+from clipjax.config.compare import declared, differences, flat
 from clipjax.config.data import (
     AugmentConfig,
     DataConfig,

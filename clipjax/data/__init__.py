@@ -19,7 +19,7 @@ from typing import Any
 
 _MODULES = {
     "embeddings": ("Embeddings", "open_embeddings", "write_embeddings"),
-    "examples": ("DataError",),
+    "bad_records": ("DataError",),
     "images": ("PIXEL_PRESETS", "eval_image", "open_image", "train_image"),
     "mixture": ("Mixture", "make_order", "open_mixture", "open_train"),
     "pipeline": ("TrainIterator", "eval_batches", "make_train_iterator"),

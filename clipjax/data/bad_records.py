@@ -1,16 +1,22 @@
-"""Records that could not be used: counted by cause, and named."""
+"""Records that cannot be used: training takes another in their place, and all are counted by cause and named."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
 from clipjax.data.records import RecordError
 
+T = TypeVar("T")
 MAX_WARNINGS = 20
+MAX_ATTEMPTS = 16  # records tried for one example before the run stops
+
+
+class DataError(RuntimeError):
+    """Too many records are bad, or there are none."""
 
 
 class BadRecord(NamedTuple):
@@ -22,6 +28,24 @@ class BadRecord(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file} record {self.position}: {self.error} ({self.cause})"
+
+
+def first_good(
+    source: Any, index: int, make: Callable[[int, Any], T], replacement: Callable[[int], int], bad: list[BadRecord]
+) -> T:
+    """make(index, source[index]), or of the records that replacement(index) draws in its place while they are bad.
+
+    Appends to `bad` what could not be used. Raises DataError after MAX_ATTEMPTS bad records.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        record: dict[str, Any] = {}
+        try:
+            record = source[index]
+            return make(index, record)
+        except RecordError as error:
+            bad.append(bad_record(source, index, error, record.get("key", "")))
+            index = replacement(index)
+    raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
 
 
 def bad_record(source: Any, index: int, error: RecordError, key: str = "") -> BadRecord:

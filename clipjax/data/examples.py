@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import DataConfig, PatchBudget, PixelConfig
-from clipjax.data.bad_records import BadRecord, bad_record
+from clipjax.data.bad_records import BadRecord, DataError, bad_record, first_good
 from clipjax.data.embeddings import open_embeddings
 from clipjax.data.images.naflex import eval_patches, train_patches
 from clipjax.data.images.transforms import eval_image, train_image
@@ -16,12 +16,6 @@ from clipjax.data.read_ahead import Rows
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer
-
-MAX_ATTEMPTS = 16  # records tried for one example before the run stops
-
-
-class DataError(RuntimeError):
-    """Too many records are bad, or there are none."""
 
 
 class TrainExamples:
@@ -60,20 +54,15 @@ class TrainExamples:
 
     def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], str, int]:
         rng = np.random.default_rng((self.seed, i))
-        index = self.order[i]
-        for _ in range(MAX_ATTEMPTS):
-            record: dict[str, Any] = {}
-            try:
-                record = self.source[index]
-                columns = self.image(index, record, rng)
-                texts = record["texts"]
-                caption = int(rng.integers(len(texts)))
-                columns |= self.of_teacher(index, record["key"], caption)
-                return columns, texts[caption], record["pair_id"]
-            except RecordError as error:
-                bad.append(bad_record(self.source, index, error, record.get("key", "")))
-                index = self.order.replacement(index, rng)
-        raise DataError(f"{MAX_ATTEMPTS} records drawn in a row are bad; the last: {bad[-1]}. Rebuild the data.")
+
+        def make(index: int, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], str, int]:
+            columns = self.image(index, record, rng)
+            texts = record["texts"]
+            caption = int(rng.integers(len(texts)))
+            columns |= self.of_teacher(index, record["key"], caption)
+            return columns, texts[caption], record["pair_id"]
+
+        return first_good(self.source, self.order[i], make, lambda bad: self.order.replacement(bad, rng), bad)
 
     def image(self, index: int, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.images:

@@ -14,8 +14,8 @@ import numpy as np
 from absl import logging
 
 from clipjax.config import DataConfig, PatchBudget, PixelConfig, require
-from clipjax.data.bad_records import BadRecord, BadRecordCounts
-from clipjax.data.examples import DataError, EvalExamples, TrainExamples
+from clipjax.data.bad_records import BadRecord, BadRecordCounts, DataError
+from clipjax.data.examples import EvalExamples, TrainExamples
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.read_ahead import Rows, read_batches
 from clipjax.data.sources import Source

@@ -15,7 +15,7 @@ import numpy as np
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import hf, tokenizer_files
+from clipjax.interop import hf_parts, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.layouts import Layout, linear
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
@@ -75,7 +75,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("text/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
         Tensor("text/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
         *norm("text/ln_embedding", f"{embeddings}.LayerNorm"),
-        *hf.bert_blocks("text", text),
+        *hf_parts.bert_blocks("text", text),
         *weight_and_bias("text/pooler", f"{text}.pooler.dense", linear),
         *weight_and_bias("text/projection", "text_projection", linear),
         *efficientnet(model),
@@ -124,7 +124,7 @@ def read(description: Description) -> Meaning:
             pooler=True,
             projection_bias=True,
             dropout=float(text["hidden_dropout_prob"]),
-            **hf.tower(text, TEXT, "config.json: text_config"),
+            **hf_parts.tower(text, TEXT, "config.json: text_config"),
         ),
         embed_dim=embed_dim,
         logit_scale_init=1 / config.get("temperature_init_value", 1.0),
@@ -145,16 +145,16 @@ def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
     for name, value in expected.items():
         if processor.get(name, value) != value:
             raise InteropError(f"{PROCESSOR}: {name}={processor[name]} is not computed; expected {value}.")
-    if processor.get("resample", 2) not in hf.RESAMPLE or not math.isclose(
+    if processor.get("resample", 2) not in hf_parts.RESAMPLE or not math.isclose(
         processor.get("rescale_factor", 1 / 127.5), 1 / 127.5, rel_tol=1e-6
     ):
         raise InteropError(
             f"{PROCESSOR}: resample={processor.get('resample')} and rescale_factor={processor.get('rescale_factor')}; "
-            f"expected one of {hf.RESAMPLE}, and 1/127.5."
+            f"expected one of {hf_parts.RESAMPLE}, and 1/127.5."
         )
     size = processor.get("size", {"height": align.scale_to})["height"]
     return PixelConfig(
-        resize="squash", scale_to=size, center="floor", interpolation=hf.RESAMPLE[processor.get("resample", 2)]
+        resize="squash", scale_to=size, center="floor", interpolation=hf_parts.RESAMPLE[processor.get("resample", 2)]
     )
 
 
@@ -183,7 +183,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
                 drop_connect_rate=image.drop_path,
                 hidden_dim=image.width,
             ),
-            "text_config": hf.their_tower(text)
+            "text_config": hf_parts.their_tower(text)
             | dict(
                 model_type="align_text_model",
                 vocab_size=text.vocab_size,
@@ -197,7 +197,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
             "image_processor_type": "EfficientNetImageProcessor",
             "do_resize": True,
             "size": {"height": size, "width": size},
-            "resample": {name: number for number, name in hf.RESAMPLE.items()}[pixels.interpolation],
+            "resample": {name: number for number, name in hf_parts.RESAMPLE.items()}[pixels.interpolation],
             "do_center_crop": True,
             "crop_size": {"height": side, "width": side},
             "do_rescale": True,
@@ -217,5 +217,5 @@ FAMILY = Family(
     image=EfficientNetConfig,
     text=BertConfig,
     pixels=PIXEL_PRESETS["align"],
-    **hf.OPTIONS,
+    **hf_parts.OPTIONS,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipjax.config import ModelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import hf, tokenizer_files
+from clipjax.interop import hf_parts, tokenizer_files
 from clipjax.interop.layouts import linear, patch_conv
 from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
@@ -36,7 +36,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("logit_scale", ("logit_scale",)),
         Tensor("text/token_embedding/embedding", (f"{text}.embeddings.token_embedding.weight",)),
         Tensor("text/position_embedding", (f"{text}.embeddings.position_embedding.weight",)),
-        *hf.blocks("text", text),
+        *hf_parts.blocks("text", text),
         *norm("text/ln_final", f"{text}.final_layer_norm"),
         *weight_and_bias("text/projection", "text_projection", linear, bias=False),
         Tensor("image/cls_token", (f"{vision}.embeddings.class_embedding",)),
@@ -45,7 +45,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         ),
         Tensor("image/position_embedding", (f"{vision}.embeddings.position_embedding.weight",)),
         *norm("image/ln_pre", f"{vision}.pre_layrnorm"),  # their spelling
-        *hf.blocks("image", vision),
+        *hf_parts.blocks("image", vision),
         *norm("image/ln_post", f"{vision}.post_layernorm"),
         *weight_and_bias("image/projection", "visual_projection", linear, bias=False),
     ]
@@ -66,18 +66,18 @@ def read(description: Description) -> Meaning:
         image=ViTConfig(
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
-            **hf.tower(vision, VISION, "config.json: vision_config"),
+            **hf_parts.tower(vision, VISION, "config.json: vision_config"),
         ),
         text=TextTransformerConfig(
             vocab_size=text["vocab_size"],
             context_length=text["max_position_embeddings"],
             eos_id=-1 if eos == LARGEST_ID else eos,
-            **hf.tower(text, TEXT, "config.json: text_config"),
+            **hf_parts.tower(text, TEXT, "config.json: text_config"),
         ),
         embed_dim=config.get("projection_dim", 512),
         logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
     )
-    pixels = hf.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
+    pixels = hf_parts.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
     return Meaning(model, pixels, tokenizer_files.hf_clip(description.beside))
 
 
@@ -92,14 +92,14 @@ def write(meaning: Meaning) -> dict[str, Any]:
         "dtype": "float32",
         "projection_dim": model.embed_dim,
         "logit_scale_init_value": math.log(model.logit_scale_init),
-        "vision_config": hf.their_tower(image)
+        "vision_config": hf_parts.their_tower(image)
         | dict(
             model_type="clip_vision_model",
             image_size=image.image_size,
             patch_size=image.patch_size,
             projection_dim=model.embed_dim,
         ),
-        "text_config": hf.their_tower(text)
+        "text_config": hf_parts.their_tower(text)
         | dict(
             model_type="clip_text_model",
             vocab_size=text.vocab_size,
@@ -111,8 +111,8 @@ def write(meaning: Meaning) -> dict[str, Any]:
     }
     return {
         "config.json": config,
-        "preprocessor_config.json": hf.processor("CLIPImageProcessor", meaning.pixels, model),
+        "preprocessor_config.json": hf_parts.processor("CLIPImageProcessor", meaning.pixels, model),
     }
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
-from clipjax.interop import hf
+from clipjax.interop import hf_parts
 from clipjax.interop.layouts import linear, patch_conv, reshape
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
@@ -38,14 +38,14 @@ def tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("logit_bias", ("logit_bias",), scalar),
         Tensor("text/token_embedding/embedding", (f"{text}.embeddings.token_embedding.weight",)),
         Tensor("text/position_embedding", (f"{text}.embeddings.position_embedding.weight",)),
-        *hf.blocks("text", text),
+        *hf_parts.blocks("text", text),
         *norm("text/ln_final", f"{text}.final_layer_norm"),
         *weight_and_bias("text/projection", f"{text}.head", linear),
         *weight_and_bias(
             "image/patch_embed", f"{vision}.embeddings.patch_embedding", patch_conv(model.image.patch_size)
         ),
         Tensor("image/position_embedding", (f"{vision}.embeddings.position_embedding.weight",)),
-        *hf.blocks("image", vision),
+        *hf_parts.blocks("image", vision),
         *norm("image/ln_post", f"{vision}.post_layernorm"),
         Tensor("image/map_head/probe", (f"{head}.probe",), reshape(ours=(-1,), theirs=(1, 1, -1))),
         *(
@@ -81,7 +81,7 @@ def read(description: Description) -> Meaning:
             patch_bias=True,
             projection=False,
             init="big_vision",
-            **hf.tower(vision, VISION, "config.json: vision_config"),
+            **hf_parts.tower(vision, VISION, "config.json: vision_config"),
         ),
         text=TextTransformerConfig(
             vocab_size=text["vocab_size"],
@@ -90,14 +90,14 @@ def read(description: Description) -> Meaning:
             pool="last",
             projection_bias=True,
             init="big_vision",
-            **hf.tower(text, TEXT, "config.json: text_config"),
+            **hf_parts.tower(text, TEXT, "config.json: text_config"),
         ),
         embed_dim=vision["hidden_size"],
         logit_scale_init=10.0,
         logit_scale_max=0.0,
         logit_bias_init=-10.0,
     )
-    pixels = hf.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
+    pixels = hf_parts.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
     return Meaning(model, pixels, tokenizer(description.beside))
 
 
@@ -114,9 +114,9 @@ def write(meaning: Meaning) -> dict[str, Any]:
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "dtype": "float32",
-        "vision_config": hf.their_tower(image)
+        "vision_config": hf_parts.their_tower(image)
         | dict(model_type="siglip_vision_model", image_size=image.image_size, patch_size=image.patch_size),
-        "text_config": hf.their_tower(text)
+        "text_config": hf_parts.their_tower(text)
         | dict(
             model_type="siglip_text_model",
             vocab_size=text.vocab_size,
@@ -125,7 +125,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
         ),
     }
     kind = "SiglipImageProcessor"
-    return {"config.json": config, "preprocessor_config.json": hf.processor(kind, meaning.pixels, model)}
+    return {"config.json": config, "preprocessor_config.json": hf_parts.processor(kind, meaning.pixels, model)}
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
-from clipjax.interop import hf, hf_siglip
+from clipjax.interop import hf_parts, hf_siglip
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
 from clipjax.interop.tokenizer_files import tokenizer_json
@@ -73,4 +73,4 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return files
 
 
-FAMILY = Family(tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, **hf.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, **hf_parts.OPTIONS)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import hf, open_clip
+from clipjax.interop import hf_parts, open_clip
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import (
     Description,
@@ -131,7 +131,7 @@ def text_tensors(model: ModelConfig) -> list[Tensor]:
         Tensor("text/position_embedding", (f"{at}.position_embeddings.weight",)),
         Tensor("text/token_type_embedding", (f"{at}.token_type_embeddings.weight",)),
         *norm("text/ln_embedding", f"{at}.LayerNorm"),
-        *hf.bert_blocks("text", "text.transformer"),
+        *hf_parts.bert_blocks("text", "text.transformer"),
     ]
     if text.pooler:
         tensors += weight_and_bias("text/pooler", "text.transformer.pooler.dense", linear)

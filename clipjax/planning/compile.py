@@ -13,7 +13,7 @@ import jax
 from clipjax.config import ConfigError, ExperimentConfig
 from clipjax.mesh import make_mesh
 from clipjax.planning.chips import Chip
-from clipjax.planning.flops import step_flops
+from clipjax.planning.flops import mfu, step_flops
 from clipjax.planning.hlo import collectives, parse
 from clipjax.planning.kernels import kernel_times
 from clipjax.planning.parts import PARTS, part_of, purpose_of
@@ -165,13 +165,13 @@ def _time(
     step = sum(parts.values())
     total = sum(flops.values())
     # The optimiser and instructions without a part have no model FLOPs.
-    mfu = {p: flops[p] / (devices * chip.peak * s) for p, s in parts.items() if p in flops}
+    by_part = {p: mfu(flops[p], s, devices, chip.peak) for p, s in parts.items() if p in flops}
     state = memory["params"] + memory["optimizer"]
     return {
         "estimated_seconds": step or None,
         "estimated_seconds_by_part": parts,
-        "estimated_mfu": total / (devices * chip.peak * step) if step else None,
-        "estimated_mfu_by_part": mfu,
+        "estimated_mfu": mfu(total, step, devices, chip.peak) if step else None,
+        "estimated_mfu_by_part": by_part,
         "at_least": {
             "matrix units": total / (devices * chip.peak),
             # The state is read and written, the batch is read, every temporary is written and read once.

@@ -16,7 +16,7 @@ from jax.extend import core
 
 from clipjax.config import ExperimentConfig, ImageTowerConfig, TextTowerConfig
 from clipjax.models import Tower, image_tower, text_tower
-from clipjax.models.flops import TowerFlops, block_products, cross_attention, self_attention
+from clipjax.models.tower_flops import TowerFlops, block_products, cross_attention, self_attention
 
 
 def step_flops(config: ExperimentConfig) -> dict[str, float]:
@@ -44,6 +44,14 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
         layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim
         flops["captioner"] = 3.0 * batch * (layers + 2 * positions * decoder.width * model.text.vocab_size)
     return flops
+
+
+def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:
+    """Model FLOPs utilisation (PaLM, 2204.02311): a step's model FLOPs as a share of what `devices` chips could compute.
+
+    seconds: of the step; peak: FLOP/s of a chip.
+    """
+    return flops / (devices * peak * seconds)
 
 
 def tower_flops(row: Tower, config: ImageTowerConfig | TextTowerConfig, embed_dim: int) -> TowerFlops:

@@ -13,6 +13,7 @@ from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
 from clipjax.optim import make_optimizer
+from clipjax.training.ema import first_averages
 from clipjax.training.state import TrainState, Weights, abstract_state, create_state, eval_variables
 
 
@@ -29,13 +30,12 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, trained: Weights) -> Tra
     params, batch_stats = variables["params"], variables["batch_stats"]
     tx = make_optimizer(config.optimizer, params, config.total_steps)
     layout = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
-    state = state.replace(
-        params=params, batch_stats=batch_stats, opt_state=jax.jit(tx.init, out_shardings=layout)(params)
+    return state.replace(
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=jax.jit(tx.init, out_shardings=layout)(params),
+        **first_averages(config.optimizer, params, batch_stats),
     )
-    if state.ema_params is not None:
-        copies = jax.tree.map(jnp.copy, (params, batch_stats))
-        state = state.replace(ema_params=copies[0], ema_batch_stats=copies[1])
-    return state
 
 
 def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from clipjax.config import ExperimentConfig
-from clipjax.processes import Preemption, announce, progress_line
+from clipjax.processes import announce, progress_line
+from clipjax.training.preemption import Preemption
 from clipjax.training.state import TrainState, eval_variables
 
 # How many steps the host may run ahead of the devices: enough to hide dispatch, few enough to notice a non-finite

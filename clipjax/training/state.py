@@ -15,6 +15,7 @@ from clipjax.mesh import param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder, image_tower
 from clipjax.models.pixels import image_of, normalize_pixels
 from clipjax.optim import make_optimizer
+from clipjax.training.ema import first_averages
 
 
 @flax.struct.dataclass
@@ -80,17 +81,15 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         tx = make_optimizer(config.optimizer, params, config.total_steps)
         zero = jnp.zeros((), jnp.int32)
-        averaged = config.optimizer.ema_decay > 0
         return TrainState(
             step=zero,
             params=params,
             opt_state=tx.init(params),
-            ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
             rng=jax.random.key_data(step_key),
             skipped=zero,
             skipped_in_a_row=zero,
             batch_stats=batch_stats,
-            ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if averaged else None,
+            **first_averages(config.optimizer, params, batch_stats),
         )
 
     return init

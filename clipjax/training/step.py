@@ -16,6 +16,7 @@ from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_optimizer, make_schedule
 from clipjax.processes import announce
+from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
@@ -42,7 +43,6 @@ def make_train_step(
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
     loss_and_gradients = make_loss_and_gradients(config, mesh, teacher)
-    ema_decay = config.optimizer.ema_decay
     scale_max = config.model.logit_scale_max
 
     def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
@@ -60,9 +60,7 @@ def make_train_step(
                 # beyond the bound would get no gradient and stay there.
                 params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
             averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
-            if ema_decay > 0:
-                now = {"ema_params": params, "ema_batch_stats": batch_stats}
-                averages = optax.incremental_update(now, averages, 1 - ema_decay)
+            averages = updated_averages(config.optimizer, averages, params, batch_stats)
 
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages

@@ -5,7 +5,7 @@ import pytest
 from absl import logging
 
 from clipjax.config import DataConfig
-from clipjax.data.examples import DataError
+from clipjax.data.bad_records import DataError
 from clipjax.data.records import encode_record
 from tests.data.samples import FaultySource, encoded, example, open_folder, picture, record, write_folder
 from tests.data.test_pipeline import assert_equal, joined, stream, take

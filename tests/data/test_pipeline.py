@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipjax.config import AugmentConfig, ConfigError, DataConfig, PixelConfig
-from clipjax.data.examples import DataError
+from clipjax.data.bad_records import DataError
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.read_ahead import CHUNK

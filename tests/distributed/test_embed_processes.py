@@ -9,8 +9,8 @@ import pytest
 from clipjax.commands import embed
 from clipjax.config import from_config_dict
 from clipjax.data import embeddings
+from clipjax.data.bad_records import DataError
 from clipjax.data.embeddings import Embeddings
-from clipjax.data.examples import DataError
 from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh

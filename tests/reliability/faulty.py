@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from clipjax.data.examples import DataError
+from clipjax.data.bad_records import DataError
 from clipjax.data.pipeline import TrainIterator
 from tests.runs import run_config
 

@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 from clipjax.commands import train
-from clipjax.data.bad_records import BadRecord
-from clipjax.data.examples import DataError
+from clipjax.data.bad_records import BadRecord, DataError
 from clipjax.data.records import encode_record
 from clipjax.runs import bad_records_log
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records, read_bad_records

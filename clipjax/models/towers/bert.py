@@ -15,7 +15,7 @@ from flax import linen as nn
 from clipjax.config import TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
 from clipjax.config.model import Activation
-from clipjax.models import flops
+from clipjax.models import tower_flops
 from clipjax.models.attention import SelfAttention
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
 from clipjax.models.towers.text import TokenEmbedding
@@ -169,10 +169,10 @@ def check_tokenizer(config: BertConfig, tokenizer: Any) -> None:
     )
 
 
-def count_flops(config: BertConfig, embed_dim: int) -> flops.TowerFlops:
+def count_flops(config: BertConfig, embed_dim: int) -> tower_flops.TowerFlops:
     c, length = config, config.context_length
-    products = flops.stack_products(c.depth, c.width, c.mlp_dim, length) + 2 * c.width * embed_dim
-    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+    products = tower_flops.stack_products(c.depth, c.width, c.mlp_dim, length) + 2 * c.width * embed_dim
+    return tower_flops.TowerFlops(products, tower_flops.self_attention(c.depth, c.width, length), (length, c.width))
 
 
 TOWER = Tower(

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from clipjax.config import PatchBudget, require
 from clipjax.config.fields import MODEL, experiment, meaning
-from clipjax.models import flops
+from clipjax.models import tower_flops
 from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
 from clipjax.models.pooling import MapHead
@@ -141,11 +141,11 @@ def columns(config: NaFlexConfig, batch: int) -> Columns:
     return {"image": (patches, jnp.uint8), "spatial_shape": ((batch, 2), jnp.int32)}
 
 
-def count_flops(config: NaFlexConfig, embed_dim: int) -> flops.TowerFlops:
+def count_flops(config: NaFlexConfig, embed_dim: int) -> tower_flops.TowerFlops:
     """Of an image that fills the budget."""
     c, length = config, config.max_patches
-    products = flops.block_products(c, length) + patch_products(c, length) + head_products(c, length, embed_dim)
-    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+    products = tower_flops.block_products(c, length) + patch_products(c, length) + head_products(c, length, embed_dim)
+    return tower_flops.TowerFlops(products, tower_flops.self_attention(c.depth, c.width, length), (length, c.width))
 
 
 TOWER = Tower(

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.config import BlockConfig, TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, meaning, runtime, weights
-from clipjax.models import flops
+from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
 from clipjax.models.towers.tower import TEXT, Hidden, Tower, TowerOutput, check_projection, token_ids
@@ -157,10 +157,10 @@ def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
     )
 
 
-def count_flops(config: TextTransformerConfig, embed_dim: int) -> flops.TowerFlops:
+def count_flops(config: TextTransformerConfig, embed_dim: int) -> tower_flops.TowerFlops:
     c, length = config, config.context_length + (config.pool == "cls")
-    products = flops.block_products(c, length) + 2 * c.width * embed_dim
-    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (length, c.width))
+    products = tower_flops.block_products(c, length) + 2 * c.width * embed_dim
+    return tower_flops.TowerFlops(products, tower_flops.self_attention(c.depth, c.width, length), (length, c.width))
 
 
 TOWER = Tower(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, require
-from clipjax.models.flops import TowerFlops
+from clipjax.models.tower_flops import TowerFlops
 
 Columns = dict[str, tuple[tuple[int, ...], Any]]  # name of a batch's column -> (shape, dtype)
 IMAGE, TEXT = "config.model.image", "config.model.text"  # the sections, as messages name them

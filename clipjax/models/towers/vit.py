@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from clipjax.config import BlockConfig, ImageTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
-from clipjax.models import flops
+from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
 from clipjax.models.pooling import AttentionalPooler, MapHead
 from clipjax.models.position import sincos_2d
@@ -203,25 +203,25 @@ def check(config: ViTConfig, embed_dim: int) -> None:
     )
 
 
-def count_flops(config: ViTConfig, embed_dim: int) -> flops.TowerFlops:
+def count_flops(config: ViTConfig, embed_dim: int) -> tower_flops.TowerFlops:
     """Patches that training drops count in their embedding only."""
     c, patches = config, (config.image_size // config.patch_size) ** 2
     length = _kept(patches, c.patch_dropout) + class_tokens(c)
-    products = flops.block_products(c, length) + patch_products(c, patches)
+    products = tower_flops.block_products(c, length) + patch_products(c, patches)
     if c.pool not in BY_ATTENTION:
-        return flops.TowerFlops(
+        return tower_flops.TowerFlops(
             products + head_products(c, length, embed_dim),
-            flops.self_attention(c.depth, c.width, length),
+            tower_flops.self_attention(c.depth, c.width, length),
             (length, c.width),
         )
     products += 2 * embed_dim * embed_dim if c.projection else 0
-    products += flops.cross_attention(c.pooler_queries, embed_dim, length, c.width)
+    products += tower_flops.cross_attention(c.pooler_queries, embed_dim, length, c.width)
     if c.pool == "parallel":
-        products += flops.cross_attention(1, embed_dim, length, c.width)
+        products += tower_flops.cross_attention(1, embed_dim, length, c.width)
     if c.pool == "cascade":
-        products += flops.cross_attention(1, embed_dim, c.pooler_queries, embed_dim)
+        products += tower_flops.cross_attention(1, embed_dim, c.pooler_queries, embed_dim)
     tokens = c.pooler_queries - (c.pool == "attentional")
-    return flops.TowerFlops(products, flops.self_attention(c.depth, c.width, length), (tokens, embed_dim))
+    return tower_flops.TowerFlops(products, tower_flops.self_attention(c.depth, c.width, length), (tokens, embed_dim))
 
 
 def patch_products(config: PatchTowerConfig, patches: int) -> int:
@@ -233,7 +233,7 @@ def head_products(config: PatchTowerConfig, length: int, embed_dim: int) -> int:
     """FLOPs of one image's MAP head, if there is one, and projection."""
     c, products = config, 2 * config.width * embed_dim if config.projection else 0
     if c.pool == "map":
-        products += flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * c.mlp_dim
+        products += tower_flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * c.mlp_dim
     return products
 
 
