@@ -40,8 +40,7 @@ from clipjax.runs.lock import run_lock
 from clipjax.runs.metrics_log import MetricsLog
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.weights import load_teacher
-from clipjax.training.check import check
-from clipjax.training.check_tokenizer import check_tokenizer
+from clipjax.training.check import check, check_tokenizer
 from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.state import eval_variables

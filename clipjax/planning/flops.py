@@ -47,7 +47,7 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:
-    """Model FLOPs utilisation (PaLM, 2204.02311): a step's model FLOPs as a share of what `devices` chips could compute.
+    """Model FLOPs utilisation (PaLM, 2204.02311): a step's model FLOPs as a share of what `devices` chips can.
 
     seconds: of the step; peak: FLOP/s of a chip.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images import check_pixels
 from clipjax.data.mixture import check_mixture
@@ -122,3 +124,15 @@ def check_embeddings(config: ExperimentConfig) -> None:
         not data.teacher_embeddings or bool(config.loss.teacher),
         "config.data.teacher_embeddings needs loss 'distill' and config.loss.teacher, whose embeddings they are.",
     )
+
+
+def check_tokenizer(config: ExperimentConfig, tokenizer: Any) -> None:
+    """Refuses a tokenizer whose ids the text tower cannot take or pool. Raises ConfigError."""
+    text = config.model.text
+    require(
+        tokenizer.vocab_size <= text.vocab_size,
+        f"{config.tokenizer.path} has {tokenizer.vocab_size} pieces, more than "
+        f"config.model.text.vocab_size={text.vocab_size}; set vocab_size to at least {tokenizer.vocab_size}.",
+    )
+    if refuse := text_tower(text).check_tokenizer:
+        refuse(text, tokenizer)
