@@ -108,5 +108,5 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
 
 
 def from_json_dict(tree: dict[str, Any]) -> ExperimentConfig:
-    """What to_json_dict returned, also after a round trip through JSON, as the same ExperimentConfig."""
+    """The ExperimentConfig from which to_json_dict made `tree`, also after a round trip through JSON."""
     return build(ExperimentConfig, tree)

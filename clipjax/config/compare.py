@@ -9,7 +9,7 @@ from clipjax.config.fields import Declaration, declarations
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """{"optimizer.name": "lion", ...}: every field by its dotted name; tuples as the lists that JSON makes of them."""
+    """{"optimizer.name": "lion", ...}: every field by its dotted name; tuples become lists, as in JSON."""
     return {name: _as_read(value) for name, value, _ in declarations(config)}
 
 
@@ -19,7 +19,7 @@ def declared(*configs: Any) -> dict[str, Declaration]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{name: (old value, new value)} where they differ, by name; None stands for what one of them lacks."""
+    """{name: (old value, new value)} of every field that differs, sorted by name; None where one lacks the field."""
     names = sorted(old.keys() | new.keys())
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 

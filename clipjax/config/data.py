@@ -1,4 +1,4 @@
-"""The sections of data: where examples come from, how an image becomes pixels, how a text becomes ids."""
+"""The data sections: where examples come from, how an image becomes pixels, how a text becomes ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, sec
 class TokenizerConfig:
     """What all tokenizers share; part of the checkpoint's fingerprint. docs/tokenizers.md has the rules of each family.
 
-    None means that the tokenizer decides, as the original implementation of its kind does.
+    None leaves the choice to the tokenizer, which follows the original implementation of its kind.
     """
 
     name: str = meaning("sentencepiece")  # a row of clipjax.data.tokenizers.TOKENIZERS
@@ -40,7 +40,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One of several sources of training, with its weight."""
+    """One of several training sources, with its weight."""
 
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     weight: float = experiment(1.0, fixed=ORDER)  # the part's share of the examples is weight / sum of all weights
@@ -50,11 +50,11 @@ class MixturePart:
 class PixelConfig:
     """How an encoded image becomes the pixels that a tower sees; part of the checkpoint's fingerprint."""
 
-    # evaluation; pad: scale the longer side to the tower's size, then fill the rest
+    # for evaluation. pad: scale the longer side to the tower's size, then fill the rest
     resize: Literal["squash", "center_crop", "pad"] = meaning("squash", converted=True)
-    # squash: both sides, center_crop: the shorter side, in pixels before the centre is cut out; 0: image_size
+    # pixels of both sides (squash) or the shorter side (center_crop) before the centre is cut out; 0: image_size
     scale_to: int = meaning(0, converted=True)
-    # how half of an odd margin is rounded: to the even number (torchvision), or down (transformers)
+    # half of an odd margin is rounded to the even number (torchvision), or down (transformers)
     center: Literal["round", "floor"] = meaning("round", converted=True)
     fill: int = meaning(0, converted=True)  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = meaning("bicubic", converted=True)
@@ -93,4 +93,4 @@ class DataConfig:
     num_threads: int = runtime(2)
     prefetch: int = runtime(2)  # global batches kept ready on the devices
     worker_count: int = runtime(0)  # processes; 0: threads of this process
-    max_bad_share: float = runtime(0.01)  # bad records among those read; a larger share stops the run
+    max_bad_share: float = runtime(0.01)  # share of the records read that may be bad; a larger one stops the run

@@ -1,4 +1,4 @@
-"""The errors of a configuration, and what their messages are made of."""
+"""Configuration errors, and helpers for their messages."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ class LossConfig:
     """What all losses share. A loss with options of its own has a subclass in its file."""
 
     name: str = experiment("softmax", fixed=OBJECTIVE)  # a row of clipjax.losses.LOSSES
-    comm: str = runtime("all_gather")  # how the embeddings meet: a row of clipjax.losses.comm.COMMS
+    comm: str = runtime("all_gather")  # how devices exchange embeddings: a row of clipjax.losses.comm.COMMS
     tile: int = runtime(0)  # side of a tile along a device's own rows; 0: chosen by the loss
-    dtype: Dtype = experiment("float32")  # embeddings are rounded to it before they meet; bfloat16 moves half the bytes
-    # how pairs with an equal pair_id count
+    dtype: Dtype = experiment("float32")  # embeddings are rounded to it before the exchange; bfloat16 halves the bytes
+    # how to treat pairs with an equal pair_id
     repeats: Literal["negatives", "positives", "ignore"] = experiment("negatives", fixed=OBJECTIVE)
 
     @property
@@ -49,13 +49,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What all optimisers share. An optimiser with options of its own has a subclass in its file."""
+    """What all optimizers share. An optimizer with options of its own has a subclass in its file."""
 
     name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.OPTIMIZERS
     learning_rate: float = experiment(5e-4)
     weight_decay: float = experiment(0.2)
     grad_clip_norm: float = experiment(0.0)  # global norm; 0: off
-    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimiser state
+    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimizer state
     text_lr_multiplier: float = experiment(1.0)
     ema_decay: float = experiment(0.0)  # 0: no EMA parameters
     max_nonfinite_steps: int = runtime(10)  # consecutive skipped steps before the run stops
@@ -91,7 +91,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run writes down while it trains, and how often."""
+    """What a run logs, and how often."""
 
     every_steps: int = runtime(50)
     tensorboard: bool = runtime(True)
@@ -107,7 +107,7 @@ class ExperimentConfig:
     global_batch_size: int = experiment(1024, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)
-    # micro-batches a step's towers run in; the loss and its gradient are the whole batch's
+    # micro-batches in which a step runs the towers; loss and gradient are still those of the whole batch
     accumulation_steps: int = runtime(1)
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")

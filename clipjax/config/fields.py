@@ -5,10 +5,10 @@
     dropout: float = experiment(0.0)          # another curve
     remat: Remat = runtime("none")            # no effect on numbers
 
-    loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")   # the dataclass is that of the row `loss.name` names
+    loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")   # `loss.name` selects the row that has the dataclass
 
 The fingerprint, what a restart refuses, what init_from and export compare, and the docs' table all follow from the
-roles. A table of parts is named, not imported: its rooms import this one.
+roles. A table of parts is given by its name, not imported, because its modules import this one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 Role = Literal["weights", "meaning", "experiment", "runtime"]
 
-# Why a run that goes on may not change a field.
+# Reasons why a restarted run may not change a field.
 ORDER = "the checkpoint's position in the data would point elsewhere"
 MODEL = "the weights would be used as another model's"
 STATE = "the optimizer state in the checkpoint would mean something else"
@@ -38,7 +38,7 @@ class Declaration:
 
 
 class Part(NamedTuple):
-    """A row of a table of parts: its options, what makes it from them, and what it refuses.
+    """A row of a table of parts: its options, the function that makes the part, and a check of the options.
 
     The row is callable: LOSSES["cyclip"](config) is LOSSES["cyclip"].make(config).
     """
@@ -57,7 +57,7 @@ def weights(default: Any, *, converted: bool = False) -> Any:
 
 
 def meaning(default: Any, *, converted: bool = False) -> Any:
-    """A field with which the same parameters compute another function."""
+    """A field that changes what the same parameters compute."""
     return _declared(default, Declaration("meaning", MODEL, converted))
 
 
@@ -67,7 +67,7 @@ def experiment(default: Any, *, fixed: str = "", at_start: bool = False) -> Any:
 
 
 def runtime(default: Any, *, fixed: str = "") -> Any:
-    """A field without effect on numbers: speed, memory, places, logs."""
+    """A field that does not affect results: speed, memory, paths, logs."""
     return _declared(default, Declaration("runtime", fixed))
 
 
@@ -83,7 +83,7 @@ def part(table: str, default: str, *, role: Role | None = None) -> Any:
 
 
 def parts(table: str, *, role: Role | None = None) -> Any:
-    """A dict of such sections, empty by default."""
+    """A dict of sections, each chosen as by `part`; empty by default."""
     return dataclasses.field(default_factory=dict, metadata={"table": table, **_of_all(role)})
 
 

@@ -1,4 +1,4 @@
-"""The model's sections. Here is what all towers share; each tower's own options are in its file in models/towers."""
+"""The model's sections: what all towers share. Each tower's own options are in its file in models/towers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class PatchBudget(NamedTuple):
-    """How an image of its own aspect ratio is cut into patches: their side in pixels, and how many there may be."""
+    """How an image is cut into patches at its own aspect ratio: a patch's side in pixels, and the most patches."""
 
     patch_size: int
     max_patches: int
@@ -22,7 +22,7 @@ class PatchBudget(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What a transformer's block reads, in the ViTs, the text transformer and the decoder. The defaults are CLIP's."""
+    """The options of a block in the ViTs, the text transformer and the decoder. The defaults are CLIP's."""
 
     width: int = weights(512)
     depth: int = weights(12)  # number of blocks
@@ -41,14 +41,14 @@ class BlockConfig:
     dropout: float = experiment(0.0)
     drop_path: float = experiment(0.0)  # rate of the last block; it grows linearly from 0
     remat: Remat = runtime("none")
-    # flash: on TPUs one kernel, attention weights never reach HBM (docs/mesh.md)
+    # flash: one kernel on TPUs, so that attention weights never reach HBM (docs/mesh.md)
     attention: Literal["dense", "flash"] = runtime("dense")
-    attention_chunk: int = runtime(0)  # examples of a device whose attention weights exist at a time; 0: all
+    attention_chunk: int = runtime(0)  # examples per device whose attention weights exist at a time; 0: all
 
 
 @dataclass(frozen=True)
 class ImageTowerConfig:
-    """What every image tower has. The rest is in the dataclass of the row that `name` selects."""
+    """The options of every image tower. The rest are in the dataclass of the row that `name` selects."""
 
     name: str = weights("vit")  # a row of clipjax.models.IMAGE_TOWERS
     image_size: int = weights(224, converted=True)  # pixels; images are square
@@ -59,7 +59,7 @@ class ImageTowerConfig:
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """What every text tower has. The rest is in the dataclass of the row that `name` selects."""
+    """The options of every text tower. The rest are in the dataclass of the row that `name` selects."""
 
     name: str = weights("transformer")  # a row of clipjax.models.TEXT_TOWERS
     vocab_size: int = weights(49408)
@@ -85,6 +85,6 @@ class ModelConfig:
     decoder: DecoderConfig = section(DecoderConfig)
     embed_dim: int = weights(512)
     logit_scale_init: float = experiment(1 / 0.07, at_start=True)  # the scale itself; the parameter is its logarithm
-    logit_scale_max: float = experiment(100.0, fixed=MODEL)  # clipped after each update (training/step.py); 0: not
+    logit_scale_max: float = experiment(100.0, fixed=MODEL)  # clipped after each update (training/step.py); 0: never
     logit_bias_init: float | None = experiment(None, fixed=MODEL)  # None: no bias parameter (CLIP); -10.0 for SigLIP
     dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32

@@ -37,7 +37,7 @@ def to_config_dict(config: Any) -> ConfigDict:
 
 
 def require_field(config: ConfigDict, name: str) -> None:
-    """Raises ConfigError unless the dotted name is a field of config; the message names who has it, or the nearest."""
+    """Raises ConfigError unless the dotted name is a field of config; the message says where it is, or what is near."""
     section, path = config, "config"
     for key in name.partition("[")[0].split("."):  # a tuple's items may be set by their number
         known = list(section) if isinstance(section, ConfigDict) else []
@@ -54,14 +54,14 @@ def to_json_dict(config: Any) -> dict[str, Any]:
 
 
 class SectionDict(ConfigDict):
-    """A section of a configuration. Where a `name` chooses its fields, setting another name exchanges them.
+    """A section of a configuration. If a `name` chooses its fields, setting another name swaps the fields.
 
-    What was set and the new part has too stays set; fields at the old part's defaults take the new part's; fields
-    that only the old part has are gone. An unknown name is kept as it is, for `build` to refuse.
+    Values that were set stay, if the new part has the field too. Fields at the old part's defaults take the new
+    part's defaults. Fields that only the old part has are removed. An unknown name is kept, for `build` to refuse.
     """
 
     def __init__(self, initial_dictionary: Any = None, type_safe: bool = True, *, table: str = ""):
-        object.__setattr__(self, "_table", table)  # of the parts that `name` chooses from; "": nothing to choose
+        object.__setattr__(self, "_table", table)  # the table that `name` selects from; "": no table
         super().__init__(initial_dictionary, type_safe)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -69,7 +69,7 @@ class SectionDict(ConfigDict):
         super().__setitem__(key, value)
         after = self[key]
         if isinstance(before, SectionDict) and isinstance(after, SectionDict) and not after._table:
-            object.__setattr__(after, "_table", before._table)  # a whole section was put in another's place
+            object.__setattr__(after, "_table", before._table)  # another section replaced this one as a whole
         if key == "name" and self._table and before is not None and value != before:
             table = rows(self._table)
             if value in table and before in table:
@@ -91,7 +91,7 @@ class SectionDict(ConfigDict):
                     del self[key]
             _fill(self, new(), leave_out=("name",))
             for key, value in kept.items():
-                # What the old part never had stays too, and is refused if the new one has not either.
+                # Fields that the old part never had stay too; `build` refuses them if the new part lacks them as well.
                 if key != "name" and (key in names or key not in before):
                     super().__setitem__(key, value)
             super().__setitem__("name", name)

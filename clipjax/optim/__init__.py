@@ -1,9 +1,9 @@
-"""Gradients -> updates: clipping, the optimiser and its weight decay, learning rates per tower, the schedule.
+"""Gradients -> updates: clipping, the optimizer and its weight decay, learning rates per tower, the schedule.
 
     tx = make_optimizer(config.optimizer, params, config.total_steps)
     learning_rate = make_schedule(config.optimizer, config.total_steps)(step)
 
-To add an optimiser, write one file with its config, its gradient transformation and its check, and one row in
+To add an optimizer, write one file with its config, its gradient transformation and its check, and one row in
 OPTIMIZERS. Schedules are functions and rows in schedules.py.
 """
 
@@ -25,8 +25,8 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "check_optimizer", "make_optimizer", "make
 
 TOWERS = ("image", "text")
 
-# Each makes, from its config, the optax transformation of gradients into updates at the schedule's peak, before the
-# sign. Weight decay is that of the code that the row is named after.
+# Each row makes, from its config, an optax transformation of gradients into updates at the schedule's peak, before the
+# sign is flipped. Weight decay works as in the code that the row is named after.
 OPTIMIZERS: dict[str, Part] = {
     "adamw": adamw.OPTIMIZER,
     "adafactor": adafactor.OPTIMIZER,
@@ -42,13 +42,13 @@ OPTIMIZERS: dict[str, Part] = {
 def make_optimizer(
     config: OptimizerConfig, params: Any, total_steps: int, optimizers: Mapping[str, Part] = OPTIMIZERS
 ) -> optax.GradientTransformation:
-    """The whole update: clip by the global norm, optimiser and weight decay, tower multipliers, schedule, sign.
+    """The whole update: clip by the global norm, optimizer and weight decay, tower multipliers, schedule, sign.
 
     Args:
       params: the parameter tree {"image": ..., "text": ..., "logit_scale": ...}; shapes are enough.
-      optimizers: the table to look in; pass your own to use an optimiser that is not in OPTIMIZERS.
+      optimizers: the table to look in; pass your own to use an optimizer that is not in OPTIMIZERS.
 
-    A tower whose multiplier is 0 gets zero updates, has no optimiser state and does not count in the clipped norm. Any
+    A tower whose multiplier is 0 gets zero updates, has no optimizer state and does not count in the clipped norm. Any
     other multiplier scales the tower's whole update, weight decay included. Moments have the shape and path of their
     parameter. Raises ConfigError.
     """

@@ -40,8 +40,8 @@ def make_adam(config: BvAdamConfig) -> optax.GradientTransformation:
 def make_adafactor(config: BvAdafactorConfig) -> optax.GradientTransformation:
     """big_vision's Adafactor (Zhai et al. 2022).
 
-    The second moment is factored from 32 x 32 on and decays by 1 - t^-0.8, at most b2; b1 is that of a first moment
-    after it.
+    The second moment is factored for matrices of at least 32 x 32. Its decay is 1 - t^-0.8, at most b2. b1 is the
+    decay of a first moment that is taken afterwards.
     """
 
     def second_moment_decay(count: jax.Array, exponent: float) -> jax.Array:

@@ -1,7 +1,7 @@
 """LAMB (You et al. 2020).
 
-Decay is part of the direction. The trust ratio |parameter| / |direction| applies where decay does, as in the authors'
-code and timm's Lamb, and is one for each layer.
+Decay is part of the direction. Each layer has its own trust ratio |parameter| / |direction|. It applies to the
+parameters that decay, as in the authors' code and timm's Lamb.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Muon (Jordan 2024) for the matrices of attention and MLPs, Adam for all other parameters.
 
-Each matrix is orthogonalised by itself; query, key and value are three. Updates are scaled to the size of Adam's (Liu
-et al. 2025: 0.2 sqrt(larger side)), so that one learning rate and weight decay serve both. b1 is the momentum of both
-(Muon's own default: 0.95).
+Each matrix is orthogonalised by itself; query, key and value count as three. Updates are scaled to the size of Adam's
+(Liu et al. 2025: 0.2 sqrt(larger side)), so that one learning rate and weight decay serve both. b1 is the momentum of
+both (Muon's own default: 0.95).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What optimisers share: options and their limits, weight decay, and transformations of one layer at a time.
+"""What optimizers share: options and their limits, weight decay, and transformations of one layer at a time.
 
-Two dialects of weight decay, a factor of the learning rate apart (1000 at 1e-3); r(t) is the schedule:
-  most optimisers  p -= r(t) * learning_rate * (direction + weight_decay * p)     not norms, biases, scalars
+Two conventions of weight decay, which differ by the learning rate (1000 times at 1e-3); r(t) is the schedule:
+  most optimizers  p -= r(t) * learning_rate * (direction + weight_decay * p)     not norms, biases, scalars
   bv_...           p -= r(t) * (learning_rate * direction + weight_decay * p)     kernels only
 So weight_decay=1e-4 in a big_vision config is 0.1 for AdamW at learning rate 1e-3.
 """
@@ -26,7 +26,7 @@ NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", 
 
 @dataclass(frozen=True)
 class MomentsConfig(OptimizerConfig):
-    """For optimisers with moving averages of the gradient."""
+    """For optimizers with moving averages of the gradient."""
 
     b1: float = experiment(0.9)
     b2: float = experiment(0.98)
@@ -35,7 +35,7 @@ class MomentsConfig(OptimizerConfig):
 
 @dataclass(frozen=True)
 class AdamConfig(MomentsConfig):
-    """For optimisers that divide by the root of a second moment, plus eps."""
+    """For optimizers that divide by the root of a second moment, plus eps."""
 
     eps: float = experiment(1e-6)
 
@@ -68,9 +68,9 @@ def with_decay(config: OptimizerConfig, direction: optax.GradientTransformation)
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """tx as if scanned blocks were unrolled: norms, factors and matrix products are of one layer at a time.
+    """tx applied to each layer of scanned blocks separately: norms, factors and matrix products are per layer.
 
-    In scanned blocks its state has a leading layer axis, also for counters.
+    For scanned blocks its state, counters included, has a leading layer axis.
     """
     stacked = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
     labels = functools.partial(map_names, _stack_of)
