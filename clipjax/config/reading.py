@@ -37,7 +37,10 @@ def to_config_dict(config: Any) -> ConfigDict:
 
 
 def require_field(config: ConfigDict, name: str) -> None:
-    """Raises ConfigError unless the dotted name is a field of config; the message says where it is, or what is near."""
+    """Raises ConfigError unless the dotted name is a field of config.
+
+    The message names the part that has such a field, or the nearest field.
+    """
     section, path = config, "config"
     for key in name.partition("[")[0].split("."):  # a tuple's items may be set by their number
         known = list(section) if isinstance(section, ConfigDict) else []

@@ -1,7 +1,6 @@
-"""Attention: of a sequence to itself, of queries to a context, for a few examples at a time.
+"""Self-attention, cross-attention, and attention computed for a few examples at a time to save memory.
 
-Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product and softmax are float32
-whatever it is.
+Parameters are float32. Matrices are multiplied in `dtype`; sums inside a product and the softmax are always float32.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> C
     attend(q, k, v) takes [batch, length, heads, d]; attend(q, k, v, mask) also a mask [batch, length].
     The backward pass computes the [length, length] weights again, chunk by chunk. A TPU keeps a chunk's in vector
     memory (8 images of 196 tokens and 12 heads: 19 MB), whereas those of a whole batch go through HBM five times.
-    sharding: of the examples; heads lie over "tensor", as the weights that made them do.
+    sharding: of the examples. Heads are split over "tensor", like the weights that make them.
     """
 
     def local(*args: jax.Array) -> jax.Array:

@@ -73,7 +73,7 @@ def _convolve_backward(dtype: jnp.dtype, stride: int, pads: Pads, groups: int, s
     x, kernel = saved
     cast = kernel.astype(dtype)
     (dx,) = jax.linear_transpose(lambda x: _convolve(x, cast, stride, pads, groups), x.astype(dtype))(dy)
-    # The kernel's gradient is a convolution of x with dy in which batch and channels have changed places. The right
+    # The kernel's gradient is a convolution of x with dy in which batch and channels are swapped. The right
     # padding makes it as large as the kernel: strides may have left the last rows of x unread.
     right = [
         ((out - 1) * stride + 1 - size) + (taps - low - 1)
@@ -99,9 +99,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis, computed in float32, returned in x's dtype.
 
     Parameters scale and bias; running mean and variance in collection "batch_stats". In training, if that collection is
-    mutable, it normalises by the batch's statistics, and the running ones take 1 - momentum of them (the variance
-    with n - 1, as PyTorch's and TensorFlow's fused one). In evaluation, and in a frozen tower, it normalises by the
-    running ones. Under jit the batch is the global one whatever the mesh, and so are its statistics.
+    mutable, it normalises by the batch's statistics and moves the running ones towards them by 1 - momentum. The
+    running variance divides by n - 1, as PyTorch's and TensorFlow's fused BatchNorm do. In evaluation, and in a frozen
+    tower, it normalises by the running ones. Under jit, the statistics are the global batch's on any mesh.
     """
 
     eps: float

@@ -1,4 +1,4 @@
-"""Two independent towers into one embedding space, with the learned temperature between them."""
+"""Two independent towers that embed into one space, and the learned temperature of their similarities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipjax.models.towers.tower import Hidden, TowerOutput
 
 @flax.struct.dataclass
 class DualEncoderOutput:
-    """Embeddings of unit length, with what the losses need beside them."""
+    """Embeddings of unit length, and what else the losses need."""
 
     image_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without images
     text_embedding: jax.Array | None  # [B, embed_dim] float32, L2-normalised; None without texts
@@ -31,8 +31,9 @@ class DualEncoderOutput:
 class DualEncoder(nn.Module):
     """image [B, H, W, 3] normalised pixels or Patches, and/or text [B, L] int32 -> DualEncoderOutput.
 
-    hidden_layers: the layers whose states the output holds too, before and after the tower's last norm; counted as
-    transformers counts hidden_states (0: what enters the first block, -1: what leaves the last). () costs nothing.
+    hidden_layers: the layers whose states the output also holds, before and after the tower's last norm. They are
+    numbered like transformers' hidden_states: 0 is what enters the first block, -1 what leaves the last. () costs
+    nothing.
 
     Parameters: image, text, logit_scale (its logarithm), and logit_bias and decoder if config has them. The scale is
     clipped by the train step after each update, not here. Raises ConfigError for an unknown tower, a decoder that the
@@ -85,7 +86,7 @@ class DualEncoder(nn.Module):
 
 
 def counted_tokens(text: jax.Array, eos_id: int) -> jax.Array:
-    """[B, L - 1] bool: which of text[:, 1:] belong to the caption: its end does, padding does not."""
+    """[B, L - 1] bool: which of text[:, 1:] belong to the caption: the end-of-text token does, padding does not."""
     return jnp.arange(1, text.shape[1]) <= end_of_text(text, eos_id)[:, None]
 
 

@@ -36,9 +36,9 @@ MAX_WEIGHTS_BYTES = 12 << 20  # float32 attention weights of a kernel step's hea
 def flash_attention(attend: Callable, *, causal: bool, sharding: NamedSharding | None) -> Callable:
     """attend as one kernel if the program is compiled for TPUs; q, k, v and the result are [batch, length, heads, d].
 
-    attend(q, k, v): the same function for other platforms, and for heads too many and too long for a kernel; the
-    backward pass computes it again, too. sharding: of the examples; heads lie over "tensor". The kernel rounds weights
-    to v's dtype before they are normalised, not after.
+    attend(q, k, v): the plain function, for other platforms and for attention weights too large for a kernel. Its
+    backward pass computes it again, too. sharding: of the examples; heads are split over "tensor". The kernel rounds
+    weights to v's dtype before they are normalised, not after.
     """
 
     def on(platform_kernel: Callable, plain: Callable, *args: jax.Array) -> tuple[jax.Array, ...]:
@@ -142,7 +142,7 @@ def _fits(q: jax.Array, sharding: NamedSharding | None) -> bool:
 
 
 def _columns(batch: int, length: int, heads: int, d: int) -> int:
-    """Columns of a kernel step: whole heads that fill whole lanes; more heads if a step has one, short example."""
+    """Columns of a kernel step: whole heads that fill whole lanes; more of them if a step has one short example."""
     least = _least_columns(heads, d)
     if _examples(batch, length):
         return least
@@ -156,7 +156,7 @@ def _least_columns(heads: int, d: int) -> int:
 
 
 def _examples(batch: int, length: int) -> int:
-    """Whole examples of a kernel step whose rows fill whole tiles; 0 if that takes more than there are or fit."""
+    """Whole examples of a kernel step whose rows fill whole tiles; 0 if that takes more than there are, or than fit."""
     least = _least_examples(length)
     if batch % least or not fills_tiles(length):
         return 0

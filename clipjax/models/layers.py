@@ -1,7 +1,7 @@
 """The parts that towers are made of: linear maps, norms, MLP, patch embedding. Attention is in attention.py.
 
-Parameters are float32. `dtype` is what matrices are multiplied in; sums inside a product and the statistics of norms
-are float32 whatever it is.
+Parameters are float32. Matrices are multiplied in `dtype`; sums inside a product and the statistics of norms are
+always float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Linear(nn.Module):
 
 
 class Projections(nn.Module):
-    """Several linear maps of one input whose parameters are one array; x [..., in] -> `count` arrays [..., width].
+    """Several linear maps of one input, with their parameters in one array; x [..., in] -> `count` arrays [..., width].
 
     kernel [in, count, width]; bias [len(biased), width], for the maps `biased` (None: all). Each map is a product of
     its own: slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see
@@ -147,8 +147,8 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
 def constrain(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """x with the given sharding; None: x.
 
-    Without it a compiler may cut activations the way FSDP cuts the weights, and sum over devices what each device could
-    compute alone.
+    Without it, the compiler may split activations the way FSDP splits the weights, and sum over devices what each
+    device could compute alone.
     """
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 

@@ -14,14 +14,14 @@ Method = Literal["bicubic", "bilinear", "corners"]
 
 
 def resample(table: jax.Array, old: tuple[int, int], new: tuple[int, int], method: Method = "bicubic") -> jax.Array:
-    """A table [prefix + rows * columns, width] for a grid `old` -> for a grid `new`; the prefix (class token) stays.
+    """Resamples a table [prefix + rows * columns, width] from grid `old` to `new`; the prefix (class token) stays.
 
     method: "bicubic", antialiased with half-pixel centres, is open_clip's resize_pos_embed and timm's; "bilinear", the
     same with a triangle, is NaFlex's; "corners", linear between the corners' centres, is big_vision's resample_posemb.
     Raises ConfigError if the table does not have that many positions.
     """
     prefix = len(table) - old[0] * old[1]
-    require(0 <= prefix <= 1, f"A table of {len(table)} positions is not of a grid of {old[0]} x {old[1]} patches.")
+    require(0 <= prefix <= 1, f"A table of {len(table)} positions does not fit a grid of {old[0]} x {old[1]} patches.")
     if old == new:
         return table
     grid = jnp.reshape(table[prefix:], (*old, -1))
@@ -33,7 +33,7 @@ def resample(table: jax.Array, old: tuple[int, int], new: tuple[int, int], metho
 def stretch(table: jax.Array, length: int) -> jax.Array:
     """Text positions [L, width] -> [length, width], linear with half-pixel centres.
 
-    Longer and shorter tables alike, as in open_clip's resize_text_pos_embed.
+    The new length may be longer or shorter, as in open_clip's resize_text_pos_embed.
     """
     old = len(table)
     at = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
@@ -44,7 +44,7 @@ def stretch(table: jax.Array, length: int) -> jax.Array:
 
 
 def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: Method = "bicubic") -> Any:
-    """The parameters of model `old` for model `new`, which may differ in image size and context length.
+    """Adapts the parameters of model `old` to model `new`, which may differ in image size and context length.
 
     Only learned positions change.
     """
@@ -57,7 +57,7 @@ def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: 
         table = text["position_embedding"]
         # CoCa's class token has the last position, which no word ever has.
         appended = len(table) - old.text.context_length
-        require(0 <= appended <= 1, f"A table of {len(table)} positions is not of {old.text.context_length} tokens.")
+        require(0 <= appended <= 1, f"A table of {len(table)} positions does not fit {old.text.context_length} tokens.")
         words = stretch(table[: len(table) - appended], new.text.context_length)
         text["position_embedding"] = jnp.concatenate([words, table[len(table) - appended :]])
     return params

@@ -16,7 +16,7 @@ from clipjax.models.attention import CrossAttention, SelfAttention
 from clipjax.models.layers import NORMS, Mlp, constrain
 from clipjax.models.rotary import Rotation
 
-PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 widths a token if mlp_dim is 4 widths
+PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 * width numbers per token if mlp_dim is 4 * width
 # What a block keeps for the backward pass, which computes everything else again. remat="attention" has no policy: it
 # computes only attention() again, see SelfAttention.
 REMAT_POLICIES = {
@@ -89,8 +89,8 @@ def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[n
 class Block(nn.Module):
     """x + attention(LN(x)), then x + MLP(LN(x)), varied by config. Returns (x, None): the form nn.scan needs.
 
-    x: [batch * length, width]. Only attention needs the examples apart, and a TPU lays out [batch, length, width] with
-    196 rows an example differently: every product beside it would cost a copy.
+    x: [batch * length, width]. Only attention needs the examples apart. A TPU would lay out [batch, length, width] in
+    another way for examples of 196 rows, and every product outside attention would then cost a copy.
     cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
     """
 
@@ -208,10 +208,10 @@ def unstack_layers(tower: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_indices(hidden_layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Layers counted from 0, as transformers counts hidden_states.
+    """hidden_layers without negative numbers. They count like transformers' hidden_states.
 
     0 is what enters the first block, i what leaves block i, -1 what leaves the last. Raises ConfigError for a layer
-    that is not there.
+    that does not exist.
     """
     for layer in hidden_layers:
         require(

@@ -82,5 +82,5 @@ def test_a_models_parameters_fit_another_resolution_and_context():
     assert found["text"]["position_embedding"].shape == (9, 4)
     assert found["image"]["cls_token"] is params["image"]["cls_token"]
     assert params["text"]["position_embedding"].shape == (77, 4)
-    with pytest.raises(ConfigError, match="50 positions is not of a grid of 3 x 3"):
+    with pytest.raises(ConfigError, match="50 positions does not fit a grid of 3 x 3"):
         resample_positions(params, new, old)

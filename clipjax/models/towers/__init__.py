@@ -8,7 +8,7 @@ from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, neare
 from clipjax.models.towers import bert, convnext, efficientnet, naflex, resnet, text, vit
 from clipjax.models.towers.tower import Tower
 
-# config.model.image.name -> the tower. Each file has the row, beside the options and the module that it names.
+# config.model.image.name -> the tower. Each tower's file holds its row, its options and its module.
 IMAGE_TOWERS: dict[str, Tower] = {
     "vit": vit.TOWER,
     "naflex": naflex.TOWER,
@@ -21,12 +21,12 @@ TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER}
 
 
 def image_tower(config: ImageTowerConfig) -> Tower:
-    """The row of config.model.image. Raises ConfigError for an unknown name, or one of another dataclass."""
+    """The row of config.model.image. Raises ConfigError for an unknown name, or for another tower's dataclass."""
     return _row(config, IMAGE_TOWERS, "config.model.image")
 
 
 def text_tower(config: TextTowerConfig) -> Tower:
-    """The row of config.model.text. Raises ConfigError for an unknown name, or one of another dataclass."""
+    """The row of config.model.text. Raises ConfigError for an unknown name, or for another tower's dataclass."""
     return _row(config, TEXT_TOWERS, "config.model.text")
 
 

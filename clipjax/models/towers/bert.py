@@ -49,14 +49,14 @@ class BertConfig(TextTowerConfig):
     projection_bias: bool = weights(False)
     dropout: float = experiment(0.0)
     scan_layers: bool = runtime(True, fixed=LAYOUT)
-    attention_chunk: int = runtime(0)  # examples of a device whose attention weights exist at a time; 0: all
+    attention_chunk: int = runtime(0)  # examples per device whose attention weights exist at a time; 0: all
 
 
 class BertEncoder(nn.Module):
     """text [B, L] int32, L <= context_length -> TowerOutput, tokens [B, L, width].
 
     Positions whose id is config.pad_id are not attended to: a text's embedding does not depend on how far it is padded.
-    The tokens at those positions mean nothing. Raises ConfigError for hidden_layers, which it does not give.
+    The tokens at those positions mean nothing. Raises ConfigError for hidden_layers: it has none to give.
     """
 
     config: BertConfig

@@ -17,7 +17,7 @@ from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
 from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, no_hidden_states, square_image
 from clipjax.models.transformer import check_rates, rematerialised
 
-LAYER_SCALE = 1e-6  # at the start
+LAYER_SCALE = 1e-6  # initial value
 zeros = nn.initializers.zeros
 normal = nn.initializers.normal(0.02)
 
@@ -39,7 +39,7 @@ class ConvNeXt(nn.Module):
 
     Pool, norm, then config.head: one linear map without bias, or an MLP of 2 embed_dim whose second map has no bias.
     The tokens are the last feature map, before the norm, row by row. Source: Liu et al. 2201.03545 as timm's ConvNeXt
-    under open_clip's TimmModel. Raises ConfigError for hidden_layers, which it does not give.
+    under open_clip's TimmModel. Raises ConfigError for hidden_layers: it has none to give.
     """
 
     config: ConvNeXtConfig

@@ -74,7 +74,7 @@ class EfficientNet(nn.Module):
 
     The mean of the tokens is pooled, through a linear map if config.projection. Source: Tan & Le 1905.11946; ALIGN
     (2102.05918) as in transformers' AlignVisionModel, except that stochastic depth drops whole examples, as in Tan &
-    Le. Raises ConfigError for hidden_layers, which it does not give.
+    Le. Raises ConfigError for hidden_layers: it has none to give.
     """
 
     config: EfficientNetConfig

@@ -110,7 +110,7 @@ def grid_weights(spatial_shape: jax.Array, count: int, side: int) -> jax.Array:
 
 
 def naflex_of(vit: ViTConfig, **changes) -> NaFlexConfig:
-    """The NaFlex tower with the parameters of `vit`: SigLIP 2's two kinds of weights. changes: fields to set.
+    """The NaFlex tower that has the same parameters as `vit`; SigLIP 2 has both kinds. changes: fields to set.
 
     Raises ConfigError for an option of vit that NaFlex does not have.
     """

@@ -35,7 +35,7 @@ class ResNet(nn.Module):
     """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, H W / 1024, 32 width]: the last feature map by rows.
 
     Source: openai/CLIP clip/model.py ModifiedResNet; He et al. 1512.03385; anti-aliased strides after Zhang 1904.11486.
-    Raises ConfigError for hidden_layers, which it does not give.
+    Raises ConfigError for hidden_layers: it has none to give.
     """
 
     config: ResNetConfig

@@ -1,4 +1,4 @@
-"""What a tower is to the rest of clipjax: a row of a table, and the one type that every tower returns."""
+"""What the rest of clipjax knows of a tower: its row in a table, and the one type that every tower returns."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Tower:
     module: Callable[..., Any]
     config: type  # a frozen dataclass below ImageTowerConfig or TextTowerConfig
     check: Callable[[Any, int], None]  # (config, embed_dim); raises ConfigError for options that do not fit
-    columns: Callable[[Any, int], Columns]  # (config, batch size): what of a batch the tower reads
-    flops: Callable[[Any, int], TowerFlops] | None = None  # (config, embed_dim); None: read off the traced tower
+    columns: Callable[[Any, int], Columns]  # (config, batch size): the batch's columns that the tower reads
+    flops: Callable[[Any, int], TowerFlops] | None = None  # (config, embed_dim); None: counted from the traced tower
     hidden_states: bool = False  # gives the states of chosen layers
     running_statistics: bool = False  # has a collection "batch_stats": no micro-batches while the tower trains
     tensor_axis: tuple[str, ...] = ()  # fields of config that the mesh's tensor axis must divide
-    random: tuple[str, ...] = ()  # fields with the rates of what training draws; at 0 the tower is deterministic
+    random: tuple[str, ...] = ()  # fields with rates of random drops in training; at 0 it is deterministic
     patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
     check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
 

@@ -188,7 +188,7 @@ def check(config: ViTConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     c, by_attention = config, config.pool in BY_ATTENTION
     check_patches(c)
-    # What those pools give is as wide as the embedding.
+    # The result of an attentional pool is as wide as the embedding.
     check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, IMAGE)
     check_rope(c, IMAGE, axes=2)
     require(0 <= c.patch_dropout < 1, f"{IMAGE}.patch_dropout={c.patch_dropout} must be in [0, 1).")
