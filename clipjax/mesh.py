@@ -1,4 +1,4 @@
-"""The mesh (data, fsdp, tensor) of devices, where each array lives on it, and the way onto it and back."""
+"""The mesh (data, fsdp, tensor) of devices, the sharding of each array, and moving arrays to the mesh and back."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ BATCH_AXES = ("data", "fsdp")
 
 # (regular expression that matches the end of a parameter's path, spec of its LAST dimensions). Leading dimensions (the
 # layer axis of scanned blocks) are not sharded. The first match counts; parameters that match nothing (norms, biases of
-# outputs, scalars) are replicated. An axis of size one has no effect, so that one list serves data, FSDP and tensor
-# parallelism.
+# outputs, scalars) are replicated. An axis of size one has no effect, so this list serves data, FSDP and tensor
+# parallelism alike.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"attention/qkv/kernel", P("fsdp", None, "tensor")),
     (r"attention/qkv/bias", P(None, "tensor")),
@@ -55,8 +55,8 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"patch_embed/kernel", P(None, "fsdp")),
     (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
     (r"decoder/vocabulary", P("fsdp", "tensor")),
-    # Convolutions by output channel, except the depthwise ones: they are small, and to match their slices the compiler
-    # would split the activations by channel.
+    # Convolutions are split by output channel. Depthwise ones are not: they are small, and the compiler would split the
+    # activations by channel to match.
     (r"(conv_\d|shortcut_conv|stem|downsample_\d|expand|squeeze|excite|project)/kernel", P(None, "fsdp")),
     (r"(attention_pool/(query|key|value|out)|head_up)/kernel", P("fsdp", None)),
 )

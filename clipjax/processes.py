@@ -1,10 +1,10 @@
-"""What the processes of a run tell each other besides their arrays: small values, failures, and SIGTERM.
+"""What the processes of a run tell each other besides arrays: small values and failures.
 
 When one process fails, the others report it and stop instead of waiting in a collective forever. A process that fails
 in Python leaves a message in the key-value store of JAX's coordination service, which the others read every second. One
 that is killed leaves none: the service misses its heartbeats and ends the others with a message that names it.
 
-Also here: the lines of progress that the first process prints.
+The first process also prints the lines of progress; they are made here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     loss, metrics = loss_fn(image_embedding, text_embedding, logit_scale=t, logit_bias=b)     # under jit
 
 To add a loss, write one file that describes one tile of similarities, and one row in LOSSES; docs/losses.md shows one
-in twenty lines. To add a way for embeddings to meet (config.loss.comm), write a file and a row in clipjax.losses.comm.
+in twenty lines. To add a way to exchange embeddings (config.loss.comm), write a file and a row in clipjax.losses.comm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clipjax.mesh import batch_shards
 
 __all__ = ["COMMS", "LOSSES", "Inputs", "Loss", "Pairs", "check_loss", "make_loss", "pairwise", "sum_over_pairs"]
 
-# Each makes the Loss of its config: LOSSES["cyclip"](CyclipConfig()) -> Loss. Each checks (LossConfig, ModelConfig).
+# Each row makes a Loss from its config: LOSSES["cyclip"](CyclipConfig()). Its check takes (LossConfig, ModelConfig).
 LOSSES: dict[str, Part] = {
     "softmax": softmax.LOSS,
     "sigmoid": sigmoid.LOSS,
@@ -52,8 +52,8 @@ def make_loss(
     config.comm: "all_gather" moves the embeddings once and needs no gradient collective. "ring" sends blocks of texts
       around in both directions and never holds more than three of them. "chunked" gathers them part by part. "dense"
       is the textbook formula with autodiff. mesh=None is "dense".
-    config.dtype: "bfloat16" rounds the embeddings first, straight through for the gradient, and moves them as two bytes
-      an element. The loss and the gradients of the rounded embeddings are computed in float32.
+    config.dtype: "bfloat16" rounds the embeddings first and moves them as two bytes an element. The loss and its
+      gradients are computed in float32; a gradient passes through the rounding unchanged.
     losses: the table to look in; pass your own to use a loss that is not in LOSSES.
 
     Raises ConfigError for an unknown loss or comm, a tile that does not divide a device's rows, or (at trace time) a

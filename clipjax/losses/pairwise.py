@@ -40,7 +40,7 @@ def sum_over_pairs(pair_loss: PairLoss) -> Loss:
 
 
 def needs_bias(config: LossConfig, model: ModelConfig) -> None:
-    """The check of a loss in which each positive is one pair among B: a bias makes up for it. Raises ConfigError."""
+    """Refuses a model without a logit bias, which balances one positive against B - 1 negatives. Raises ConfigError."""
     require(
         model.logit_bias_init is not None,
         f"config.loss.name='{config.name}' needs a learnable bias: set config.model.logit_bias_init=-10.0 (SigLIP).",

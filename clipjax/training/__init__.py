@@ -5,7 +5,7 @@
     step = make_train_step(config, mesh, state)
     state, metrics = step(state, batch)
 
-This room knows no files: `clipjax.commands.train` hands the loop what evaluates, saves and logs.
+Nothing here reads or writes files: `clipjax.commands.train` gives the loop the functions that evaluate, save and log.
 """
 
 from clipjax.training.check import check

@@ -1,4 +1,4 @@
-"""Do the parts of an experiment fit each other and the machine? Asked before anything is compiled."""
+"""Checks that the parts of an experiment fit each other and the machine, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
 
 
 def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
-    """Each tower's own refusals, then those that concern the mesh or the micro-batches. Raises ConfigError.
+    """Runs each tower's own check, then those of the mesh and the micro-batches. Raises ConfigError.
 
     tensor: length of the mesh's tensor axis.
     """
@@ -91,13 +91,13 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
         or config.optimizer.image_lr_multiplier == 0,
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
-        "would be another one. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
+        "would differ. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
         f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0).",
     )
 
 
 def check_embeddings(config: ExperimentConfig) -> None:
-    """Do the embeddings that config.data names stand for what a step would compute? Raises ConfigError."""
+    """Refuses stored embeddings (config.data) that cannot replace what a step would compute. Raises ConfigError."""
     data, image, augment = config.data, config.model.image, config.data.augment
     if not (data.image_embeddings or data.teacher_embeddings):
         return

@@ -17,7 +17,7 @@ Averages = dict[str, Any]  # the fields "ema_params" and "ema_batch_stats" of a 
 
 
 def first_averages(config: OptimizerConfig, params: Any, batch_stats: Any) -> Averages:
-    """The averages of a run that begins: copies, since the step donates each array of the state once."""
+    """The averages at the start of a run. They are copies, because the step can donate each array only once."""
     if not config.ema_decay:
         return {"ema_params": None, "ema_batch_stats": None}
     copies = jax.tree.map(jnp.copy, (params, batch_stats))

@@ -39,9 +39,9 @@ def initial_state(config: ExperimentConfig, mesh: Mesh, trained: Weights) -> Tra
 
 
 def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
-    """Names in a fingerprint of options that only one of two models' towers has, and leaves at their defaults.
+    """Fingerprint names of the options that only one of two models' towers has, and that are at their defaults.
 
-    With them a tower computes what one without such an option does: a ViT without rotary positions and a NaFlex.
+    Such an option makes no difference at its default: a ViT without rotary positions computes what a NaFlex computes.
     """
     names = set()
     for side in ("image", "text"):

@@ -59,7 +59,7 @@ def teacher_made_by(
 def data_made_by(data: DataConfig) -> dict[str, Any]:
     """{"data.sha256": checksum of the shards' checksums} for each folder of records.
 
-    Other sources have no checksum: there, a record's key shows when it is read that it is the one that was embedded.
+    Other sources have no checksum. For them, each record's key is compared with the stored one when it is read.
     """
     parts = {f"data.{name}": part.source for name, part in data.mixture.items()} or {"data": data.train}
     checksums = {}

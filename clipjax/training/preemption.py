@@ -1,4 +1,4 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: noticed by all processes at the same step."""
+"""Preemption: a cluster sends SIGTERM before it takes a machine away, and all processes notice it at the same step."""
 
 from __future__ import annotations
 

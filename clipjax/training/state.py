@@ -28,7 +28,7 @@ class TrainState:
     ema_params: Any  # float32 tree like params, or None
     rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
     skipped: jax.Array  # int32, steps skipped so far because loss or gradient was not finite
-    skipped_in_a_row: jax.Array  # int32, consecutive skipped steps up to now
+    skipped_in_a_row: jax.Array  # int32, consecutive skipped steps so far
     batch_stats: Any = flax.struct.field(default_factory=dict)  # BatchNorm's running statistics; {} for other towers
     ema_batch_stats: Any = None  # averages of batch_stats, kept where ema_params are
 

@@ -20,7 +20,7 @@ from clipjax.training.state import TrainedWeights, abstract_state, eval_variable
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen dual encoder whose similarities another one learns from."""
+    """A frozen dual encoder whose similarities a student learns from."""
 
     config: ExperimentConfig  # the teacher's own
     variables: Any  # {"params", "batch_stats"} on the mesh; or their shapes, to plan with

@@ -1,7 +1,7 @@
-"""How the embeddings of different devices meet: one file for each strategy, one row in COMMS.
+"""How devices exchange embeddings: one file for each strategy, one row in COMMS.
 
 A row makes the mean loss of the global batch from the description of one tile. Three rows share the passes over tiles
-in passes.py, and say only how every row and every column come together: with `collect` and `differentiate`.
+in passes.py. Their files define only how each row of the matrix meets each column: `collect` and `differentiate`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """comm="chunked": the columns are gathered part by part, each while the part before it is computed.
 
-Memory is that of two parts. What the parts' columns add up to is summed over the devices.
+Two parts are in memory at a time. The sums that a part's columns collect are added up over the devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A loss over all pairs of the global batch, exact on any mesh, from a description of ONE tile of the pairs.
 
-A strategy brings every row and every column together. The passes do so once to collect what the loss asks of rows and
-columns, and once more for the gradient; a loss that is a plain sum over pairs does both at once.
+A strategy lets each row meet each column. The first pass collects the loss's reductions of rows and columns, the second
+computes the gradient. A loss that is a plain sum over pairs does both in one pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MeanLoss = Callable[[Tree, Tree, jax.Array | None], tuple[jax.Array, dict[str, j
 
 
 class Strategy(NamedTuple):
-    """How every row and every column of the global batch come together. Both functions run on every device at once.
+    """How each row of the global batch meets each column. Both functions run on all devices at the same time.
 
     collect(tiles, rows, columns) -> (states of these rows, results of these columns, kept): the first pass.
       rows, columns: Side, this device's own. kept: whatever `differentiate` can use again, or None.

@@ -1,6 +1,6 @@
 """comm="ring": blocks of columns travel from device to device, in both directions.
 
-No device ever holds more than three blocks besides its own. What a block's columns add up to travels with it.
+No device ever holds more than three blocks besides its own. The sums that a block's columns collect travel with it.
 """
 
 from __future__ import annotations
