@@ -1,12 +1,12 @@
 """Data: where examples come from, and batches made of them.
 
-    sources/        one file a kind of source; SOURCES, open_source
-    tokenizers/     one file a kind of tokenizer; TOKENIZERS, make_tokenizer
+    sources/        one file for each kind of source; SOURCES, open_source
+    tokenizers/     one file for each kind of tokenizer; TOKENIZERS, make_tokenizer
     images/         encoded images -> pixels or patches
     records.py      the record on disk and its manifest; shards.py writes the files
-    order.py        which record is example i; mixture.py: of several sources
+    order.py        which record is example i; mixture.py: the same for several sources
     examples.py     records -> rows of a batch, each a function of its position
-    pipeline.py     rows -> batches; read_ahead.py: in threads and processes; prefetch.py: onto the devices
+    pipeline.py     rows -> batches; read_ahead.py makes them in threads or processes; prefetch.py moves them to devices
     embeddings.py   embeddings of a frozen tower, stored as records
 
 The names below can be imported from here; each is loaded when it is first used.

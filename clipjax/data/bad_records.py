@@ -1,4 +1,4 @@
-"""Records that cannot be used: training takes another in their place, and all are counted by cause and named."""
+"""Records that cannot be used: training replaces them, and every one is counted by cause and named."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class BadRecord(NamedTuple):
 def first_good(
     source: Any, index: int, make: Callable[[int, Any], T], replacement: Callable[[int], int], bad: list[BadRecord]
 ) -> T:
-    """make(index, source[index]), or of the records that replacement(index) draws in its place while they are bad.
+    """make(index, source[index]). While the record is bad, replacement(index) draws another one to use instead.
 
-    Appends to `bad` what could not be used. Raises DataError after MAX_ATTEMPTS bad records.
+    Appends the bad records to `bad`. Raises DataError after MAX_ATTEMPTS of them.
     """
     for _ in range(MAX_ATTEMPTS):
         record: dict[str, Any] = {}

@@ -29,7 +29,7 @@ class Embeddings:
     """A folder of embeddings. Can be pickled; reads a record when it is asked for."""
 
     def __init__(self, folder: str | Path):
-        """Raises ManifestError for a folder that is missing or damaged, ConfigError for one of other records."""
+        """Raises ManifestError for a folder that is missing or damaged, ConfigError for one without embeddings."""
         self.made_by = read_made_by(folder)
         self.folder, self.dtype = str(folder), self.made_by["dtype"]
         self.records = ArrayRecordSource(SourceConfig(path=self.folder, split=SPLIT))
@@ -38,7 +38,7 @@ class Embeddings:
         return len(self.records)
 
     def image(self, index: int, key: str) -> np.ndarray:
-        """The image embedding of record `index`, [D] float32. Raises RecordError where its key is another one."""
+        """The image embedding of record `index`, [D] float32. Raises RecordError if its key is not `key`."""
         return self._array(self._record(index, key)["image"])
 
     def text(self, index: int, key: str, caption: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def write_embeddings(
 
 
 def open_embeddings(folder: str, records: int) -> Embeddings | None:
-    """The embeddings in a folder; None where folder is "". Raises ConfigError unless there are `records` of them."""
+    """The embeddings in a folder; None if folder is "". Raises ConfigError unless it embeds `records` records."""
     if not folder:
         return None
     embeddings = Embeddings(folder)
@@ -116,7 +116,7 @@ def open_embeddings(folder: str, records: int) -> Embeddings | None:
 
 
 def read_made_by(folder: str | Path) -> dict[str, Any]:
-    """What made the embeddings in a folder. Raises ManifestError, or ConfigError for a folder of other records."""
+    """What made the embeddings in a folder. Raises ManifestError, or ConfigError if its records are not embeddings."""
     made_by = read_manifest(folder)["source"].get("embeddings")
     require(made_by is not None, f"{folder} has records but no embeddings; make them with clipjax embed --out=FOLDER.")
     return made_by

@@ -21,9 +21,11 @@ from clipjax.data.tokenizers import Tokenizer
 class TrainExamples:
     """examples(first, count) -> Rows with the columns image, text, pair_id, for training.
 
-    data.image_embeddings makes image_embedding of image; data.teacher_embeddings adds teacher_image_embedding and
-    teacher_text_embedding. Example i is record order[i] (clipjax.data.mixture.make_order). Its caption and its crop are
-    drawn from a generator seeded by (seed, i), and so is the record that replaces it when it is bad.
+    With data.image_embeddings, a column image_embedding takes the place of image. data.teacher_embeddings adds
+    teacher_image_embedding and teacher_text_embedding.
+
+    Example i is record order[i] (clipjax.data.mixture.make_order). Its caption and its crop are drawn from a generator
+    seeded by (seed, i), and so is the record that replaces it when it is bad.
     """
 
     def __init__(

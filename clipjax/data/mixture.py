@@ -1,11 +1,11 @@
-"""Several sources as one, by weights: which record is example i, exactly and at once for any i.
+"""Several sources mixed by weight: which record is example i, exact and computed directly for any i.
 
     parts of a period:  a b a a b a ...    places by weight, evenly spread; the same in every period
     example i        -> its part, and the number of earlier examples of that part
                      -> the part's epoch, and the record in that epoch's permutation
 
-So every record of a part comes once in each epoch of that part, whatever the weights, and a run can go on at any
-example i without knowing more than i.
+So each record of a part comes once in each epoch of that part, whatever the weights. A run can continue at any example
+i; it needs to know nothing but i.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ PERIOD = 252_000  # 2^5 3^2 5^3 7: shares in per mille, thirds, sixths, sevenths
 def places_of(weights: Sequence[float]) -> np.ndarray:
     """[K] int64: the number of places of each part in a period. They sum to PERIOD, each within 1 of its share."""
     exact = np.asarray(weights, np.float64) / np.sum(weights) * PERIOD
-    # 0.1 / 0.3 is not exactly 1/3: a number that rounding alone keeps from being whole is taken as whole.
+    # 0.1 / 0.3 is not exactly 1/3: a number that only rounding errors keep from being whole is taken as whole.
     exact = np.where(np.abs(exact - np.round(exact)) < 1e-6, np.round(exact), exact)
     counts = np.floor(exact).astype(np.int64)
     largest_remainder_first = np.argsort(counts - exact, kind="stable")
@@ -162,7 +162,7 @@ def interleave(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_mixture(data: DataConfig) -> None:
-    """Refuses weights that are none, and a mixture beside a source. Raises ConfigError."""
+    """Refuses weights that are not positive, and a mixture together with a source. Raises ConfigError."""
     where, weights = "config.data.mixture", {name: part.weight for name, part in data.mixture.items()}
     require(
         not weights or not data.train.path,
@@ -172,7 +172,7 @@ def check_mixture(data: DataConfig) -> None:
     for name, weight in weights.items():
         require(
             math.isfinite(weight) and weight > 0,
-            f"{where}.{name}.weight={weight} must be a number above 0; leave a part out that shall not be read.",
+            f"{where}.{name}.weight={weight} must be a number above 0; to skip a part, leave it out.",
         )
     for name, weight in weights.items():
         require(

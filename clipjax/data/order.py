@@ -25,7 +25,7 @@ class Shuffled:
         return int(rng.integers(self.size))
 
     def progress(self, examples: int) -> dict[str, float]:
-        """Metrics after a number of examples: the epochs that they are."""
+        """Metrics after a number of examples: how many epochs that is."""
         return {"epoch": examples / self.size}
 
 

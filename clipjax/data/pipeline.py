@@ -82,7 +82,7 @@ class TrainIterator:
         if state.get("records", records) != records:
             raise DataError(
                 f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
-                "order would be another one. Give the run the data it began with, or use a new --workdir with "
+                "order would change. Give the run the data it began with, or use a new --workdir with "
                 "--config.init_from set to this one."
             )
         self.step, self.read = state["step"], state["read"]

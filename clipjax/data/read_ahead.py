@@ -34,9 +34,9 @@ def read_batches(
 ) -> Iterator[Rows]:
     """examples(first + s * stride, rows) for s = 0, 1, ..., in order.
 
-    num_threads threads make parts of the batches ahead. worker_count: that number of processes with num_threads threads
-    each, instead of threads of this process; everything in `examples` must then be picklable. Exceptions of `examples`
-    are raised here; so is a worker's death. Workers end with this process, also when it is killed.
+    num_threads threads of this process make parts of batches ahead of their use. With worker_count > 0, that many
+    processes of num_threads threads each do so instead, and everything in `examples` must be picklable. Exceptions of
+    `examples` are raised here, and a worker's death raises one. Workers end with this process, even if it is killed.
     """
     chunks = Chunks(examples, rows, first, stride, num_batches)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

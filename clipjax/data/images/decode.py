@@ -1,4 +1,4 @@
-"""An encoded image -> decoded upright RGB, or a smaller version that still shows enough of one part of it."""
+"""Encoded image -> upright RGB, or a smaller version of it in which the part to be used still has enough pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 EXIF_ORIENTATION = 0x0112
-# EXIF orientation -> for (columns, rows) of the upright image: 1 where they run against the stored ones.
+# EXIF orientation -> for (columns, rows) of the upright image: 1 if they run opposite to the stored ones.
 FROM_THE_END = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
 

@@ -37,9 +37,9 @@ __all__ = [
 class Source(Protocol):
     """Random access to encoded examples. Instances can be pickled for worker processes.
 
-    Three methods are optional. `order(seed)` returns the order in which training reads the records, where the full
-    shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from checksums
-    recorded for them. `sha256()` returns a checksum of all records, where one is recorded.
+    Three methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
+    the full shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from their
+    recorded checksums. `sha256()` returns a checksum of all records, if one is recorded.
     """
 
     class_names: tuple[str, ...]  # what labels index; empty when there are none

@@ -14,7 +14,7 @@ MAX_CAPTION = 1 << 20  # bytes; a text tower reads a few hundred
 def captions(fields: Mapping[str, Any], keys: str) -> list[str]:
     """The texts under the keys, which are joined by commas, stripped. "meta/text" is a field inside another.
 
-    Empty texts and values that are no text are left out. Raises RecordError for a text that is too long or that no
+    Empty texts and values that are not text are left out. Raises RecordError for a text that is too long or that no
     tokenizer can take.
     """
     return [text for key in keys.split(",") for text in _checked(texts_of(pick(fields, key.strip())))]
@@ -36,7 +36,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark. Raises RecordError for more than MAX_CAPTION or no UTF-8."""
+    """UTF-8 bytes as text, without a byte order mark. Raises RecordError above MAX_CAPTION, or if not UTF-8."""
     if len(data) > MAX_CAPTION:
         raise RecordError("caption too long", f"{where} has {len(data)} bytes, the limit is {MAX_CAPTION}")
     try:

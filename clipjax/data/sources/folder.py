@@ -109,7 +109,7 @@ class FolderSource:
                 raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
             # A pipe would make the read wait for ever.
             if not whole.is_file():
-                raise RecordError("unreadable record", f"'{path}' is no file in {self.root}")
+                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}")
             size = whole.stat().st_size
             if size > limit:
                 raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")

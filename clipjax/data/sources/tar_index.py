@@ -46,7 +46,7 @@ class TarIndex(NamedTuple):
 
 
 def load_index(path: str, folder: str = "") -> TarIndex:
-    """The index of a tar; made and saved where there is none for the file's present size and time.
+    """The index of a tar; made and saved if there is none for the file's present size and time.
 
     folder: where the index is kept; "": beside the tar. Where it cannot be written, it is made again at each start.
     Raises ManifestError naming the file, and the byte where it is cut or damaged.

@@ -48,9 +48,9 @@ class WebDatasetConfig(SourceConfig):
 class WebDatasetSource:
     """The samples of one or many tars (see local_files.find_files), each with an image and captions.
 
-    A sample without captions takes the name of its class: the line of classnames.txt, beside the tars or in the folder
-    above, that its label counts. Reading a sample is one read of the tar. Raises ManifestError for tars that are
-    missing, cut, damaged or compressed.
+    A sample without captions takes the name of its class: line number `label`, from 0, of classnames.txt, which lies
+    beside the tars or in the folder above. Reading a sample is one read of the tar. Raises ManifestError for tars that
+    are missing, cut, damaged or compressed.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -106,7 +106,7 @@ class WebDatasetSource:
         try:
             label = int(parts[self.label])
         except ValueError as error:
-            raise RecordError("corrupt record", f"{where} is no number: {parts[self.label][:20]}") from error
+            raise RecordError("corrupt record", f"{where} is not a number: {parts[self.label][:20]}") from error
         return class_number(label, where)
 
     def texts(self, parts: Parts, label: int, key: str) -> list[str]:

@@ -46,7 +46,7 @@ TOKENIZERS: dict[str, Part] = {
 def make_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
     """The tokenizer that config.name selects.
 
-    Raises ConfigError for an unknown name, and for files that are missing or no vocabulary of that kind.
+    Raises ConfigError for an unknown name, and for files that are missing or not a vocabulary of that kind.
     """
     require(
         config.name in TOKENIZERS,

@@ -26,7 +26,7 @@ def clip_bpe(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     A folder with vocab.json and merges.txt: transformers' CLIPTokenizer (NFC, white space, lower case; padded with the
     token that tokenizer_config.json names, or the end of text).
 
-    SOT and EOT enclose every text and survive truncation; written out in a text they are text. Raises ConfigError.
+    SOT and EOT enclose every text and survive truncation. In a text itself they are read as text. Raises ConfigError.
     """
     tokenizers = import_tokenizers()
     path = Path(config.path)

@@ -1,4 +1,4 @@
-"""Makes a Tokenizer of a pipeline of the `tokenizers` library: fixed length, padding, and rules for the text."""
+"""Wraps a pipeline of the `tokenizers` library as a Tokenizer: fixed length, padding, and rules for the text."""
 
 from __future__ import annotations
 
