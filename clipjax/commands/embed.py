@@ -1,4 +1,4 @@
-"""Embeds the training data with a frozen tower, once, so that training does not run the tower at every step.
+"""Embeds the training data once with a frozen tower, so that training does not run the tower at every step.
 
     clipjax embed --config=experiments/lit.py --tower=image --out=data/lit_images
     clipjax train --config=experiments/lit.py --config.data.image_embeddings=data/lit_images --workdir=runs/lit

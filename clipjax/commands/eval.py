@@ -33,7 +33,7 @@ def run(
     """Evaluates one checkpoint of a training run and writes `out`/results.json and report.html.
 
     Args:
-      checkpoint: the workdir of a training run, from whatever mesh.
+      checkpoint: the workdir of a training run, trained on any mesh.
       config: whose mesh, eval and data sections to use; its model and tokenizer must be the checkpoint's
         (FingerprintError lists what differs). None: the checkpoint's own.
       step: "latest", "best" or a step number.

@@ -67,7 +67,7 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
     alone([argv[0], f"{name}={path}"])
     config = alone.config
     overrides = [arg for arg in argv if arg.startswith("--config.")]
-    # Names of parts first: they decide which other fields there are.
+    # Names of parts come first, because they decide which other fields there are.
     for arg in sorted(overrides, key=lambda arg: not arg.partition("=")[0].endswith(".name")):
         field, equals, value = arg.removeprefix("--config.").partition("=")
         try:
@@ -96,7 +96,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    # Orbax warns about options that are meant, such as read_only.
+    # Orbax warns about options that are set on purpose, such as read_only.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
     try:

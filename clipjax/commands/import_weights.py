@@ -1,4 +1,4 @@
-"""Turns published weights into a directory like a run's: to evaluate, to distil from, to start training from.
+"""Turns published weights into a directory like a run's, which can be evaluated, distilled from or trained from.
 
     clipjax import google/siglip-base-patch16-224 runs/siglip          # a directory of transformers or open_clip
     clipjax import ViT-B-32.pt runs/clip_b32                           # an archive of OpenAI's

@@ -110,7 +110,7 @@ def nearest_that_may_fit(config: ExperimentConfig) -> Iterator[tuple[str, Experi
         change = f"model.image.remat={remat} model.text.remat={remat}"
         yield change, _with_remat(config, remat)
     if image_tower(config.model.image).running_statistics and config.optimizer.image_lr_multiplier:
-        return  # see check: no micro-batches
+        return  # training/check.py refuses micro-batches with BatchNorm
     base, prefix = (config, "") if now == "full" else (_with_remat(config, "full"), "remat=full for both towers and ")
     for factor in (2, 4, 8, 16):
         steps = config.accumulation_steps * factor

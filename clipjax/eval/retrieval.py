@@ -38,7 +38,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Recalls of every record's image against every record's caption, both ways. All processes call it together.
 
-    By default a record's first caption takes part. With config.all_captions, `captions` gives all captions of a
+    By default only a record's first caption takes part. With config.all_captions, `captions` gives all captions of a
     record by its index: each is a query of its own, and an image's match is the best of its captions.
 
     Records with the same pair_id match each other (several images of one caption, or repeats); one with -1 matches

@@ -60,7 +60,7 @@ def evaluate(
     embed_images: batch -> [B, D] float32; embed_texts: tokens [N, L] -> [N, D] float32; both L2-normalised.
     Returns top1, top5, mean_per_class (top-1 averaged over the classes that occur), chance (1 / classes),
       top1_low and top1_high (95% Wilson interval), classes, examples, unlabelled, indistinguishable (classes whose
-      prompts have the same tokens as another class's, and are never right).
+      prompts have the same tokens as another class's, so that they never count as right).
     Raises ConfigError for missing class names, a template without {}, data without labels, or labels beyond
       the names.
     """

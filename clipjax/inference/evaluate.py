@@ -92,7 +92,7 @@ def check_best_metric(config: ExperimentConfig, numbers: dict[str, float]) -> No
 
 
 class Evaluation(NamedTuple):
-    """What evaluating one checkpoint gave, and under which configuration."""
+    """The results of one checkpoint's evaluation, and the configuration that was used."""
 
     config: ExperimentConfig  # what was evaluated, and how
     mesh: Mesh

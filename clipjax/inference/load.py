@@ -91,7 +91,7 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
 def _blocks(
     columns: dict[str, np.ndarray], rows: int, sharding: jax.sharding.Sharding
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """(global batch of `rows` examples, how many of them are not padding)."""
+    """Yields (global batch of `rows` examples, how many of them are not padding)."""
     count = len(next(iter(columns.values())))
     for start in range(0, count, rows):
         batch = {}

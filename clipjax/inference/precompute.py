@@ -50,8 +50,8 @@ def embedded_rows(
 ) -> Iterator[Row]:
     """The rows of the records in `batches`, in order.
 
-    Calls embed_images and embed_texts once for every batch, whatever is in it, because all processes must call them
-    together.
+    Calls embed_images and embed_texts once for every batch, even one without usable records, because all processes must
+    call them together.
     """
     for batch in batches:
         images, index, valid = own_rows(embed_images(batch)), own_rows(batch["index"]), own_rows(batch["valid"])

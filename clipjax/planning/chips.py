@@ -1,4 +1,4 @@
-"""The accelerators that plans can be made for: what one device of each holds, computes and moves.
+"""The accelerators that plans can be made for: the memory, speed and bandwidth of one device of each.
 
 Sources: Google Cloud's TPU system architecture pages (peak rates, HBM, bandwidth) and "How to Scale Your Model"
 (jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is chosen so that the matrix units' width

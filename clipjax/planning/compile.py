@@ -164,7 +164,7 @@ def _time(
     parts = {part: cycles[part] / chip.clock for part in PARTS if cycles[part]}
     step = sum(parts.values())
     total = sum(flops.values())
-    # The optimiser and instructions without a part have no model FLOPs.
+    # The optimizer and instructions without a part have no model FLOPs.
     by_part = {p: mfu(flops[p], s, devices, chip.peak) for p, s in parts.items() if p in flops}
     state = memory["params"] + memory["optimizer"]
     return {

@@ -117,7 +117,7 @@ def parse(text: str) -> Program:
 
 
 def collectives(program: Program, num_devices: int) -> list[Collective]:
-    """Every collective once, with the number of its executions. num_devices: of the whole program.
+    """Every collective once, with the number of its executions. num_devices: devices of the whole program.
 
     A TPU's asynchronous collective appears in pieces, inside the fusions that run between its start and its end; it is
     counted at the start. A sum whose result is sliced in the same fusion is a reduce-scatter.

@@ -143,7 +143,7 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"At least (peak rates, nothing overlapped twice): {bounds}")
     kernels = plan["kernels"]
     if any(kernel["seconds"] is None for kernel in kernels):
-        lines.append("NOT in the estimate: attention's kernels, for which this libtpu wrote down no schedule.")
+        lines.append("NOT in the estimate: attention's kernels, for which this libtpu wrote no schedule.")
     elif kernels:
         seconds = sum(kernel["seconds"] * kernel["times"] for kernel in kernels)
         lines.append(f"Of that {seconds * 1e3:.2f} ms in attention's kernels, by the compiler's schedule (estimated)")

@@ -66,7 +66,7 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
         f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
         'pip install "clipjax[tpu]", or pip install -e ".[tpu]" in the project\'s folder.',
     )
-    # libtpu looks these up on a TPU machine, and would wait for an answer elsewhere.
+    # libtpu looks these up on a TPU machine; on any other it would wait for an answer.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{chip.name}-1")

@@ -1,7 +1,7 @@
 """bad_records.jsonl: every record that a run could not use, once, in step with its checkpoints.
 
-A line is {"file", "position", "key", "cause", "error", "step"}; step is the first one whose batch would have had the
-record. Process 0 writes bad_records.jsonl, process p bad_records-p.jsonl; read_bad_records joins them. The data state
+A line is {"file", "position", "key", "cause", "error", "step"}; step is the first step that would have used the record.
+Process 0 writes bad_records.jsonl, process p bad_records-p.jsonl; read_bad_records joins them. The data state
 (TrainIterator) counts how often each cause occurred; metrics.jsonl has the counts as bad_records/<cause>.
 """
 

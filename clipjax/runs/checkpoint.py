@@ -66,7 +66,7 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
     try:
         yield manager
     except BaseException:
-        # With several processes, closing would wait for others that will not come to finish the checkpoint.
+        # With several processes, closing would wait for others, which will not come, to finish the checkpoint.
         if jax.process_count() == 1:
             with contextlib.suppress(Exception):  # report the first error, not this one
                 manager.close()
@@ -196,7 +196,7 @@ def item_handlers() -> dict[str, ocp.CheckpointHandler]:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's reason, which TensorStore puts behind a line of paths."""
+    """The operating system's reason, which TensorStore reports after a line of paths."""
     text = " ".join(str(error).split())
     return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 

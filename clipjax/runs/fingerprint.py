@@ -1,7 +1,7 @@
-"""The fingerprint: the settings that two parties must share before weights mean the same to both.
+"""The fingerprint: the settings that must agree between those who made weights and those who use them.
 
-A wrong one raises no shape error but silently costs accuracy: another vocabulary, another EOS rule, QuickGELU instead
-of GELU, another range of pixels.
+A wrong setting raises no shape error but silently costs accuracy: another vocabulary, another EOS rule, QuickGELU
+instead of GELU, another range of pixels.
 """
 
 from __future__ import annotations

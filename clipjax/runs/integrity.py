@@ -1,4 +1,4 @@
-"""Checksums of checkpoints: are they as they were written? Damaged ones are set aside, never deleted."""
+"""Checksums that tell whether checkpoints are as they were written. Damaged ones are set aside, never deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipjax.processes import gather_json
 
 FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
-ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it, after the checksums are made
+ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax adds the time of the rename to it, after the checksums were made
 THREADS = 4  # hashlib releases the interpreter's lock
 
 
@@ -82,7 +82,7 @@ def write_step_checksums(directory: Path) -> None:
 def write_checksums(folder: Path, *, leave_out: Collection[str] = ()) -> None:
     """Writes folder/checksums.json: {relative path: {"bytes": n, "sha256": hex}} of the other files in it.
 
-    Its row for itself covers its other rows, so that damage to the list can be told from damage to the files.
+    A row about itself holds a checksum of the other rows, so that damage to the list can be told from damage to files.
     leave_out: names of files that will still change.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, *leave_out))

@@ -18,7 +18,7 @@ from absl import logging
 
 FILE = "run.lock"
 
-# What flock reports where the file system has no locks: some FUSE and Lustre mounts, NFS without its lock service.
+# What flock reports if the file system has no locks: some FUSE and Lustre mounts, NFS without its lock service.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
