@@ -29,8 +29,8 @@ from clipjax.training.state import abstract_state, eval_variables
 def run(source: str | Path, destination: str | Path, *, format: str, step: str = "latest") -> None:
     """Writes weights (float32), configuration, preprocessing and tokenizer to destination, all of it or nothing.
 
-    step: "latest", "best" or a number. Raises InteropError naming what the format cannot say about this model, or for
-    a destination that exists.
+    step: "latest", "best" or a number. Raises InteropError naming what the format cannot express, or for a destination
+    that exists.
     """
     destination = Path(destination)
     if destination.exists():

@@ -1,4 +1,4 @@
-"""Weights of other libraries: read them, compare with the original, write them. Add a format: one row in FAMILIES.
+"""Importing and exporting weights of other libraries. To add a format, write a file and a row in FAMILIES.
 
     foreign = open_foreign("siglip-base-patch16-224")     # a local directory or file; nothing is downloaded
     variables = foreign.variables(mesh)                   # foreign.config is the configuration to use them with

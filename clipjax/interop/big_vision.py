@@ -25,7 +25,7 @@ IGNORED = r"params/(opt|chrono|extra)/.*"
 
 
 def renamed(name: str) -> str:
-    """A name in a file, with "params/" in front: files without optimiser state lack it."""
+    """A name in a file, with "params/" in front: files without optimizer state lack it."""
     return name if name.startswith("params/") else f"params/{name}"
 
 
@@ -143,7 +143,7 @@ def read(description: Description) -> Meaning:
             **_tower(shapes, "params/txt/Encoder_0"),
         )  # fmt: skip
     except (KeyError, IndexError) as error:
-        raise InteropError(f"This is no SigLIP of big_vision's: {error} is missing.") from error
+        raise InteropError(f"This is not a SigLIP of big_vision's: {error} is missing.") from error
     scale = dict(logit_scale_init=10.0, logit_scale_max=0.0, logit_bias_init=-10.0)
     return Meaning(ModelConfig(image=image, text=text, embed_dim=width, **scale), PIXELS)
 

@@ -29,14 +29,14 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for options that clipjax does not compute."""
+    """Raises InteropError for options that clipjax does not support."""
     model = config_of(description, open_clip.CONFIG)["model_cfg"]
     text, multimodal = model["text_cfg"], open_clip.TEXT | model["multimodal_cfg"]
     open_clip.refuse_others(multimodal, dict(ls_init_value=None), f"{open_clip.CONFIG}: multimodal_cfg")
     if not text.get("embed_cls", False):
-        raise InteropError(f"{open_clip.CONFIG}: a CoCa with text_cfg.embed_cls=false is not computed.")
+        raise InteropError(f"{open_clip.CONFIG}: a CoCa with text_cfg.embed_cls=false is not supported.")
     if not model["vision_cfg"].get("attentional_pool", False):
-        raise InteropError(f"{open_clip.CONFIG}: a CoCa with vision_cfg.attentional_pool=false is not computed.")
+        raise InteropError(f"{open_clip.CONFIG}: a CoCa with vision_cfg.attentional_pool=false is not supported.")
     captioner = DecoderConfig(
         depth=multimodal["layers"],
         width=multimodal["width"],
@@ -49,7 +49,7 @@ def read(description: Description) -> Meaning:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    """open_clip_config.json. A captioner that it cannot say is refused when it is read back."""
+    """open_clip_config.json. A captioner that it cannot express is refused when it is read back."""
     model, text, captioner = meaning.model, meaning.model.text, meaning.model.decoder
     multimodal = dict(context_length=text.context_length, vocab_size=text.vocab_size)
     multimodal |= dict(width=captioner.width, heads=captioner.num_heads, layers=captioner.depth)

@@ -9,8 +9,8 @@ from clipjax.interop.layouts import Layout, conv, linear
 from clipjax.interop.names import Tensor, norm, weight_and_bias
 from clipjax.models.towers.efficientnet import block_shapes
 
-# PyTorch's BatchNorm counts its steps beside its running mean. The count has no effect, except with momentum=None,
-# so reading drops it and writing gives 0.
+# PyTorch's BatchNorm also stores a count of its steps. The count has no effect, except with momentum=None, so reading
+# drops it and writing gives 0.
 _mean_and_count = Layout(lambda theirs: theirs[0], lambda ours: [ours, np.zeros((), np.float32)])
 
 

@@ -112,7 +112,7 @@ def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
     if target.sharding is None:
         return array
     placed = to_mesh(array, target.sharding)
-    return jax.block_until_ready(placed)  # without waiting, many transfers would hold their arrays
+    return jax.block_until_ready(placed)  # without waiting, many transfers at once would hold their arrays
 
 
 def _host(array: Any) -> np.ndarray:

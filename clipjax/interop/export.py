@@ -22,11 +22,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def choose_family(meaning: Meaning, format: str, parameters: Mapping[str, Any]) -> tuple[str, Family, Shapes]:
-    """(name, family, shapes of its tensors): the first family of the format that can say all of the model.
+    """(name, family, shapes of its tensors): the first family of the format that can express the whole model.
 
-    A family can where its table has a place for every parameter, and where the configuration it writes is read back
-    as the same model. parameters: name -> anything with a shape, as clipjax.mesh.flatten returns.
-    Raises InteropError with every family's reason where none can, or for an unknown format.
+    A family can do so if its table has a place for every parameter, and the configuration it writes is read back as
+    the same model. parameters: name -> anything with a shape, as clipjax.interop.names.flatten returns.
+    Raises InteropError with every family's reason if none can, or for an unknown format.
     """
     reasons = []
     for name, family in families_of(format).items():
@@ -37,7 +37,7 @@ def choose_family(meaning: Meaning, format: str, parameters: Mapping[str, Any]) 
             lost = lost_fields(meaning.model, again) or lost_parameters(family, meaning.model, again)
             if not lost:
                 return name, family, shapes
-            reasons.append(f"  {name}: cannot say {', '.join(lost)}")
+            reasons.append(f"  {name}: cannot express {', '.join(lost)}")
         except (InteropError, KeyError) as error:
             reasons.append(f"  {name}: {error}")
     raise InteropError(f"Format '{format}' cannot hold this model:\n" + "\n".join(reasons))

@@ -37,7 +37,7 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     """Opens a file or directory and checks every tensor's name and shape, without reading numbers.
 
     family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it.
-    Raises InteropError naming what is missing, unexpected, of another shape, or not computed by clipjax.
+    Raises InteropError naming what is missing, unexpected, of another shape, or not supported by clipjax.
     """
     source = open_weights(path)
     name, row = recognise(source.description, family)

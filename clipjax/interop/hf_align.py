@@ -93,7 +93,7 @@ def read(description: Description) -> Meaning:
     vision, text = VISION | FIXED | config.get("vision_config", {}), TEXT | config.get("text_config", {})
     for name, value in FIXED.items():
         if vision[name] != value:
-            raise InteropError(f"config.json: vision_config.{name}={vision[name]} is not computed; expected {value}.")
+            raise InteropError(f"config.json: vision_config.{name}={vision[name]} is not supported; expected {value}.")
     processor = description.files.get(PROCESSOR, {})
     image = EfficientNetConfig(
         image_size=processor.get("crop_size", {}).get("height", vision["image_size"]),
@@ -144,7 +144,7 @@ def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
     expected = dict(do_center_crop=True, rescale_offset=True, do_normalize=False, include_top=False)
     for name, value in expected.items():
         if processor.get(name, value) != value:
-            raise InteropError(f"{PROCESSOR}: {name}={processor[name]} is not computed; expected {value}.")
+            raise InteropError(f"{PROCESSOR}: {name}={processor[name]} is not supported; expected {value}.")
     if processor.get("resample", 2) not in hf_parts.RESAMPLE or not math.isclose(
         processor.get("rescale_factor", 1 / 127.5), 1 / 127.5, rel_tol=1e-6
     ):

@@ -57,7 +57,7 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an activation or a resize filter that clipjax does not compute."""
+    """Raises InteropError for an activation or a resize filter that clipjax does not support."""
     config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})

@@ -60,7 +60,7 @@ def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
     """
     c = {**defaults, **config}
     if c["hidden_act"] not in ACTIVATIONS:
-        raise InteropError(f"{where}.hidden_act='{c['hidden_act']}' is not computed. Known: {', '.join(ACTIVATIONS)}.")
+        raise InteropError(f"{where}.hidden_act='{c['hidden_act']}' is not supported. Known: {', '.join(ACTIVATIONS)}.")
     return dict(
         width=c["hidden_size"],
         depth=c["num_hidden_layers"],
@@ -93,7 +93,7 @@ def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
         return default
     resample = processor.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
     if resample not in RESAMPLE:
-        raise InteropError(f"preprocessor_config.json: resample={resample} is not computed. Known: {RESAMPLE}.")
+        raise InteropError(f"preprocessor_config.json: resample={resample} is not supported. Known: {RESAMPLE}.")
     size = processor.get("size", {})
     shortest = "shortest_edge" in size if isinstance(size, Mapping) else default.resize == "center_crop"
     crops = processor.get("do_center_crop", default.resize == "center_crop")

@@ -66,7 +66,7 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an activation, filter or head that clipjax does not compute."""
+    """Raises InteropError for an activation, filter or head that clipjax does not support."""
     config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})

@@ -4,7 +4,7 @@
 and is read in both directions.
 
     ours     a path in the tree with unrolled layers: "image/block_{i}/mlp/up/kernel"; "{i}" is the number of a layer.
-             State that is no parameter has its collection in front: "batch_stats:image/bn_1/mean".
+             State that is not a parameter has its collection in front: "batch_stats:image/bn_1/mean".
     theirs   the tensors it is made of, with the same "{i}", or without it where one tensor holds all layers.
              "in_proj_weight[1/3]" is the second of three equal parts of a tensor's first axis; a table names all
              parts, in order.
@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a family recognises files by, and reads a configuration from."""
+    """What a family needs to recognise files, and to read their configuration."""
 
     files: Mapping[str, Any]  # name -> content of the JSON files beside the weights; {} for a single file
     shapes: Mapping[str, tuple[int, ...]]  # name -> shape of every tensor
@@ -64,7 +64,7 @@ class Description(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """What weights need to be used: the model they are, and how images and texts reach it."""
+    """What one must know to use weights: the model, and how images and texts are prepared for it."""
 
     model: ModelConfig
     pixels: PixelConfig
@@ -76,9 +76,9 @@ class Family(NamedTuple):
 
     tensors: Callable[[ModelConfig], list[Tensor]]  # the table; raises InteropError for a model it cannot name
     matches: Callable[[Description], bool]  # whether files are of this family
-    read: Callable[[Description], Meaning]  # raises InteropError for what clipjax does not compute
-    format: str  # the --format that writes it; families may share one
-    # JSON files to write beside the weights, by name; raises InteropError for what the format cannot say
+    read: Callable[[Description], Meaning]  # raises InteropError for what clipjax does not support
+    format: str  # the --format that writes it; several families may share a format
+    # JSON files to write beside the weights, by name; raises InteropError for what the format cannot express
     write: Callable[[Meaning], dict[str, Any]] = lambda meaning: {}
     image: type[ImageTowerConfig] = ViTConfig  # the towers it holds, by their options
     text: type[TextTowerConfig] = TextTransformerConfig
@@ -104,7 +104,7 @@ def config_of(description: Description, name: str) -> Mapping[str, Any]:
 def computed_fields(config: Any) -> dict[str, Any]:
     """Dotted name -> value of the fields that decide which parameters there are and what they compute.
 
-    These have the roles `weights` and `meaning` (clipjax.config.fields). A format must be able to say all of them.
+    These have the roles `weights` and `meaning` (clipjax.config.fields). A format must be able to express all of them.
     """
     declarations = declared(config)
     return {name: value for name, value in flat(config).items() if declarations[name].role in ("weights", "meaning")}
@@ -113,7 +113,7 @@ def computed_fields(config: Any) -> dict[str, Any]:
 def refuse_other_pixels(pixels: PixelConfig, only: PixelConfig, who: str) -> None:
     """Raises InteropError unless images are prepared as `only` says, for code that has this built in.
 
-    Three differences are let pass: half a pixel in the centre crop, the colour under transparent pixels, and the fill
+    Three differences are accepted: half a pixel in the centre crop, the colour under transparent pixels, and the fill
     of padding (a resize that pads is refused).
     """
     wanted = computed_fields(only)

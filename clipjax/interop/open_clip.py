@@ -62,7 +62,7 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an option that clipjax does not compute."""
+    """Raises InteropError for an option that clipjax does not support."""
     model = config_of(description, CONFIG)["model_cfg"]
     return read_around(description, read_image(model), read_text(model, model.get("text_cfg", {})))
 
@@ -87,21 +87,21 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
 
 
 def read_image(model: Mapping[str, Any]) -> ViTConfig:
-    """The ViT of model_cfg. Raises InteropError for an option that clipjax does not compute."""
+    """The ViT of model_cfg. Raises InteropError for an option that clipjax does not support."""
     v = VISION | model.get("vision_cfg", {})
     refuse_others(v, VISION_FIXED, f"{CONFIG}: vision_cfg")
     pool, by_attention = v.get("pool_type", "tok"), v.get("attentional_pool", False)
     if by_attention not in (False, True) or (by_attention and pool != "tok"):
         raise InteropError(
-            f"{CONFIG}: vision_cfg.attentional_pool={by_attention!r} with pool_type='{pool}' is not computed. "
+            f"{CONFIG}: vision_cfg.attentional_pool={by_attention!r} with pool_type='{pool}' is not supported. "
             "Known: true with pool_type 'tok'."
         )
     if pool not in ("tok", "avg"):
-        raise InteropError(f"{CONFIG}: vision_cfg.pool_type='{pool}' is not computed. Known: tok, avg.")
+        raise InteropError(f"{CONFIG}: vision_cfg.pool_type='{pool}' is not supported. Known: tok, avg.")
     shared = read_blocks(model, v, "vision_cfg")
     if by_attention:
         if shared["norm_eps"] != 1e-5:  # open_clip's pooler always has 1e-5
-            raise InteropError(f"{CONFIG}: vision_cfg.norm_kwargs is not computed together with attentional_pool.")
+            raise InteropError(f"{CONFIG}: vision_cfg.norm_kwargs is not supported together with attentional_pool.")
         queries, heads = v.get("attn_pooler_queries", 256), v.get("attn_pooler_heads", 8)
         shared |= dict(pool="attentional", pooler_queries=queries, pooler_heads=heads)
     else:
@@ -143,9 +143,9 @@ def read_text(
     t = TEXT | text
     pool, projection = t.get("pool_type", "argmax"), t.get("proj_type", "linear")
     if pool not in ("argmax", "eos", "last"):
-        raise InteropError(f"{CONFIG}: text_cfg.pool_type='{pool}' is not computed. Known: argmax, eos, last.")
+        raise InteropError(f"{CONFIG}: text_cfg.pool_type='{pool}' is not supported. Known: argmax, eos, last.")
     if projection not in ("linear", "none"):
-        raise InteropError(f"{CONFIG}: text_cfg.proj_type='{projection}' is not computed. Known: linear, none.")
+        raise InteropError(f"{CONFIG}: text_cfg.proj_type='{projection}' is not supported. Known: linear, none.")
     ours = "last" if pool == "last" else "eos"
     if t.get("embed_cls", False):  # open_clip then ignores pool_type
         ours = pool = "cls"
@@ -278,10 +278,10 @@ def ratio(tower: Any) -> float:
 
 
 def refuse_others(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
-    """Raises InteropError where a field has another value than `fixed` says; absent, null and false are let pass."""
+    """Raises InteropError where a field has another value than `fixed` says; absent, null and false are accepted."""
     for name, value in fixed.items():
         if config.get(name, value) not in (value, None, False):
-            raise InteropError(f"{where}.{name}={config[name]!r} is not computed; expected {value!r}.")
+            raise InteropError(f"{where}.{name}={config[name]!r} is not supported; expected {value!r}.")
 
 
 FAMILY = Family(tensors, matches, read, write=write, renamed=renamed, **OPTIONS)

@@ -51,7 +51,7 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for a text model, pooler, projection or image tower that clipjax does not compute."""
+    """Raises InteropError for a text model, pooler, projection or image tower that clipjax does not support."""
     model = config_of(description, open_clip.CONFIG)["model_cfg"]
     text = read_text(model["text_cfg"], description.shapes)
     return open_clip.read_around(description, open_clip.read_image(model), text)
@@ -62,7 +62,7 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     where, name = f"{open_clip.CONFIG}: text_cfg", config["hf_model_name"]
     known = BERT_TOWERS.get(re.sub("^(FacebookAI|google-bert)/", "", name))
     if known is None:
-        raise InteropError(f"{where}.hf_model_name='{name}' is not computed. Known: {', '.join(BERT_TOWERS)}.")
+        raise InteropError(f"{where}.hf_model_name='{name}' is not supported. Known: {', '.join(BERT_TOWERS)}.")
     pooler, projection = config.get("hf_pooler_type", "mean_pooler"), config.get("hf_proj_type", "mlp")
     if pooler not in POOLERS:
         raise InteropError(f"{where}.hf_pooler_type={pooler!r} is not one of {', '.join(POOLERS)}.")

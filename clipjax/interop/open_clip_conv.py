@@ -50,7 +50,7 @@ def matches_convnext(description: Description) -> bool:
 
 
 def read_resnet(description: Description) -> Meaning:
-    """Raises InteropError for a text tower that clipjax does not compute."""
+    """Raises InteropError for a text tower that clipjax does not support."""
     vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     width = vision.get("width", 64)
     image = ResNetConfig(
@@ -63,7 +63,7 @@ def read_resnet(description: Description) -> Meaning:
 
 
 def read_convnext(description: Description) -> Meaning:
-    """Raises InteropError for a trunk, head or text tower that clipjax does not compute."""
+    """Raises InteropError for a trunk, head or text tower that clipjax does not support."""
     vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
     name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"

@@ -47,7 +47,7 @@ def read_resnet(description: Description) -> Meaning:
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    """No files. Raises InteropError where images are prepared in another way than their code does."""
+    """No files. Raises InteropError if images are prepared in another way than OpenAI's code does."""
     refuse_other_pixels(meaning.pixels, PIXELS, "OpenAI's code")
     return {}
 
@@ -73,7 +73,7 @@ def _read(description: Description, image_tower: Any) -> Meaning:
             activation="quick_gelu",
         )
     except (KeyError, ValueError) as error:
-        raise InteropError(f"This is no CLIP of OpenAI's: {error} is missing or has another shape.") from error
+        raise InteropError(f"This is not a CLIP of OpenAI's: {error} is missing or has another shape.") from error
     return Meaning(
         ModelConfig(image=image, text=text, embed_dim=embed_dim), PIXELS, tokenizer_files.openai(description.beside)
     )

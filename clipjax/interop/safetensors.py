@@ -37,7 +37,7 @@ def open_safetensors(path: str | Path) -> dict[str, Stored]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise InteropError(f"{path} is truncated, or no safetensors file: {size} bytes, header of {length}.")
+            raise InteropError(f"{path} is truncated, or not a safetensors file: {size} bytes, header of {length}.")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)

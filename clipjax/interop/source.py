@@ -117,7 +117,7 @@ def _open_npz(path: Path) -> dict[str, Stored]:
     except (zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, InteropError):
             raise
-        raise InteropError(f"{path} is truncated or no .npz file: {error}.") from error
+        raise InteropError(f"{path} is truncated or not an .npz file: {error}.") from error
     return result
 
 

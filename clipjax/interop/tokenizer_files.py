@@ -40,7 +40,7 @@ def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConf
 def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
     """The tokenizer of text_cfg: tokenizer.json where it has an hf_tokenizer_name, else OpenAI's vocabulary.
 
-    No tokenizer where the file is missing or an option is not computed. Rules from open_clip tokenizer.py (HFTokenizer,
+    No tokenizer if the file is missing or an option is not supported. Rules from open_clip tokenizer.py (HFTokenizer,
     get_tokenizer).
     """
     options, mode = dict(text.get("tokenizer_kwargs") or {}), text.get("tokenizer_mode")
@@ -54,7 +54,7 @@ def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfi
 
 
 def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:
-    """The entries of text_cfg for a tokenizer; {} for one that open_clip takes for granted."""
+    """The entries of text_cfg for a tokenizer; {} for the one that open_clip uses by default."""
     write = WRITTEN.get(tokenizer.name)
     return write(tokenizer) if write and tokenizer.path else {}
 
@@ -67,7 +67,7 @@ def _tokenizer_json_entries(tokenizer: TokenizerConfig) -> dict[str, Any]:
     return {"hf_tokenizer_name": "tokenizer.json"} | ({"tokenizer_kwargs": options} if options else {})
 
 
-WRITTEN = {"hf": _tokenizer_json_entries}  # kind of tokenizer -> how text_cfg says it
+WRITTEN = {"hf": _tokenizer_json_entries}  # kind of tokenizer -> how text_cfg describes it
 
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:

@@ -29,7 +29,7 @@ def test_fields_that_change_only_training_or_speed_do_not_matter(changes):
 def test_a_field_that_changes_what_is_computed_is_named(tower, field, value):
     model = siglip()
     model = replace(model, **{tower: replace(getattr(model, tower), **{field: value})})
-    with pytest.raises(InteropError, match=f"big_vision: cannot say {tower}.{field}={value}"):
+    with pytest.raises(InteropError, match=f"big_vision: cannot express {tower}.{field}={value}"):
         choose(model, "big_vision", "big_vision")
 
 
@@ -45,7 +45,7 @@ def test_a_parameter_that_is_not_read_back_is_named():
     quick = dict(activation="quick_gelu", width=64, num_heads=1, mlp_dim=256)
     clip = replace(clip, image=replace(clip.image, **quick), text=replace(clip.text, **quick))
     assert choose(clip, "openai", "openai") == "openai"
-    with pytest.raises(InteropError, match="openai: cannot say a model with logit_bias"):
+    with pytest.raises(InteropError, match="openai: cannot express a model with logit_bias"):
         choose(replace(clip, logit_bias_init=-10.0), "openai", "openai")
     biasless = replace(siglip(), logit_bias_init=None)
     assert lost_parameters(FAMILIES["open_clip_siglip"], biasless, siglip()) == ["a model without logit_bias"]
