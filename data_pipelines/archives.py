@@ -92,7 +92,7 @@ def _members(
                 elif not member.isfile():
                     refused("link or device", name)
                 elif member.size > max_member:
-                    # Sparse files and pax sizes: the header did not show it.
+                    # The header does not show the size of a sparse file, or one given by a pax header.
                     refused("archive member too large", name)
                 elif keep(name):
                     yield Member(name, tar.extractfile(member).read())
@@ -188,7 +188,7 @@ class _Part:
 
 def _data_tar(file: BinaryIO, path: str) -> tuple[_Part, int]:
     if file.read(8) != b"!<arch>\n":
-        raise ArchiveError(f"{path} is no Debian package.")
+        raise ArchiveError(f"{path} is not a Debian package.")
     while len(header := file.read(60)) == 60:
         name, digits = header[:16].strip().rstrip(b"/").decode("ascii", "replace"), header[48:58].strip()
         if header[58:] != b"`\n" or not digits.isdigit():

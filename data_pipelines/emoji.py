@@ -55,7 +55,7 @@ def build(
     """
     out = Path(out)
     if held_out not in STYLES:
-        raise PipelineError(f"--held_out={held_out} is no style; the styles are {', '.join(STYLES)}.")
+        raise PipelineError(f"--held_out={held_out} is not a style; the styles are {', '.join(STYLES)}.")
     files = {style: _read_style(Path(packages or default_cache()), style) for style in STYLES}
     emoji = emoji_names.read_emoji(
         files["google"]["emoji.json"], files["openmoji"]["data/openmoji.json"], skin_tones=skin_tones
@@ -149,7 +149,7 @@ def _split(drawings: dict[str, dict[str, bytes]], emoji: dict[str, Emoji], held_
 
 
 def _validation_style(code: str, styles: list[str]) -> str | None:
-    """The style whose drawing goes to validation; None for most emoji, and where train would be left without one."""
+    """The style whose drawing goes to validation; None for most emoji, and for those train would otherwise lack."""
     number = int.from_bytes(hashlib.sha256(code.encode()).digest()[:8])
     if len(styles) < 2 or number % 1000 >= 1000 * VALIDATION_SHARE:
         return None
@@ -176,7 +176,7 @@ def _records(items: list[Drawing], pair_ids: dict[str, int], num_classes: int, s
 def _png(file: bytes) -> bytes:
     """The drawing as PNG: a 64-pixel PNG as it is, SVG drawn at 64 x 64.
 
-    Raises PipelineError without CairoSVG; OSError, ValueError or SyntaxError for a file that is no picture.
+    Raises PipelineError without CairoSVG; OSError, ValueError or SyntaxError for a file that is not a picture.
     """
     png = file if file.startswith(b"\x89PNG") else _draw_svg(file)
     with Image.open(io.BytesIO(png)) as image:

@@ -136,7 +136,7 @@ _TONES = {
     "-dark": "1F3FF",
 }
 
-# File names of fluentui-emoji that are no short name, also without "person-".
+# File names of fluentui-emoji that are not short names, even without "person-".
 _FLUENTUI_NAMES = {
     "blackbird": "black-bird",
     "knocked-out-face": "face-with-crossed-out-eyes",

@@ -117,7 +117,7 @@ def read_image(path: Path, shorter_side: int = 0) -> bytes:
     """The file's bytes for a record, after a decode as in training.
 
     An image whose shorter side is above shorter_side (> 0) becomes a smaller JPEG; any other keeps its bytes.
-    Raises RecordError for a file that is no readable image, OSError for one that cannot be read.
+    Raises RecordError for a file that is not a readable image, OSError for one that cannot be read.
     """
     data = path.read_bytes()
     image = open_image(data, at_least=max(1, shorter_side))

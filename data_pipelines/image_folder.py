@@ -45,7 +45,7 @@ def build(
     """
     images = Path(images)
     if not images.is_dir():
-        raise PipelineError(f"--images={images} is no folder.")
+        raise PipelineError(f"--images={images} is not a folder.")
     for text in template:
         if "{}" not in text:
             raise PipelineError(f"--template='{text}' has no {{}} where the class name belongs.")

@@ -36,7 +36,7 @@ from data_pipelines.openclipart_packages import ROOT, NoWork, Work, find_package
 LONGEST_SIDE = 256  # pixels
 DEFAULT_SPLITS = "train=0.9,validation=0.05,test=0.05"
 PUBLIC_DOMAIN = ("http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/")
-# A title or description that more drawings than this share belongs to their collection, or is a licence.
+# A title or description shared by more drawings than this is that of their collection, or a licence.
 _MAX_SAME_TEXT = 8
 _MAX_TAGS, _MAX_WORDS = 8, 40
 _NO_CATEGORY = ("special", "unsorted")
@@ -222,7 +222,7 @@ def _plain(text: str) -> str:
 
 
 def _file_name(path: str, creator: str) -> str:
-    """The file name as words, without numbers and without the creator's name, which the library appended, cut off."""
+    """The file name as words, without numbers and without the creator's name, which the library added, truncated."""
     words = [word for word in re.split(r"[_\-\s.]+", path.rpartition("/")[2].lower()) if word and not word.isdigit()]
     author = re.sub(r"[_\-\s.]+", "_", creator.lower())
     for start in range(1, len(words)):

@@ -57,7 +57,7 @@ def version_of(package: Path) -> str:
 
 
 def read_works(package: Path, refused: Callable[[str, str], None]) -> dict[str, Work | NoWork]:
-    """Path of a drawing below svg/, without suffix -> its metadata, or why they cannot be read."""
+    """Path of a drawing below svg/, without suffix -> its metadata, or why it cannot be read."""
     works: dict[str, Work | NoWork] = {}
     prefix = ROOT + "svg/"
     for member in deb_members(package, lambda name: name.startswith(prefix) and name.endswith(".svg"), refused):

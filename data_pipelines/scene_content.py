@@ -100,7 +100,7 @@ def label(content: Single) -> int:
 
 
 def pair_id(content: Content) -> int:
-    """A number of the content: two scenes have the same one exactly when the captions of each fit both."""
+    """A number for the content: two scenes have the same number exactly if the captions of each fit both."""
     kinds = len(all_kinds())
     if isinstance(content, Single):
         return ((content.count - 1) * len(SIZES) + content.size) * kinds + _kind_index(content.kind)

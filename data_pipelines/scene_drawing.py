@@ -18,7 +18,7 @@ _MIN_CONTRAST = 110.0  # Euclidean RGB distance between an object and what is be
 
 
 def draw(content: Content, rng: np.random.Generator) -> Image.Image:
-    """The scene as a 64 x 64 RGB picture; everything not said by the content is drawn from `rng`."""
+    """The scene as a 64 x 64 RGB picture; everything that the content leaves open is drawn from `rng`."""
     if isinstance(content, Single):
         kinds = [content.kind] * content.count
         radii = rng.uniform(*_RADII[content.size], size=content.count)

@@ -87,14 +87,14 @@ def build_from_rows(
 
 @dataclass
 class Entry:
-    """What all rows of one image say of it."""
+    """What the rows of one image say about it, together."""
 
     texts: list[str] = field(default_factory=list)
     label: str = ""
 
 
 def csv_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The whole rows of a CSV or TSV table; others go to skips. Raises PipelineError for a table that is not UTF-8."""
+    """The complete rows of a CSV or TSV table; others go to skips. Raises PipelineError unless it is UTF-8."""
     for line, row in _whole(table, tables.csv_rows(table), skips):
         try:
             "".join(text for text in (*row, *row.values()) if text).encode()

@@ -65,13 +65,13 @@ def build(
     }
     found = _existing(out)
     if found and {key: found.get(key) for key in description} == description:
-        print(f"{out} is already made of this text: left as it is.")
+        print(f"{out} was already made from this text: left as it is.")
     elif (found is not None or out.exists()) and not overwrite:
-        raise PipelineError(f"{out} was made of other text or arguments. Choose another --out, or pass --overwrite.")
+        raise PipelineError(f"{out} was made from other text or arguments. Choose another --out, or pass --overwrite.")
     else:
         model = _train(lines, vocab_size, model_type)
         found = description | {"model_sha256": hashlib.sha256(model).hexdigest()}
-        # First: a description whose model is missing counts for nothing, a model without one blocks the next run.
+        # The description comes first: one without a model is ignored, but a model without one blocks the next run.
         atomic.write_text(_description_path(out), json.dumps(found, indent=1) + "\n")
         with atomic.replacing(out) as temporary:
             temporary.write_bytes(model)

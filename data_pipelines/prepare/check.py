@@ -1,4 +1,4 @@
-"""What is wrong with the options, said before anything is read."""
+"""Checks the options before anything is read."""
 
 from __future__ import annotations
 

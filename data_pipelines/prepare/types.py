@@ -68,7 +68,7 @@ class Unit(NamedTuple):
     number: int
     name: str  # for messages
     reader: str
-    files: tuple[str, ...]  # a change of one of them makes the unit another one
+    files: tuple[str, ...]  # if one of them changes, the unit is read again
     payload: Any  # the reader's own; can be pickled
 
 

@@ -77,7 +77,7 @@ def test_a_debian_package_is_read_without_debian(tmp_path):
     (tmp_path / "x.deb").write_bytes(deb_bytes({"./usr/a": b"1", "./usr/b": "a"}))
     assert read(tmp_path / "x.deb", deb_members) == ({"usr/a": b"1"}, [("link or device", "usr/b")])
     for data, message in (
-        (b"PK", "is no Debian package"),
+        (b"PK", "is not a Debian package"),
         (deb_bytes({}, "data.tar.zst"), "data.tar.zst; those in .gz, .xz and .bz2"),
         (deb_bytes({"a": b"1"})[:80], "damaged Debian package"),
         (deb_bytes({"a": b"1" * 5000})[:-40], "x.deb is damaged"),

@@ -86,7 +86,7 @@ def _note_failures(path: Path, note: Note) -> None:
         status = json.loads(path.read_text(encoding="utf-8"))["status_dict"]
         failures = {str(cause): int(count) for cause, count in status.items() if cause != "success"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path} is no statistics file of img2dataset: {error!r}.") from error
+        raise PipelineError(f"{path} is not a statistics file of img2dataset: {error!r}.") from error
     for cause, count in failures.items():
         note(f"not downloaded by img2dataset: {cause}", path.name, "", count)
 

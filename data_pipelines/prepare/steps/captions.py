@@ -1,4 +1,4 @@
-"""Cleans captions, and leaves out those that are no language, too short, too long or in another script.
+"""Cleans captions, and leaves out those that are not language, too short, too long or in another script.
 
 Scripts are told apart by the Unicode names of letters; steps/languages.py tells languages apart.
 """
@@ -22,7 +22,7 @@ SCRIPTS = (
     "myanmar", "oriya", "sinhala", "tamil", "telugu", "thai", "tibetan",
 )  # fmt: skip
 _SCRIPT_SHARE = 0.9  # of the letters, for a caption to be of the scripts asked for
-_MAX_CHARACTERS = 4000  # a longer text is no caption and would slow down the regular expressions
+_MAX_CHARACTERS = 4000  # a longer text is not a caption and would slow down the regular expressions
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 # File names as cameras, phones and screen shots make them, and any file name with its suffix.

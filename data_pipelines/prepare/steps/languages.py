@@ -1,9 +1,9 @@
 """Keeps captions in the requested languages, by py3langid: naive Bayes over bytes (langid.py, Lui & Baldwin 2012,
 P12-3005).
 
-A few words often do not tell the language, names and numbers hardly ever. The model then spreads its probability over
-many languages. So a caption is left out only if one other language is likely and the requested ones are not. Everything
-between is undecided, and counted separately in the report.
+A few words often do not tell the language; names and numbers hardly ever do. The model then spreads its probability
+over many languages. So a caption is left out only if one other language is likely and the requested ones are not. Anything
+in between is undecided, and counted separately in the report.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
 
-# From this probability on, requested languages are not excluded by a likelier relative: "old wooden door" is 77 % Dutch
-# and 8 % English. Without this rule 2 of 100 captions of one to ten words are lost, with it none.
+# At this probability or above, a likelier relative does not exclude the requested languages: "old wooden door" is 77 %
+# Dutch and 8 % English. Without this rule 2 of 100 captions of one to ten words are lost, with it none.
 _STILL_POSSIBLE = 0.05
 _TITLE_WORDS = 4  # from here on capitals mean a title ("Old Wooden Door of a Barn"), not a name
 _NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content

@@ -11,7 +11,7 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.hashes import bands, text_hash
 from data_pipelines.prepare.types import Note, Row
 
-# Levels of 255, in every cell of the grid. JPEG at quality 30 and a tenth more brightness stay below.
+# Largest difference in any cell of the grid, in levels of 255. JPEG at quality 30 and 10% more brightness stay below.
 _SAME_COLOUR = 28
 
 Votes = Iterator[tuple[str, tuple]]

@@ -1,4 +1,4 @@
-"""Scores by a model how well image and caption agree, and chooses by the score.
+"""Scores with a model how well an image and its captions agree, and chooses by the score.
 
 DataComp (Gadre et al. 2023, arXiv:2304.14108, section 3.4): keeps records above a threshold of the cosine of CLIP's
 embeddings, or the best fraction of them.
