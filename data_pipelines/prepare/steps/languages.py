@@ -2,8 +2,8 @@
 P12-3005).
 
 A few words often do not tell the language; names and numbers hardly ever do. The model then spreads its probability
-over many languages. So a caption is left out only if one other language is likely and the requested ones are not. Anything
-in between is undecided, and counted separately in the report.
+over many languages. So a caption is left out only if one other language is likely and the requested ones are not.
+Anything in between is undecided, and counted separately in the report.
 """
 
 from __future__ import annotations
