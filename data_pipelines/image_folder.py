@@ -1,7 +1,7 @@
 """A folder of images as records, with captions from text files beside them or from folder names.
 
     python -m data_pipelines.image_folder --images=photos --out=data/photos
-        photos/beach/1.jpg captioned by photos/beach/1.txt, a caption a line
+        photos/beach/1.jpg captioned by photos/beach/1.txt, one caption per line
     python -m data_pipelines.image_folder --images=flowers --captions=folders --template="a photo of a {}" \\
         --template="{}" --out=data/flowers
         flowers/red_rose/1.jpg has the class name "red rose" and the captions "a photo of a red rose", "red rose"

@@ -104,7 +104,7 @@ def csv_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]
 
 
 def json_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The JSON objects of a table with one a line; other lines go to skips."""
+    """The JSON objects of a table with one per line; other lines go to skips."""
     yield from _whole(table, tables.json_rows(table), skips)
 
 

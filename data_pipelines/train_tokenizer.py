@@ -7,7 +7,7 @@
 Ids: 0 padding, 1 end of sequence, 2 unknown; there is no begin of sequence. The text is lower-cased first, as
 `tokenizer.lowercase` (default True) does in training; --keep_case leaves it. From 1,024 pieces on, characters that
 are no piece fall back to their bytes instead of the unknown id. The same text and arguments give the same
-bytes; a small .json beside the model says what it was made of.
+bytes; a small .json beside the model says what it was made from.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build(
     records or text: where the captions come from. Of more than max_texts captions, that many evenly spaced
     ones are used: SentencePiece holds them in memory. The vocabulary is smaller than vocab_size when the text
     has fewer pieces. Raises PipelineError for no text, for a vocabulary too small for the text's
-    characters, and for an existing model made of something else (unless overwrite).
+    characters, and for an existing model made from something else (unless overwrite).
     """
     out = Path(out)
     if (records is None) == (text is None):
@@ -87,10 +87,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the model file to write, NAME.model")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model made of other text or arguments")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model made from other text or arguments")
     parser.add_argument("--records", type=Path, help="folder of records: their captions")
     parser.add_argument("--split", default="train", help="of --records; default %(default)s")
-    parser.add_argument("--text", type=Path, help="UTF-8 file, a caption a line")
+    parser.add_argument("--text", type=Path, help="UTF-8 file, one caption per line")
     parser.add_argument("--vocab_size", type=int, default=32_000, help="pieces at most; default %(default)s")
     parser.add_argument("--model_type", choices=("unigram", "bpe"), default="unigram", help="default %(default)s")
     parser.add_argument("--keep_case", action="store_true", help="no lower-casing; then set tokenizer.lowercase=False")

@@ -61,7 +61,7 @@ class Chunks:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None and self.owner != os.getpid():
-            # A worker waits for room in its queue. If the run was killed it would wait for ever.
+            # A worker waits for room in its queue. If the run is killed, it would wait forever.
             threading.Thread(target=_end_with, args=(parent,), name="end_with_the_run", daemon=True).start()
 
     def __len__(self) -> int:

@@ -111,8 +111,8 @@ def check_embeddings(config: ExperimentConfig) -> None:
         random = {name: getattr(image, name) for name in image_tower(image).random}
         require(
             config.optimizer.image_lr_multiplier == 0 and not any(random.values()) and not config.model.decoder.depth,
-            "config.data.image_embeddings stands for a frozen image tower without anything random, and gives no tokens "
-            "to a decoder: it needs config.optimizer.image_lr_multiplier=0 (found "
+            "config.data.image_embeddings replaces a frozen image tower that draws nothing at random, and gives no "
+            "tokens to a decoder: it needs config.optimizer.image_lr_multiplier=0 (found "
             f"{config.optimizer.image_lr_multiplier}), config.model.image without {', '.join(random)} (found {random}) "
             f"and config.model.decoder.depth=0 (found {config.model.decoder.depth}).",
         )

@@ -54,7 +54,7 @@ HELP = {
     "clip_model": "run or imported directory that scores each caption by its cosine with the image",
     "min_score": "leave out captions below this cosine",
     "top_fraction": "keep this fraction of the records, by their best caption; 0: all",
-    "balance_entries": "file of words or phrases, one a line, to balance captions by, as MetaCLIP does",
+    "balance_entries": "file of words or phrases, one per line, by which captions are balanced, as in MetaCLIP",
     "balance_limit": "MetaCLIP's t: entries that occur more often are thinned out to about this many captions",
     "splits": "shares with sum 1; a key's split never changes",
     "records_per_shard": "about how many records a shard has",

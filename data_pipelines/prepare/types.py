@@ -22,7 +22,7 @@ class Example:
     pixels_sha: str = ""
     image_hash: int = 0
     colours: str = ""
-    scores: tuple[float, ...] = ()  # one a caption, if a model scored them
+    scores: tuple[float, ...] = ()  # one for each caption, if a model scored them
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The units that a reader makes of the input."""
+    """The units into which a reader divides the input."""
 
     units: list[Unit]
     class_names: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ class ArrayRecordSource:
         return self.manifest_sha256
 
     def damaged_files(self) -> list[str]:
-        """The shards whose SHA-256 differs from the manifest's. Reads every shard that has one in full."""
+        """The shards whose SHA-256 differs from the manifest's. Reads all bytes of the shards that have one."""
         damaged = []
         for path, expected in zip(self.files, self.checksums, strict=True):
             if not expected:

@@ -37,7 +37,7 @@ class Fault(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An image and what a table says of it. The caption file beside an image is read together with the image."""
+    """An image and what a table says about it. The caption file beside an image is read together with the image."""
 
     path: str  # from the root
     position: int  # line of the table, or number of the image
@@ -107,7 +107,7 @@ class FolderSource:
             whole = (self.root / path).resolve()
             if not whole.is_relative_to(self.root):
                 raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
-            # A pipe would make the read wait for ever.
+            # Reading a pipe would never return.
             if not whole.is_file():
                 raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}")
             size = whole.stat().st_size

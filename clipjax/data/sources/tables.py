@@ -50,7 +50,7 @@ def csv_rows(table: Path) -> Iterator[TableRow]:
 
 
 def json_rows(table: Path) -> Iterator[TableRow]:
-    """One JSON object a line; empty lines are passed over. Raises ManifestError for a file that cannot be read."""
+    """One JSON object per line; empty lines are skipped. Raises ManifestError for a file that cannot be read."""
     try:
         # Read as bytes: one line in another encoding must not end the file.
         with open(table, "rb") as file:

@@ -134,7 +134,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             return
         kind, length = _parse(header, position)
         data = position + BLOCK
-        if kind in b"123456":  # links, devices and folders have no data, whatever size they say
+        if kind in b"123456":  # links, devices and folders have no data, whatever size their header gives
             length = 0
         elif kind not in b"xgLK":
             length = int(extended.get("size", length))

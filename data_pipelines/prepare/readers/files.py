@@ -19,7 +19,7 @@ Item = tuple[str, str, tuple[str, ...], str]  # key, path, captions, class name
 
 
 def folder_units(options: Options) -> Listing:
-    """NAME.jpg with a caption a line in NAME.txt."""
+    """NAME.jpg with its captions in NAME.txt, one per line."""
     folder, skips = one_input(options), Skips()
     items = [(path.relative_to(folder).as_posix(), str(path), sidecar(path), "") for path in list_images(folder, skips)]
     return _listing("folder", items, skips)

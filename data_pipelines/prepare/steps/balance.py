@@ -64,7 +64,7 @@ def read_entries(path: str) -> tuple[frozenset[str], int]:
         raise PipelineError(f"--balance_entries={path} cannot be read as UTF-8 text: {error}.") from error
     entries = {" ".join(_words(line)) for line in lines} - {""}
     if not entries:
-        raise PipelineError(f"--balance_entries={path} has no entry; expected one a line.")
+        raise PipelineError(f"--balance_entries={path} has no entry; expected one on each line.")
     return frozenset(entries), max(len(entry.split()) for entry in entries)
 
 

@@ -19,7 +19,7 @@ from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.types import Example, Note
 
 # At this probability or above, a likelier relative does not exclude the requested languages: "old wooden door" is 77 %
-# Dutch and 8 % English. Without this rule 2 of 100 captions of one to ten words are lost, with it none.
+# Dutch and 8 % English. Without this rule 2 of 100 captions of one to ten words are lost, with it 0.
 _STILL_POSSIBLE = 0.05
 _TITLE_WORDS = 4  # from here on capitals mean a title ("Old Wooden Door of a Barn"), not a name
 _NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
