@@ -124,7 +124,7 @@ def test_one_tensor_missing_one_too_many_and_one_misshapen_are_named(family, tmp
 def test_files_of_another_family_are_refused(tmp_path):
     siglip, clip = publish(tmp_path / "siglip"), publish(tmp_path / "clip", "open_clip", "clip_vit_b32")
     refused(siglip, tmp_path, "no open_clip_config.json beside the weights", family="open_clip")
-    refused(siglip, tmp_path, "no CLIP of OpenAI's", family="openai")
+    refused(siglip, tmp_path, "not a CLIP of OpenAI's", family="openai")
     refused(siglip, tmp_path, "no published model has these sizes", family="eva_clip")
     for family in ("hf_clip", "hf_siglip", "hf_siglip2", "hf_align"):
         refused(clip, tmp_path, "no config.json beside the weights", family=family)
