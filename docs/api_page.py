@@ -21,7 +21,7 @@ HEAD = """# API
 
 Every public function and class, by namespace, as `import clipjax` offers them. This page is written by
 `python -m docs.generate` from the docstrings. Start with `clipjax.load`; [extending.md](extending.md) shows how to
-add a loss, tower, source, evaluator or optimiser of your own.
+add a loss, tower, source, evaluator or optimizer of your own.
 """
 
 
