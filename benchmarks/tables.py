@@ -26,21 +26,21 @@ HEAD = """\
 
 `python -m benchmarks.tables` writes this page from the JSON files in [results](results); edit the script, not the page.
 Each section gives the command, the machine that its JSON records, and how to read the table. "Not recorded" means that the
-JSON is older than the scripts' records of processor and versions. Where a section names a source, its numbers were copied
+JSON was written before the scripts recorded processor and versions. If a section names a source, its numbers were copied
 into the JSON by hand.
 
 | Script | What it measures | Command | Takes, on two cores |
 | --- | --- | --- | --- |
 | [train_step](train_step.py) | images/s of a whole train step, beside open_clip on PyTorch | `python -m benchmarks.train_step [--batch=4] [--huge_pages]` | 5 minutes at batch 32, 3 at batch 4 |
 | [input_pipeline](input_pipeline.py) | images per core second of the training input, beside PyTorch and tf.data | `python -m benchmarks.input_pipeline --rounds=3` | 5 minutes |
-| [frozen_tower](frozen_tower.py) | a LiT step with stored embeddings instead of its frozen tower | `python -m benchmarks.frozen_tower --batch=16` | 2 minutes |
+| [frozen_tower](frozen_tower.py) | a LiT step that reads stored embeddings instead of running its frozen tower | `python -m benchmarks.frozen_tower --batch=16` | 2 minutes |
 | [readers](readers.py) | records per CPU second of each source | `python -m benchmarks.readers` | 2 minutes, 2 GB of disk |
 | [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
 | | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
-| [soak](soak.py) | whether a run killed again and again ends as one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
+| [soak](soak.py) | whether a run that is killed again and again ends like one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
 | [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
 
-The times are rough. `train_step` and `input_pipeline` compare with libraries that `make parity` installs."""
+The times are rough. `train_step` and `input_pipeline` compare clipjax with libraries that `make parity` installs."""
 
 
 def main() -> None:
@@ -106,21 +106,21 @@ def train_step(documents: dict[str, Any]) -> str:
 
 {origin(documents, "python -m benchmarks.train_step --batch=BATCH [--huge_pages]")}
 
-ViT-B/32 CLIP in float32, the whole step with AdamW, against open_clip 3.3 on PyTorch 2.13 (what `make parity` installs).
-A ratio above 1 means that clipjax is faster.
+The whole train step of a ViT-B/32 CLIP in float32 with AdamW, compared with open_clip 3.3 on PyTorch 2.13 (which
+`make parity` installs). A ratio above 1 means that clipjax is faster.
 
 {table(header, rows)}
 
-**The ratio depends on the processor.** On the AMD processor PyTorch's products run at half the rate of XLA's, and clipjax
-is 1.2 to 1.8 times as fast as open_clip. On the Intel processor with AMX all three libraries multiply at about the same
-rate, and clipjax has 0.79 to 0.90 of open_clip's speed. Compare the shares of the peak: they say how much of what the
-machine can do each library uses.
+**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's, and
+clipjax is 1.2 to 1.8 times as fast as open_clip. On the Intel processor with AMX, all three libraries multiply at about
+the same rate, and clipjax has 0.79 to 0.90 of open_clip's speed. To compare across processors, use the shares of the peak:
+they show how much of the machine's speed each library uses.
 
-A row is the median of seven turns (Intel: four or five) of two steps, of which the second is timed, with each library in
-its own process. The AMD rows' samples are in the JSON. The peak is the fastest rate of plain 2,048 x 2,048 products in the
-same run. Huge pages are `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which `make train` sets: XLA allocates and frees its
-buffers at each step, and the kernel otherwise clears them 4 KiB at a time. On the Intel machine identical cells differed
-by 15 to 20% between runs."""
+Each row is the median of seven turns (Intel: four or five). A turn is two steps, of which the second is timed, and each
+library has its own process. The AMD rows' samples are in the JSON. The peak is the fastest rate of plain 2,048 x 2,048
+products in the same run. Huge pages are `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which `make train` sets: XLA allocates and
+frees its buffers at each step, and without huge pages the kernel clears them 4 KiB at a time. On the Intel machine, the
+same cell differed by 15 to 20% between runs."""
 
 
 def input_pipeline(documents: dict[str, Any]) -> str:
@@ -147,14 +147,15 @@ def input_pipeline(documents: dict[str, Any]) -> str:
 
 {origin(documents, f"python -m benchmarks.input_pipeline --rounds={turns}")}
 
-Images per core second, and in parentheses the ratio to PyTorch's DataLoader with WebDataset and open_clip's transform.
-Higher is better: these are images for each second of one core, so they do not depend on what else runs.
+Images per second of one core, and in parentheses the ratio to PyTorch's DataLoader with WebDataset and open_clip's
+transform. Higher is better. Core seconds count only the time that a process computes, not the time that it waits for
+other processes.
 
 {table(["JPEG size", *names.values()], rows)}
 
 Medians of {turns} turns. All contenders read the same JPEGs and return {document["output"]}. clipjax gains by decoding at a
-fraction of the size and by leaving normalisation to the device. It does not gain in Pillow's bicubic resize, which both
-sides run and which is most of the work at 256 x 256. The pictures are drawn (noise with a photograph's spectrum, and
+fraction of the size and by leaving normalisation to the device. It gains nothing in Pillow's bicubic resize, which
+clipjax and PyTorch's transform both run and which is most of the work at 256 x 256. The pictures are drawn (noise with a photograph's spectrum, and
 ellipses); their sizes in bytes are those of photographs. tf.data's captions are not tokenised.
 
 `data_wait`, the share of time a step waits for data, was at most {max(document["data_wait"]):.5f} after the first step of a
@@ -174,9 +175,9 @@ def frozen_tower(documents: dict[str, Any]) -> str:
 
 {table(["Step", "Processor seconds"], rows)}
 
-Reading the embeddings that `clipjax embed` stored makes the step {document["ratio"]:.1f} times as fast. The towers' FLOPs
-promise {document["ratio_by_flops"]:.1f}; the optimizer and the embedding table's gradient, which both steps have, take the
-rest. Decoding, which only the first needs, is not included."""
+Reading the embeddings that `clipjax embed` stored makes the step {document["ratio"]:.1f} times as fast. By the towers' FLOPs
+it would be {document["ratio_by_flops"]:.1f} times; the difference is the optimizer and the embedding table's gradient, which
+both steps have. Decoding, which only the step with the image tower needs, is not included."""
 
 
 def readers(documents: dict[str, Any]) -> str:
@@ -199,8 +200,8 @@ without decoding. Higher is better.
 {table(header, rows)}
 
 The machine was busy (load average {document["load_average"]:.0f}), so compare only large differences. `tarfile` is Python's
-module on the same tars, opened and listed before. WebDataset opens slowly the first time because it indexes the tars.
-Parquet decodes row groups ({document["rows_of_a_parquet_group"]} rows) at once, so its repeats differ widely."""
+module, reading the same tars after they were opened and listed. WebDataset opens slowly the first time because it indexes the tars.
+Parquet decodes a whole row group ({document["rows_of_a_parquet_group"]} rows) at once, so its repeats differ widely."""
 
 
 def losses(documents: dict[str, Any]) -> str:
@@ -213,11 +214,11 @@ def losses(documents: dict[str, Any]) -> str:
     return f"""\
 ## Losses
 
-Value and gradients of the loss alone, for embeddings of width {one["width"]}. Forms:
+These tables measure the value and the gradients of the loss alone, for embeddings of width {one["width"]}. The forms are:
 
 - `dense`: the textbook formula on a [B, B] matrix, partitioned by GSPMD.
-- `reference`: what open_clip does with `local_loss` and `gather_with_grad`: all-gather, the [b, B] logits of images and of
-  texts, autodiff.
+- `reference`: what open_clip does with `local_loss` and `gather_with_grad`: it all-gathers the embeddings, computes the
+  [b, B] logits of images and of texts, and differentiates them automatically.
 - `all_gather`, `chunked`, `ring`: clipjax's `loss.comm`. `bf16` moves the embeddings as bfloat16 (`loss.dtype`).
 
 ### On one device
@@ -228,16 +229,17 @@ Medians of 25 runs; lower is better. "CPU ms" counts all threads.
 
 {table(header, rows)}
 
-The tiles save memory, not arithmetic: for softmax they compute 8 B² d where the dense form computes 6, and take about the
-same time with 1/18 of its temporaries. In eight runs of the benchmark softmax took 0.97 to 1.04 of the dense time, and on a
-slower machine 1.08 to 1.09. With huge pages the dense form gains more (640 ms): softmax then takes 1.08 to 1.15 of its time
-at 0.37 to 0.40 TFLOP/s, where XLA's plain products reach 0.46, and sigmoid takes 0.83 to 0.91.
+The tiles save memory, not arithmetic. For softmax they compute 8 B² d FLOPs where the dense form computes 6 B² d, and take
+about the same time with 1/18 of its temporaries. In eight runs of the benchmark, tiled softmax took 0.97 to 1.04 of the
+dense time, and on a slower machine 1.08 to 1.09. Huge pages help the dense form more (640 ms). With them, tiled softmax
+takes 1.08 to 1.15 of the dense time, at 0.37 to 0.40 TFLOP/s, where XLA's plain products reach 0.46; tiled sigmoid takes
+0.83 to 0.91.
 
 ### On eight devices of one CPU
 
 {origin({"loss_memory_cpu_8": eight}, "python -m benchmarks.loss_memory")}
 
-Batches above 8,192 were compiled, not run. Lower is better in every table. Temporaries of a device, MB:
+Batches above 8,192 were compiled but not run. Lower is better in every table. Temporaries of a device, MB:
 
 {by_batch(eight, "temporaries_a_device")}
 
@@ -253,7 +255,7 @@ Milliseconds (and CPU milliseconds of all threads), medians of five runs:
 
 {origin({"loss_memory_v5e_16x16": planned}, "python -m benchmarks.loss_memory --topology=v5e:16x16", planned=True)}
 
-Compiled for a v5e:16x16 slice, not run. Lower is better. Temporaries of a device, MB:
+These were compiled for a v5e:16x16 slice but not run. Lower is better. Temporaries of a device, MB:
 
 {by_batch(planned, "temporaries_a_device")}
 
@@ -306,13 +308,13 @@ def plans(documents: dict[str, Any]) -> str:
 
 {origin(plan_files, "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --out=FILE.json", planned=True)}
 
-Nothing here ran on a TPU. `clipjax plan` compiled each experiment's train step for the slice on two CPU cores,
-whose processor the JSON does not record. [docs/plan.md](../docs/plan.md) says how each figure is known. Use the estimates
-to compare settings.
+Use these estimates to compare settings: nothing here ran on a TPU. `clipjax plan` compiled each experiment's train step
+for the slice on two CPU cores, whose processor the JSON does not record. [docs/plan.md](../docs/plan.md) says how each
+figure is known.
 
 {table(header, rows)}
 
-A plan belongs to its compiler: with libtpu 0.0.52 the MFU of SigLIP B/16 is 57.5%, and 60.4% with `chunked`.
+Plans depend on the compiler: with libtpu 0.0.52, the MFU of SigLIP B/16 is 57.5%, and 60.4% with `chunked`.
 
 ### What each change gave SigLIP B/16
 
@@ -322,18 +324,18 @@ Each row keeps the changes above it.
 
 {table(["Change", "Planned for", "Step, ms (estimated)", "MFU"], change_rows)}
 
-Where B/16's 150 ms go: the bound of the matrix units is 91 ms. Products, with LayerNorm, GELU and biases fused into them,
-run at 72% (image) and 80% (text) of their peak. The optimizer takes 15 ms and is bound by memory. Attention takes 14 ms:
-its heads of 64 fill half of a 128-wide matrix unit. One copy of the pixels into patches takes 1.3 ms. The image tower of
-So400m reaches half of its chip's peak: a v6e has 3.5 times a v5p's FLOPs for each byte from memory, so what LayerNorm,
-GELU and the residuals read and write weighs more.
+Of B/16's 150 ms, the matrix units alone need 91 ms. Matrix products, with LayerNorm, GELU and biases fused into them, run
+at 72% (image) and 80% (text) of the units' peak. The optimizer takes 15 ms and is limited by memory. Attention takes 14 ms,
+because its heads of 64 channels fill half of a 128-wide matrix unit. One copy of the pixels into patches takes 1.3 ms. The
+image tower of So400m reaches half of its chip's peak: a v6e has 3.5 times as many FLOPs per byte from memory as a v5p, so
+the reads and writes of LayerNorm, GELU and the residuals weigh more.
 
-Tried and not kept, with the change in time:
+These changes were tried and not kept. Each is given with the change in time:
 
-- attention logits in bfloat16: -8% of plain attention's time, but logits rounded to three digits;
+- attention logits in bfloat16: -8% of plain attention's time, but the logits are rounded to three digits;
 - attention weights normalised after the product: +50% of plain attention's time;
 - batch and heads transposed before the products: -2%;
-- with the kernels, biases' gradients as plain sums: +1%;
+- gradients of the biases as plain sums, with the kernels: +1%;
 - `mesh.fsdp=4`: +4%, because transfers no longer fuse with the products;
 - the optimizer's state and update divided over the data axis (ZeRO-1): +8%;
 - q, k and v as one forward product: a copy of 1 ms in each layer;
@@ -380,13 +382,15 @@ def soak(documents: dict[str, Any]) -> str:
 
 {origin(documents, f"{command} --kills=100 (or --minutes=30) -- --config.total_steps=STEPS", files=False)}
 
-Each experiment ran twice at the same time, each on one core: once left alone, once killed at random moments and started
-again. The last states must be equal in every bit, the curves in every number, `bad_records.jsonl` in every byte.
+Two runs of each experiment ran side by side, each on one core. One was left alone; the other was killed at random moments
+and started again. The last states must be equal in every bit, the curves in every number, and `bad_records.jsonl` in every
+byte.
 
 {table(header, rows)}
 
-Memory is that of the run left alone. scenes and emoji were measured before the soak set `MALLOC_ARENA_MAX=1`; what they
-gain is memory that glibc keeps for each thread. [docs/reliability.md](../docs/reliability.md) says where the rest goes."""
+"After the life's first step" counts the kills that came after the restarted process had completed a step. Memory is that
+of the run left alone. scenes and emoji were measured before the soak set `MALLOC_ARENA_MAX=1`; most of their gain is memory
+that glibc keeps for each thread. [docs/reliability.md](../docs/reliability.md) says where the rest goes."""
 
 
 def emoji(documents: dict[str, Any]) -> str:
@@ -406,8 +410,8 @@ def emoji(documents: dict[str, Any]) -> str:
 
 {origin(documents, "clipjax train --config=experiments/emoji.py --config.total_steps=650 --config.loss.name=LOSS")}
 
-Zero-shot accuracy on Twemoji's drawings among {document["names"]:,} names, after {document["steps"]} steps of
-{document["batch"]} on the drawings of three other artists; 95% intervals. Higher is better.
+Zero-shot accuracy on Twemoji's drawings, choosing among {document["names"]:,} names, after {document["steps"]} steps with a
+batch of {document["batch"]} on the drawings of three other artists. In parentheses are 95% intervals. Higher is better.
 
 {table(["Loss", "Top-1", "Top-5", "Top-1 over chance", "CPU time"], rows)}
 

@@ -4,8 +4,8 @@
       --config.tokenizer.path=/shared/tokenizer.model
     clipjax train --config=experiments/clip_b32.py:clip_vit_l14 --config.mesh.fsdp=8 ...
 
-The argument names any CLIP preset of clipjax.models.presets. A SentencePiece tokenizer ends texts with its own EOS
-id (1 with data_pipelines.train_tokenizer), so pooling looks for that id instead of the largest one.
+The argument after the colon names any CLIP preset of clipjax.models.presets. A SentencePiece tokenizer ends texts with
+its own EOS id (1 with data_pipelines.train_tokenizer), so pooling looks for that id instead of the largest one.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""Learns emoji from three artists' drawings and names a fourth's. About half an hour of CPU time.
+"""Trains on three artists' emoji and names a fourth's, in about half an hour of CPU time.
 
     python -m data_pipelines.emoji --out=data/emoji            # needs npm and pip install 'clipjax[pipelines]'
     python -m data_pipelines.train_tokenizer --records=data/emoji --vocab_size=4096 --out=data/emoji.model
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-softmax --config.loss.name=softmax
     clipjax train --config=experiments/emoji.py --workdir=runs/emoji-sigmoid --config.loss.name=sigmoid
 
-The model trains on Noto, OpenMoji and Fluent. The test is Twemoji, whose style no training image has, among all 1,911
-names.
+The model trains on Noto, OpenMoji and Fluent. It is tested on Twemoji, a style that no training image has, and chooses
+among all 1,911 names.
 """
 
 from ml_collections import ConfigDict

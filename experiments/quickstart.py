@@ -6,7 +6,7 @@ r"""Trains a small dual encoder on drawn scenes, in minutes on a laptop: `make t
     clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
     clipjax train --config=experiments/quickstart.py:softmax --workdir=runs/quickstart-softmax
 
-The argument names the loss: sigmoid (default) or softmax.
+The argument after the colon names the loss: sigmoid (default) or softmax.
 """
 
 from ml_collections import ConfigDict

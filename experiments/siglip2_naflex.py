@@ -6,7 +6,8 @@
     clipjax plan --config=experiments/siglip2_naflex.py:siglip2_naflex_so400m16 --topology=v5e:16x16 \\
       --compare=model.image.max_patches=784
 
-The argument names a NaFlex preset. init_from starts from any SigLIP 2 of the same width with patches of 16 pixels.
+The argument after the colon names a NaFlex preset. init_from takes any SigLIP 2 of the same width whose patches have 16
+pixels a side.
 """
 
 from ml_collections import ConfigDict

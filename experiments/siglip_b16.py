@@ -4,7 +4,7 @@
       --config.tokenizer.path=/shared/tokenizer.model
     clipjax train --config=experiments/siglip_b16.py:siglip_b16_256 --config.mesh.fsdp=8 ...
 
-The argument names any SigLIP preset of clipjax.models.presets.
+The argument after the colon names any SigLIP preset of clipjax.models.presets.
 """
 
 from ml_collections import ConfigDict
