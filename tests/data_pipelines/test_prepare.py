@@ -209,6 +209,7 @@ def test_examples_that_are_lost_on_the_way_stop_the_publication():
             {"step": "decode", "cause": "x", "dropped": True, "count": 1, "samples": []}]})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_beams_flags_behind_two_dashes(tars, tmp_path, capsys):
     flags = ["--reader=webdataset", f"--input={tars}/0.tar,{tars}/1.tar", f"--out={tmp_path / 'set'}", "--splits=all=1"]
     flags += [f"--decontaminate={tmp_path / 'none'}"]

@@ -27,6 +27,7 @@ def compiled_text(config, devices=8):
     return lower_step(config, mesh, abstract_state(config, mesh), None).compile().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "comm", "mesh", "accumulation"),
     [
@@ -55,6 +56,7 @@ def shards(tree):
     return [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "bv_adam"])
 def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
     config = replace(tiny_config((1, 8, 1)), global_batch_size=BATCH)
@@ -74,6 +76,7 @@ def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
     assert not [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
 
 
+@pytest.mark.slow
 def test_tensor_parallel_computes_a_share_of_every_block():
     config = replace(tiny_config((1, 1, 4)), global_batch_size=64)
     shapes = shapes_in(compiled_text(config, devices=4))

@@ -9,6 +9,8 @@ import pytest
 from clipjax.mesh import batch_sharding
 from tests.tiny import start, tiny_batches, tiny_config
 
+pytestmark = pytest.mark.slow  # whole runs
+
 STEPS = 20
 
 

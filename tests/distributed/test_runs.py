@@ -23,6 +23,8 @@ from clipjax.runs.integrity import CheckpointError
 from clipjax.training.loop import TrainingError
 from tests import runs
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -171,6 +171,7 @@ def test_the_step_has_nothing_of_the_image_tower():
     assert products[1] < 0.8 * products[0]
 
 
+@pytest.mark.slow
 def test_an_embedded_teacher_gives_the_loss_and_gradient_of_the_teacher():
     config = dataclasses.replace(tiny_config((1, 1, 1), loss="distill"), seed=1)
     mesh = make_mesh(config.mesh, jax.devices()[:1])

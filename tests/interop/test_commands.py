@@ -125,6 +125,7 @@ def test_pickle_is_not_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_one_parameter_at_a_time_passes_through_the_host(tmp_path):
     """16 equal layers: of the file's tensors no more than a layer's are alive at once."""
     model = tiny("siglip_b16")

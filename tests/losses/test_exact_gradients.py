@@ -227,6 +227,7 @@ def test_label_smoothing_equals_torchs_cross_entropy():
     assert_close(found[:3], (loss.item(), a.grad.numpy(), b.grad.numpy()), rtol=5e-6)
 
 
+@pytest.mark.slow
 def test_ntxent_equals_optaxs():
     import optax
 

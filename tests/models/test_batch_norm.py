@@ -83,6 +83,7 @@ def test_a_skipped_step_leaves_them_and_a_good_one_moves_them_and_their_average(
     assert_equal(state.ema_batch_stats, averages)
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_normalises_by_them_and_leaves_them():
     config = resnet_config(image_lr_multiplier=0.0)
     mesh = make_mesh(config.mesh, jax.devices()[:1])

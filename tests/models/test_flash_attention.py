@@ -111,6 +111,7 @@ def test_one_gradient_for_several_products_is_that_of_each(platform, monkeypatch
         np.testing.assert_allclose(found, theirs, atol=2e-6 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_training_with_it_is_training_without_it():
     losses = []
     for kind in ("dense", "flash"):

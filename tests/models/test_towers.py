@@ -34,6 +34,7 @@ def embed(config, params, **inputs):
     return DualEncoder(config).apply({"params": params}, **inputs)
 
 
+@pytest.mark.slow
 def test_text_behind_the_first_eos_does_not_change_a_causal_tower():
     config = tiny(text=dict(causal=True, pool="eos", eos_id=1))
     text = np.where(TEXT == 1, 2, TEXT)
@@ -106,6 +107,7 @@ def test_dropout_and_drop_path_act_in_training_only():
     assert np.abs(a.image_embedding - b.image_embedding).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_within_its_rounding_and_gives_float32():
     params = init(tiny())
     a = embed(tiny(), params, image=IMAGE, text=TEXT)

@@ -84,6 +84,7 @@ def test_weights_come_back_bit_for_bit(pair):
     pair.check_round_trip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COEFFICIENTS)
 def test_every_efficientnet_has_the_tensors_of_transformers(name):
     image = image_config(*COEFFICIENTS[name])

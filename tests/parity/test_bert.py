@@ -131,6 +131,7 @@ def embed(config, params, text):
     return BertEncoder(config, EMBED, jnp.float32).apply({"params": params}, text).pooled
 
 
+@pytest.mark.slow
 def test_embeddings_and_gradients_equal_the_reference(pair):
     config, theirs, params, text = pair
     weight = np.random.default_rng(1).normal(size=(len(text), EMBED)).astype(np.float32)

@@ -80,6 +80,7 @@ def theirs_of(original, image, text):
 
 
 # PyTorch keeps one matrix for q, k and v where keys are as wide as queries, three where they are not.
+@pytest.mark.slow
 @pytest.mark.parametrize("image_width", [32, TEXT])
 def test_embeddings_likelihoods_and_gradients_equal_open_clip(image_width):
     model, original = pair(image_width)

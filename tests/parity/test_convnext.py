@@ -41,6 +41,7 @@ def test_embeddings_equal_timm(pair):
     pair.check_embeddings(2e-6)
 
 
+@pytest.mark.slow
 def test_gradients_equal_timm(pair):
     pair.check_gradients(train=False)
 

@@ -47,6 +47,7 @@ def original(name):
     return perturb(clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_embeddings_and_gradients_equal_timm(name):
     model, clip = ours(name), original(name)

@@ -39,6 +39,7 @@ def original(name):
     return factory.CustomCLIP(**config | dict(embed_dim=EMBED)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_equal_and_weights_go_back_bit_for_bit(name, tmp_path, monkeypatch):
     theirs = perturb(original(name))

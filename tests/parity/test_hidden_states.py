@@ -18,6 +18,7 @@ from tests.parity.test_towers import DEPTH, arrays, pair, to_clipjax, torch  # n
 LAYERS = (-2, 0, -1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_states_of_layers_equal_transformers(pair, scan_layers):  # noqa: F811
     kind, hf, model, image, text = pair

@@ -96,6 +96,7 @@ def assert_reads_computes_and_writes(family, config, path):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_options_of_open_clip_s_own_towers(name, tmp_path):
     assert_reads_computes_and_writes(*MODELS[name], tmp_path)

@@ -69,6 +69,7 @@ def tensors(model, prefix="text."):
     return [Tensor("logit_scale", ("logit_scale",)), *text_tower(model, prefix), *image_tower(model)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_embeddings_and_gradients_equal_open_clip(name):
     our_image, our_text, their_image, their_text = VARIANTS[name]

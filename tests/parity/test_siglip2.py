@@ -67,6 +67,7 @@ def theirs_of(hf, image, text, **options):
     )
 
 
+@pytest.mark.slow
 def test_naflex_embeddings_and_logits_equal_transformers(pair):
     hf, model, image, text = pair
     out = DualEncoder(model).apply({"params": ours_of(arrays(hf))}, image=image, text=text)
@@ -218,6 +219,7 @@ def test_naflex_is_exported_for_transformers_and_read_again_bit_for_bit(pair, tm
         assert torch.equal(theirs_of(hf, image, text).logits_per_image, theirs_of(again, image, text).logits_per_image)
 
 
+@pytest.mark.slow
 def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
     import clipjax
     from clipjax.config import MeshConfig

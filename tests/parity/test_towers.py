@@ -83,6 +83,7 @@ def test_embeddings_equal_transformers(pair):
     np.testing.assert_allclose(logits, theirs.logits_per_image.numpy(), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_contrastive_loss_equal_transformers(pair):
     kind, hf, model, image, text = pair
     loss_fn = make_loss(LossConfig("softmax" if kind == "clip" else "sigmoid", "dense"), None)

@@ -122,6 +122,7 @@ def test_twenty_steps_from_imported_weights_and_out_again(kind, loss, bias, form
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5 * np.abs(wanted.numpy()).max())
 
 
+@pytest.mark.slow
 def test_a_bias_that_transformers_clip_has_no_place_for_is_refused_by_name(tmp_path):
     source = imported("hf_clip", tmp_path)
     with open_run(source) as run:

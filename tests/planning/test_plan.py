@@ -30,6 +30,7 @@ from tests.tiny import tiny_config
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
+@pytest.mark.slow
 def test_a_plan_for_the_devices_of_this_process(tmp_path, capsys):
     config = replace(tiny_config((4, 2, 1)), global_batch_size=64)
     ours, other = run(config, "cpu:8", compare="loss.comm=ring", out=tmp_path / "plan.json")
@@ -117,6 +118,7 @@ def test_the_search_goes_from_the_least_change_to_the_greatest():
     assert changes[2].endswith("accumulation_steps=2")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_without_a_device(tmp_path):
     runs.build_data(tmp_path)
     experiment = runs.write_experiment(tmp_path)
@@ -191,6 +193,7 @@ def test_slices_split_the_data_axis_and_nothing_else():
         make_mesh(MeshConfig(data=1, fsdp=8), devices)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_the_nearest_that_does(monkeypatch, capsys):
     """The compiler gives up, then compiles something a little too large, then something that fits."""
     config = replace(tiny_config(), global_batch_size=64)

@@ -178,6 +178,7 @@ class FullDisk:
             subprocess.run(["umount", str(self.folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_a_checkpoint_is_told_and_costs_no_earlier_one(whole, config, tmp_path, monkeypatch):
     disk = FullDisk(tmp_path / "disk")
     workdir, save = disk.folder / "run", checkpoints.save

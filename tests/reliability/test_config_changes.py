@@ -99,6 +99,7 @@ def test_no_change_is_nothing_to_tell_after_a_round_trip_through_json():
     assert check_changes(again, OLD, "x") == []
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_changed_and_goes_on(whole, config, tmp_path, capsys):
     shutil.copytree(whole / "checkpoints" / "9", tmp_path / "checkpoints" / "9")
     log = dataclasses.replace(config.log, every_steps=2)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import jax
+import pytest
 import tensorstore
 
 from clipjax.config import CheckpointConfig
@@ -29,6 +30,7 @@ def blocks_kept(action: Callable[[], object], times: int, rounds: int = 5) -> fl
     return statistics.median(kept[1:])
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_nothing_but_what_tensorstore_does(tmp_path):
     """TensorStore (0.1.86) keeps every key and value that it returns as JSON. Orbax asks for some twice for each tree
     and once for each array of a checkpoint. A version that keeps less makes this bound tighter by itself."""

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from tests.tiny import start, tiny_batches, tiny_config
 
 
+@pytest.mark.slow
 def test_a_nan_in_a_batch_leaves_the_run_where_a_step_that_was_left_out_would():
     config = tiny_config(grad_clip_norm=1.0, ema_decay=0.9)
     mesh, poisoned, step = start(config)

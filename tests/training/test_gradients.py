@@ -175,6 +175,7 @@ def test_captions_are_learnt():
     assert caption[-1] < 0.8 * caption[0]
 
 
+@pytest.mark.slow
 def test_captioning_counts_tokens_to_the_end_of_text_and_sees_no_later_word():
     config = config_for("coca").model
     model = DualEncoder(config)
