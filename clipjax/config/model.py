@@ -85,6 +85,8 @@ class ModelConfig:
     decoder: DecoderConfig = section(DecoderConfig)
     embed_dim: int = weights(512)
     logit_scale_init: float = experiment(1 / 0.07, at_start=True)  # the scale itself; the parameter is its logarithm
-    logit_scale_max: float = experiment(100.0, fixed=MODEL)  # clipped after each update (training/step.py); 0: never
+    logit_scale_max: float = experiment(
+        100.0, fixed=MODEL
+    )  # clipped after each update (training/temperature.py); 0: never
     logit_bias_init: float | None = experiment(None, fixed=MODEL)  # None: no bias parameter (CLIP); -10.0 for SigLIP
     dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32

@@ -20,6 +20,7 @@ from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
+from clipjax.training.temperature import clip_logit_scale
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -43,7 +44,6 @@ def make_train_step(
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
     loss_and_gradients = make_loss_and_gradients(config, mesh, teacher)
-    scale_max = config.model.logit_scale_max
 
     def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -55,10 +55,7 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(state.params, updates)
-            if scale_max > 0:
-                # The parameter is clipped after the update, as in CLIP: with clipping in the forward pass, a scale
-                # beyond the bound would get no gradient and stay there.
-                params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], jnp.log(scale_max))}
+            params = clip_logit_scale(params, config.model.logit_scale_max)
             averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
             averages = updated_averages(config.optimizer, averages, params, batch_stats)
 
