@@ -139,6 +139,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_a_killed_one_is_an_error(folder, reference, tmp_path):
     """In a script of its own, without a test runner's flags: the way people start it."""
     script = tmp_path / "read.py"
@@ -150,6 +151,7 @@ def test_worker_processes_give_the_same_batches_and_a_killed_one_is_an_error(fol
     assert float(done.stdout.split("seconds:")[1]) < 20
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_run_end_with_it(folder, tmp_path):
     script = tmp_path / "read.py"
     script.write_text(WORKERS)

@@ -53,6 +53,7 @@ def arrays(batch, length, heads, d, dtype=jnp.float32):
     return [jax.random.normal(jax.random.key(i), (batch, length, heads, d)).astype(dtype) for i in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_attention_and_its_gradient(name):
     (*shape, causal), steps = CASES[name]

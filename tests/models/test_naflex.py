@@ -67,6 +67,7 @@ def test_padding_changes_nothing(params, pool):
     assert np.abs(a - embed(pixels, shapes[:, ::-1])).max(axis=1)[[0, 1, 3]].min() > 1e-4  # 2 x 3 is not 3 x 2
 
 
+@pytest.mark.slow
 def test_a_square_image_of_the_grids_size_is_the_vits(params):
     model = naflex_config().model
     square = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

@@ -69,6 +69,7 @@ def test_rotary_scores_depend_on_distance_only():
         rotary_2d(2, 2, 6, 100.0)
 
 
+@pytest.mark.slow
 def test_a_text_tower_of_rms_norms_rotary_positions_and_swiglu_equals_float64_numpy():
     config = tiny_config().model
     modern = dict(norm="rms", rope=True, position="none", mlp="swiglu", causal=True, qkv_bias="none", norm_eps=1e-6)

@@ -60,6 +60,7 @@ def test_a_bidirectional_tower_sees_every_position():
     assert (np.abs(a - b).max(axis=1) > 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["cls", "gap", "map"])
 @pytest.mark.parametrize("position", ["learned", "sincos"])
 def test_pooling_and_positions_shape_the_tree_as_documented(pool, position):
@@ -95,6 +96,7 @@ def test_sincos_positions_equal_the_formula():
         sincos_2d(2, 2, 6)
 
 
+@pytest.mark.slow
 def test_dropout_and_drop_path_act_in_training_only():
     config = tiny(image=dict(dropout=0.3, drop_path=0.3))
     params = init(config)

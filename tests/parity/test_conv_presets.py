@@ -19,6 +19,7 @@ OPENAI = {"rn50": "RN50-quickgelu", "rn101": "RN101-quickgelu"} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONV_PRESETS if name.startswith(("clip_", "open_clip_"))])
 def test_presets_are_the_published_models(name):
     model = get_preset(name)
@@ -46,6 +47,7 @@ def test_presets_are_the_published_models(name):
         assert {m.eps for n, m in heads.items() if n.startswith("visual.")} == {model.image.norm_eps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_rn50", "open_clip_convnext_base_w"])
 def test_model_flops_are_those_pytorch_counts(name):
     from torch.utils.flop_counter import FlopCounterMode

@@ -123,6 +123,7 @@ def test_the_small_trunks_are_timm_s(name, trunk):
     assert {n: shape for n, shape in expected.items() if n.startswith("visual.")} == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "billions"), [("eva_clip_8b", 7.5), ("eva_clip_18b", 17.5)])
 def test_the_largest_image_towers_have_the_published_sizes(name, billions):
     """Nobody's installed code has them; 2402.04252 gives one digit behind the point."""

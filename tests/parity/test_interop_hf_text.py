@@ -65,6 +65,7 @@ def saved(name, path):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_equal_open_clip_s_and_the_weights_go_back_bit_for_bit(name, tmp_path):
     theirs = saved(name, tmp_path / "original")

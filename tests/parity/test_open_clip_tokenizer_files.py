@@ -39,6 +39,7 @@ def models():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["open_clip", "open_clip_siglip", "open_clip_hf_text"])
 def test_ids_are_open_clip_s_from_every_directory(family, tmp_path, monkeypatch, bert_folder, xlmr_folder):  # noqa: F811
     monkeypatch.setitem(open_clip_siglip.SIZES, "tiny", (16, 2, 2, 24))

@@ -34,6 +34,7 @@ def test_gradients_and_running_statistics_equal_open_clip(pair, train):
     pair.check_gradients(train)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_as_much_as_pytorch_s(pair):
     pair.check_bfloat16(gradients=True)
 

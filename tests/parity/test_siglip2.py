@@ -142,6 +142,7 @@ def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SIGLIP_PRESETS))
 def test_presets_have_exactly_the_published_parameters(name):
     """Counted on transformers' models of the published sizes, built without storage."""

@@ -42,6 +42,7 @@ def assert_same(found, expected, texts):
     assert not wrong, (len(wrong), [ascii(text[:60]) for text in wrong[:3]])
 
 
+@pytest.mark.slow
 def test_clip_bpe_equals_open_clips_simple_tokenizer():
     texts = HARD_TEXTS + noise(3000)
     reference = open_clip_tokenizer.SimpleTokenizer()

@@ -111,6 +111,7 @@ def test_gradients_of_the_contrastive_loss_equal_transformers(pair):
         assert error <= 1e-4 * np.abs(wanted).max() + 1e-6 * scale, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_scanned_layers_equal_unrolled_ones(pair):
     kind, hf, model, image, text = pair
     params = jax.tree.map(jnp.asarray, to_clipjax(kind, arrays(hf)))

@@ -77,6 +77,7 @@ def test_the_experiment_of_the_page_trains_and_evaluates_with_all_five(project):
     assert last["step"] == 4 and 0 < last["space/alignment"] < 4 and last["space/uniformity"] < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -107,6 +107,7 @@ def damaged(folder, config, tmp_path_factory):
     return config, path / "whole"
 
 
+@pytest.mark.slow
 def test_counts_and_list_after_a_restart_are_those_of_the_uninterrupted_run(damaged, tmp_path, capsys):
     config, whole = damaged
     shutil.copytree(whole / "checkpoints" / "6", tmp_path / "checkpoints" / "6")

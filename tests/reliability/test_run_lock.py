@@ -89,7 +89,7 @@ def test_a_file_system_without_locks_is_warned_about_and_used(tmp_path, monkeypa
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(logging, "warning", lambda message, *args: lines.append(message % args))
     with run_lock(tmp_path):
-        assert lines == [f"{tmp_path} is on a file system without locks: nothing here refuses a second run in it."]
+        assert lines == [f"{tmp_path} is on a file system without locks: a second run in it would not be refused."]
 
 
 def test_an_error_of_the_run_passes_through_as_it_is(tmp_path):

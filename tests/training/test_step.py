@@ -41,6 +41,7 @@ def test_a_non_finite_loss_changes_no_parameter_and_is_counted():
     assert_equal(found, before)
 
 
+@pytest.mark.slow
 def test_a_good_step_ends_the_count_in_a_row_but_not_the_total():
     config = tiny_config()
     state, _ = steps(config, tiny_batches(1))
@@ -90,6 +91,7 @@ def test_two_runs_are_equal_to_the_bit():
     assert_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["attention", "dots", "offload", "full"])
 def test_remat_changes_memory_not_numbers(remat):
     def config(remat):
