@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig, ModelConfig, nearest, require
-from clipjax.config.fields import declarations
+from clipjax.config.fields import LAYOUT, declarations
 from clipjax.data.sources import open_source
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
@@ -124,11 +124,17 @@ def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation
 
 
 def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:
-    """`trained`, with the options of `wanted` that any weights may be used with (max_patches, attention, ...)."""
+    """`trained`, with the options of `wanted` that any weights may be used with (max_patches, attention, ...).
+
+    Those are the ones that do not decide what the weights mean, nor how their tree is laid out.
+    """
 
     def tower(side: str) -> Any:
-        options = declarations(getattr(wanted, side))
-        free = {name: value for name, value, declared in options if declared.role == "runtime" and not declared.fixed}
+        free = {
+            name: value
+            for name, value, declared in declarations(getattr(wanted, side))
+            if declared.role in ("runtime", "experiment") and declared.fixed != LAYOUT
+        }
         return dataclasses.replace(getattr(trained, side), **free)
 
     return dataclasses.replace(trained, image=tower("image"), text=tower("text"))
