@@ -34,6 +34,7 @@ def image_config(width, depth, **changes):
         depth_coefficient=depth,
         projection=False,
         norm_eps=1e-3,
+        norm_momentum=0.9,  # PyTorch's 0.1, see below
         **changes,
     )
     return replace(image, width=block_shapes(image)[-1].outputs)
