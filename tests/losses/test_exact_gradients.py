@@ -104,6 +104,7 @@ def test_the_family_equals_float64_on_eight_devices(name, comm):
     assert_equals_float64(config_of(name, comm), MESHES[8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", ["positives", "ignore"])
 @pytest.mark.parametrize("comm", ["dense", "all_gather", "ring"])
 @pytest.mark.parametrize("name", LOSSES)
