@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and files with one JSON object per line."""
+"""Files that are written whole or not at all, text files of any origin, and files with one JSON object per line."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import tempfile
@@ -39,7 +40,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects in order; [] without the file. Lines that are torn, or hold no object, are left out."""
     path = Path(path)
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for text in split_lines(path.read_text(encoding="utf-8")) if path.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:
@@ -47,3 +48,64 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(line)
     return lines
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
+
+    Raises TextFileError for a file in another encoding, OSError for one that cannot be read.
+    """
+    return decode_text(Path(path).read_bytes(), str(path))
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The bytes of a whole text file as read_text reads them. where: names the file in the error."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TextFileError(
+            f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} "
+            f"(byte {error.start} is 0x{data[error.start]:02x}). Save the file as UTF-8."
+        ) from error
+
+
+def split_lines(text: str) -> list[str]:
+    r"""The lines of a text, which end in "\n", "\r\n" or "\r" and in nothing else.
+
+    str.splitlines also ends a line at U+2028, U+0085, form feeds and others, which stand inside captions and names.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def numbered_lines(path: str | Path) -> list[str]:
+    """The lines of a file whose line numbers mean something, such as class names by label: stripped, from 0.
+
+    Empty lines at the end are dropped. Raises TextFileError for an empty line before the last name, where one reader
+    would count the line and another not, and as read_text does.
+    """
+    lines = [line.strip() for line in split_lines(read_text(path))]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise TextFileError(
+            f"{path}, line {lines.index('') + 1} is empty, and the lines after it would change their numbers. "
+            "Remove the line, or write the missing name."
+        )
+    return lines
+
+
+class TextFileError(ValueError):
+    """A text file that cannot be read as one; the message names the file, the line and the cure."""
+
+
+# UTF-32's little-endian mark begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
