@@ -63,7 +63,6 @@ def check_pixels(pixels: PixelConfig, image_size: int) -> None:
     for name in ("mean", "std"):
         values = getattr(pixels, name)
         require(len(values) == 3, f"{where}.{name}={values} needs three numbers (red, green, blue).")
-    require(min(pixels.std) > 0, f"{where}.std={pixels.std} must be positive.")
     require(
         pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
         f"{where}.antialias=False is bilinear without padding; it does not go with "
