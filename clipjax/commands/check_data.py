@@ -123,5 +123,5 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_bool("decode", True, "Decode every image instead of only reading it.", flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("config",))
+    values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
     cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))

@@ -63,5 +63,5 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
-    values = cli.parse([command, *rest], __doc__, define, required=("format",))
+    values = cli.parse([command, *rest], __doc__, define, required=("format",), config=False, processes=False)
     cli.run_command(values, lambda: run(*places, format=values.format, step=values.step))

@@ -20,12 +20,12 @@ class TokenizerConfig:
     path: str = runtime("")  # the vocabulary: a file or a folder, by kind
     # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
     clean: bool | None = meaning(None)
-    lowercase: bool | None = meaning(None)
+    lowercase: bool | None = meaning(None)  # lower the case of letters
     canonicalize: bool = meaning(False)  # also drop punctuation and repeated white space (big_vision's zero-shot text)
     # canonicalize: drop "_" (transformers' SigLIP) instead of making it a space (big_vision)
     drop_underscore: bool = meaning(False)
-    add_bos: bool | None = meaning(None)
-    add_eos: bool | None = meaning(None)
+    add_bos: bool | None = meaning(None)  # begin with the id of the beginning of a text
+    add_eos: bool | None = meaning(None)  # end with the id of the end of a text
     eos_to_pad: bool = meaning(False)  # the end of text counts for truncation and then becomes padding (CLIPA)
     # None: the vocabulary's own pad id, or its EOS id where it has none
     pad_id: int | None = meaning(None, within=TOKEN_ID)
@@ -37,7 +37,7 @@ class SourceConfig:
 
     name: str = experiment("array_record", fixed=ORDER)  # a row of clipjax.data.sources.SOURCES
     path: str = runtime("")  # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
-    split: str = experiment("train", fixed=ORDER)
+    split: str = experiment("train", fixed=ORDER)  # part of the dataset, for sources that have parts
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class PixelConfig:
     antialias: bool = meaning(True, converted=True)
     # transparent pixels: composed over white, or shown in the colour they hide
     alpha: Literal["white", "drop"] = meaning("white", converted=True)
-    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=ANY)
-    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=POSITIVE)
+    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=ANY)  # of red, green and blue, with pixels from 0 to 1
+    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=POSITIVE)  # of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class AugmentConfig:
 
     name: Literal["random_resized_crop", "none"] = experiment("random_resized_crop")
     scale: tuple[float, ...] = experiment((0.9, 1.0), within=SHARE)  # area of the crop, as a share of the image
-    ratio: tuple[float, ...] = experiment((0.75, 4 / 3), within=POSITIVE)
+    ratio: tuple[float, ...] = experiment((0.75, 4 / 3), within=POSITIVE)  # width to height of the crop
     flip: float = experiment(0.0, within=SHARE)  # probability of a left-right flip
 
 
@@ -93,7 +93,7 @@ class DataConfig:
     teacher_embeddings: str = experiment("")
     # decodes JPEGs in training; evaluation always uses Pillow. auto: simplejpeg where it is installed
     decoder: Literal["auto", "simplejpeg", "pillow"] = experiment("auto")
-    num_threads: int = runtime(2, within=WORKERS)
+    num_threads: int = runtime(2, within=WORKERS)  # that read and decode, in each worker
     prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
     worker_count: int = runtime(0, within=WORKERS_OR_ZERO)  # processes; 0: threads of this process
     # share of the records read that may be bad; a larger one stops the run

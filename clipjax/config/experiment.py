@@ -44,8 +44,8 @@ class MeshConfig:
     """How many devices each axis of the mesh has."""
 
     data: int = runtime(-1, within=DEVICES_OR_REST)  # -1: the devices that remain after fsdp and tensor
-    fsdp: int = runtime(1, within=DEVICES)
-    tensor: int = runtime(1, within=DEVICES)
+    fsdp: int = runtime(1, within=DEVICES)  # devices that share parameters and optimizer state
+    tensor: int = runtime(1, within=DEVICES)  # devices that share each matrix
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ScheduleConfig:
     """The learning rate over the steps, as a share of its peak."""
 
     name: str = experiment("cosine")  # a row of clipjax.optim.schedules.SCHEDULES
-    warmup_steps: int = experiment(0, within=STEPS)
+    warmup_steps: int = experiment(0, within=STEPS)  # the rate rises linearly from 0 over these steps
     final_fraction: float = experiment(0.0, within=SHARE)  # cosine and linear end at this fraction of the learning rate
     rsqrt_timescale: int = experiment(10_000, within=COUNT)  # steps
     cooldown_steps: int = experiment(0, within=STEPS)  # rsqrt and constant: linear to zero over the last steps
@@ -64,7 +64,8 @@ class OptimizerConfig:
     """What all optimizers share. An optimizer with options of its own has a subclass in its file."""
 
     name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.OPTIMIZERS
-    learning_rate: float = experiment(5e-4, within=LEARNING_RATE)
+    learning_rate: float = experiment(5e-4, within=LEARNING_RATE)  # the peak, after warm-up
+    # of matrices, not of biases, norms and the temperature
     weight_decay: float = experiment(0.2, within=NON_NEGATIVE)
     grad_clip_norm: float = experiment(0.0, within=NON_NEGATIVE)  # global norm; 0: off
     # 0: the tower is frozen (LiT) and has no optimizer state
@@ -97,7 +98,7 @@ class CheckpointConfig:
     """When a run saves, and which checkpoints it keeps."""
 
     every_steps: int = runtime(1000, within=COUNT)
-    keep_last: int = runtime(3, within=COUNT)
+    keep_last: int = runtime(3, within=COUNT)  # checkpoints
     keep_best: int = runtime(1, within=STEPS)  # how many of the best by best_metric to keep as well
     best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no checkpoint is kept as best
 
@@ -107,7 +108,7 @@ class LogConfig:
     """What a run logs, and how often."""
 
     every_steps: int = runtime(50, within=COUNT)
-    tensorboard: bool = runtime(True)
+    tensorboard: bool = runtime(True)  # write TensorBoard events too
     figures: bool = runtime(True)  # the summary picture at the end of the run
 
 
@@ -115,8 +116,9 @@ class LogConfig:
 class ExperimentConfig:
     """Everything that a run is told."""
 
-    seed: int = experiment(0, within=STEPS, fixed=ORDER)
-    total_steps: int = experiment(10_000, within=COUNT)
+    seed: int = experiment(0, within=STEPS, fixed=ORDER)  # of the weights, the data's order, augmentation and dropout
+    total_steps: int = experiment(10_000, within=COUNT)  # updates of the weights
+    # pairs of a step, over all devices and micro-batches
     global_batch_size: int = experiment(1024, within=EXAMPLES, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)

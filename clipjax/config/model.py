@@ -41,11 +41,11 @@ class BlockConfig:
 
     width: int = weights(512, within=WIDTH)
     depth: int = weights(12, within=DEPTH)  # number of blocks
-    num_heads: int = meaning(8, within=WIDTH)
-    mlp_dim: int = weights(2048, within=WIDTH)
+    num_heads: int = meaning(8, within=WIDTH)  # of attention; a divisor of width
+    mlp_dim: int = weights(2048, within=WIDTH)  # hidden units of a block's MLP
     activation: Activation = meaning("gelu")
     norm: Literal["layer", "rms"] = weights("layer")
-    norm_eps: float = meaning(1e-5, within=SHARE)
+    norm_eps: float = meaning(1e-5, within=SHARE)  # added to the variance in norms
     post_norm: bool = meaning(False)  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
     mlp: Literal["plain", "swiglu"] = weights("plain")  # swiglu: silu(gate) * up instead of the activation
     qkv_bias: Literal["qkv", "qv", "none"] = weights("qkv")  # which of query, key and value have a bias (EVA: qv)
@@ -54,7 +54,7 @@ class BlockConfig:
     # initial value of a learned factor per channel on every branch; 0: none
     layer_scale: float = weights(0.0, within=NON_NEGATIVE)
     init: Init = experiment("clip", at_start=True)
-    dropout: float = experiment(0.0, within=RATE)
+    dropout: float = experiment(0.0, within=RATE)  # rate after each branch of a block, in training
     drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
     remat: Remat = runtime("none")
     # flash: one kernel on TPUs, so that attention weights never reach HBM (docs/mesh.md)
@@ -100,7 +100,7 @@ class ModelConfig:
     image: ImageTowerConfig = part("clipjax.models:IMAGE_TOWERS", "vit")
     text: TextTowerConfig = part("clipjax.models:TEXT_TOWERS", "transformer")
     decoder: DecoderConfig = section(DecoderConfig)
-    embed_dim: int = weights(512, within=WIDTH)
+    embed_dim: int = weights(512, within=WIDTH)  # length of an embedding
     # the scale itself; the parameter is its logarithm
     logit_scale_init: float = experiment(1 / 0.07, within=SCALE, at_start=True)
     # clipped after each update (training/temperature.py); 0: never

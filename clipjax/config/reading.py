@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
@@ -49,7 +49,7 @@ def check_values(config: T, path: str = "config") -> T:
 def to_config_dict(config: Any) -> ConfigDict:
     """A configuration dataclass as a ConfigDict: floats stay floats, tuples stay tuples.
 
-    Experiments use it for whole sections: `config.model = to_config_dict(get_preset("siglip_b16"))`.
+    A ConfigDict of clipjax also takes the dataclass itself: `config.model = get_preset("siglip_b16")`.
     """
     return _fill(SectionDict(), config)
 
@@ -65,7 +65,9 @@ def require_field(config: ConfigDict, name: str) -> None:
         if key not in known:
             table = rows(section._table) if isinstance(section, SectionDict) and section._table else {}
             chosen = section["name"] if table else ""
-            raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path))
+            elsewhere = [field for field in _names(config) if field.rpartition(".")[2] == key][:3]
+            hint = f" There is {', '.join(f'config.{field}' for field in elsewhere)}." if elsewhere else ""
+            raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path) + hint)
         section, path = section[key], f"{path}.{key}"
 
 
@@ -87,7 +89,7 @@ class SectionDict(ConfigDict):
 
     def __setitem__(self, key: str, value: Any) -> None:
         before = self.get(key)
-        super().__setitem__(key, value)
+        super().__setitem__(key, _as_sections(value))
         after = self[key]
         if isinstance(before, SectionDict) and isinstance(after, SectionDict) and not after._table:
             object.__setattr__(after, "_table", before._table)  # another section replaced this one as a whole
@@ -137,6 +139,22 @@ def _fill(target: ConfigDict, config: Any, leave_out: tuple[str, ...] = ()) -> C
             target[field.name] = config_dict.placeholder(optional[0])
         target[field.name] = value
     return target
+
+
+def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields below a ConfigDict."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _names(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _as_sections(value: Any) -> Any:
+    """Dataclasses, also those in a dict, as ConfigDicts; any other value as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_config_dict(value)
+    return {key: _as_sections(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _section(config: Any, table: str) -> ConfigDict:

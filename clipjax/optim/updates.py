@@ -28,8 +28,8 @@ NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", 
 class MomentsConfig(OptimizerConfig):
     """For optimizers with moving averages of the gradient."""
 
-    b1: float = experiment(0.9, within=RATE)
-    b2: float = experiment(0.98, within=RATE)
+    b1: float = experiment(0.9, within=RATE)  # share of the first moment that a step keeps
+    b2: float = experiment(0.98, within=RATE)  # share of the second moment that a step keeps
     moment_dtype: Dtype = experiment("float32", fixed=STATE)  # of the first moment
 
 
@@ -37,7 +37,7 @@ class MomentsConfig(OptimizerConfig):
 class AdamConfig(MomentsConfig):
     """For optimizers that divide by the root of a second moment, plus eps."""
 
-    eps: float = experiment(1e-6, within=NON_NEGATIVE)
+    eps: float = experiment(1e-6, within=NON_NEGATIVE)  # added to the root of the second moment
 
 
 def adam(config: AdamConfig) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipjax.config import ExperimentConfig, check_values, require
-from clipjax.data.images import check_pixels
+from clipjax.data.images import check_augment, check_pixels
 from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
@@ -46,6 +46,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     check_decoder(model)
     check_embeddings(config)
     check_pixels(config.data.pixels, image.image_size)
+    check_augment(config.data.augment)
     check_mixture(config.data)
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric

@@ -13,13 +13,14 @@ from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.images.naflex import eval_patches, from_patches, train_patches
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.data.images.resize import to_square
-from clipjax.data.images.transforms import check_pixels, eval_image, train_image
+from clipjax.data.images.transforms import check_augment, check_pixels, eval_image, train_image
 
 __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "PIXEL_PRESETS",
+    "check_augment",
     "check_pixels",
     "choose_decoder",
     "eval_image",

@@ -73,3 +73,13 @@ def check_pixels(pixels: PixelConfig, image_size: int) -> None:
         f"{where}.scale_to={pixels.scale_to} must be at least config.model.image.image_size={image_size}, which is "
         "then cut from the centre; 'pad' has nothing to cut.",
     )
+
+
+def check_augment(augment: AugmentConfig) -> None:
+    """Refuses ranges of random crops that are not two ascending numbers above 0. Raises ConfigError."""
+    for name in ("scale", "ratio"):
+        values = getattr(augment, name)
+        require(
+            len(values) == 2 and 0 < values[0] <= values[1],
+            f"config.data.augment.{name}={values} must be two numbers above 0, the smaller one first.",
+        )
