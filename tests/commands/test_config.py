@@ -35,7 +35,7 @@ BEGIN = "from clipjax.config import *\n"
             r"get_config\(loss\) does not take 0 argument\(s\)",
         ),
         ("import sys\nsys.exit(3)\n", r"x\.py, line 2: SystemExit: 3"),
-        (f"{BEGIN}def get_config():\n    return {'sed': 1}\n", r"Unknown field config\.sed\. Did you mean 'seed'\?"),
+        (f"{BEGIN}def get_config():\n    return {{'sed': 1}}\n", r"Unknown field config\.sed\. Did you mean 'seed'\?"),
         (
             BEGIN + "def get_config():\n    c = default_config()\n    c.seed = 'a'\n    return c\n",
             r"line 4: TypeError",
@@ -89,8 +89,8 @@ def test_a_dataclass_is_a_section_too():
     config = default_config()
     config.model = get_preset("siglip_b16")
     config.model.image.depth = 2
-    config.model.text.name = "bert"
-    assert from_config_dict(config).model.image.depth == 2 and config.model.text.token_types == 2
+    config.model.image.name = "naflex"
+    assert from_config_dict(config).model.image.depth == 2 and config.model.image.max_patches == 256
 
 
 def test_a_field_of_another_section_is_named(capsys):
