@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -33,7 +32,7 @@ def image_columns(images: Any, size: int, budget: PatchBudget | None, pixels: Pi
     Raises TypeError or ValueError for what is none of these, OSError for a file that cannot be read, RecordError for
     one that is no usable image; each names the image by its place.
     """
-    images = np.asarray(images) if isinstance(images, jax.Array) else images
+    images = _as_array(images)
     if isinstance(images, np.ndarray) and images.ndim == 4 and not budget:
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise ValueError(
@@ -57,13 +56,12 @@ def text_ids(texts: Any, tokenizer: Tokenizer | None, length: int, vocab_size: i
     Raises TypeError or ValueError for anything else, naming the text by its place, for ids outside the vocabulary, and
     for strings without a tokenizer.
     """
-    texts = np.asarray(texts) if isinstance(texts, jax.Array) else texts
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = _as_array(texts)
     if isinstance(texts, np.ndarray):
-        if texts.dtype.kind in "iu":
+        if texts.dtype.kind in "iu" and texts.size:
             return _checked_ids(texts, length, vocab_size)
         texts = texts.tolist() if texts.dtype.kind in "OU" or not texts.size else texts
-    texts = _listed(texts, "texts", _TEXTS)
+    texts = [texts] if isinstance(texts, str) else _listed(texts, "texts", _TEXTS)
     if not texts:
         return np.zeros((0, length), np.int32)
     kinds = [str if isinstance(text, str) else int if _is_ids(text) else None for text in texts]
@@ -94,27 +92,25 @@ def _images(images: Any) -> list[Any]:
     """The images, whether one was given or several."""
     if isinstance(images, _ONE_IMAGE):
         return [images]
-    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU" and images.size:
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU" and images.shape != (0,):
         return [images] if images.ndim < 4 else list(images)
     return _listed(images, "images", f"{_IMAGE}, or a sequence of these")
 
 
 def _picture(image: Any, at: int) -> Picture:
     if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
+        path = os.fspath(image)
         try:
-            return path.read_bytes()
+            return Path(path).read_bytes()
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"images[{at}]: there is no file {os.fspath(image)!r} (in {Path.cwd()})."
-            ) from error
+            raise FileNotFoundError(f"images[{at}]: there is no file {path!r} (looked from {Path.cwd()}).") from error
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-            raise OSError(f"images[{at}]: {os.fspath(image)!r} cannot be read: {error}") from error
+            raise OSError(f"images[{at}]: {path!r} cannot be read: {error}") from error
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, Image.Image):
         return image
-    image = np.asarray(image) if isinstance(image, jax.Array) else image
+    image = _as_array(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"images[{at}] is {_kind(image)}; {_IMAGE}.")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
@@ -122,6 +118,12 @@ def _picture(image: Any, at: int) -> Picture:
             f"images[{at}] is an array of {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] from 0 to 255."
         )
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _as_array(value: Any) -> Any:
+    """An array of another library (JAX, PyTorch, pandas) as NumPy's; anything else as it is."""
+    other = hasattr(value, "__array__") and not isinstance(value, (str, bytes, Image.Image))
+    return np.asarray(value) if other else value
 
 
 def _listed(values: Any, name: str, expected: str) -> list[Any]:
@@ -133,7 +135,8 @@ def _listed(values: Any, name: str, expected: str) -> list[Any]:
 
 def _is_ids(text: Any) -> bool:
     """Whether it is the ids of one text, or a single id of a text that was given alone."""
-    if isinstance(text, (np.ndarray, jax.Array)):
+    text = _as_array(text)
+    if isinstance(text, np.ndarray):
         return text.dtype.kind in "iu" and text.ndim < 2
     if isinstance(text, Sequence) and not isinstance(text, (str, bytes)):
         return len(text) > 0 and all(map(_is_id, text))

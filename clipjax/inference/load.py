@@ -29,8 +29,8 @@ class Loaded:
     params: Any  # on the mesh
     tokenizer: Any  # None if the weights came without one
     # Both return [B, embed_dim] float32 of unit length, of one image or text [1, embed_dim], of none [0, embed_dim].
-    # Images: one or a sequence of paths, bytes of files, PIL images or [H, W, 3] uint8 arrays; or one [B, S, S, 3] uint8
-    # array, for towers that read images of one size S. An image gives the pixels that evaluation gives for its file.
+    # Images: one or a sequence of paths, bytes of files, PIL images or [H, W, 3] uint8 arrays, which give the pixels that
+    # evaluation gives for the file; or one [B, S, S, 3] uint8 array, for towers that read images of one size S.
     embed_images: Callable[[Any], np.ndarray]
     embed_texts: Callable[[Any], np.ndarray]  # texts: one string or a sequence of them, or ids [B, L] int32
     # (images or texts, hidden_layers=()) -> Encoded of float32 NumPy arrays
@@ -90,7 +90,7 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
 def _blocks(
     columns: dict[str, np.ndarray], rows: int, sharding: jax.sharding.Sharding
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """Yields (global batch of `rows` examples, how many of them are not padding); of no examples one batch of padding."""
+    """Yields (global batch of `rows` examples, how many are not padding). No examples give one batch of padding."""
     count = len(next(iter(columns.values())))
     for start in range(0, max(count, 1), rows):
         batch = {}
