@@ -160,7 +160,8 @@ def _checked_ids(ids: np.ndarray, length: int, vocab_size: int) -> np.ndarray:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"{name} {value!r}" if isinstance(value, (int, float)) else f"a {name}"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {list(value.shape)}"
+    return f"of type {type(value).__name__}"

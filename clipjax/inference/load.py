@@ -29,8 +29,8 @@ class Loaded:
     params: Any  # on the mesh
     tokenizer: Any  # None if the weights came without one
     # Both return [B, embed_dim] float32 of unit length, of one image or text [1, embed_dim], of none [0, embed_dim].
-    # Images: one or a sequence of paths, bytes of files, PIL images or [H, W, 3] uint8 arrays, which give the pixels that
-    # evaluation gives for the file; or one [B, S, S, 3] uint8 array, for towers that read images of one size S.
+    # Images: one or a sequence of paths, bytes of files, PIL images or [H, W, 3] uint8 arrays, with the pixels that
+    # evaluation gives for each; or one [B, S, S, 3] uint8 array, for towers that read images of one size S.
     embed_images: Callable[[Any], np.ndarray]
     embed_texts: Callable[[Any], np.ndarray]  # texts: one string or a sequence of them, or ids [B, L] int32
     # (images or texts, hidden_layers=()) -> Encoded of float32 NumPy arrays

@@ -44,7 +44,7 @@ def _grey(image: Image.Image, alpha: str) -> Image.Image:
     else:
         unsigned = bits == 32 and _tag(image, _SAMPLE_FORMAT, 0) == 1
         values = values.view(np.uint32) if unsigned else values  # Pillow wraps the upper half around to negatives
-        top = 32767 if bits == 16 else _top_of_integers(values)
+        top = _top_of_integers(values, (32767,) if bits == 16 else (255, 65535, np.iinfo(values.dtype).max))
     grey = np.uint8(np.clip(values / np.float64(top / 255), 0, 255) + 0.5)
     if _tag(image, _PHOTOMETRIC, 1) == 0:  # WhiteIsZero, which Pillow undoes for 8 bits only
         grey = 255 - grey
@@ -54,13 +54,13 @@ def _grey(image: Image.Image, alpha: str) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _top_of_integers(values: np.ndarray) -> int:
+def _top_of_integers(values: np.ndarray, tops: tuple[int, ...]) -> int:
     low, high = int(values.min()), int(values.max())
     if low < 0:
         raise RecordError(
             "pixels of unknown range", f"signed integers from {low} to {high}; an image has none below zero"
         )
-    return next(top for top in (255, 65535, np.iinfo(values.dtype).max) if high <= top)
+    return next(top for top in tops if high <= top)
 
 
 def _top_of_floats(values: np.ndarray) -> int:
