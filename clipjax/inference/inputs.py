@@ -27,8 +27,8 @@ def image_columns(images: Any, size: int, budget: PatchBudget | None, pixels: Pi
     """The image columns of a batch, each image as clipjax.data.images.eval_image or eval_patches gives it.
 
     images: one image or any number of them, of mixed kinds: paths, bytes of files, PIL images, uint8 arrays [H, W, 3]
-    ([H, W] is grey, [H, W, 4] has alpha). Where the tower reads images of one size S, a uint8 array [B, S, S, 3] is
-    taken as it is.
+    ([H, W] is grey; [H, W, 2] and [H, W, 4] have alpha). Where the tower reads images of one size S, a uint8 array
+    [B, S, S, 3] is taken as it is.
     Raises TypeError or ValueError for what is none of these, OSError for a file that cannot be read, RecordError for
     one that is no usable image; each names the image by its place.
     """
@@ -64,12 +64,12 @@ def text_ids(texts: Any, tokenizer: Tokenizer | None, length: int, vocab_size: i
     texts = [texts] if isinstance(texts, str) else _listed(texts, "texts", _TEXTS)
     if not texts:
         return np.zeros((0, length), np.int32)
-    kinds = [str if isinstance(text, str) else int if _is_ids(text) else None for text in texts]
-    for at, kind in enumerate(kinds):
-        if kind is None or kind is not kinds[0]:
-            expected = _TEXTS if kind is None or kinds[0] is None else f"texts[0] is {_kind(texts[0])}"
+    roles = [_role(text) for text in texts]
+    for at, role in enumerate(roles):
+        if not role or role != roles[0]:
+            expected = f"texts[0] is {_kind(texts[0])}" if role and roles[0] else _TEXTS
             raise TypeError(f"texts[{at}] is {_kind(texts[at])}; {expected}.")
-    if kinds[0] is str:
+    if roles[0] == "string":
         if tokenizer is None:
             raise ValueError(f"These weights have no tokenizer: give ids [B, {length}] int32, not strings.")
         return np.asarray(tokenizer(texts), np.int32)
@@ -113,7 +113,7 @@ def _picture(image: Any, at: int) -> Picture:
     image = _as_array(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"images[{at}] is {_kind(image)}; {_IMAGE}.")
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))):
         raise ValueError(
             f"images[{at}] is an array of {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3] from 0 to 255."
         )
@@ -133,14 +133,16 @@ def _listed(values: Any, name: str, expected: str) -> list[Any]:
     return list(values)
 
 
-def _is_ids(text: Any) -> bool:
-    """Whether it is the ids of one text, or a single id of a text that was given alone."""
+def _role(text: Any) -> str:
+    """ "string", "ids" of a text, one "id" of a text that was given alone, or "" for anything else."""
+    if isinstance(text, str):
+        return "string"
     text = _as_array(text)
     if isinstance(text, np.ndarray):
-        return text.dtype.kind in "iu" and text.ndim < 2
-    if isinstance(text, Sequence) and not isinstance(text, (str, bytes)):
-        return len(text) > 0 and all(map(_is_id, text))
-    return _is_id(text)
+        return {0: "id", 1: "ids"}.get(text.ndim, "") if text.dtype.kind in "iu" and text.size else ""
+    if isinstance(text, Sequence) and not isinstance(text, bytes):
+        return "ids" if len(text) and all(map(_is_id, text)) else ""
+    return "id" if _is_id(text) else ""
 
 
 def _is_id(value: Any) -> bool:

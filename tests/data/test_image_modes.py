@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, PngImagePlugin, features
 
 from clipjax.config import AugmentConfig, DataConfig, PixelConfig
 from clipjax.data.images import IMAGE_SUFFIXES, decode, eval_image, open_image, train_image
@@ -78,6 +78,30 @@ def test_an_orientation_is_applied_once_to_files_and_to_what_pillow_opened(kind,
         cropped = train_image(data, 16, PixelConfig(resize="squash"), augment, np.random.default_rng(0)).astype(int)
         found = np.asarray(reference.resize((16, 16), Image.Resampling.BICUBIC)).astype(int)
         assert np.abs(cropped - found).mean() < 4
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_in_xmp_alone_is_applied_once(format):
+    xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    options = {"xmp": xmp.encode()}
+    if format == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
+    data = encoded(IMAGE, format, **options)
+    loaded = opened(data)
+    loaded.load()
+    for image in (data, opened(data), loaded, loaded.copy(), ImageOps.exif_transpose(opened(data))):
+        assert open_image(image).size == (40, 60)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "RGB"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_tiff_of_any_mode_and_compression_is_turned_once(mode, compression):
+    image = IMAGE.convert(mode)
+    data = encoded(image, "TIFF", compression=compression, tiffinfo={274: 6})
+    expected = pixels(image.transpose(Image.Transpose.ROTATE_270))
+    for given in (data, opened(data)):
+        assert (pixels(given) == expected).all()
 
 
 # modes

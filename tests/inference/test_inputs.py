@@ -84,8 +84,8 @@ def test_an_array_is_the_image_that_holds_it():
         assert (columns(array)["image"] == expected).all()
     grey = np.asarray(IMAGE.convert("L"))
     assert (columns(grey)["image"] == columns(IMAGE.convert("L"))["image"]).all()
-    rgba = np.asarray(IMAGE.convert("RGBA"))
-    assert (columns([rgba])["image"] == expected).all()
+    assert (columns([np.asarray(IMAGE.convert("RGBA"))])["image"] == expected).all()
+    assert (columns([np.asarray(IMAGE.convert("LA"))])["image"] == columns(grey)["image"]).all()
     stack = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     assert (columns(stack)["image"] == stack).all() and (columns(jnp.asarray(stack))["image"] == stack).all()
     assert columns(np.stack([ARRAY, ARRAY]), BUDGET)["image"].shape == (2, 16, 48)
@@ -153,6 +153,14 @@ def test_what_is_no_image_is_named_by_its_place_and_kind(images, error, message)
         columns(images)
 
 
+def test_an_image_whose_file_was_closed_too_early_says_so(tmp_path):
+    IMAGE.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(RecordError, match=r"images\[0\]: .*its file was closed before its pixels were read"):
+        columns(image)
+
+
 class Words:
     """Ids [B, 4]: the length of each text, then zeros."""
 
@@ -206,6 +214,8 @@ def test_ids_are_taken_as_they_are():
         (["a dog", 3], TypeError, r"texts\[1\] is 3; texts\[0\] is of type str"),
         ([["a dog", "a cat"]], TypeError, r"texts\[0\] is of type list; expected a string"),
         ([[1, 2], "a dog"], TypeError, r"texts\[1\] is of type str; texts\[0\] is of type list"),
+        ([1, [2]], TypeError, r"texts\[1\] is of type list; texts\[0\] is 1"),
+        ([[]], TypeError, r"texts\[0\] is of type list; expected"),
         ([[1.5, 2.0]], TypeError, r"texts\[0\] is of type list"),
         (np.zeros((2, 4), np.float32), TypeError, r"texts\[0\] is an array of float32 \[4\]"),
         ([[1, 2], [1, 2, 3]], ValueError, "ids of 2 to 3 tokens; pad them to one length"),

@@ -61,7 +61,8 @@ def read_box(
     # "MPO" is a JPEG of several pictures. All other formats are read whole, and TIFF is then upright already.
     shrinks = size and isinstance(picture, bytes) and image.format in ("JPEG", "MPO")
     if not shrinks:
-        with _damage_as_record_error():
+        closed = getattr(image, "tile", None) and getattr(image, "fp", None) is None
+        with _damage_as_record_error("; its file was closed before its pixels were read" if closed else ""):
             check_unread(image)
             image.load()
     stored, orientation = image.size, _orientation(image)
@@ -119,7 +120,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _damage_as_record_error() -> Iterator[None]:
+def _damage_as_record_error(note: str = "") -> Iterator[None]:
     try:
         yield
     except (RecordError, Image.UnidentifiedImageError):
@@ -127,4 +128,4 @@ def _damage_as_record_error() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise RecordError("image too large", str(error)) from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged input; a reader needs only one
-        raise RecordError("corrupt image", f"{type(error).__name__}: {error}") from error
+        raise RecordError("corrupt image", f"{type(error).__name__}: {error}{note}") from error
