@@ -83,7 +83,7 @@ def test_an_orientation_is_applied_once_to_files_and_to_what_pillow_opened(kind,
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_an_orientation_in_xmp_alone_is_applied_once(format):
     xmp = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
-    options = {"xmp": xmp.encode()}
+    options = {"tiffinfo": {700: xmp.encode()}} if format == "TIFF" else {"xmp": xmp.encode()}
     if format == "PNG":
         options = {"pnginfo": PngImagePlugin.PngInfo()}
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
