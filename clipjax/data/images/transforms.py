@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from clipjax.config import AugmentConfig, PixelConfig, require
-from clipjax.data.images.decode import open_image, read_box
+from clipjax.data.images.decode import Picture, open_image, read_box
 from clipjax.data.images.resize import Box, resize, to_square
 
 
-def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
+def eval_image(picture: Picture, size: int, pixels: PixelConfig) -> np.ndarray:
     """[size, size, 3] uint8 without augmentation, resized as `pixels` says (to_square). Raises RecordError."""
-    return to_square(open_image(data, alpha=pixels.alpha), size, pixels)
+    return to_square(open_image(picture, alpha=pixels.alpha), size, pixels)
 
 
 def train_image(
