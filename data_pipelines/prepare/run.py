@@ -132,9 +132,17 @@ def _identity(listing: Listing) -> str:
     """A digest of the names, sizes and captions of the input."""
 
     def of_unit(unit: Unit) -> list:
-        return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
+        return [unit.reader, unit.payload, [(Path(path).name, _size(Path(path))) for path in unit.files]]
 
     return hashlib.sha256(repr([of_unit(unit) for unit in listing.units]).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    """-1 for a file that is not there, or cannot be asked: the reader counts it."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _made_with(options: Options) -> dict[str, str]:

@@ -12,10 +12,12 @@ from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, missing_column
-from clipjax.data.sources.tables import TABLES, table_rows
+from clipjax.data.sources.csv_tables import table_rows
+from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode
+from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, TABLES, Columns
 
 MAX_IMAGE = 1 << 30  # bytes of a file
+SIDECARS = (".txt", ".caption")  # suffixes of caption files
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class FolderConfig(SourceConfig):
 
     name: str = "folder"
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
-    image_key: str = experiment("image", fixed=ORDER)  # column of paths
-    text_key: str = experiment("text", fixed=ORDER)  # columns of captions, joined by commas; in .jsonl also lists
+    image_key: str = experiment(IMAGE_COLUMN, fixed=ORDER)  # column of paths
+    text_key: str = experiment(CAPTION_COLUMN, fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
     label_key: str = experiment("label", fixed=ORDER)  # column of class names, if there is one
+    # what separates the fields of a .csv or .tsv: one character or "tab"; "": found from the header
+    delimiter: str = experiment("", fixed=ORDER)
 
 
 class Fault(NamedTuple):
@@ -50,7 +54,7 @@ class FolderSource:
     """Images of config.path, one record each.
 
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
-    NAME.jpg, one caption a line. A table: the rows that name one image become one record.
+    NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record.
 
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
@@ -60,12 +64,14 @@ class FolderSource:
     def __init__(self, config: FolderConfig):
         path = Path(config.path)
         self.class_names: tuple[str, ...] = ()
+        self.sidecars = Sidecars()
         if path.suffix.lower() in TABLES and path.is_file():
             self.table, root = str(path), Path(config.data_dir) if config.data_dir else path.parent
             self.entries, self.class_names = _table_entries(path, config)
         elif path.is_dir():
             self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
-            self.entries = [Entry(name, number) for number, name in enumerate(sorted(image_files(root)))]
+            images = sorted(image_files(root, other=self.sidecars.add))
+            self.entries = [Entry(name, number) for number, name in enumerate(images)]
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -98,8 +104,8 @@ class FolderSource:
 
     def sidecar(self, image: str) -> list[str]:
         """The captions in the file beside an image. Raises RecordError."""
-        path = str(Path(image).with_suffix(".txt"))
-        return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if (self.root / path).exists() else []
+        path = self.sidecars.find(image, lambda path: (self.root / path).exists())
+        return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if path else []
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
@@ -118,6 +124,31 @@ class FolderSource:
             if isinstance(error, RecordError):
                 raise
             raise RecordError("unreadable record", f"'{path}': {error}") from error
+
+
+class Sidecars:
+    """Finds the caption file of an image: NAME.txt beside NAME.jpg, else NAME.jpg.txt, else NAME.caption.
+
+    The suffix may have capitals if the file was told with `add`, as image_files does.
+    """
+
+    def __init__(self) -> None:
+        self.capitals: dict[str, str] = {}  # path with a small suffix -> path
+
+    def add(self, path: str) -> None:
+        stem, suffix = os.path.splitext(path)
+        if suffix.lower() in SIDECARS and suffix != suffix.lower():
+            self.capitals[stem + suffix.lower()] = path
+
+    def find(self, image: str, exists: Callable[[str], bool]) -> str:
+        """The path of the image's caption file, "" without one. exists: whether there is a file of this path."""
+        stem = os.path.splitext(image)[0]
+        for path in (f"{stem}.txt", f"{image}.txt", f"{stem}.caption"):
+            if exists(path):
+                return path
+            if path in self.capitals:
+                return self.capitals[path]
+        return ""
 
 
 def image_files(
@@ -148,9 +179,10 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
     labels: dict[str, str] = {}
-    columns: dict[str, None] = {}
-    for row in table_rows(table):
-        columns |= dict.fromkeys(row.values)
+    text_keys = tuple(key.strip() for key in config.text_key.split(","))
+    unset = config.label_key == FolderConfig.label_key
+    columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
+    for row in table_rows(table, columns):
         path = row.values.get(config.image_key)
         path = path.strip() if isinstance(path, str) else ""
         fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
@@ -167,11 +199,6 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
         texts.setdefault(path, []).extend(own_texts)
         if row.values.get(config.label_key) not in (None, ""):
             labels.setdefault(path, str(row.values[config.label_key]).strip())
-    asked = [("image_key", config.image_key)]
-    asked += [("text_key", key.strip().split("/")[0]) for key in config.text_key.split(",")]
-    for key, name in asked:
-        if name not in columns:
-            raise ManifestError(missing_column(table, name, columns, f"the source's {key}"))
     names = tuple(sorted(set(labels.values())))
     numbers = {name: number for number, name in enumerate(names)}
     entries = [
