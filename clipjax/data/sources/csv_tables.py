@@ -46,8 +46,11 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                yield _refused(table, lines, style, error)
-                continue
+                fields = _mended(table, lines, style, error)
+                if not fields:
+                    detail = f"{error}; inside a quoted text, write it twice"
+                    yield TableRow(lines.number, {}, "stray quotation mark", detail)
+                    continue
             if fields is None:
                 return
             if fields:
@@ -86,11 +89,13 @@ class _Style(NamedTuple):
         return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, skipinitialspace=self.spaced, strict=True)
 
     def fields(self, line: str) -> list[str]:
-        """The fields of one line, stripped; [] for one that cannot be split alone."""
-        try:
-            return [field.strip() for field in next(self.reader(iter([line])), [])]
-        except csv.Error:
-            return []
+        """The fields of one line, stripped; [] for one that cannot be split alone. Spaces may follow a quoted field."""
+        for each in dict.fromkeys((line, re.sub(rf'" +(?={re.escape(self.delimiter)}|[\r\n]|$)', '"', line))):
+            try:
+                return [field.strip() for field in next(self.reader(iter([each])), [])]
+            except csv.Error:
+                continue
+        return []
 
     @property
     def shown(self) -> str:
@@ -115,10 +120,12 @@ def _header(table: Path, lines: _Lines, columns: Columns) -> tuple[_Style, list[
     # max() takes the first of equals, which is the one that the table's name promises.
     style = max(styles, key=lambda style: (set(columns.required) <= set(style.fields(line)), len(style.fields(line))))
     style = style._replace(spaced=style.quoted and line.count(style.delimiter) == line.count(f"{style.delimiter} ") > 0)
-    try:
-        names = [name.strip() for name in next(style.reader(itertools.chain([line], lines)))]
-    except csv.Error as error:
-        raise ManifestError(f"{table} line {lines.number} is not CSV: {error}.") from error
+    names = style.fields(line)
+    if not names:
+        try:
+            names = [name.strip() for name in next(style.reader(itertools.chain([line], lines)))]
+        except csv.Error as error:
+            raise ManifestError(f"{table} line {lines.number} is not CSV: {error}.") from error
     for name in columns.required:
         if name not in names:
             raise ManifestError(_missing(table, style, line, name, names, columns, bool(delimiter)))
@@ -143,12 +150,16 @@ def _missing(
             f"{table} has no header: its first line, {line.strip()[:80]!r}, looks like a row. Write a line before it "
             f"that names the columns, such as {example!r}."
         )
-    how = f" Fields are separated by {style.shown}"
-    if len(names) == 1 or is_set:
-        how += (
-            f"; where the table has another separator, set {columns.options.advice((columns.options.delimiter, 'IT'))}"
+    separator = re.search(r"[^\w\s\"'.,()/\\-]", line)
+    if len(names) == 1 and separator:
+        return (
+            f"{table} has no column '{name}': separated by {style.shown}, its header is one column, "
+            f"{names[0][:80]!r}. If '{separator[0]}' separates the columns, set "
+            f"{columns.options.advice((columns.options.delimiter, separator[0]))}."
         )
-    return columns.missing(table, name, names) + how + "."
+    how = f" Fields are separated by {style.shown}"
+    how += f", as {columns.options.delimiter} says." if is_set else "."
+    return columns.missing(table, name, names) + how
 
 
 def _delimiter(table: Path, columns: Columns) -> str:
@@ -182,8 +193,11 @@ def _looks_quoted(field: str) -> bool:
     return field[:1] == field[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
 
 
-def _refused(table: Path, lines: _Lines, style: _Style, error: csv.Error) -> TableRow:
-    """The row that csv.reader refused. Raises ManifestError where other rows may have been lost with it."""
+def _mended(table: Path, lines: _Lines, style: _Style, error: csv.Error) -> list[str]:
+    """The fields of a row that csv.reader refused, if it only has spaces after a quoted field; else [].
+
+    Raises ManifestError where other rows may have been lost with it.
+    """
     if style.quoted and (len(lines.of_row) > 1 or "unexpected end" in str(error)):
         raise ManifestError(
             f"{table} line {lines.first + _opened(lines.of_row, style)}: a quotation mark opens here and does not "
@@ -191,7 +205,7 @@ def _refused(table: Path, lines: _Lines, style: _Style, error: csv.Error) -> Tab
         ) from error
     if "expected after" not in str(error):
         raise ManifestError(f"{table} line {lines.number} is not CSV: {error}.") from error
-    return TableRow(lines.number, {}, "stray quotation mark", f"{error}; inside a quoted text, write it twice")
+    return style.fields(lines.of_row[0])
 
 
 def _check_swallowed(table: Path, lines: _Lines, style: _Style, names: list[str], fields: list[str]) -> None:

@@ -127,7 +127,7 @@ class FolderSource:
 
 
 class Sidecars:
-    """Finds the caption file of an image: NAME.txt beside NAME.jpg, else NAME.jpg.txt, else NAME.caption.
+    """Finds the caption file of an image: NAME.txt, NAME.caption, NAME.jpg.txt or NAME.jpg.caption beside NAME.jpg.
 
     The suffix may have capitals if the file was told with `add`, as image_files does.
     """
@@ -143,7 +143,7 @@ class Sidecars:
     def find(self, image: str, exists: Callable[[str], bool]) -> str:
         """The path of the image's caption file, "" without one. exists: whether there is a file of this path."""
         stem = os.path.splitext(image)[0]
-        for path in (f"{stem}.txt", f"{image}.txt", f"{stem}.caption"):
+        for path in (f"{stem}.txt", f"{stem}.caption", f"{image}.txt", f"{image}.caption"):
             if exists(path):
                 return path
             if path in self.capitals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ class OptionNames(NamedTuple):
 
     def advice(self, *values: tuple[str, str]) -> str:
         """Which options to set to which values."""
+        flags = " ".join(f"{self.in_training}{option}={shlex.quote(value)}" for option, value in values)
         named = " and ".join(f"{option}={value}" for option, value in values)
-        flags = " ".join(f"{self.in_training}{option}={value}" for option, value in values)
-        return f"{self.of}{named}" + (f" (in training, {flags})" if self.in_training else "")
+        return f"{self.of}{named} (in training, {flags})" if self.of else flags
 
 
 @dataclass(frozen=True)
