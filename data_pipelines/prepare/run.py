@@ -122,7 +122,10 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
         "name": name,
         "splits": splits,
         "class_names": summary["class_names"],
-        "skipped": {f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"]},
+        # What a reader notes, such as files that are not there, never became an example that a step could drop.
+        "skipped": {
+            f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"] or e["step"] == "read"
+        },
         "licences": [*listing.licences, *given],
         "source": json.loads(json.dumps(source)),
     }
