@@ -115,6 +115,12 @@ def test_columns_of_a_type_that_cannot_be_used_are_refused(tmp_path):
         prepared(path, image_column="path")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([IMAGES, TEXTS, TEXTS], ["image", "text", "text"]), tmp_path / "0.parquet")
+    with pytest.raises(ManifestError, match="has 2 columns 'text'"):
+        texts(tmp_path)
+
+
 def test_files_with_different_columns_are_refused_naming_both(tmp_path):
     write(tmp_path / "0.parquet", {"text": TEXTS, "label": pa.array([0, 1]), "other": TEXTS})
     write(tmp_path / "1.parquet", {"text": TEXTS})

@@ -146,6 +146,11 @@ def test_a_quotation_mark_that_swallows_rows_is_refused_with_the_line_where_it_o
     assert "t.csv line 4: a quotation mark" in message and "write it twice" in message
 
 
+def test_tables_cut_in_the_middle_of_a_character_are_refused(tmp_path):
+    assert "is not UTF-16" in refusal(written(tmp_path / "t.csv", as_csv().encode("utf-16")[:-1]))
+    assert "is not UTF-16" in refusal(written(tmp_path / "t.jsonl", '{"image": "a"}'.encode("utf-16")[:-1]))
+
+
 def test_swallowed_rows_without_image_suffixes_are_noticed_by_their_number(tmp_path):
     lines = "".join(f"id{number},text\n" for number in range(12))
     assert "line 2: a quotation mark" in refusal(written(tmp_path / "t.csv", f'image,caption\nx,"open\n{lines}y,z"\n'))

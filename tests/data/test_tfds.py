@@ -83,13 +83,14 @@ print(json.dumps({
     "where": source.where(3),
     "batch": next(iterator)[0]["text"].tolist(),
     "nested": [e["texts"] for e in read(text_key="captions/text")[1]],
-    "from_labels": [e if isinstance(e, str) else e["texts"] for e in read(text_key="none")[1]],
+    "from_labels": [e if isinstance(e, str) else e["texts"] for e in read(text_key="label")[1]],
     "many_labels": read(label_key="tags")[0].class_names,
     "folder": [e["texts"] for e in read(path=str(builder.data_dir), data_dir="")[1]],
     "unknown": refusal(path="pictuers"),
     "unprepared": refusal(data_dir=data + "/elsewhere"),
     "split": refusal(split="test"),
     "keys": refusal(image_key="img"),
+    "no_text": [refusal(text_key=key) for key in ("none", "captions/txt", "captions/text/x")],
     "tensorflow": "tensorflow" in sys.modules,
 }))
 """
@@ -118,6 +119,11 @@ def test_images_come_as_stored_with_their_captions_and_labels(found):
         i = e["image"]
         assert (e["texts"], e["label"], e["pair_id"]) == ([f"dög {i}"], i % 3 - 1, -1)
     assert found["where"] == ["tfds pictures train", 3]
+
+
+def test_a_text_that_is_not_there_is_refused_and_not_read_from_the_label(found):
+    for message in found["no_text"]:
+        assert "has the features captions, image, label, tags, text" in message
 
 
 def test_a_pickled_source_feeds_training(found):

@@ -56,6 +56,11 @@ def test_a_long_text_keeps_its_end_and_an_empty_one_has_both(vocabulary):
     assert ids.tolist() == [[SOT, DOG, DOG, EOT], [SOT, EOT, 0, 0], [SOT, EOT, 0, 0]]
 
 
+def test_merges_with_windows_line_ends_and_a_byte_order_mark_give_the_same_ids(vocabulary, tmp_path):
+    (tmp_path / "merges.txt").write_bytes(("\ufeff" + "\r\n".join(["#version: tiny", *MERGES, ""])).encode())
+    assert clip(tmp_path / "merges.txt")(["a dog cat"]).tolist() == clip(vocabulary)(["a dog cat"]).tolist()
+
+
 def test_options_change_what_they_say(vocabulary):
     assert clip(vocabulary, pad_id=EOT)(["dog"])[0].tolist() == [SOT, DOG] + [EOT] * 6
     assert clip(vocabulary, add_bos=False)(["dog"])[0].tolist() == [DOG, EOT] + [0] * 6

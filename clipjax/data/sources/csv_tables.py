@@ -54,7 +54,7 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
             if fields is None:
                 return
             if fields:
-                _check_swallowed(table, lines, style, names, fields)
+                _check_swallowed(table, lines, style, names, fields, names.index(columns.image))
                 yield _row(lines, style, names, fields, columns.required)
 
 
@@ -208,16 +208,20 @@ def _mended(table: Path, lines: _Lines, style: _Style, error: csv.Error) -> list
     return style.fields(lines.of_row[0])
 
 
-def _check_swallowed(table: Path, lines: _Lines, style: _Style, names: list[str], fields: list[str]) -> None:
-    """Raises ManifestError for a quoted field of several lines that look like rows of the table."""
+def _check_swallowed(
+    table: Path, lines: _Lines, style: _Style, names: list[str], fields: list[str], image: int
+) -> None:
+    """Raises ManifestError for a quoted field with lines that look like rows: with an image's path in its column.
+
+    MANY_LINES that all have as many fields as the table has columns look like rows, too.
+    """
     if len(lines.of_row) == 1 or len(names) == 1:
         return
     for name, field in itertools.zip_longest(names, fields, fillvalue=""):
         inner = re.split("\r\n|\r|\n", field)[1:]
         rows = [pieces for pieces in (line.split(style.delimiter) for line in inner) if len(pieces) == len(names)]
-        if any(is_image_name(piece) for pieces in rows for piece in pieces) or len(rows) >= max(
-            MANY_LINES, len(inner) - 1
-        ):
+        has_paths = any(is_image_name(pieces[image]) or "://" in pieces[image] for pieces in rows)
+        if has_paths or len(rows) >= max(MANY_LINES, len(inner) - 1):
             raise ManifestError(
                 f"{table} line {lines.first + _opened(lines.of_row, style)}: a quotation mark that opens here, in "
                 f"column '{name}', closes only after lines that look like rows, in line {lines.number}. "

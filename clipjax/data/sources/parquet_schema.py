@@ -17,6 +17,7 @@ def check_image(path: str | Path, schema: pyarrow.Schema, name: str, option: str
     """Raises ManifestError unless the column can hold encoded images. option: what names it, for the error."""
     if name not in schema.names:
         raise ManifestError(missing_column(path, name, schema.names, option))
+    _check_once(path, schema, name)
     kind = _bare(schema.field(name).type)
     if _has_fields(kind):
         inner = [kind.field(number) for number in range(kind.num_fields) if kind.field(number).name == "bytes"]
@@ -34,19 +35,17 @@ def check_text(path: str | Path, schema: pyarrow.Schema, key: str, option: str, 
     option: what names it, for the error. names_of: the column of labels, where it has class names.
     """
     or_names = f", or {option} to '{names_of}' for the names of the classes" if names_of else ""
-    if key in schema.names:
-        name, kind = key, schema.field(key).type
-    else:
-        name, *inner = key.split("/")
-        if name not in schema.names:
-            raise ManifestError(missing_column(path, key, schema.names, option + or_names))
-        kind = schema.field(name).type
-        for field in inner:
-            outer = _element(kind)
-            known = [outer.field(number).name for number in range(outer.num_fields)] if _has_fields(outer) else []
-            if field not in known:
-                raise ManifestError(missing_column(f"{path}, column '{name}',", field, known, option))
-            kind = outer.field(known.index(field)).type
+    name, *inner = [key] if key in schema.names else key.split("/")
+    if name not in schema.names:
+        raise ManifestError(missing_column(path, key, schema.names, option + or_names))
+    _check_once(path, schema, name)
+    kind = schema.field(name).type
+    for field in inner:
+        outer = _element(kind)
+        known = [outer.field(number).name for number in range(outer.num_fields)] if _has_fields(outer) else []
+        if field not in known:
+            raise ManifestError(missing_column(f"{path}, column '{name}',", field, known, option))
+        kind = outer.field(known.index(field)).type
     if not _holds_text(kind):
         raise ManifestError(f"{path}, column '{key}', holds {kind}, expected texts. Set {option} to another{or_names}.")
 
@@ -65,6 +64,11 @@ def check_same(first: str | Path, columns: Sequence[str], other: str | Path, oth
                 f"{has} has the column '{name}', and {lacks} has not. Write both with the same columns, or read them "
                 "as two sources of a mixture."
             )
+
+
+def _check_once(path: str | Path, schema: pyarrow.Schema, name: str) -> None:
+    if schema.names.count(name) > 1:
+        raise ManifestError(f"{path} has {schema.names.count(name)} columns '{name}'. Give each a name of its own.")
 
 
 def _holds_text(kind: pyarrow.DataType) -> bool:

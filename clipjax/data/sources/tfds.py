@@ -29,8 +29,8 @@ class TfdsConfig(SourceConfig):
 class TfdsSource:
     """One split of a dataset that was prepared with file_format="array_record".
 
-    Without the text feature, the name of the class is the caption. Nothing is downloaded. Raises ManifestError saying
-    what is missing.
+    The name of the class is the caption where text_key is label_key, or where the dataset has no text at all. Nothing
+    is downloaded. Raises ManifestError saying what is missing.
     """
 
     def __init__(self, config: TfdsConfig):
@@ -61,12 +61,16 @@ class TfdsSource:
         # A list of labels has a dimension; it cannot be this record's class.
         self.has_label = label is not None and label.shape == ()
         self.class_names = tuple(getattr(label, "names", None) or ()) if self.has_label else ()
-        self.has_text = config.text_key.split("/")[0] in features
-        if config.image_key not in features or not (self.has_text or self.class_names):
+        from_names = config.text_key == config.label_key or (
+            config.text_key == TfdsConfig.text_key
+            and not any(isinstance(feature, tfds.features.Text) for feature in features.values())
+        )
+        self.has_text = not (from_names and self.class_names) and _has_feature(features, config.text_key)
+        if config.image_key not in features or not (self.has_text or (from_names and self.class_names)):
             raise ManifestError(
                 f"tfds dataset '{config.path}' has the features {', '.join(sorted(features))}; the source's "
                 f"image_key='{config.image_key}', text_key='{config.text_key}' and label_key='{config.label_key}' "
-                "must name an image and either a text or a class label among them."
+                "must name an image and a text among them, or text_key and label_key the same class label."
             )
 
     def __len__(self) -> int:
@@ -96,10 +100,23 @@ class TfdsSource:
             for name in self.keys.text_key.split("/"):
                 values = values[name]
             values = [values] if isinstance(values, str | bytes) else values
-        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in values]
+        try:
+            texts = [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in values]
+        except UnicodeDecodeError as error:
+            raise RecordError("not UTF-8", str(error)) from error
         if not texts:
             raise RecordError("no caption", "no text and no label")
         return texts
 
     def where(self, index: int) -> tuple[str, int]:
         return f"tfds {self.name} {self.split}", index
+
+
+def _has_feature(features: Any, key: str) -> bool:
+    """Whether there is a feature "captions/text", inside another."""
+    for name in key.split("/"):
+        try:
+            features = features[name]
+        except (KeyError, TypeError):
+            return False
+    return True
