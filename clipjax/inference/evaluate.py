@@ -44,9 +44,9 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             isinstance(evaluator, row.config),
             f"{where} is a {type(evaluator).__name__}; '{evaluator.name}' takes a {row.config.__name__}.",
         )
-        if row.check:
-            row.check(evaluator)
         sources[name] = open_source(evaluator.source)
+        if row.check:
+            row.check(evaluator, class_names=sources[name].class_names)
     embed_images, embed_texts = make_embed(config, mesh)
 
     def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             embed_texts=lambda tokens: embed_texts(variables, tokens),
             tokenizer=tokenizer,
             class_names=source.class_names,
+            where=source.where,
             captions=lambda index: source[index]["texts"],
             mesh=mesh,
         )

@@ -101,11 +101,6 @@ class FolderSource:
         entry = self.entries[index]
         return (self.table, entry.position) if self.table else (str(self.root / entry.path), 0)
 
-    def largest_label(self) -> tuple[int, str]:
-        """The largest label, -1 without any, and where it is from."""
-        entry = max(self.entries, key=lambda entry: entry.label)
-        return entry.label, f"{self.table or self.root}, line {entry.position}: '{entry.path}'"
-
     def sidecar(self, image: str) -> list[str]:
         """The captions in the file beside an image. Raises RecordError."""
         path = str(Path(image).with_suffix(".txt"))

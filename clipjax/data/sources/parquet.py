@@ -79,8 +79,8 @@ class ParquetSource:
         ).reshape(-1, 3)
         self.starts = np.cumsum([0, *(count for one in described for count in one.rows)])
         self.columns = [one.columns for one in described]
-        self.labels = [one.labels for one in described]
-        self.names = common_names(files, self.labels, lambda path: _distinct(path, config.label_key))
+        labels = [one.labels for one in described]
+        self.names = common_names(files, labels, lambda path: _distinct(path, config.label_key))
         self.class_names = self.names.names
         # Computed from what the files say, so that it is the same on every machine.
         self.window = max(1, WINDOW_BYTES // max(1, *(one.largest_group for one in described)))
@@ -119,10 +119,6 @@ class ParquetSource:
 
     def order(self, seed: int) -> Windowed:
         return Windowed(self.starts, self.window, seed)
-
-    def largest_label(self) -> tuple[int, str]:
-        """The largest label that the files' statistics tell, -1 without any, and its file."""
-        return max((one.largest, file) for one, file in zip(self.labels, self.files, strict=True))
 
     def find(self, index: int) -> tuple[int, int]:
         """(row group, row in it)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -22,7 +21,6 @@ class LabelColumn(NamedTuple):
 
     kind: Literal["none", "number", "text"]
     names: ClassNames  # Hugging Face's ClassLabel
-    largest: int = -1  # of a column of numbers, as far as the file's statistics say
 
 
 def describe_labels(path: Path, file: pyarrow.parquet.ParquetFile, column: str, default: str) -> LabelColumn:
@@ -41,9 +39,9 @@ def describe_labels(path: Path, file: pyarrow.parquet.ParquetFile, column: str, 
             f"{path}: column '{column}' has the type {schema.field(column).type}, which is not one class of a record. "
             "Expected whole numbers or texts. Set the source's label_key to another column, or to '' to read no labels."
         )
-    largest, empty = _statistics(file.metadata, column) if kind == "number" else (-1, False)
+    kind = "none" if _is_empty(file.metadata, column) else kind
     names = ClassNames(class_label_names(schema, column), f"the ClassLabel of {path}")
-    return LabelColumn("none" if empty else kind, names, largest)
+    return LabelColumn(kind, names)
 
 
 def common_names(
@@ -55,10 +53,10 @@ def common_names(
     ManifestError for files that disagree.
     """
     labelled = [(file, one) for file, one in zip(files, columns, strict=True) if one.kind != "none"]
-    named = [one.names for _, one in labelled]
+    named = [one.names for one in columns]
     folders = dict.fromkeys(file.parent for file, _ in labelled)
     names = one_list_of_names([*named, *(names_beside(folder, folder.parent) for folder in folders)])
-    if any(one.names.names for _, one in labelled):
+    if any(one.names for one in named):
         for file, one in labelled:
             if one.kind == "number" and not one.names.names:
                 raise ManifestError(
@@ -67,7 +65,7 @@ def common_names(
                 )
     if names.names or not any(one.kind == "text" for _, one in labelled):
         return names
-    labels = ((max(0, one.largest), str(file)) for file, one in labelled if one.kind == "number")
+    labels = ((0, f"the column's type in {file}") for file, one in labelled if one.kind == "number")
     texts = (pair for file, one in labelled if one.kind == "text" for pair in _labels(file, texts_of(file)))
     return names_of_texts([*labels, *texts], str(files[0].parent if files[1:] else files[0]))
 
@@ -105,17 +103,9 @@ def _kind(kind: pyarrow.DataType) -> Literal["none", "number", "text", ""]:
     return "text" if any(is_kind(kind) for is_kind in texts) else ""
 
 
-def _statistics(metadata: pyarrow.parquet.FileMetaData, column: str) -> tuple[int, bool]:
-    """(largest value, -1 where the file does not say; whether it says that the column has no value)."""
-    largest, empty = -1, True
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for index in range(group.num_columns):
-            one = group.column(index)
-            if one.path_in_schema != column:
-                continue
-            known = one.statistics
-            empty &= bool(known and known.has_null_count and known.null_count == group.num_rows)
-            if known and known.has_min_max and math.isfinite(known.max):
-                largest = max(largest, int(known.max))
-    return largest, empty
+def _is_empty(metadata: pyarrow.parquet.FileMetaData, column: str) -> bool:
+    """Whether the file's statistics say that the column has no value, as where pandas saw no label in this file."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    known = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+    return all(one is not None and one.num_values == 0 for one in known)
