@@ -71,6 +71,7 @@ class ClassNames:
 
     names: tuple[str, ...] = ()
     origin: str = ""  # for messages: a file, or "the ClassLabel of FILE"
+    path: str = ""  # of the file that the names were read from, if they were
 
     def number(self, value: Any, where: str) -> int:
         """The line of the class that a value means (see read_label), -1 for none.
@@ -154,7 +155,7 @@ def names_in(path: str | Path) -> ClassNames:
         raise ManifestError(f"The class names cannot be read: {error}") from error
     if not names:
         raise ManifestError(f"{path} is empty; expected one class name per line.")
-    return ClassNames(names, str(path))
+    return ClassNames(names, str(path), str(path))
 
 
 def names_of_texts(labels: Iterable[tuple[Label, str]], origin: str) -> ClassNames:
@@ -231,7 +232,7 @@ def match_names(own: Sequence[str], names: Sequence[str]) -> list[int] | None:
 
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether line i says i, for every line: classes that have numbers and no names."""
-    return all(name == str(line) for line, name in enumerate(names))
+    return len(names) > 0 and all(name == str(line) for line, name in enumerate(names))
 
 
 def repeated_names(names: Sequence[str]) -> str:

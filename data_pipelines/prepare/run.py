@@ -140,7 +140,7 @@ def _identity(listing: Listing) -> str:
 def _made_with(options: Options) -> dict[str, str]:
     """Digests of the files that options name, and versions of models, since their content may change."""
     files = [Path(name.partition(":")[0]) / MANIFEST for name in options.decontaminate]
-    files += [Path(options.balance_entries)] if options.balance_entries else []
+    files += [Path(name) for name in (options.balance_entries, options.class_names) if name]
     result = {str(path): file_sha256(path) for path in files if path.is_file()}
     if options.clip_model:
         result[options.clip_model] = hashlib.sha256(
