@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from clipjax.data.labels import CAUSE, ClassNames, names_beside, names_in, names
 from clipjax.data.records import RecordError
 from clipjax.data.sources import tables
 from clipjax.data.sources.fields import missing_column, texts_of
+from clipjax.data.sources.folder import FolderConfig
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
 
@@ -158,6 +160,8 @@ def gather(table: Path, rows: Rows, columns: Columns, skips: Skips) -> dict[str,
             entry.texts += texts
             if label is not None:
                 entry.labels.setdefault(label, (value, where))
+    if not columns.label and FolderConfig.label_key in seen:
+        logging.warning("Column '%s' is not read; to keep labels, set --label_column", FolderConfig.label_key)
     for name in wanted:
         if name not in seen:
             flags = "--image_column, --caption_columns or --label_column"

@@ -129,12 +129,13 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
 
 
 def _identity(listing: Listing) -> str:
-    """A digest of the names, sizes and captions of the input."""
+    """A digest of the names, sizes and captions of the input, and of the class names."""
 
     def of_unit(unit: Unit) -> list:
         return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
 
-    return hashlib.sha256(repr([of_unit(unit) for unit in listing.units]).encode()).hexdigest()
+    content = [listing.class_names, *(of_unit(unit) for unit in listing.units)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _made_with(options: Options) -> dict[str, str]:

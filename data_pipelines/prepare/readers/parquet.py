@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import missing_column, texts_of
-from clipjax.data.sources.parquet import SUFFIXES, image_bytes, open_file, stream_rows
+from clipjax.data.sources.parquet import SUFFIXES, ParquetConfig, image_bytes, open_file, stream_rows
 from clipjax.data.sources.parquet_labels import LabelColumn, class_label_names, common_names, describe_labels
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import input_files, short_names
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
+_LABEL = ParquetConfig.label_key
 _COLUMN_FLAGS = "--image_column, --caption_columns, --key_column or --label_column"
 
 
@@ -27,16 +29,18 @@ def units(options: Options) -> Listing:
     for file, name in zip(files, short_names(files), strict=True):
         with open_file(file) as table:
             columns = table.schema_arrow.names
-            labels.append(describe_labels(Path(file), table, options.label_column, ""))
+            for column in _columns(options):
+                if column not in columns:
+                    raise PipelineError(missing_column(file, column, columns, _COLUMN_FLAGS))
+            labels.append(describe_labels(Path(file), table, options.label_column, "", "--label_column"))
             counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-        for column in _columns(options):
-            if column not in columns:
-                raise PipelineError(missing_column(file, column, columns, _COLUMN_FLAGS))
         first = 0
         for group, count in enumerate(counts):
             payload = (name.removesuffix(SUFFIXES[0]), group, first)
             listing.append(Unit(len(listing), f"{file} row group {group}", "parquet", (file,), payload))
             first += count
+    if not options.label_column and _LABEL in columns:
+        logging.warning("Column '%s' is not read; to keep labels, set --label_column=%s", _LABEL, _LABEL)
     if options.class_names:
         names = names_in(options.class_names)
     else:  # texts are their own names, which are known when all rows are read
