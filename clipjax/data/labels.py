@@ -136,6 +136,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     repeated = repeated_names(names)
     if repeated:
         logging.warning("%s has names that occur more than once, which only numbers can tell apart: %s", path, repeated)
+    for first in (0, 1):
+        if names[1:] and all(re.match(rf"{line}[\s:,;.)]", name) for line, name in enumerate(names, first)):
+            logging.warning("Every line of %s begins with its number, which becomes part of the class's name", path)
     return names
 
 
@@ -195,15 +198,20 @@ def one_list_of_names(lists: Iterable[ClassNames]) -> ClassNames:
     """The names that all lists with names agree on. Raises ManifestError naming two that differ, and where."""
     first = ClassNames()
     for names in lists:
-        if names.names and not first.names:
-            first = names
-        elif names.names and [*map(_key, names.names)] != [*map(_key, first.names)]:
+        if not first.names or _only_numbers(first, names):
+            first = names if names.names else first
+        elif names.names and not _only_numbers(names, first) and [*map(_key, names.names)] != [*map(_key, first.names)]:
             raise ManifestError(
                 f"The class names of {first.origin} and {names.origin} differ: "
                 f"{first_difference(first.names, names.names)}. The same label would mean two classes: give both the "
                 "same names, or read them as two sources."
             )
     return first
+
+
+def _only_numbers(one: ClassNames, other: ClassNames) -> bool:
+    """Whether `one` has only the classes' numbers, for which `other` may have names."""
+    return are_numbers(one.names) and len(one.names) <= len(other.names)
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str:

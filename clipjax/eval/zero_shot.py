@@ -45,6 +45,10 @@ def check(config: ZeroShotConfig, *, class_names: Sequence[str] | None = None) -
     class_names: the source's; None while it is not open yet. Raises ConfigError.
     """
     fill(config.templates, ())
+    require(
+        bool(config.class_names) or not config.rename,
+        "rename=True needs class_names, the file with other names for the source's classes.",
+    )
     if class_names is not None or config.class_names:
         resolve_names(config, class_names or ())
 

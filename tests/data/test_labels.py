@@ -95,10 +95,19 @@ def test_a_file_of_names_is_read_as_all_numbered_files_are(tmp_path, caplog):
     path.write_bytes("\ufeffcat\r\n a\u2028b \r\ncrane\r\ncrane\r\n\r\n".encode())
     assert names_beside(tmp_path / "no", tmp_path).names == ("cat", "a\u2028b", "crane", "crane")
     assert "more than once, which only numbers can tell apart: 'crane' in lines 2, 3" in caplog.text
+    path.write_text("0: cat\n1: dog\n")
+    assert names_beside(tmp_path).names == ("0: cat", "1: dog") and "begins with its number" in caplog.text
     for content, message in (("cat\n\ndog\n", "line 2 is empty"), ("", "is empty"), ("caf\xe9\n", "not UTF-8")):
         path.write_bytes(content.encode("latin-1"))
         with pytest.raises(ManifestError, match=message):
             names_beside(tmp_path)
+
+
+def test_a_class_label_of_numbers_has_the_names_of_the_file_beside_it(tmp_path):
+    write_parquet(tmp_path / "x.parquet", pa.array([1, 0]), ["0", "1"])
+    assert open_source(ParquetConfig(path=str(tmp_path))).class_names == ("0", "1")
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    assert open_source(ParquetConfig(path=str(tmp_path))).class_names == ("cat", "dog")
 
 
 def results(source) -> list:

@@ -224,6 +224,8 @@ def test_other_names_than_the_datas_own_are_refused_or_said_to_be_renamed(mesh, 
         score(mesh, config, other)
     with pytest.raises(ConfigError, match="rename=True needs one line for each"):
         score(mesh, config, files / "one.txt" if (files / "one.txt").write_text("cat\n") else "", rename=True)
+    with pytest.raises(ConfigError, match="rename=True needs class_names"):
+        score(mesh, config, rename=True)
     assert score(mesh, config, other, rename=True) < 1.0  # "hound" is no name that the model of this test knows
     other.write_text("\n".join([*ordered, "cat"]), encoding="utf-8")
     assert zero_shot.resolve_names(ZeroShotConfig(class_names=str(other)), ordered)[1] == list(range(12))
