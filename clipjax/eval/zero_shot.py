@@ -45,10 +45,6 @@ def check(config: ZeroShotConfig, *, class_names: Sequence[str] | None = None) -
     class_names: the source's; None while it is not open yet. Raises ConfigError.
     """
     fill(config.templates, ())
-    require(
-        bool(config.class_names) or not config.rename,
-        "rename=True needs class_names, the file with other names for the source's classes.",
-    )
     if class_names is not None or config.class_names:
         resolve_names(config, class_names or ())
 
@@ -168,6 +164,7 @@ def resolve_names(config: ZeroShotConfig, own: Sequence[str]) -> tuple[Sequence[
     file.
     """
     if not config.class_names:
+        require(not config.rename, "rename=True needs class_names, the file with other names for the source's classes.")
         require(
             len(own) > 0,
             f"{config.source.path} names no classes; set the evaluator's class_names to a file with one name per line.",
