@@ -69,6 +69,11 @@ class EvaluatorConfig:
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it reports; () where only an evaluation tells."""
+        return ()
+
 
 @dataclass(frozen=True)
 class EvalConfig:
