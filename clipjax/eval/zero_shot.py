@@ -34,49 +34,10 @@ class ZeroShotConfig(EvaluatorConfig):
     class_names: str = runtime("")  # text file, one name per line; "": the names in the source's manifest
     templates: tuple[str, ...] = runtime(("{}",))  # prompts; "{}" stands for the class name
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the numbers that it reports."""
-        shares = ("top1", "top5", "mean_per_class", "chance", "top1_low", "top1_high")
-        return (*shares, "classes", "examples", "unlabelled", "indistinguishable")
 
-
-def check(
-    config: ZeroShotConfig,
-    *,
-    class_names: Sequence[str] | None = None,
-    labels: Callable[[], tuple[np.ndarray, bool]] | None = None,
-) -> None:
-    """Refuses templates that could not tell the classes apart, and data without classes. Raises ConfigError.
-
-    class_names: the source's; None while it is not open yet. labels: reads (labels [n], -1: none; whether these are
-    all of the source's); an error shows in them before an evaluation has read everything.
-    """
+def check(config: ZeroShotConfig) -> None:
+    """Refuses templates that could not tell the classes apart. Raises ConfigError."""
     fill(config.templates, ())
-    if class_names is None:
-        if config.class_names:
-            read_class_names(config, ())
-        return
-    names = read_class_names(config, class_names)
-    where = f"{config.source.path}, split '{config.source.split}'"
-    require(
-        len(class_names) in (0, len(names)),
-        f"class_names='{config.class_names}' has {len(names)} names, and {where} has {len(class_names)} classes: "
-        f"'{class_names[0] if class_names else ''}', ... Label i is line i of the file, counted from 0; leave "
-        "class_names out to use the names that come with the data.",
-    )
-    if labels is not None:
-        found, whole = labels()
-        require(
-            not whole or (found >= 0).any(),
-            f"{where}: none of the {len(found)} records that can be read has a label; zero-shot classification needs "
-            "labelled records. Set the source's label_key if it has one, or use another evaluator.",
-        )
-        require(
-            int(found.max(initial=-1)) < len(names),
-            f"{where} has labels up to {found.max(initial=-1)}, but there are {len(names)} class names (0 to "
-            f"{len(names) - 1}); {config.class_names or 'its manifest'} must have a name for every label.",
-        )
 
 
 def evaluate(
