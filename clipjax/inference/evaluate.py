@@ -114,6 +114,7 @@ def make_evaluate(
             embed_texts=lambda tokens: embed_texts(variables, tokens),
             tokenizer=tokenizer,
             class_names=source.class_names,
+            where=source.where,
             captions=lambda index: source[index]["texts"],
             mesh=mesh,
         )

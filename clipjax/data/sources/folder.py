@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of_texts, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, missing_column
 from clipjax.data.sources.tables import TABLES, table_rows
@@ -26,7 +27,7 @@ class FolderConfig(SourceConfig):
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
     text_key: str = experiment("text", fixed=ORDER)  # columns of captions, joined by commas; in .jsonl also lists
-    label_key: str = experiment("label", fixed=ORDER)  # column of class names, if there is one
+    label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names, if there is one; "": none
 
 
 class Fault(NamedTuple):
@@ -52,6 +53,9 @@ class FolderSource:
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
     NAME.jpg, one caption a line. A table: the rows that name one image become one record.
 
+    Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
+    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
+
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
     and for a table that cannot be read.
@@ -62,7 +66,8 @@ class FolderSource:
         self.class_names: tuple[str, ...] = ()
         if path.suffix.lower() in TABLES and path.is_file():
             self.table, root = str(path), Path(config.data_dir) if config.data_dir else path.parent
-            self.entries, self.class_names = _table_entries(path, config)
+            self.entries, names = _table_entries(path, config)
+            self.class_names = names.names
         elif path.is_dir():
             self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
             self.entries = [Entry(name, number) for number, name in enumerate(sorted(image_files(root)))]
@@ -143,11 +148,17 @@ def image_files(
                 other(path)
 
 
-def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tuple[str, ...]]:
-    """(entries in the order of the table, class names sorted). Raises ManifestError."""
+class _LabelOfRow(NamedTuple):
+    value: Any  # as it is in the table
+    label: Label
+    where: str
+
+
+def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], ClassNames]:
+    """(entries in the order of the table, class names). Raises ManifestError."""
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
-    labels: dict[str, str] = {}
+    labels: dict[str, list[_LabelOfRow]] = {}
     columns: dict[str, None] = {}
     for row in table_rows(table):
         columns |= dict.fromkeys(row.values)
@@ -155,8 +166,10 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
         path = path.strip() if isinstance(path, str) else ""
         fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
         own_texts: list[str] = []
+        value, where = row.values.get(config.label_key) if config.label_key else None, f"label of line {row.line}"
         try:
             own_texts = captions(row.values, config.text_key)
+            label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))
         if fault or not path:
@@ -165,19 +178,32 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
             continue
         first.setdefault(path, Entry(path, row.line))
         texts.setdefault(path, []).extend(own_texts)
-        if row.values.get(config.label_key) not in (None, ""):
-            labels.setdefault(path, str(row.values[config.label_key]).strip())
+        if label is not None:
+            labels.setdefault(path, []).append(_LabelOfRow(value, label, where))
     asked = [("image_key", config.image_key)]
     asked += [("text_key", key.strip().split("/")[0]) for key in config.text_key.split(",")]
+    asked += [("label_key", config.label_key)] if config.label_key not in ("", FolderConfig.label_key) else []
     for key, name in asked:
         if name not in columns:
             raise ManifestError(missing_column(table, name, columns, f"the source's {key}"))
-    names = tuple(sorted(set(labels.values())))
-    numbers = {name: number for number, name in enumerate(names)}
-    entries = [
-        entry
-        if entry.fault
-        else entry._replace(texts=tuple(dict.fromkeys(texts[path])), label=numbers.get(labels.get(path, ""), -1))
-        for path, entry in first.items()
-    ]
+    names = names_beside(table.parent)
+    if not names.names:
+        names = names_of_texts(((row.label, row.where) for rows in labels.values() for row in rows), str(table))
+    entries = []
+    for path, entry in first.items():
+        if not entry.fault:
+            entry = entry._replace(texts=tuple(dict.fromkeys(texts[path])))
+            try:
+                entry = entry._replace(label=_one_label(labels.get(path, []), names))
+            except RecordError as error:
+                entry = entry._replace(fault=Fault(error.cause, f"'{path}': {error}"))
+        entries.append(entry)
     return entries, names
+
+
+def _one_label(rows: list[_LabelOfRow], names: ClassNames) -> int:
+    """The label that all rows of an image agree on, -1 without one. Raises RecordError."""
+    for row in rows:
+        if row.label != rows[0].label:
+            raise RecordError(CAUSE, f"{rows[0].where} is '{rows[0].value}', {row.where} is '{row.value}'")
+    return names.number(rows[0].value, rows[0].where) if rows else -1
