@@ -44,6 +44,11 @@ class ZeroShotConfig(EvaluatorConfig):
         shares = ("top1", "top5", "mean_per_class", "chance", "top1_low", "top1_high")
         return (*shares, "classes", "examples", "unlabelled", "indistinguishable")
 
+    def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The name of each label, of the file or the source. Raises ConfigError."""
+        names, lines = resolve_names(self, class_names)
+        return [names[line] for line in lines]
+
 
 def check(
     config: ZeroShotConfig,

@@ -24,7 +24,7 @@ from clipjax.config import (
     require,
 )
 from clipjax.config.fields import LAYOUT, declarations
-from clipjax.data.probe import read_labels
+from clipjax.data.probe import Labels, read_labels
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import make_tokenizer
@@ -76,10 +76,13 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
     return {name: opened[evaluator.source] for name, evaluator in config.eval.evaluators.items()}
 
 
-def check_with_data(evaluator: EvaluatorConfig, source: Source) -> None:
-    """Calls the check of the evaluator's row, with those of `class_names` and `labels` that it takes."""
+def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
+    """Calls the check of the evaluator's row, with those of `class_names` and `labels` that it takes.
+
+    labels: reads the source's labels; None: some of them, see clipjax.data.probe.
+    """
     check_row = EVALUATORS[evaluator.name].check
-    offered = {"class_names": source.class_names, "labels": functools.partial(read_labels, source)}
+    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
