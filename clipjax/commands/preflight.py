@@ -7,6 +7,7 @@ What costs little comes first; data is opened last, because indexing it may take
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig
+from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
 from clipjax.data.pipeline import TrainIterator, check_records, make_train_iterator
@@ -160,6 +161,13 @@ class Preflight:
 
     def check_evaluation_data(self) -> str:
         return ", ".join(f"{name} {len(source)} records" for name, source in self.eval_sources.items())
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Refuses a folder for results that cannot be made or written to, before they are computed. Raises ConfigError."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    require(existing.is_dir(), f"{flag}: {folder} cannot be made, because {existing} is not a folder.")
+    require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")
 
 
 def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source) -> TrainIterator:

@@ -79,7 +79,8 @@ def hint(path: Path) -> str:
         return f" {path} is one checkpoint of a run: name the run's folder {path.absolute().parent.parent}{step}."
     if any(is_checkpoint(inside) for inside in path.glob("*")):
         return f" {path} is a run's folder of checkpoints: name the run's folder {path.absolute().parent}."
-    if path.suffix in PUBLISHED or any(path.glob(f"*{suffix}") for suffix in PUBLISHED if path.is_dir()):
+    files = [path] if path.is_file() else path.glob("*")
+    if any(file.suffix in PUBLISHED for file in files):
         return f" {path} seems to be published weights: make a directory of them with clipjax import, and name that."
     return ""
 

@@ -65,7 +65,8 @@ def open_named(field: str, workdir: str) -> Iterator[Run]:
         try:
             run = stack.enter_context(open_run(workdir))
         except CheckpointError as error:
-            raise CheckpointError(f"{field}={workdir}: {error}") from error
+            message = str(error).replace("--checkpoint takes", f"{field} takes")
+            raise CheckpointError(f"{field}={workdir}: {message}") from error
         yield run
 
 
