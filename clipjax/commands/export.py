@@ -54,6 +54,8 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if config.tokenizer.path and not Path(config.tokenizer.path).exists():
+        print(f"{config.tokenizer.path} does not exist: {destination} has no tokenizer.")
     print(f"Exported step {opened.step} of {source} as {name} into {destination}")
 
 

@@ -155,8 +155,9 @@ class Preflight:
         if self.restart is not None:
             for state in self.restart.data_states[:1]:
                 check_records(state, self.source)
+        examples = self.batches.examples  # opens stored embeddings, and counts them
         self.check_embeddings(self.source)
-        self.batches.examples(0, PROBED)
+        examples(0, PROBED)
         return f"{len(self.source)} records, and the first {PROBED} examples can be made"
 
     def check_evaluation_data(self) -> str:
