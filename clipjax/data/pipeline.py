@@ -78,13 +78,7 @@ class TrainIterator:
 
         Raises DataError where the source had another number of records then.
         """
-        records = len(self.examples.source)
-        if state.get("records", records) != records:
-            raise DataError(
-                f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
-                "order would change. Give the run the data it began with, or use a new --workdir with "
-                "--config.init_from set to this one."
-            )
+        check_records(state, self.examples.source)
         self.step, self.read = state["step"], state["read"]
         self.met: collections.deque[tuple[int, list[BadRecord]]] = collections.deque(maxlen=MAX_MET)
         self.bad = BadRecordCounts(state["bad"], "replaced")
@@ -119,6 +113,17 @@ class TrainIterator:
                 "Repair or rebuild the data, or raise the share if this loss is acceptable."
             )
         return batch, self.get_state()
+
+
+def check_records(state: dict, source: Source) -> None:
+    """Raises DataError where a checkpoint's data state is of another number of records than `source` has."""
+    records = len(source)
+    if state.get("records", records) != records:
+        raise DataError(
+            f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
+            "order would change. Give the run the data it began with, or use a new --workdir with "
+            "--config.init_from set to this one."
+        )
 
 
 def eval_batches(

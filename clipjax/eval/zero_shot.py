@@ -38,15 +38,46 @@ class ZeroShotConfig(EvaluatorConfig):
     rename: bool = runtime(False)  # class_names gives other names to the source's classes, line by line
     templates: tuple[str, ...] = runtime(("{}",))  # prompts; "{}" stands for the class name
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it reports."""
+        shares = ("top1", "top5", "mean_per_class", "chance", "top1_low", "top1_high")
+        return (*shares, "classes", "examples", "unlabelled", "indistinguishable")
 
-def check(config: ZeroShotConfig, *, class_names: Sequence[str] | None = None) -> None:
-    """Refuses templates that could not tell the classes apart, and class names that are not the source's.
+    def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The name of each label, of the file or the source. Raises ConfigError."""
+        names, lines = resolve_names(self, class_names)
+        return [names[line] for line in lines]
 
-    class_names: the source's; None while it is not open yet. Raises ConfigError.
+
+def check(
+    config: ZeroShotConfig,
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: Callable[[], tuple[np.ndarray, bool]] | None = None,
+) -> None:
+    """Refuses templates that could not tell the classes apart, class names that are not the source's, and its labels.
+
+    class_names: the source's; None while it is not open yet. labels: reads ([n] labels, -1: none; whether they are all
+    of the source's), where what an evaluation would refuse can be seen before it. Raises ConfigError.
     """
     fill(config.templates, ())
-    if class_names is not None or config.class_names:
-        resolve_names(config, class_names or ())
+    if class_names is None and not config.class_names:
+        return
+    _, lines = resolve_names(config, class_names or ())
+    if labels is None:
+        return
+    found, whole = labels()
+    data, largest = f"{config.source.path}, split '{config.source.split}'", int(found.max(initial=-1))
+    require(
+        largest < len(lines),
+        f"{data}: a record has the label {largest}, but there are {len(lines)} class names. Expected a name for every "
+        f"label, counted from 0, in {_names_of(config)}.",
+    )
+    require(
+        largest >= 0 or not whole,
+        f"{data}: no record has a label to classify. Does the source's label_key name the field that has it?",
+    )
 
 
 def evaluate(
