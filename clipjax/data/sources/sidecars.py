@@ -1,0 +1,76 @@
+"""The files beside an image, in a folder or in a sample of a tar, that hold its captions."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.records import RecordError
+from clipjax.data.sources.fields import captions, decode
+
+CAPTION_FIELDS = "caption,captions,text,texts"
+# Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
+SIDECARS = ("caption", *(f"{suffix[1:]}.{kind}" for kind in ("txt", "caption") for suffix in IMAGE_SUFFIXES))
+
+
+def sidecar_names(image: str) -> tuple[str, ...]:
+    """The caption files of an image in a folder, best first: "b.jpg" -> ("b.txt", "b.caption", "b.jpg.txt", ...)."""
+    stem = image[: image.rindex(".")]
+    return f"{stem}.txt", f"{stem}.caption", f"{image}.txt", f"{image}.caption"
+
+
+def text_keys(text_key: str) -> list[str]:
+    """The names that a tar's text_key joins by commas: "alt, .txt" -> ["txt", "alt"]; the .txt comes first."""
+    names = [name.strip().removeprefix(".") for name in text_key.split(",")]
+    names = ["txt" if name.lower() == "txt" else name for name in names if name]
+    return sorted(names, key=lambda name: name != "txt")
+
+
+def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> list[str]:
+    """The captions of a tar's sample, whose files are extension -> content. key: of the sample, for errors.
+
+    names, of text_keys: extensions of files ("txt", "en.txt"), fields of the .json ("alt", "meta/long"), or fields of
+    another JSON file ("meta.json/alt"). None: the .txt; without one, CAPTION_FIELDS of the .json; without them, the
+    first of SIDECARS. Raises RecordError for a file that cannot be read.
+    """
+
+    @functools.cache
+    def document(extension: str) -> Any:
+        try:
+            return json.loads(parts[extension])
+        except (ValueError, RecursionError) as error:
+            raise RecordError("corrupt record", f"'{key}.{extension}' is not JSON: {error}") from error
+
+    def in_file(name: str) -> list[str]:
+        extension, _, field = name.partition("/")
+        extension = extension.lower()
+        if extension not in parts:
+            return []
+        if extension.rpartition(".")[2] == "json":
+            found = document(extension)
+            return captions(found, field or CAPTION_FIELDS) if isinstance(found, dict) else captions({"": found}, "")
+        text = "" if field else decode(parts[extension], f"'{key}.{extension}'").strip()
+        return [text] if text else []
+
+    def in_json(fields: str) -> list[str]:
+        return captions(document("json"), fields) if "json" in parts else []
+
+    if not names:
+        return in_file("txt") or in_json(CAPTION_FIELDS) or next(filter(None, map(in_file, SIDECARS)), [])
+    texts: list[str] = []
+    for name in names:
+        a_file = name == "txt" or ("." in name and name.partition("/")[0].lower() in parts)
+        texts += in_file(name) if a_file else in_json(name) or in_file(name)
+    return texts
+
+
+def other_choice(parts: dict[str, bytes], option: str, endings: Sequence[str], tried: Sequence[str]) -> str:
+    """A sentence that names the option for a file such as a.v2.jpg or a.en.txt, which was not tried; "": there is none.
+
+    Its extension is "v2.jpg" or "en.txt": all that follows the first dot.
+    """
+    names = [name for name in sorted(parts) if name.rpartition(".")[2] in endings and name not in tried]
+    return f". To read the .{names[0]}, set {option}='{names[0]}'" if names else ""
