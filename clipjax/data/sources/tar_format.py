@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -76,10 +76,12 @@ def members(file: BinaryIO, size: int, start: int = 0, ending: Ending | None = N
     Blocks of zeros end an archive; if another archive follows them, it is read on. ending: is told what follows the
     last member. Raises TarError, also where members follow that would be lost behind damage.
     """
-    position, header_at, part, extended = start, start, 0, {}
+    position, header_at, part, seen, extended = start, start, 0, False, {}
     while position < size:
         file.seek(position)
         header = file.read(BLOCK)
+        if position == 0 and (packed := packed_by(header)):
+            raise TarError(f"it is compressed by {packed}, which has no random access; unpack it to a .tar first")
         if len(header) < BLOCK or position + BLOCK > size:
             raise TarError(f"it is cut at byte {size}, inside a header")
         if not header.strip(b"\0"):
@@ -89,7 +91,7 @@ def members(file: BinaryIO, size: int, start: int = 0, ending: Ending | None = N
             if following is None:
                 return
             position = header_at = following
-            part += 1
+            part += 1 if seen else 0
             continue
         kind, length = _parse(header, position)
         data = position + BLOCK
@@ -113,7 +115,7 @@ def members(file: BinaryIO, size: int, start: int = 0, ending: Ending | None = N
         if kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
             raise TarError(f"the member at byte {data - BLOCK} is sparse; pack it again without --sparse")
         yield Member(extended.get("path") or _name(header), kind, header_at, data, length, end, part)
-        header_at, extended = position, {}
+        header_at, seen, extended = position, True, {}
 
 
 def _after_end(file: BinaryIO, position: int, size: int, ending: Ending) -> int | None:
@@ -128,10 +130,12 @@ def _after_end(file: BinaryIO, position: int, size: int, ending: Ending) -> int 
     if _is_header(header, block):
         return block
     what = f"the archive ends at byte {position}, and byte {first} begins what is neither zeros nor a tar header"
-    for magic, name in PACKED.items():
-        if header[first - block :].startswith(magic):
-            raise TarError(f"{what}, but data compressed by {name}. Unpack them and join the tars again")
-    lost = _find_header(file, first, size)
+    if packed := packed_by(header[first - block :]):
+        raise TarError(f"{what}, but data compressed by {packed}. Unpack them and join the tars again")
+    if first - position < 2 * BLOCK:  # what ends an archive
+        raise TarError(f"the header at byte {position} is overwritten by zeros")
+    file.seek(first)
+    lost = find_header(iter(lambda: file.read(_CHUNK), b""), first)
     if lost is not None:
         raise TarError(f"{what}, but another member follows at byte {lost}: it is damaged, or was joined to a cut tar")
     ending.garbage = first
@@ -152,19 +156,25 @@ def _first_byte(file: BinaryIO, position: int, size: int) -> int:
     return size
 
 
-def _find_header(file: BinaryIO, position: int, size: int) -> int | None:
-    """Where a header with a right checksum begins, from position on, at any byte."""
-    while position < size:
-        file.seek(position)
-        data = file.read(min(_CHUNK + BLOCK, size - position))
+def find_header(chunks: Iterable[bytes], position: int) -> int | None:
+    """Where a header begins, at any byte of the chunks, the first of which is at `position`; None: nowhere."""
+    data = b""
+    for chunk in chunks:
+        kept = data[-2 * BLOCK :]
+        position += len(data) - len(kept)
+        data = kept + chunk
         at = data.find(b"ustar")
         while at >= 0:
             begin = at - _MAGIC_AT
             if begin >= 0 and _is_header(data[begin : begin + BLOCK], position + begin):
                 return position + begin
             at = data.find(b"ustar", at + 1)
-        position += _CHUNK
     return None
+
+
+def packed_by(data: bytes) -> str:
+    """The name of the compression that data begin with; "": none."""
+    return next((name for magic, name in PACKED.items() if data.startswith(magic)), "")
 
 
 def _is_header(block: bytes, position: int) -> bool:
@@ -176,9 +186,6 @@ def _is_header(block: bytes, position: int) -> bool:
 
 def _parse(header: bytes, position: int) -> tuple[bytes, int]:
     """(kind, size of the data) of a header whose checksum is right. Raises TarError."""
-    for magic, name in PACKED.items():
-        if position == 0 and header.startswith(magic):
-            raise TarError(f"it is compressed by {name}, which has no random access; unpack it to a .tar first")
     try:
         checksum, length = _number(header[148:156]), _number(header[124:136])
     except ValueError as error:
