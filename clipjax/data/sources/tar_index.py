@@ -49,11 +49,15 @@ def load_index(path: str, folder: str = "") -> TarIndex:
         found = _read(saved)
         if found is not None:
             index, of_state = found
-            if of_state == state and _has_its_samples(path, index):
+            if of_state != state:
+                logging.info("%s has changed since it was indexed: it is indexed again.", path)
+            elif _has_its_samples(path, index):
                 return index
-            logging.log_first_n(
-                logging.WARNING, "%s has changed since %s was made: it is indexed again.", 5, path, saved
-            )
+            else:
+                logging.warning(
+                    "%s has other samples than its index %s, though the size and time that the index is of: it is "
+                    "indexed again.", path, saved,
+                )  # fmt: skip
         with open(path, "rb") as file:
             index = index_tar(file)
         if _state(path)[0] != state[0]:

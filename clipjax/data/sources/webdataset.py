@@ -21,7 +21,7 @@ from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import class_number
 from clipjax.data.sources.local_files import OpenFiles, find_files
-from clipjax.data.sources.sidecars import SIDECARS, other_choice, sample_texts, text_keys
+from clipjax.data.sources.tar_captions import SIDECARS, other_choice, sample_texts, text_keys
 from clipjax.data.sources.tar_findings import tell
 from clipjax.data.sources.tar_format import TarError, allowed, members, printable, split_name
 from clipjax.data.sources.tar_index import TarIndex, index_path, key_hash, load_index
@@ -62,7 +62,7 @@ class WebDatasetSource:
     def __init__(self, config: WebDatasetConfig):
         self.images = tuple(map(_extension, re.split("[,;]", config.image_key))) if config.image_key else IMAGES
         self.text_keys = text_keys(config.text_key)
-        self.label = _extension(config.label_key)
+        self.label = config.label_key
         self.index_folder = config.data_dir
         files = find_files(config, (".tar",))
         self.files = [str(file) for file in files]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipjax.data.sources.fields import texts_of
-from clipjax.data.sources.sidecars import SIDECARS
+from clipjax.data.sources.tar_captions import SIDECARS
 from clipjax.data.sources.webdataset import Parts, find_image, samples
 from data_pipelines.archives import tar_members
 from data_pipelines.command import PipelineError

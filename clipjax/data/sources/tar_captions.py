@@ -1,4 +1,4 @@
-"""The files beside an image, in a folder or in a sample of a tar, that hold its captions."""
+"""The files of a sample in a tar that hold its captions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from clipjax.data.sources.fields import captions, decode
 
 CAPTION_FIELDS = "caption,captions,text,texts"
 # Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
-SIDECARS = ("caption", *(f"{suffix[1:]}.{kind}" for kind in ("txt", "caption") for suffix in IMAGE_SUFFIXES))
-
-
-def sidecar_names(image: str) -> tuple[str, ...]:
-    """The caption files of an image in a folder, best first: "b.jpg" -> ("b.txt", "b.caption", "b.jpg.txt", ...)."""
-    stem = image[: image.rindex(".")]
-    return f"{stem}.txt", f"{stem}.caption", f"{image}.txt", f"{image}.caption"
+SIDECARS = (*(f"{suffix[1:]}.txt" for suffix in IMAGE_SUFFIXES), "caption")
 
 
 def text_keys(text_key: str) -> list[str]:
@@ -39,10 +33,7 @@ def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> lis
 
     @functools.cache
     def document(extension: str) -> Any:
-        try:
-            return json.loads(parts[extension])
-        except (ValueError, RecursionError) as error:
-            raise RecordError("corrupt record", f"'{key}.{extension}' is not JSON: {error}") from error
+        return parse_json(parts[extension], f"'{key}.{extension}'")
 
     def in_file(name: str) -> list[str]:
         extension, _, field = name.partition("/")
@@ -65,6 +56,14 @@ def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> lis
         a_file = name == "txt" or ("." in name and name.partition("/")[0].lower() in parts)
         texts += in_file(name) if a_file else in_json(name) or in_file(name)
     return texts
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of a JSON file. Raises RecordError."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError("corrupt record", f"{where} is not JSON: {error}") from error
 
 
 def other_choice(parts: dict[str, bytes], option: str, endings: Sequence[str], tried: Sequence[str]) -> str:
