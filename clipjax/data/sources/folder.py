@@ -15,6 +15,7 @@ from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, missing_column
 from clipjax.data.sources.tables import TABLES, table_rows
+from clipjax.files import hidden
 
 MAX_IMAGE = 1 << 30  # bytes of a file
 
@@ -130,6 +131,8 @@ def image_files(
 ) -> Iterator[str]:
     """Paths from root of the files with an image's suffix, at any depth: each folder's own files first, by name.
 
+    Hidden files and folders (clipjax.files.hidden) are left out.
+
     follow_links: enter linked folders too. other: called with the path of every other file. Raises ManifestError for a
     folder that cannot be listed.
     """
@@ -138,9 +141,9 @@ def image_files(
         raise ManifestError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not hidden(name))
         inner = os.path.relpath(folder, root)
-        for name in sorted(names):
+        for name in sorted(name for name in names if not hidden(name)):
             path = name if inner == "." else f"{inner}/{name}"
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield path

@@ -9,6 +9,7 @@ from clipjax.config import SourceConfig
 from clipjax.data.labels import ClassNames, names_in, one_list_of_names
 from clipjax.data.records import RecordError, read_manifest
 from clipjax.data.sources import TfdsConfig, open_source
+from clipjax.files import hidden
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import one_input
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
@@ -38,7 +39,8 @@ def tfds_units(options: Options) -> Listing:
         label_key=options.label_column or "label",
     )
     folder = Path(options.input[0])
-    files = tuple(sorted(str(file) for file in folder.glob("*.array_record*"))) if folder.is_dir() else ()
+    shards = folder.glob("*.array_record*") if folder.is_dir() else ()
+    files = tuple(sorted(str(file) for file in shards if not hidden(file.name)))
     return Listing(_pieces(config, files), _class_names(config, options))
 
 

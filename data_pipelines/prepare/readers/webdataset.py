@@ -6,6 +6,7 @@ A tar is streamed once, compressed or not. Samples, and what counts as their ima
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import texts_of
+from clipjax.data.sources.tar_captions import SIDECARS
 from clipjax.data.sources.webdataset import (
     Parts,
     WebDatasetConfig,
@@ -28,7 +30,8 @@ from data_pipelines.prepare.readers.paths import input_files, short_names
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
 _TARS = (".tar", ".tar.gz", ".tgz")
-_TEXTS = ("txt", "caption", "text")
+_TEXTS = tuple(dict.fromkeys(("txt", "caption", "text", *SIDECARS)))
+_UNSORTED = "files of one key apart: the tar is not sorted; unpack it into a folder and pack that by tar --sort=name"
 
 
 def units(options: Options) -> Listing:
@@ -65,8 +68,16 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
     if stats:
         _note_failures(Path(stats), note)
     files = tar_members(unit.files[0], lambda member: True, lambda cause, member: note(cause, name, member))
-    for key, parts in samples(files):
-        yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, names, note)
+    seen: dict[str, bool] = {}  # key -> whether it had an image
+    for _, members in itertools.groupby(files, lambda member: member.part):
+        for key, parts in samples((member.name, member.data) for member in members):
+            if len(dict(parts)) < len(parts):
+                note("two files of one name", f"{name}/{key}", ", ".join(extension for extension, _ in parts))
+                continue
+            has_image = find_image(dict(parts)) is not None
+            if seen.setdefault(key, has_image) != has_image:
+                note(_UNSORTED, name, key)
+            yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, names, note)
 
 
 def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: Note) -> Iterator[Example]:
