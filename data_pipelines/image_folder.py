@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from clipjax.data.labels import MAX_CLASSES, ClassNames, are_numbers, names_beside, names_in, names_of_texts, read_label
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import caption_lines
-from clipjax.data.sources.folder import image_files
+from clipjax.data.sources.folder import SIDECARS, Sidecars, image_files
+from clipjax.files import TextFileError, decode_text
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
@@ -58,9 +60,9 @@ def build(
     if class_names and captions != FOLDERS:
         raise PipelineError("--class_names needs --captions=folders: with caption files, images have no class.")
     by_folder = splits == FOLDERS
-    skips, listing = Skips(), hashlib.sha256()
+    skips, listing, sidecars = Skips(), hashlib.sha256(), Sidecars()
     items: list = []
-    for path in list_images(images, skips):
+    for path in list_images(images, skips, sidecars):
         key = path.relative_to(images).as_posix()
         listing.update(f"{key}\0{path.stat().st_size}\n".encode())
         folders = key.split("/")[:-1]
@@ -71,7 +73,7 @@ def build(
             inner = folders[1:] if by_folder else folders
             found, cause = inner[:1], "in no class folder"
         else:
-            found, cause = sidecar(path, listing), "no caption file, or an empty one"
+            found, cause = sidecar(path, sidecars, listing), "no caption file, or an empty one"
         if found:
             items.append((key, path, found))
         else:
@@ -157,33 +159,35 @@ def class_folders(
     return names, labels
 
 
-def list_images(folder: Path, skips: Skips) -> Iterator[Path]:
+def list_images(folder: Path, skips: Skips, sidecars: Sidecars) -> Iterator[Path]:
     """The image files in a folder and below it, linked folders included, in a fixed order.
 
-    Other files go to skips, apart from .txt.
+    Other files go to skips, apart from caption files, which go to sidecars.
     """
 
     def other(path: str) -> None:
+        sidecars.add(str(folder / path))
         suffix = Path(path).suffix.lower()
-        if suffix != ".txt":
+        if suffix not in SIDECARS:
             skips.add(f"not an image file ({suffix or 'no suffix'})", str(folder / path))
 
-    for path in image_files(folder, follow_links=True, other=other):
+    # All of them first: a caption file may come after its image.
+    for path in list(image_files(folder, follow_links=True, other=other)):
         yield folder / path
 
 
-def sidecar(image: Path, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
+def sidecar(image: Path, sidecars: Sidecars, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
     """The captions in the file beside an image. listing: a hash that is updated with the file's bytes."""
-    path = image.with_suffix(".txt")
-    if not path.is_file():
+    path = sidecars.find(str(image), os.path.isfile)
+    if not path:
         return ()
-    data = path.read_bytes()
+    data = Path(path).read_bytes()
     if listing:
         listing.update(data)
     try:
-        return tuple(caption_lines(data.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise PipelineError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv.") from error
+        return tuple(caption_lines(decode_text(data, path)))
+    except TextFileError as error:
+        raise PipelineError(str(error)) from error
 
 
 if __name__ == "__main__":

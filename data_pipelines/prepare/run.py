@@ -122,7 +122,10 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
         "name": name,
         "splits": splits,
         "class_names": summary["class_names"],
-        "skipped": {f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"]},
+        # What a reader notes, such as files that are not there, never became an example that a step could drop.
+        "skipped": {
+            f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"] or e["step"] == "read"
+        },
         "licences": [*listing.licences, *given],
         "source": json.loads(json.dumps(source)),
     }
@@ -132,10 +135,18 @@ def _identity(listing: Listing) -> str:
     """A digest of the names, sizes and captions of the input, and of the class names."""
 
     def of_unit(unit: Unit) -> list:
-        return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
+        return [unit.reader, unit.payload, [(Path(path).name, _size(Path(path))) for path in unit.files]]
 
     content = [listing.class_names, *(of_unit(unit) for unit in listing.units)]
     return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    """-1 for a file that is not there, or cannot be asked: the reader counts it."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _made_with(options: Options) -> dict[str, str]:

@@ -18,9 +18,10 @@ from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment
 from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources.fields import captions, class_number, missing_column
+from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import find_files
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
+from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,7 +42,8 @@ class ParquetConfig(SourceConfig):
 
     name: str = "parquet"
     image_key: str = experiment("image", fixed=ORDER)  # column of bytes, or of Hugging Face's {bytes, path}
-    # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another
+    # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another. The default may
+    # be missing where label_key has class names and no column has texts; the column of label_key stands for the names
     text_key: str = experiment("text", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names, if there is one; "": none
 
@@ -65,8 +67,9 @@ class ParquetSource:
     def __init__(self, config: ParquetConfig):
         self.keys = config
         files = find_files(config, SUFFIXES)
+        described = [_describe(files[0], config)]
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            described = list(pool.map(lambda file: _describe(file, config), files))
+            described += pool.map(lambda file: _describe(file, config, described[0]), files[1:])
         self.files = [str(file) for file in files]
         # Of each row group: its file, its number in the file, its first row in the file.
         self.groups = np.array(
@@ -197,21 +200,28 @@ def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table
 
 
 class _Description(NamedTuple):
+    path: Path
     rows: list[int]  # of each row group
     columns: list[str]  # to read
     labels: LabelColumn
     largest_group: int  # bytes
 
 
-def _describe(path: Path, config: ParquetConfig) -> _Description:
-    """Raises ManifestError."""
+def _describe(path: Path, config: ParquetConfig, first: _Description | None = None) -> _Description:
+    """Raises ManifestError. first: the description of a file whose columns this one must have too."""
     with open_file(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
         labels = describe_labels(path, file, config.label_key, ParquetConfig.label_key)
-    texts = [key.strip().split("/")[0] for key in config.text_key.split(",")]
-    for key, column in (("image_key", config.image_key), *(("text_key", column) for column in texts)):
-        if column not in schema.names and not (key == "text_key" and labels.names.names):
-            raise ManifestError(missing_column(path, column, schema.names, f"the source's {key}"))
+    names = labels.names.names
+    texts = [key.strip() for key in config.text_key.split(",")]
+    check_image(path, schema, config.image_key, "the source's image_key")
+    # An image classification set has no captions; the names of its classes are the texts unless text_key is set.
+    from_names = config.text_key == ParquetConfig.text_key and not has_texts(
+        schema, (config.image_key, config.label_key)
+    )
+    for text in texts:
+        if not (names and (from_names or text == config.label_key)):
+            check_text(path, schema, text, "the source's text_key", config.label_key if names else "")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > MAX_GROUP:
@@ -219,9 +229,11 @@ def _describe(path: Path, config: ParquetConfig) -> _Description:
             f"{path} has a row group of {largest} bytes, which would be decoded for each of its rows; the limit is "
             f"{MAX_GROUP}. Write it again with smaller row groups, or build records of it (docs/data_pipelines.md)."
         )
-    wanted = {config.image_key, *texts, config.label_key, PAIR_ID}
+    wanted = {config.image_key, *texts, *(text.split("/")[0] for text in texts), config.label_key, PAIR_ID}
     columns = [name for name in schema.names if name in wanted]
-    return _Description([group.num_rows for group in groups], columns, labels, largest)
+    if first:
+        check_same(first.path, first.columns, path, columns)
+    return _Description(path, [group.num_rows for group in groups], columns, labels, largest)
 
 
 def _distinct(path: Path, column: str) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.files import read_text
 
 
 class RustTokenizer:
@@ -106,6 +107,6 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ConfigError for one that is missing or not JSON."""
     require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error

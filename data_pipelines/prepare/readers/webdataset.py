@@ -23,6 +23,7 @@ from clipjax.data.sources.webdataset import (
     names_of,
     samples,
 )
+from clipjax.files import decode_text
 from data_pipelines.archives import tar_members
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
@@ -103,7 +104,7 @@ def _texts(parts: Parts, options: Options) -> tuple[str, ...] | None:
     They stay as they are here: the step "captions" cleans them and tells what it changed. None: they cannot be read.
     """
     try:
-        texts = [parts[kind].decode("utf-8") for kind in _TEXTS if kind in parts]
+        texts = [decode_text(parts[kind], kind) for kind in _TEXTS if kind in parts]
         fields = json.loads(parts["json"]) if "json" in parts else {}
     except ValueError:
         return None
