@@ -125,7 +125,7 @@ def open_table(folder, text, name="t.csv", **options):
     for i in range(6):
         (folder / f"{i}.png").write_bytes(b"image")
     (folder / name).write_text(text, encoding="utf-8")
-    return open_source(FolderConfig(path=str(folder / name), **options))
+    return open_source(FolderConfig(path=str(folder / name), text_key="text", **options))
 
 
 def test_rows_of_a_table_have_the_label_they_say_or_are_bad_records(tmp_path):

@@ -101,7 +101,7 @@ def test_a_table_is_scored_right_whatever_its_labels_are(mesh, files, suffix, ki
         rows = [separator.join(("image", "text", "label"))]
         rows += [separator.join((f"{i}.png", "x", label)) for i, label in enumerate(labels)]
     table.write_text("\n".join(rows), encoding="utf-8")
-    config = FolderConfig(path=str(table))
+    config = FolderConfig(path=str(table), text_key="text")
     options = dict(table=table, caption_columns="text", label_column="label", splits=ALL)
     build = jsonl.build if suffix == "jsonl" else csv.build
     records = SourceConfig(path=str(tmp_path / "out"))
@@ -216,7 +216,7 @@ def test_prepare_keeps_the_labels_of_tars_and_their_names(mesh, files, kind, tmp
 def test_other_names_than_the_datas_own_are_refused_or_said_to_be_renamed(mesh, files, tmp_path):
     rows = [f"{i}.png,x,{NAMES[c]}" for i, c in enumerate(CLASSES)]
     (files / "t.csv").write_text("\n".join(["image,text,label", *rows]), encoding="utf-8")
-    config = FolderConfig(path=str(files / "t.csv"))
+    config = FolderConfig(path=str(files / "t.csv"), text_key="text")
     ordered = sorted(NAMES)
     other = tmp_path / "other.txt"
     other.write_text("\n".join([*ordered[:4], "hound", *ordered[5:]]), encoding="utf-8")
