@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
         )
         sources[name] = open_source(evaluator.source)
         if row.check:
-            row.check(evaluator, class_names=sources[name].class_names)
+            offered = {"class_names": sources[name].class_names}
+            wanted = inspect.signature(row.check).parameters
+            row.check(evaluator, **{key: value for key, value in offered.items() if key in wanted})
     embed_images, embed_texts = make_embed(config, mesh)
 
     def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
