@@ -112,7 +112,8 @@ def test_lengths_are_those_without_an_end_and_pieces_those_of_the_model(model):
         assert make_tokenizer(TokenizerConfig(path=model), context).lengths(texts) == [n + 1 for n in plain]
     tokenizer = make_tokenizer(TokenizerConfig(path=model, add_eos=False), 4)
     assert tokenizer.lengths(texts) == plain
-    assert tokenizer.pieces(reference.encode("a red square")) == reference.encode("a red square", out_type=str)
+    ids = reference.encode("a red square")
+    assert tokenizer.pieces(ids) == [reference.id_to_piece(i) for i in ids]
 
 
 def test_a_pickled_tokenizer_gives_the_same_ids(model):
