@@ -58,6 +58,7 @@ def test_a_good_experiment_is_shown_and_ok(folder, capsys, tmp_path):
     assert f"{tokens[1]} tokens, cut at {CONTEXT}: " in shown
     assert "labels: 12 of 12 records have one, of 3 of 3 classes" in shown
     assert "records in a class: 6 'cat', 5 'dog', 1 'bird'" in shown
+    assert "  x: 3 prompts, such as 'cat'\n    tokens of a prompt: median" in shown
 
 
 def test_all_errors_are_listed_each_once(folder, capsys):
@@ -164,8 +165,10 @@ def test_many_classes_show_the_most_and_least_frequent_and_the_empty_ones():
 def test_quantiles_are_values_that_occur():
     lengths = collections.Counter([1] * 10 + [2] * 9 + [50])
     assert (quantile(lengths, 0.5), quantile(lengths, 0.95), quantile(lengths, 1.0)) == (1, 2, 50)
-    assert describe_lengths(lengths, 2)[0].startswith("  tokens of a caption: median 1, 95 % up to 2, max 50; 1 of 20")
-    assert describe_lengths(collections.Counter(), 2) == []
+    assert describe_lengths("caption", lengths, 2)[0].startswith(
+        "  tokens of a caption: median 1, 95 % up to 2, max 50; 1 of 20"
+    )
+    assert describe_lengths("caption", collections.Counter(), 2) == []
 
 
 class Numbered:
