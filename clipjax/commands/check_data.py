@@ -12,6 +12,7 @@ code is then 1. clipjax check reads the data too, and checks everything else.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +23,7 @@ from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, Sourc
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.processes import announce
-from clipjax.report.data import SourceReport, describe, describe_samples, describe_source, read_source
+from clipjax.report.data import SourceReport, describe, describe_prompts, describe_samples, describe_source, read_source
 
 
 class BadDataError(RuntimeError):
@@ -96,7 +97,12 @@ def report_source(
     announce(f"{describe_source(use.name, use.source)}: {len(opened)} records, such as")
     announce(describe_samples(opened, tokenizer, names))
     report = read_source(opened, config.data.num_threads, decode=decode, tokenizer=tokenizer, most=most)
-    announce(describe(report, context_length=config.model.text.context_length, class_names=names))
+    length = config.model.text.context_length
+    announce(describe(report, context_length=length, class_names=names))
+    for name, evaluator in use.evaluators.items() if tokenizer else ():
+        with contextlib.suppress(ConfigError):  # told where evaluators are checked
+            if prompts := evaluator.prompts(opened.class_names):
+                announce(describe_prompts(name, prompts, tokenizer, length))
     return report
 
 

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
-from clipjax.data.pipeline import TrainIterator, check_records, make_train_iterator
+from clipjax.data.pipeline import TrainIterator, changed_data, check_records, make_train_iterator
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.mesh import make_mesh
 from clipjax.models import patch_budget
+from clipjax.processes import announce
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.integrity import newest_intact
 from clipjax.runs.resume import Restart, check_restart
@@ -124,6 +125,7 @@ class Preflight:
         if self.workdir is None:
             return ""
         refuse_as_workdir(self.workdir)
+        check_folder(self.workdir, "--workdir")
         total = self.config.total_steps
         if self.restart is None:
             return f"{self.workdir} has no checkpoint: a run begins at step 0 of {total}"
@@ -155,6 +157,7 @@ class Preflight:
         if self.restart is not None:
             for state in self.restart.data_states[:1]:
                 check_records(state, self.source)
+                announce(changed_data(state, self.source))
         examples = self.batches.examples  # opens stored embeddings, and counts them
         self.check_embeddings(self.source)
         examples(0, PROBED)

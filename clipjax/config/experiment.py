@@ -79,6 +79,10 @@ class EvaluatorConfig:
         """The name of each label; class_names: the source's. Raises ConfigError."""
         return class_names
 
+    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The texts that stand for the classes, for evaluators that make such; class_names: the source's."""
+        return ()
+
 
 @dataclass(frozen=True)
 class EvalConfig:

@@ -49,6 +49,10 @@ class ZeroShotConfig(EvaluatorConfig):
         names, lines = resolve_names(self, class_names)
         return [names[line] for line in lines]
 
+    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
+        """Every class name in every template. Raises ConfigError."""
+        return fill(self.templates, resolve_names(self, class_names)[0])
+
 
 def check(
     config: ZeroShotConfig,

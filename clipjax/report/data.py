@@ -25,6 +25,7 @@ from clipjax.processes import announce
 SAMPLES = 5  # records that are shown
 CLASSES = 3  # classes that are shown of the most and of the least frequent
 LONGEST = 300  # characters of a caption, and of its tokens, that are shown
+MOST_PROMPTS = 10_000
 AT_A_TIME = 1024  # captions tokenized together
 SECONDS = 30.0  # between lines of progress
 
@@ -140,7 +141,7 @@ def describe(report: SourceReport, *, context_length: int = 0, class_names: Sequ
     lines = [
         f"  {report.good} of {report.read} records{some} are good, with {report.captions} captions and "
         f"{report.image_bytes / 1e6:.1f} MB of images",
-        *describe_lengths(report.lengths, context_length),
+        *describe_lengths("caption", report.lengths, context_length),
         *describe_classes(report.labels, class_names),
     ]
     lines += [f"  {count} bad: {cause}" for cause, count in sorted(report.bad.causes.items())]
@@ -155,16 +156,25 @@ def describe_source(name: str, config: SourceConfig) -> str:
     return f"{name}: {config.name} {config.path} {config.split}"
 
 
-def describe_lengths(lengths: collections.Counter, context_length: int) -> list[str]:
-    """The line about the number of tokens of captions; [] where none were counted."""
+def describe_lengths(what: str, lengths: collections.Counter, context_length: int) -> list[str]:
+    """The line about the number of tokens of a caption or a prompt; [] where none were counted."""
     if not lengths:
         return []
     total, cut = lengths.total(), sum(count for length, count in lengths.items() if length > context_length)
     middle, high = quantile(lengths, 0.5), quantile(lengths, 0.95)
     return [
-        f"  tokens of a caption: median {middle}, 95 % up to {high}, max {max(lengths)}; {cut} of {total} captions "
+        f"  tokens of a {what}: median {middle}, 95 % up to {high}, max {max(lengths)}; {cut} of {total} {what}s "
         f"({cut / total:.1%}) are cut at config.model.text.context_length={context_length}"
     ]
+
+
+def describe_prompts(name: str, prompts: Sequence[str], tokenizer: Tokenizer, context_length: int) -> str:
+    """The lines about the texts that stand for an evaluator's classes; of many, MOST_PROMPTS are counted."""
+    some = prompts[:: -(-len(prompts) // MOST_PROMPTS)]
+    counted = describe_lengths("prompt", collections.Counter(tokenizer.lengths(some)), context_length)
+    return "\n".join(
+        [f"  {name}: {len(prompts)} prompts, such as '{_short(prompts[0])}'", *(f"  {c}" for c in counted)]
+    )
 
 
 def quantile(counts: collections.Counter, share: float) -> int:

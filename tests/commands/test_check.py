@@ -58,6 +58,7 @@ def test_a_good_experiment_is_shown_and_ok(folder, capsys, tmp_path):
     assert f"{tokens[1]} tokens, cut at {CONTEXT}: " in shown
     assert "labels: 12 of 12 records have one, of 3 of 3 classes" in shown
     assert "records in a class: 6 'cat', 5 'dog', 1 'bird'" in shown
+    assert "  x: 3 prompts, such as 'cat'\n    tokens of a prompt: median" in shown
 
 
 def test_all_errors_are_listed_each_once(folder, capsys):
@@ -116,7 +117,7 @@ def test_bad_records_above_the_share_are_an_error_and_below_are_told(folder, tmp
     assert "record 0: bad (empty image)" in capsys.readouterr().out
 
 
-def test_the_command_exits_with_1_and_lists_wrong_fields_of_a_section(folder, tmp_path, capsys, monkeypatch):
+def test_the_command_exits_with_1_and_names_a_wrong_field(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "wrong.py").write_text(
         "from clipjax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
         "    with config.unlocked():\n        config.mesh.dta = 1\n        config.mesh.fspd = 2\n    return config\n"
@@ -125,7 +126,7 @@ def test_the_command_exits_with_1_and_lists_wrong_fields_of_a_section(folder, tm
         check.main(["check", f"--config={tmp_path}/wrong.py"])
     assert end.value.code == 1
     shown = capsys.readouterr().err
-    assert "1. Unknown field config.mesh.dta. Did you mean 'data'?" in shown and "2. Unknown field config.mesh" in shown
+    assert "1. Unknown field config.mesh.dta. Did you mean 'data'?" in shown
     write_experiment(tmp_path)
     with pytest.raises(SystemExit) as end:
         check.main(["check", f"--config={tmp_path}/experiment.py"])
@@ -164,8 +165,10 @@ def test_many_classes_show_the_most_and_least_frequent_and_the_empty_ones():
 def test_quantiles_are_values_that_occur():
     lengths = collections.Counter([1] * 10 + [2] * 9 + [50])
     assert (quantile(lengths, 0.5), quantile(lengths, 0.95), quantile(lengths, 1.0)) == (1, 2, 50)
-    assert describe_lengths(lengths, 2)[0].startswith("  tokens of a caption: median 1, 95 % up to 2, max 50; 1 of 20")
-    assert describe_lengths(collections.Counter(), 2) == []
+    assert describe_lengths("caption", lengths, 2)[0].startswith(
+        "  tokens of a caption: median 1, 95 % up to 2, max 50; 1 of 20"
+    )
+    assert describe_lengths("caption", collections.Counter(), 2) == []
 
 
 class Numbered:

@@ -11,9 +11,11 @@ import pytest
 
 from clipjax.commands import embed, export, train
 from clipjax.commands import eval as evaluate
+from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, SourceConfig, from_config_dict, to_config_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.embeddings import write_embeddings
+from clipjax.data.pipeline import changed_data, checksums
 from clipjax.data.records import ManifestError, encode_record, write_records
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
@@ -43,7 +45,7 @@ def folder(tmp_path_factory):
     config = from_config_dict(runs.run_config(path))
     mesh = make_mesh(config.mesh)
     own = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
-    data_state = {"step": 6, "read": 96, "bad": {}, "records": 64}
+    data_state = {"step": 6, "read": 96, "bad": {}, "records": 64, "sha256": {"train": "0"}}
     with checkpoints.open_checkpoints(path / "run", config.checkpoint) as manager:
         checkpoints.save(manager, zeros(config, mesh, 6), data_state=data_state, config=config, fingerprint=own)
     weights = eval_variables(zeros(config, mesh, 0))
@@ -286,6 +288,37 @@ def test_a_finished_run_says_so_and_compiles_nothing(folder, no_compiling, capsy
     assert tree_of(tmp_path) == before | {tmp_path / "run.lock": (tmp_path / "run.lock").stat().st_mtime_ns}
     with pytest.raises(ConfigError, match="seed=0"):
         train.run(from_config_dict(changed(folder, total_steps=6, seed=1)), tmp_path)
+
+
+def test_a_restart_on_other_records_of_the_same_number_says_so(folder, no_compiling, capsys):
+    preflight = Preflight(from_config_dict(changed(folder)), folder / "run")
+    preflight.check_training_data()
+    assert "The records of train are not those that the checkpoint was trained on" in capsys.readouterr().out
+    assert changed_data({"sha256": checksums(preflight.source)}, preflight.source) == ""
+    assert changed_data({"step": 3}, preflight.source) == "", "a checkpoint from before there were checksums"
+
+
+def test_a_workdir_that_is_a_file_is_told_by_check(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--workdir: .*file is not a folder"):
+        Preflight(from_config_dict(changed(folder)), tmp_path / "file").check_workdir()
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_was_killed_before_its_picture_draws_it_without_compiling_a_step(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "compile_step", lambda *_: pytest.fail("compiled a step"))
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")
+    lines = [{"step": step, "loss": 1.0 / step} for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "before.json").write_text(json.dumps({"similarity": [[0.0] * 8] * 8, "results": {}}))
+    config = from_config_dict(changed(folder, total_steps=6, log__figures=True))
+    results = train.run(config, tmp_path)
+    assert (tmp_path / "summary.png").exists()
+    for name, evaluator in config.eval.evaluators.items():
+        own = {key.partition("/")[2] for key in results if key.startswith(f"{name}/")}
+        assert own == set(evaluator.metrics), "evaluators report what they declare"
 
 
 def test_evaluators_report_the_metrics_that_they_declare(folder):
