@@ -15,7 +15,7 @@ from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.csv_tables import table_rows
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
-from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, TABLES, Columns
+from clipjax.data.sources.tables import TABLES, Columns
 from clipjax.files import hidden
 
 MAX_IMAGE = 1 << 30  # bytes of a file
@@ -28,8 +28,8 @@ class FolderConfig(SourceConfig):
 
     name: str = "folder"
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
-    image_key: str = experiment(IMAGE_COLUMN, fixed=ORDER)  # column of paths
-    text_key: str = experiment(CAPTION_COLUMN, fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
+    image_key: str = experiment("image", fixed=ORDER)  # column of paths
+    text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
     # what separates the fields of a .csv or .tsv: one character or "tab"; "": found from the header
     delimiter: str = experiment("", fixed=ORDER)
