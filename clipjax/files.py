@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all, text files of any origin, and files with one JSON object per line."""
+"""Files that are written whole or not at all, text files of any origin, JSON lines, and which files are no data."""
 
 from __future__ import annotations
 
 import codecs
+import fnmatch
+import glob
 import json
 import os
 import tempfile
@@ -120,3 +122,30 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+def hidden(path: str) -> bool:
+    """Whether a path, relative to the folder or archive that a user named, is no data of theirs.
+
+    True below and for names that begin with a dot (.ipynb_checkpoints, ._a.jpg, .DS_Store), and for what Windows, macOS
+    and network disks leave in folders (__MACOSX, Thumbs.db, @eaDir). Every list of images, tars or tables leaves these
+    out by this rule.
+    """
+    return any((part[0] == "." and part not in (".", "..")) or part.lower() in _LEFTOVERS
+               for part in path.split("/") if part)  # fmt: skip
+
+
+def glob_visible(pattern: str, *, recursive: bool = False) -> list[str]:
+    """The paths that match a shell pattern, without hidden ones, unless it names them as "/data/.cache/*.tar" does."""
+    named = [part for part in pattern.split("/") if hidden(part)]
+
+    def unasked(part: str) -> bool:
+        return hidden(part) and not any(fnmatch.fnmatchcase(part, name) for name in named)
+
+    return [path for path in glob.glob(pattern, recursive=recursive) if not any(map(unasked, path.split("/")))]
+
+
+_LEFTOVERS = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
+     "lost+found")
+)  # fmt: skip

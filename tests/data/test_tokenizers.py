@@ -109,6 +109,20 @@ def test_a_pickled_tokenizer_gives_the_same_ids(vocabulary, word_piece):
         assert (again(texts) == tokenizer(texts)).all() and again.config == tokenizer.config
 
 
+def test_lengths_are_those_without_an_end_and_pieces_those_of_the_vocabulary(vocabulary, word_piece):
+    texts = ["a dog cat", "dog " * 50, ""]
+    short, long = clip(vocabulary, 4), clip(vocabulary, 80)
+    assert short.lengths(texts) == long.lengths(texts) == [5, 52, 2]
+    assert short(texts).shape == (3, 4), "counting does not change what the model reads"
+    assert short.pieces([SOT, DOG, EOT]) == ["<start_of_text>", "dog</w>", "<end_of_text>"]
+    for context in (6, 60):
+        tokenizer = make_tokenizer(TokenizerConfig(name="hf", path=str(word_piece)), context)
+        whole = make_tokenizer(TokenizerConfig(name="hf", path=str(word_piece)), 60)
+        expected = [int((row != whole.pad_id).sum()) for row in whole(texts)]
+        assert tokenizer.lengths(texts) == expected
+        assert tokenizer.pieces([10**6]) == ["<1000000>"]
+
+
 def test_the_hash_covers_every_file(tmp_path, vocabulary):
     letters = byte_letters()
     pieces = [*letters, *(f"{c}</w>" for c in letters), "do", "<|startoftext|>", "<|endoftext|>"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of_texts, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.csv_tables import table_rows
-from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode
+from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
 from clipjax.data.sources.tables import TABLES, Columns
+from clipjax.files import hidden
 
 MAX_IMAGE = 1 << 30  # bytes of a file
 SIDECARS = (".txt", ".caption")  # suffixes of caption files
@@ -28,7 +30,7 @@ class FolderConfig(SourceConfig):
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
     text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
-    label_key: str = experiment("label", fixed=ORDER)  # column of class names, if there is one
+    label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
     # what separates the fields of a .csv or .tsv: one character or "tab"; "": found from the header
     delimiter: str = experiment("", fixed=ORDER)
 
@@ -56,6 +58,9 @@ class FolderSource:
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
     NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record.
 
+    Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
+    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
+
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
     and for a table that cannot be read.
@@ -67,7 +72,8 @@ class FolderSource:
         self.sidecars = Sidecars()
         if path.suffix.lower() in TABLES and path.is_file():
             self.table, root = str(path), Path(config.data_dir) if config.data_dir else path.parent
-            self.entries, self.class_names = _table_entries(path, config)
+            self.entries, names = _table_entries(path, config)
+            self.class_names = names.names
         elif path.is_dir():
             self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
             images = sorted(image_files(root, other=self.sidecars.add))
@@ -156,6 +162,8 @@ def image_files(
 ) -> Iterator[str]:
     """Paths from root of the files with an image's suffix, at any depth: each folder's own files first, by name.
 
+    Hidden files and folders (clipjax.files.hidden) are left out.
+
     follow_links: enter linked folders too. other: called with the path of every other file. Raises ManifestError for a
     folder that cannot be listed.
     """
@@ -164,9 +172,9 @@ def image_files(
         raise ManifestError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not hidden(name))
         inner = os.path.relpath(folder, root)
-        for name in sorted(names):
+        for name in sorted(name for name in names if not hidden(name)):
             path = name if inner == "." else f"{inner}/{name}"
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield path
@@ -174,11 +182,24 @@ def image_files(
                 other(path)
 
 
-def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tuple[str, ...]]:
-    """(entries in the order of the table, class names sorted). Raises ManifestError."""
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column, or in a field inside one ("meta/class"); None where it is missing, or column is ""."""
+    if not column:
+        return None
+    return row[column] if column in row else pick(row, column)
+
+
+class _LabelOfRow(NamedTuple):
+    value: Any  # as it is in the table
+    label: Label
+    where: str
+
+
+def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], ClassNames]:
+    """(entries in the order of the table, class names). Raises ManifestError."""
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
-    labels: dict[str, str] = {}
+    labels: dict[str, list[_LabelOfRow]] = {}
     text_keys = tuple(key.strip() for key in config.text_key.split(","))
     unset = config.label_key == FolderConfig.label_key
     columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
@@ -187,8 +208,10 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
         path = path.strip() if isinstance(path, str) else ""
         fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
         own_texts: list[str] = []
+        value, where = value_of(row.values, config.label_key), f"label of line {row.line}"
         try:
             own_texts = captions(row.values, config.text_key)
+            label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))
         if fault or not path:
@@ -197,14 +220,26 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
             continue
         first.setdefault(path, Entry(path, row.line))
         texts.setdefault(path, []).extend(own_texts)
-        if row.values.get(config.label_key) not in (None, ""):
-            labels.setdefault(path, str(row.values[config.label_key]).strip())
-    names = tuple(sorted(set(labels.values())))
-    numbers = {name: number for number, name in enumerate(names)}
-    entries = [
-        entry
-        if entry.fault
-        else entry._replace(texts=tuple(dict.fromkeys(texts[path])), label=numbers.get(labels.get(path, ""), -1))
-        for path, entry in first.items()
-    ]
+        if label is not None:
+            labels.setdefault(path, []).append(_LabelOfRow(value, label, where))
+    names = names_beside(table.parent)
+    if not names.names:
+        names = names_of_texts(((row.label, row.where) for rows in labels.values() for row in rows), str(table))
+    entries = []
+    for path, entry in first.items():
+        if not entry.fault:
+            entry = entry._replace(texts=tuple(dict.fromkeys(texts[path])))
+            try:
+                entry = entry._replace(label=_one_label(labels.get(path, []), names))
+            except RecordError as error:
+                entry = entry._replace(fault=Fault(error.cause, f"'{path}': {error}"))
+        entries.append(entry)
     return entries, names
+
+
+def _one_label(rows: list[_LabelOfRow], names: ClassNames) -> int:
+    """The label that all rows of an image agree on, -1 without one. Raises RecordError."""
+    for row in rows:
+        if row.label != rows[0].label:
+            raise RecordError(CAUSE, f"{rows[0].where} is '{rows[0].value}', {row.where} is '{row.value}'")
+    return names.number(rows[0].value, rows[0].where) if rows else -1
