@@ -65,7 +65,8 @@ class TfdsSource:
             config.text_key == TfdsConfig.text_key
             and not any(isinstance(feature, tfds.features.Text) for feature in features.values())
         )
-        self.has_text = not (from_names and self.class_names) and _has_feature(features, config.text_key)
+        self.has_text = _has_feature(features, config.text_key) and config.text_key != config.label_key
+        self.has_text = self.has_text and not (from_names and self.class_names)
         if config.image_key not in features or not (self.has_text or (from_names and self.class_names)):
             raise ManifestError(
                 f"tfds dataset '{config.path}' has the features {', '.join(sorted(features))}; the source's "
