@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all, text files of any origin, and files with one JSON object per line."""
+"""Files that are written whole or not at all, text files of any origin, JSON lines, and which files are no data."""
 
 from __future__ import annotations
 
 import codecs
+import fnmatch
+import glob
 import json
 import os
 import tempfile
@@ -53,22 +55,33 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
-    Raises TextFileError for a file in another encoding, OSError for one that cannot be read.
+    Raises TextFileError for a file in another encoding or with zero bytes, OSError for one that cannot be read.
     """
     return decode_text(Path(path).read_bytes(), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:
     """The bytes of a whole text file as read_text reads them. where: names the file in the error."""
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = text_encoding(data)
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(split_lines(data[: error.start].decode(encoding, "replace") + "x"))
         raise TextFileError(
             f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} "
             f"(byte {error.start} is 0x{data[error.start]:02x}). Save the file as UTF-8."
         ) from error
+    if "\0" in text:
+        line = len(split_lines(text[: text.index("\0")] + "x"))
+        raise TextFileError(
+            f"{where}, line {line}: a zero byte, as in UTF-16 without a byte order mark. Save the file as UTF-8."
+        )
+    return text
+
+
+def text_encoding(head: bytes) -> str:
+    """Python's name for the encoding of a text that begins with these bytes: by its byte order mark, else UTF-8."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 
 def split_lines(text: str) -> list[str]:
@@ -109,3 +122,30 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+def hidden(path: str) -> bool:
+    """Whether a path, relative to the folder or archive that a user named, is no data of theirs.
+
+    True below and for names that begin with a dot (.ipynb_checkpoints, ._a.jpg, .DS_Store), and for what Windows, macOS
+    and network disks leave in folders (__MACOSX, Thumbs.db, @eaDir). Every list of images, tars or tables leaves these
+    out by this rule.
+    """
+    return any((part[0] == "." and part not in (".", "..")) or part.lower() in _LEFTOVERS
+               for part in path.split("/") if part)  # fmt: skip
+
+
+def glob_visible(pattern: str, *, recursive: bool = False) -> list[str]:
+    """The paths that match a shell pattern, without hidden ones, unless it names them as "/data/.cache/*.tar" does."""
+    named = [part for part in pattern.split("/") if hidden(part)]
+
+    def unasked(part: str) -> bool:
+        return hidden(part) and not any(fnmatch.fnmatchcase(part, name) for name in named)
+
+    return [path for path in glob.glob(pattern, recursive=recursive) if not any(map(unasked, path.split("/")))]
+
+
+_LEFTOVERS = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
+     "lost+found")
+)  # fmt: skip

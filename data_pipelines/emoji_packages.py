@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipjax.files import hidden
 from data_pipelines.command import PipelineError
 
 
@@ -128,7 +129,8 @@ def _read_tarball(path: Path, keep: Callable[[str], bool]) -> dict[str, bytes]:
 
 def _read_folder(folder: Path, keep: Callable[[str], bool]) -> dict[str, bytes]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {inside: path.read_bytes() for inside, path in paths.items() if inside == "package.json" or keep(inside)}
+    wanted = [inside for inside in paths if not hidden(inside) and (inside == "package.json" or keep(inside))]
+    return {inside: paths[inside].read_bytes() for inside in wanted}
 
 
 def _npm_pack(tarball: Path, name: str, version: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +83,19 @@ class EvaluatorConfig:
 
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it reports; () where only an evaluation tells."""
+        return ()
+
+    def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The name of each label; class_names: the source's. Raises ConfigError."""
+        return class_names
+
+    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The texts that stand for the classes, for evaluators that make such; class_names: the source's."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import WebDatasetConfig, open_source, tar_index
+from clipjax.data.sources import WebDatasetConfig, open_source, tar_format, tar_index
 from tests.data.samples import FORMATS, encoded, example, picture
 from tests.data.test_pipeline import stream
 
@@ -103,7 +103,7 @@ def test_every_byte_is_tarfiles_in_all_formats_with_long_and_foreign_names(tmp_p
     path = write_tar(tmp_path / "0.tar", files, format)
     with tarfile.open(path) as tar, open(path, "rb") as file:
         expected = [(m.name, m.offset, m.offset_data, m.size) for m in tar]
-        found = [(m.name, m.header, m.data, m.size) for m in tar_index.members(file, path.stat().st_size)]
+        found = [(m.name, m.header, m.data, m.size) for m in tar_format.members(file, path.stat().st_size)]
     assert found == expected
     source = open_tars(path)
     assert [len(source), source[0]["image"], source[1]["image"]] == [6, b"a" * 511, b"b" * 512]
@@ -155,7 +155,7 @@ def test_an_index_that_claims_more_than_memory_is_made_again(tmp_path):
     write_tar(tmp_path / "0.tar", samples(range(5)))
     open_tars(tmp_path)
     index = tmp_path / "0.tar.clipjax-index.npy"
-    index.write_bytes(index.read_bytes().replace(b"(7, 2), }" + b" " * 17, b"(9999999999999999, 2), }  "))
+    index.write_bytes(index.read_bytes().replace(b"(9, 3), }" + b" " * 17, b"(9999999999999999, 3), }  "))
     assert b"9999999999999999" in index.read_bytes()
     assert len(open_tars(tmp_path)) == 5
     assert b"9999999999999999" not in index.read_bytes()
@@ -248,7 +248,7 @@ def test_samples_without_image_or_caption_are_bad_records_by_cause(tmp_path):
               "corrupt record", "caption too long", "corrupt record", "corrupt record"]  # fmt: skip
     assert [cause_of(source, i) for i in range(11)] == causes
     assert source[11]["texts"] == ["good"]
-    assert cause_of(source, 12) == cause_of(source, 13) == "corrupt record"
+    assert cause_of(source, 12) == cause_of(source, 13) == "unusable label"
 
 
 def test_bad_samples_in_a_run_are_replaced_counted_by_cause_and_named(tmp_path, warnings):

@@ -73,6 +73,49 @@ def test_damage_is_an_error_after_the_members_before_it(tmp_path):
             read(tmp_path / "x.tar")
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_archives_joined_by_cat_are_read_on(tmp_path, compress):
+    one, two = tar_bytes({"a": b"1" * 600, "b": b"2"}), tar_bytes({"c": b"3", "a": b"4"})
+    for between in (b"", bytes(512), bytes(20480)):
+        (tmp_path / "x.tar").write_bytes(compress(one + between) + compress(two))
+        members = list(tar_members(tmp_path / "x.tar", lambda name: True, lambda cause, name: None))
+        assert [(name, data[:1], part) for name, data, part in members] == [
+            ("a", b"1", 0), ("b", b"2", 0), ("c", b"3", 1), ("a", b"4", 1)
+        ]  # fmt: skip
+    # Zeros that do not fill a block, a tar of nothing, zeros before the first member.
+    for whole in (one + bytes(100), one + bytes(10240), bytes(10240) + one):
+        (tmp_path / "x.tar").write_bytes(compress(whole))
+        assert list(read(tmp_path / "x.tar")[0]) == ["a", "b"]
+
+
+def test_bytes_after_the_end_are_told_unless_members_are_lost_in_them(tmp_path):
+    tar = tar_bytes({"a": b"1" * 600, "b": b"2"})
+    for trailing in (b"x", b"garbage" * 500):
+        (tmp_path / "x.tar").write_bytes(tar + trailing)
+        good, ((cause, where),) = read(tmp_path / "x.tar")
+        assert list(good) == ["a", "b"] and cause == "no part of the archive"
+        assert f"x.tar, the block at byte {len(tar)}" in where
+    for damaged, message in (
+        (tar + b"x" * 512 + tar, f"the block at byte {len(tar)}, .* one follows at byte {len(tar) + 512}"),
+        (tar + b"x" * 77 + tar, f"one follows at byte {len(tar) + 77}"),
+        (tar + gzip.compress(tar), "data compressed by gzip. Unpack them"),
+        (tar[:1536] + bytes(512) + tar[2048:], "the header at byte 1536 is overwritten by zeros"),
+    ):
+        (tmp_path / "x.tar").write_bytes(damaged)
+        with pytest.raises(ArchiveError, match=message):
+            read(tmp_path / "x.tar")
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+    names = [b"caf\xe9".decode("utf-8", "surrogateescape"), b"caf\xe8".decode("utf-8", "surrogateescape"), "café"]
+    for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "x.tar", "w", format=format, errors="surrogateescape") as tar:
+            for name in (*names, "/" + names[0]):
+                tar.addfile(tarfile.TarInfo(name))
+        good, refused = read(tmp_path / "x.tar")
+        assert list(good) == names and refused == [("name climbs out of the archive", "/caf\\xe9")]
+
+
 def test_a_debian_package_is_read_without_debian(tmp_path):
     (tmp_path / "x.deb").write_bytes(deb_bytes({"./usr/a": b"1", "./usr/b": "a"}))
     assert read(tmp_path / "x.deb", deb_members) == ({"usr/a": b"1"}, [("link or device", "usr/b")])

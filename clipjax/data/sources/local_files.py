@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.files import glob_visible, hidden
 
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
@@ -114,7 +115,9 @@ class OpenFiles:
 def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     if split and (folder / split).is_dir():
         folder, split = folder / split, ""
-    files = sorted(file for file in folder.iterdir() if file.name.endswith(tuple(suffixes)) and file.name[0] != ".")
+    files = sorted(
+        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
+    )
     if not files:
         raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file.")
     named = [file for file in files if _begins(file, split)] if split else files
@@ -135,7 +138,7 @@ def _begins(file: Path, split: str) -> bool:
 
 
 def _matches(pattern: str, whole: str) -> list[str]:
-    matches = glob.glob(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
+    matches = glob_visible(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
     if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
         raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")

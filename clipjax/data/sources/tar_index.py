@@ -1,88 +1,92 @@
 """Where the samples of a tar lie: one pass over its headers makes an index, which is kept beside it.
 
 A sample is a run of files with one key, which is the name up to the first dot of its last part (WebDataset's rule).
-Formats: POSIX.1-1988 (ustar) and POSIX.1-2001 (pax), and GNU tar's long names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
+from clipjax.data.sources.tar_format import Ending, TarError, allowed, members, split_name
 from clipjax.files import replacing
 
-BLOCK = 512
-VERSION = 1
-NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
-PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-MAX_EXTENDED = 1 << 20  # bytes of a long name or a pax header
-
-
-class TarError(ValueError):
-    """A tar that is cut, damaged or of a format without random access."""
-
-
-class Member(NamedTuple):
-    name: str
-    kind: bytes  # b"0": a regular file
-    header: int  # where its first header is
-    data: int
-    size: int
-    end: int  # where the next member begins
+VERSION = 2
+_HEAD = 4  # rows of the saved table before those of the samples
+_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class TarIndex(NamedTuple):
     spans: np.ndarray  # [N, 2] int64: first and last byte + 1 of each sample, headers included
-    refused: int  # files left out: links, devices, names that climb out of the folder
+    keys: np.ndarray  # [N] int64: key_hash of each sample's key
+    refused: int = 0  # files left out: links, devices, names that climb out of the folder
+    joined: int = 0  # archives that follow the first one in the file
+    joined_at: int = -1  # where the second one begins
+    zeros: int = 0  # bytes of zeros after the last member; 0: no end mark
+    garbage: int = -1  # where bytes begin that follow the end mark and are no tar; -1: none
+    apart: int = 0  # keys whose files do not follow one another
+    apart_first: int = -1  # the first such sample ...
+    apart_second: int = -1  # ... and another one with its key
 
 
 def load_index(path: str, folder: str = "") -> TarIndex:
-    """The index of a tar; made and saved if there is none for the file's present size and time.
+    """The index of a tar; made and saved if there is none for the file's present size, time and samples.
 
     folder: where the index is kept; "": beside the tar. Where it cannot be written, it is made again at each start.
     Raises ManifestError naming the file, and the byte where it is cut or damaged.
     """
-    saved = _saved_as(path, folder)
+    saved = index_path(path, folder)
     try:
-        status = os.stat(path)
-        stamp = [[VERSION, 0], [status.st_size, status.st_mtime_ns]]
-        index = _read(saved, stamp)
-        if index is not None:
-            return index
+        state = _state(path)
+        found = _read(saved)
+        if found is not None:
+            index, of_state = found
+            if of_state != state:
+                logging.info("%s has changed since it was indexed: it is indexed again.", path)
+            elif _has_its_samples(path, index):
+                return index
+            else:
+                logging.warning(
+                    "%s has other samples than its index %s, though the size and time that the index is of: it is "
+                    "indexed again.", path, saved,
+                )  # fmt: skip
         with open(path, "rb") as file:
-            spans, refused = index_tar(file)
+            index = index_tar(file)
+        if _state(path)[0] != state[0]:
+            raise TarError("its size changed while it was indexed. Wait until it is written or copied completely")
     except (OSError, TarError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
-    stamp[0][1] = refused
-    table = np.array([*stamp, *spans], np.int64)
     try:
         with replacing(saved) as temporary:
-            np.save(temporary, table)
+            np.save(temporary, _table(index, state))
     except OSError as error:
         logging.log_first_n(
             logging.WARNING,
             "Indexes cannot be kept in %s (%s): they are made again at each start. Set the source's data_dir to a "
             "folder that can be written.", 1, saved.parent, error,
         )  # fmt: skip
-    return TarIndex(table[2:], refused)
+    return index
 
 
-def index_tar(file: BinaryIO) -> tuple[list[list[int]], int]:
-    """(first and last byte + 1 of each sample, files refused). Raises TarError."""
+def index_tar(file: BinaryIO) -> TarIndex:
+    """One pass over the headers of a tar. Raises TarError."""
     spans: list[list[int]] = []
-    refused, current, end = 0, None, 0
-    size = os.fstat(file.fileno()).st_size
-    for member in members(file, size):
-        end = member.end
+    keys: list[int] = []
+    kinds: list[set[str]] = []  # extensions of each sample
+    known: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same
+    refused, joined, joined_at, current, ending = 0, 0, -1, None, Ending()
+    for member in members(file, os.fstat(file.fileno()).st_size, ending=ending):
+        if member.part > joined:
+            joined_at = member.header if joined_at < 0 else joined_at
+            joined, current = member.part, None
         if member.kind == b"5":
             continue
         if not allowed(member):
@@ -91,141 +95,105 @@ def index_tar(file: BinaryIO) -> tuple[list[list[int]], int]:
         parts = split_name(member.name)
         if parts is None:
             continue
-        if parts[0] == current:
+        key, extension = parts
+        if key == current:
             spans[-1][1] = member.data + member.size
-        else:
-            spans.append([member.header, member.data + member.size])
-            current = parts[0]
-    if end >= size:
-        logging.warning("%s has no end mark: it may have been cut between two files.", file.name)
-    return spans, refused
+            kinds[-1].add(extension)
+            continue
+        if kinds:
+            kinds[-1] = known.setdefault(frozenset(kinds[-1]), frozenset(kinds[-1]))
+        spans.append([member.header, member.data + member.size])
+        keys.append(key_hash(key))
+        kinds.append({extension})
+        current = key
+    table, hashes = np.array(spans, np.int64).reshape(-1, 2), np.array(keys, np.int64)
+    apart = _files_apart(hashes, kinds)
+    return TarIndex(table, hashes, refused, joined, joined_at, ending.zeros, ending.garbage, *apart)
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """ "a/b.c.jpg" -> ("a/b", "c.jpg"); None for a name that belongs to no sample."""
-    if "/" not in name and name.startswith("__") and name.endswith("__"):
-        return None
-    match = NAME.fullmatch(name)
-    return (match[1], match[2].lower()) if match else None
+def key_hash(key: str) -> int:
+    """A number from 0 to 2^63 - 1 that tells keys apart."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
-def allowed(member: Member) -> bool:
-    """Whether a member is a regular file whose name stays inside the folder it would be unpacked to."""
-    return (
-        member.kind in (b"0", b"\0", b"7")
-        and not member.name.startswith("/")
-        and ".." not in member.name.split("/")
-        and "\0" not in member.name
-    )
+def key_at(file: BinaryIO, start: int, end: int) -> str | None:
+    """The key of the sample in bytes start..end of a tar; None: it has none. Raises TarError."""
+    for member in members(file, end, start):
+        parts = split_name(member.name) if member.kind != b"5" and allowed(member) else None
+        if parts:
+            return parts[0]
+    return None
 
 
-def members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The members in the first `size` bytes of a tar, or of a part of a tar that begins with a header.
-
-    Raises TarError.
-    """
-    position, header_at, extended = 0, 0, {}
-    while position < size:
-        file.seek(position)
-        header = file.read(BLOCK)
-        if len(header) < BLOCK or position + BLOCK > size:
-            raise TarError(f"it is cut at byte {size}, inside a header")
-        if not header.strip(b"\0"):
-            return
-        kind, length = _parse(header, position)
-        data = position + BLOCK
-        if kind in b"123456":  # links, devices and folders have no data, whatever size their header gives
-            length = 0
-        elif kind not in b"xgLK":
-            length = int(extended.get("size", length))
-        end = data + -(-length // BLOCK) * BLOCK
-        if data + length > size:
-            raise TarError(f"it is cut at byte {size}: the member at byte {position} goes on to {data + length}")
-        position = end
-        if kind in b"xgLK":
-            if length > MAX_EXTENDED:
-                raise TarError(f"the header at byte {data - BLOCK} has {length} bytes, the limit is {MAX_EXTENDED}")
-            body = file.read(length)
-            if kind == b"L":
-                extended["path"] = _text(body)
-            elif kind == b"x":
-                extended |= _pax(body, data)
-            continue  # b"g" describes all members, b"K" a link's target; neither changes a file's name or size
-        if kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
-            raise TarError(f"the member at byte {data - BLOCK} is sparse; pack it again without --sparse")
-        yield Member(extended.get("path") or _name(header), kind, header_at, data, length, end)
-        header_at, extended = position, {}
-
-
-def _parse(header: bytes, position: int) -> tuple[bytes, int]:
-    """(kind, size of the data) of a header whose checksum is right. Raises TarError."""
-    for magic, name in PACKED.items():
-        if position == 0 and header.startswith(magic):
-            raise TarError(f"it is compressed by {name}, which has no random access; unpack it to a .tar first")
-    try:
-        checksum, length = _number(header[148:156]), _number(header[124:136])
-    except ValueError as error:
-        raise TarError(f"no tar header at byte {position} ({error})") from error
-    summed = header[:148] + b" " * 8 + header[156:]
-    # Some old tars added up signed characters.
-    if length < 0 or (checksum != sum(summed) and checksum != sum(struct.unpack("512b", summed))):
-        raise TarError(f"no tar header at byte {position}: its checksum is wrong")
-    return header[156:157], length
-
-
-def _number(field: bytes) -> int:
-    if field[0] in (0x80, 0xFF):  # GNU's binary numbers
-        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
-    return int(field.split(b"\0")[0].strip() or b"0", 8)
-
-
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
-
-
-def _text(data: bytes) -> str:
-    return data.split(b"\0")[0].decode("utf-8", "replace")
-
-
-def _pax(body: bytes, position: int) -> dict[str, str]:
-    """ "20 path=some/name\\n" lines -> {"path": "some/name"}."""
-    fields, at = {}, 0
-    try:
-        while at < len(body):
-            digits = body[at : body.index(b" ", at)]
-            line = body[at + len(digits) + 1 : at + int(digits) - 1]
-            if int(digits) < len(digits) + 3:
-                raise ValueError("a line without length")
-            key, value = line.split(b"=", 1)
-            fields[key.decode("utf-8")] = value.decode("utf-8", "replace")
-            at += int(digits)
-        if int(fields.get("size", 0)) < 0:
-            raise ValueError("a negative size")
-    except ValueError as error:
-        raise TarError(f"the pax header at byte {position} is damaged ({error})") from error
-    return fields
-
-
-def _saved_as(path: str, folder: str) -> Path:
+def index_path(path: str, folder: str = "") -> Path:
+    """Where load_index keeps the index of a tar."""
     if not folder:
         return Path(f"{path}.clipjax-index.npy")
     whole = os.path.abspath(path)
     return Path(folder) / f"{Path(path).name}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}.clipjax-index.npy"
 
 
-def _read(saved: Path, stamp: list[list[int]]) -> TarIndex | None:
-    """None where there is no index, or one that is damaged or belongs to another version of the file."""
+def _files_apart(keys: np.ndarray, kinds: Sequence[set[str]]) -> tuple[int, int, int]:
+    """(number of keys whose files are apart, first such sample, another with its key).
+
+    A key that appears again is a duplicate where each sample of it has an image: then nothing is apart.
+    """
+    order = np.argsort(keys, kind="stable")
+    new = np.diff(keys[order], prepend=keys[order][:1] - 1) != 0
+    groups = np.split(order, np.flatnonzero(new)[1:]) if not new.all() else []
+    found = []
+    for group in (group for group in groups if len(group) > 1):
+        own = [kinds[number] for number in group]
+        images = [bool(kind & _IMAGES) for kind in own]
+        # With an image_key of the user's own, no sample seems to have one.
+        disjoint = not any(images) and sum(map(len, own)) == len(set().union(*own))
+        if any(images) != all(images) or disjoint:
+            found.append((int(group[0]), int(group[1])))
+    return (len(found), *min(found)) if found else (0, -1, -1)
+
+
+def _has_its_samples(path: str, index: TarIndex) -> bool:
+    """Whether three samples are where the index says. A tar may be replaced by one of the same size and time."""
+    count = len(index.keys)
+    with open(path, "rb") as file:
+        for number in sorted({0, count // 2, count - 1}) if count else ():
+            start, end = index.spans[number].tolist()
+            try:
+                key = key_at(file, start, end)
+            except TarError:
+                return False
+            if key is None or key_hash(key) != index.keys[number]:
+                return False
+    return True
+
+
+def _state(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _table(index: TarIndex, state: tuple[int, int]) -> np.ndarray:
+    """[_HEAD + N, 3] int64: what is known of the tar, then span and key of each sample."""
+    head = [VERSION, len(index.keys), *state, *index[2:]]
+    head += [0] * (3 * _HEAD - len(head))
+    return np.concatenate([np.array(head, np.int64).reshape(_HEAD, 3), np.column_stack([index.spans, index.keys])])
+
+
+def _read(saved: Path) -> tuple[TarIndex, tuple[int, int]] | None:
+    """(index, size and time of its tar); None where there is none, or one that is damaged or of another version."""
     try:
         table = np.load(saved, allow_pickle=False)
     except Exception:  # NumPy raises many kinds for a damaged file, MemoryError included
         return None
-    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1:] != (2,) or len(table) < 2:
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1:] != (3,) or len(table) < _HEAD:
         return None
-    if table[0, 0] != VERSION or table[1].tolist() != stamp[1]:
+    head, samples = table[:_HEAD].reshape(-1).tolist(), table[_HEAD:]
+    version, count, size, time = head[:4]
+    if version != VERSION or count != len(samples):
         return None
-    spans = table[2:]
+    spans, keys = samples[:, :2], samples[:, 2]
     ends = np.concatenate([[0], spans.reshape(-1)])
-    sound = (np.diff(ends) >= 0).all() and ends[-1] <= stamp[1][0]
-    return TarIndex(spans, int(table[0, 1])) if sound else None
+    index = TarIndex(spans, keys, *head[4 : 4 + len(TarIndex._fields) - 2])
+    sound = (np.diff(ends) >= 0).all() and ends[-1] <= size and max(index.apart_first, index.apart_second) < count
+    return (index, (size, time)) if sound else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import random
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,16 @@ from absl import logging
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.labels import ClassNames, names_beside, one_list_of_names
 from clipjax.data.records import RecordError
-from clipjax.data.sources.fields import captions, class_number, decode
+from clipjax.data.sources.fields import pick
 from clipjax.data.sources.local_files import OpenFiles, find_files
-from clipjax.data.sources.tar_index import TarError, TarIndex, allowed, load_index, members, split_name
+from clipjax.data.sources.tar_captions import SIDECARS, other_choice, parse_json, sample_texts, text_keys
+from clipjax.data.sources.tar_findings import tell
+from clipjax.data.sources.tar_format import TarError, allowed, members, printable, split_name
+from clipjax.data.sources.tar_index import TarIndex, index_path, key_hash, load_index
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-CAPTION_FIELDS = "caption,captions,text,texts"
-CLASS_NAMES = "classnames.txt"
 MAX_SAMPLE = 1 << 30  # bytes
 INDEXING_THREADS = 8  # for disks and networks that answer slowly
 PROGRESS_SECONDS = 30
@@ -39,39 +41,39 @@ class WebDatasetConfig(SourceConfig):
 
     name: str = "webdataset"
     data_dir: str = runtime("")  # where the indexes are kept; "": beside the tars
-    image_key: str = experiment("", fixed=ORDER)  # extension of the image; "": that of any image format
-    # fields of the .json, or "txt" for the .txt, joined by commas; "": the .txt, or without one CAPTION_FIELDS
+    # extensions of the image, joined by commas, the first that there is; "": those of all image formats. An extension
+    # is all that follows the first dot of a file's name, such as "seg.png"
+    image_key: str = experiment("", fixed=ORDER)
+    # extensions ("txt", "en.txt") and fields of the .json, joined by commas; "": the .txt, or without one
+    # CAPTION_FIELDS of the .json, or one of SIDECARS
     text_key: str = experiment("", fixed=ORDER)
-    label_key: str = experiment("cls", fixed=ORDER)  # extension of the file with the number of the class
+    # extension of the file with the number or the name of the class; else a field of the .json
+    label_key: str = experiment("cls", fixed=ORDER)
 
 
 class WebDatasetSource:
     """The samples of one or many tars (see local_files.find_files), each with an image and captions.
 
-    A sample without captions takes the name of its class: line number `label`, from 0, of classnames.txt, which lies
-    beside the tars or in the folder above. Reading a sample is one read of the tar. Raises ManifestError for tars that
-    are missing, cut, damaged or compressed.
+    Labels are read by the rule of clipjax.data.labels; class names are those of classnames.txt, which lies beside the
+    tars or in the folder above. A sample without captions takes the name of its class. Reading a sample is one read of
+    the tar; it is a bad record unless all its files have the key that the index has for it. Raises ManifestError for
+    tars that are missing, cut, damaged, compressed, or unsorted.
     """
 
     def __init__(self, config: WebDatasetConfig):
-        self.images = (config.image_key.lower(),) if config.image_key else IMAGES
-        asked = [name.strip() for name in config.text_key.split(",") if name.strip()]
-        self.wants_txt, self.one_or_other = not asked or "txt" in asked, not asked
-        self.fields = ",".join(name for name in asked if name != "txt") if asked else CAPTION_FIELDS
+        self.images = tuple(map(_extension, re.split("[,;]", config.image_key))) if config.image_key else IMAGES
+        self.text_keys = text_keys(config.text_key)
         self.label = config.label_key
+        self.index_folder = config.data_dir
         files = find_files(config, (".tar",))
         self.files = [str(file) for file in files]
         indexes = _load_indexes(self.files, config)
-        self.spans = [index.spans for index in indexes]
-        self.starts = np.cumsum([0, *map(len, self.spans)])
+        self.indexes = [(index.spans, index.keys) for index in indexes]
+        self.starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
         self.refused = sum(index.refused for index in indexes)
-        if self.refused:
-            worst = max(zip(self.files, indexes, strict=True), key=lambda pair: pair[1].refused)[0]
-            logging.warning(
-                "%d files in the tars of %s are not read: links, devices, or names that climb out of the folder. Most "
-                "of them are in %s.", self.refused, config.path, worst,
-            )  # fmt: skip
-        self.class_names = _class_names(files)
+        tell(config.path, self.files, indexes)
+        self.names = names_of(self.files)
+        self.class_names = self.names.names
         self.open_files = OpenFiles()
 
     def __len__(self) -> int:
@@ -79,12 +81,16 @@ class WebDatasetSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, number = self.find(index)
-        start, end = self.spans[file][number].tolist()
-        key, parts = read_sample(self.open_files, self.files[file], start, end)
+        path, (spans, keys) = self.files[file], self.indexes[file]
+        start, end = spans[number].tolist()
+        key, parts = read_sample(self.open_files, path, start, end, int(keys[number]), self.index_folder)
         image = find_image(parts, self.images)
         if image is None:
-            raise RecordError("no image", f"'{key}' has {_names(parts)}, none of them .{', .'.join(self.images)}")
-        label = self.class_of(parts, key)
+            other = other_choice(parts, "image_key", IMAGES, self.images)
+            raise RecordError(
+                "no image", f"'{key}' has {_names(parts)}, none of them .{', .'.join(self.images)}{other}"
+            )
+        label = class_of(parts, key, self.label, self.names)
         return {"image": image, "texts": self.texts(parts, label, key), "key": key, "label": label, "pair_id": -1}
 
     def where(self, index: int) -> tuple[str, int]:
@@ -98,27 +104,14 @@ class WebDatasetSource:
         file = int(np.searchsorted(self.starts, index, side="right")) - 1
         return file, index - int(self.starts[file])
 
-    def class_of(self, parts: Parts, key: str) -> int:
-        """The sample's label; -1: none. Raises RecordError."""
-        if self.label not in parts:
-            return -1
-        where = f"'{key}.{self.label}'"
-        try:
-            label = int(parts[self.label])
-        except ValueError as error:
-            raise RecordError("corrupt record", f"{where} is not a number: {parts[self.label][:20]}") from error
-        return class_number(label, where)
-
     def texts(self, parts: Parts, label: int, key: str) -> list[str]:
         """The sample's captions. Raises RecordError where it has none."""
-        plain = decode(parts["txt"], f"'{key}.txt'").strip() if "txt" in parts and self.wants_txt else ""
-        texts = [plain] if plain else []
-        if "json" in parts and self.fields and not (self.one_or_other and texts):
-            texts += captions(_json(parts["json"], key), self.fields)
+        texts = sample_texts(parts, self.text_keys, key)
         if not texts and 0 <= label < len(self.class_names):
             texts = [self.class_names[label]]
         if not texts:
-            raise RecordError("no caption", f"'{key}' has {_names(parts)} and no caption in them")
+            other = other_choice(parts, "text_key", ("txt", "text", "caption"), self.text_keys or ("txt", *SIDECARS))
+            raise RecordError("no caption", f"'{key}' has {_names(parts)} and no caption in them{other}")
         return texts
 
 
@@ -136,11 +129,38 @@ def samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[tupl
         key, extension = split
         if key != current:
             if parts:
-                yield current, parts
+                yield printable(current), parts
             current, parts = key, []
-        parts.append((extension, content))
+        parts.append((printable(extension), content))
     if parts:
-        yield current, parts
+        yield printable(current), parts
+
+
+def label_value(parts: Parts, key: str, label_key: str) -> tuple[Any, str]:
+    """(the sample's label as it is in the tar, where it is): of the file with the extension label_key, or the .json.
+
+    None where there is none; the .json is not read for the default "cls". Raises RecordError for a .json that is not
+    JSON.
+    """
+    if label_key in parts:
+        return parts[label_key], f"label '{key}.{label_key}'"
+    if "json" in parts and label_key not in ("", WebDatasetConfig.label_key):
+        return pick(parse_json(parts["json"], f"'{key}.json'"), label_key), f"label '{label_key}' of '{key}.json'"
+    return None, ""
+
+
+def class_of(parts: Parts, key: str, label_key: str, names: ClassNames) -> int:
+    """The sample's label, -1: none. Raises RecordError."""
+    return names.number(*label_value(parts, key, label_key))
+
+
+def names_of(tars: Sequence[str]) -> ClassNames:
+    """The class names in a classnames.txt in the folder of the tars or the one above. Raises ManifestError.
+
+    Tars of several folders must have the same names.
+    """
+    folders = dict.fromkeys(Path(tar).parent for tar in tars)
+    return one_list_of_names(names_beside(folder, folder.parent) for folder in folders)
 
 
 def find_image(parts: Parts, extensions: Iterable[str] = IMAGES) -> bytes | None:
@@ -148,22 +168,40 @@ def find_image(parts: Parts, extensions: Iterable[str] = IMAGES) -> bytes | None
     return next((parts[extension] for extension in extensions if extension in parts), None)
 
 
-def read_sample(open_files: OpenFiles, path: str, start: int, end: int) -> tuple[str, Parts]:
-    """(key, parts) of the sample in bytes start..end of a tar. Raises RecordError."""
+def read_sample(
+    open_files: OpenFiles, path: str, start: int, end: int, key_of_index: int, index_folder: str = ""
+) -> tuple[str, Parts]:
+    """(key, parts) of the sample in bytes start..end of a tar, whose key_hash is key_of_index. Raises RecordError.
+
+    A tar that was written over since it was indexed has other files there. They are refused, whichever they are, unless
+    they are one whole sample of that key.
+    """
     if end - start > MAX_SAMPLE:
         raise RecordError("record too large", f"{end - start} bytes from byte {start} on, the limit is {MAX_SAMPLE}")
     data = open_files.read(path, start, end - start)
-    key, parts = "", {}
+    keys, parts, last, part = set(), {}, 0, 0
     try:
-        own = [member for member in members(io.BytesIO(data), len(data)) if allowed(member)]
+        for member in members(io.BytesIO(data), len(data)):
+            last, part = member.data + member.size, member.part
+            split = split_name(member.name) if allowed(member) else None
+            if split is None:
+                continue
+            keys.add(split[0])
+            extension = printable(split[1])
+            if extension in parts and len(keys) == 1 and not part:
+                raise RecordError("corrupt record", f"'{printable(split[0])}.{extension}' is there twice")
+            parts[extension] = data[member.data : last]
     except TarError as error:
-        raise RecordError("unreadable record", f"in the {len(data)} bytes from byte {start} on, {error}") from error
-    for key, files in samples((member.name, data[member.data : member.data + member.size]) for member in own):
-        for extension, content in files:
-            if extension in parts:
-                raise RecordError("corrupt record", f"'{key}.{extension}' is there twice")
-            parts[extension] = content
-    return key, parts
+        message = f"in the {len(data)} bytes from byte {start} on, {error}: damaged, or changed since it was indexed"
+        raise RecordError("unreadable record", message) from error
+    if [*map(key_hash, keys)] != [key_of_index] or last != len(data) or part:
+        found = f"files of {', '.join(sorted(map(printable, keys)))}" if keys else "no file"
+        raise RecordError(
+            "changed tar",
+            f"{path} has {found} in bytes {start} to {end}, not the sample that its index has there: the tar has "
+            f"changed since. Start again to index it; if that does not help, remove {index_path(path, index_folder)}",
+        )
+    return printable(keys.pop()), parts
 
 
 def _load_indexes(files: list[str], config: WebDatasetConfig) -> list[TarIndex]:
@@ -182,19 +220,10 @@ def _load_indexes(files: list[str], config: WebDatasetConfig) -> list[TarIndex]:
     return [indexes[number] for number in range(len(files))]
 
 
-def _json(data: bytes, key: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError("corrupt record", f"'{key}.json' is not JSON: {error}") from error
+def _extension(key: str) -> str:
+    """ ".SEG.png" -> "seg.png"."""
+    return key.strip().removeprefix(".").lower()
 
 
 def _names(parts: Parts) -> str:
     return ", ".join(f".{name}" for name in sorted(parts)) or "no file"
-
-
-def _class_names(files: list[Path]) -> tuple[str, ...]:
-    for folder in (files[0].parent, files[0].parent.parent) if files else ():
-        if (folder / CLASS_NAMES).is_file():
-            return tuple((folder / CLASS_NAMES).read_text(encoding="utf-8").splitlines())
-    return ()

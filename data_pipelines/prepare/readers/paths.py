@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 
+from clipjax.files import glob_visible, hidden
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 
@@ -16,17 +16,21 @@ def input_files(options: Options, suffixes: tuple[str, ...]) -> list[str]:
     """
     all_files: set[str] = set()
     for name in options.input:
-        paths = [Path(path) for path in glob.glob(name, recursive=True)] or [Path(name)]
+        paths = [Path(path) for path in glob_visible(name, recursive=True)] or [Path(name)]
         files = [
             str(file)
             for path in paths
-            for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-            if file.is_file() and (path.is_file() or file.name.endswith(suffixes))
+            for file in (_visible_files(path) if path.is_dir() else [path])
+            if file.is_file() and (path.is_file() or file.name.lower().endswith(suffixes))
         ]
         if not files:
             raise PipelineError(f"--input={name}: no file{' in it' if Path(name).is_dir() else ''} {_of(suffixes)}.")
         all_files.update(files)
     return sorted(all_files)
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not hidden(path.relative_to(folder).as_posix()))
 
 
 def one_input(options: Options) -> Path:

@@ -1,0 +1,75 @@
+"""The files of a sample in a tar that hold its captions."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.records import RecordError
+from clipjax.data.sources.fields import captions, decode
+
+CAPTION_FIELDS = "caption,captions,text,texts"
+# Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
+SIDECARS = (*(f"{suffix[1:]}.txt" for suffix in IMAGE_SUFFIXES), "caption")
+
+
+def text_keys(text_key: str) -> list[str]:
+    """The names that a tar's text_key joins by commas: "alt, .txt" -> ["txt", "alt"]; the .txt comes first."""
+    names = [name.strip().removeprefix(".") for name in text_key.split(",")]
+    names = ["txt" if name.lower() == "txt" else name for name in names if name]
+    return sorted(names, key=lambda name: name != "txt")
+
+
+def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> list[str]:
+    """The captions of a tar's sample, whose files are extension -> content. key: of the sample, for errors.
+
+    names, of text_keys: extensions of files ("txt", "en.txt"), fields of the .json ("alt", "meta/long"), or fields of
+    another JSON file ("meta.json/alt"). None: the .txt; without one, CAPTION_FIELDS of the .json; without them, the
+    first of SIDECARS. Raises RecordError for a file that cannot be read.
+    """
+
+    @functools.cache
+    def document(extension: str) -> Any:
+        return parse_json(parts[extension], f"'{key}.{extension}'")
+
+    def in_file(name: str) -> list[str]:
+        extension, _, field = name.partition("/")
+        extension = extension.lower()
+        if extension not in parts:
+            return []
+        if extension.rpartition(".")[2] == "json":
+            found = document(extension)
+            return captions(found, field or CAPTION_FIELDS) if isinstance(found, dict) else captions({"": found}, "")
+        text = "" if field else decode(parts[extension], f"'{key}.{extension}'").strip()
+        return [text] if text else []
+
+    def in_json(fields: str) -> list[str]:
+        return captions(document("json"), fields) if "json" in parts else []
+
+    if not names:
+        return in_file("txt") or in_json(CAPTION_FIELDS) or next(filter(None, map(in_file, SIDECARS)), [])
+    texts: list[str] = []
+    for name in names:
+        a_file = name == "txt" or ("." in name and name.partition("/")[0].lower() in parts)
+        texts += in_file(name) if a_file else in_json(name) or in_file(name)
+    return texts
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of a JSON file. Raises RecordError."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError("corrupt record", f"{where} is not JSON: {error}") from error
+
+
+def other_choice(parts: dict[str, bytes], option: str, endings: Sequence[str], tried: Sequence[str]) -> str:
+    """A sentence that names the option for a file such as a.v2.jpg or a.en.txt, which was not tried; "": there is none.
+
+    Its extension is "v2.jpg" or "en.txt": all that follows the first dot.
+    """
+    names = [name for name in sorted(parts) if name.rpartition(".")[2] in endings and name not in tried]
+    return f". To read the .{names[0]}, set {option}='{names[0]}'" if names else ""
