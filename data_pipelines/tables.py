@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipjax.data.labels import CAUSE, ClassNames, names_beside, names_in, names_of_texts, read_label
+from clipjax.data.records import RecordError
 from clipjax.data.sources import tables
 from clipjax.data.sources.fields import missing_column, texts_of
+from clipjax.data.sources.folder import FolderConfig
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
 
@@ -29,11 +34,33 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--caption_columns", default="caption", help="columns with captions, joined by commas; default %(default)s"
     )
-    parser.add_argument("--label_column", default="", help="column with a class name, for zero-shot classification")
+    parser.add_argument(
+        "--label_column", default="", help="column with the number or name of a class, for zero-shot classification"
+    )
+    add_class_names_flag(parser)
     parser.add_argument(
         "--image_root", type=Path, default=None, help="folder that image paths start from; default: the table's folder"
     )
     add_image_flags(parser)
+
+
+def add_class_names_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--class_names",
+        type=Path,
+        default=None,
+        help="file of class names, one per line: numbers are its lines, from 0, and names are looked up in it; "
+        "default: a classnames.txt beside the input, or else the names that occur, sorted",
+    )
+
+
+def names_in_source(names: ClassNames, numbers: bool) -> dict[str, str]:
+    """What the manifest's source says about class names that are not simply the labels, sorted: records change with it.
+
+    numbers: whether labels are numbers, which older versions sorted as texts.
+    """
+    digest = hashlib.sha256("\n".join(names.names).encode()).hexdigest()
+    return {"class_names_sha256": digest} if names.path or numbers else {}
 
 
 def build_from_rows(
@@ -45,6 +72,7 @@ def build_from_rows(
     image_column: str = "image",
     caption_columns: str = "caption",
     label_column: str = "",
+    class_names: Path | None = None,
     image_root: Path | None = None,
     splits: str = DEFAULT_SPLITS,
     shorter_side: int = 0,
@@ -58,12 +86,10 @@ def build_from_rows(
     """
     captions = tuple(name.strip() for name in caption_columns.split(","))
     gathered = gather(table, rows, Columns(image_column, captions, label_column), skips)
-    class_names = sorted({entry.label for entry in gathered.values() if entry.label})
-    labels = {name: i for i, name in enumerate(class_names)}
+    names, labels = number_labels(table, gathered, class_names, skips)
     root = Path(image_root or table.parent)
     items = [
-        Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(entry.label))
-        for key, entry in gathered.items()
+        Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(key)) for key, entry in gathered.items()
     ]
     return write_items(
         Path(out),
@@ -72,7 +98,7 @@ def build_from_rows(
         shorter_side=shorter_side,
         licence=licence,
         name=table.name,
-        class_names=class_names,
+        class_names=names.names,
         skips=skips,
         source={
             "pipeline": table.suffix.lstrip("."),
@@ -80,6 +106,7 @@ def build_from_rows(
             "sha256": file_sha256(table),
             "columns": [image_column, *captions, label_column],
             "splits": splits,
+            **names_in_source(names, bool(labels) and not names.names),
         },
         overwrite=overwrite,
     )
@@ -90,7 +117,7 @@ class Entry:
     """What the rows of one image say about it, together."""
 
     texts: list[str] = field(default_factory=list)
-    label: str = ""
+    labels: dict[Any, tuple[Any, str]] = field(default_factory=dict)  # as read -> (as in the table, where it is first)
 
 
 def csv_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -123,14 +150,50 @@ def gather(table: Path, rows: Rows, columns: Columns, skips: Skips) -> dict[str,
         elif not texts:
             skips.add("no caption", f"{place}: {path}")
         else:
+            value, where = row.get(columns.label) if columns.label else None, f"label of {place}"
+            try:
+                label = read_label(value, where)
+            except RecordError as error:
+                skips.add(error.cause, str(error))
+                continue
             entry = gathered.setdefault(path.strip(), Entry())
             entry.texts += texts
-            entry.label = entry.label or str(row.get(columns.label) or "").strip()
+            if label is not None:
+                entry.labels.setdefault(label, (value, where))
+    if not columns.label and FolderConfig.label_key in seen:
+        logging.warning("Column '%s' is not read; to keep labels, set --label_column", FolderConfig.label_key)
     for name in wanted:
         if name not in seen:
             flags = "--image_column, --caption_columns or --label_column"
             raise PipelineError(missing_column(table, name, seen, flags))
     return gathered
+
+
+def number_labels(
+    table: Path, gathered: dict[str, Entry], class_names: str | Path | None, skips: Skips
+) -> tuple[ClassNames, dict[str, int]]:
+    """(class names, image path -> label), by the rule of clipjax.data.labels.
+
+    Entries with two labels, or one that is no class, are taken out of `gathered` and go to skips. class_names: the file
+    that --class_names names. Raises ManifestError for labels of which some are numbers and some are names.
+    """
+    names = names_in(class_names) if class_names else names_beside(table.parent)
+    if not names.names:
+        found = ((label, where) for entry in gathered.values() for label, (_, where) in entry.labels.items())
+        names = names_of_texts(found, str(table))
+    labels: dict[str, int] = {}
+    for key, entry in list(gathered.items()):
+        read = list(entry.labels.values())
+        try:
+            if read[1:]:
+                (one, place), (other, other_place), *_ = read
+                raise RecordError(CAUSE, f"{key}: {place} is '{one}', {other_place} is '{other}'")
+            if read:
+                labels[key] = names.number(*read[0])
+        except RecordError as error:
+            skips.add(error.cause, str(error))
+            del gathered[key]
+    return names, labels
 
 
 def _whole(table: Path, rows: Iterable[tables.TableRow], skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:

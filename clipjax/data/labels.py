@@ -71,6 +71,7 @@ class ClassNames:
 
     names: tuple[str, ...] = ()
     origin: str = ""  # for messages: a file, or "the ClassLabel of FILE"
+    path: str = ""  # of the file that the names were read from, if they were
 
     def number(self, value: Any, where: str) -> int:
         """The line of the class that a value means (see read_label), -1 for none.
@@ -135,6 +136,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     repeated = repeated_names(names)
     if repeated:
         logging.warning("%s has names that occur more than once, which only numbers can tell apart: %s", path, repeated)
+    for first in (0, 1):
+        if names[1:] and all(re.match(rf"{line}[\s:,;.)]", name) for line, name in enumerate(names, first)):
+            logging.warning("Every line of %s begins with its number, which becomes part of the class's name", path)
     return names
 
 
@@ -154,7 +158,7 @@ def names_in(path: str | Path) -> ClassNames:
         raise ManifestError(f"The class names cannot be read: {error}") from error
     if not names:
         raise ManifestError(f"{path} is empty; expected one class name per line.")
-    return ClassNames(names, str(path))
+    return ClassNames(names, str(path), str(path))
 
 
 def names_of_texts(labels: Iterable[tuple[Label, str]], origin: str) -> ClassNames:
@@ -194,15 +198,20 @@ def one_list_of_names(lists: Iterable[ClassNames]) -> ClassNames:
     """The names that all lists with names agree on. Raises ManifestError naming two that differ, and where."""
     first = ClassNames()
     for names in lists:
-        if names.names and not first.names:
-            first = names
-        elif names.names and [*map(_key, names.names)] != [*map(_key, first.names)]:
+        if not first.names or _only_numbers(first, names):
+            first = names if names.names else first
+        elif names.names and not _only_numbers(names, first) and [*map(_key, names.names)] != [*map(_key, first.names)]:
             raise ManifestError(
                 f"The class names of {first.origin} and {names.origin} differ: "
                 f"{first_difference(first.names, names.names)}. The same label would mean two classes: give both the "
                 "same names, or read them as two sources."
             )
     return first
+
+
+def _only_numbers(one: ClassNames, other: ClassNames) -> bool:
+    """Whether `one` has only the classes' numbers, for which `other` may have names."""
+    return are_numbers(one.names) and len(one.names) <= len(other.names)
 
 
 def first_difference(one: Sequence[str], other: Sequence[str]) -> str:
@@ -231,7 +240,7 @@ def match_names(own: Sequence[str], names: Sequence[str]) -> list[int] | None:
 
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether line i says i, for every line: classes that have numbers and no names."""
-    return all(name == str(line) for line, name in enumerate(names))
+    return len(names) > 0 and all(name == str(line) for line, name in enumerate(names))
 
 
 def repeated_names(names: Sequence[str]) -> str:

@@ -121,7 +121,7 @@ def evaluate(
         index = batch.get("index", batch["label"])
         *counts, last = count(embed_images(batch), batch["label"], batch["valid"], index, classes, lines)
         totals = counts if totals is None else jax.tree.map(jnp.add, totals, counts)
-        largest = last if largest is None else jnp.where(last[0] > largest[0], last, largest)
+        largest = last if largest is None else _larger(largest, last)
     hits, top5, seen, unlabelled, beyond = (np.asarray(total, np.int64) for total in totals)
     data = f"{config.source.path}, split '{config.source.split}'"
     if beyond:
@@ -199,6 +199,7 @@ def resolve_names(config: ZeroShotConfig, own: Sequence[str]) -> tuple[Sequence[
     file.
     """
     if not config.class_names:
+        require(not config.rename, "rename=True needs class_names, the file with other names for the source's classes.")
         require(
             len(own) > 0,
             f"{config.source.path} names no classes; set the evaluator's class_names to a file with one name per line.",
@@ -253,6 +254,12 @@ def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, floa
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@jax.jit
+def _larger(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The pair (label, record) with the larger label."""
+    return jnp.where(other[0] > one[0], other, one)
 
 
 def _count(

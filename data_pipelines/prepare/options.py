@@ -20,6 +20,7 @@ class Options:
     image_column: str = "image"
     key_column: str = ""
     label_column: str = ""
+    class_names: str = ""
     split: str = "train"
     data_dir: str = ""
     image_root: str = ""

@@ -129,18 +129,19 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
 
 
 def _identity(listing: Listing) -> str:
-    """A digest of the names, sizes and captions of the input."""
+    """A digest of the names, sizes and captions of the input, and of the class names."""
 
     def of_unit(unit: Unit) -> list:
         return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
 
-    return hashlib.sha256(repr([of_unit(unit) for unit in listing.units]).encode()).hexdigest()
+    content = [listing.class_names, *(of_unit(unit) for unit in listing.units)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _made_with(options: Options) -> dict[str, str]:
     """Digests of the files that options name, and versions of models, since their content may change."""
     files = [Path(name.partition(":")[0]) / MANIFEST for name in options.decontaminate]
-    files += [Path(options.balance_entries)] if options.balance_entries else []
+    files += [Path(name) for name in (options.balance_entries, options.class_names) if name]
     result = {str(path): file_sha256(path) for path in files if path.is_file()}
     if options.clip_model:
         result[options.clip_model] = hashlib.sha256(

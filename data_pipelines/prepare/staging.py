@@ -28,7 +28,7 @@ from data_pipelines.prepare.steps import STEPS, languages
 from data_pipelines.prepare.steps.kinds import BatchStep, ExampleStep
 from data_pipelines.prepare.types import Event, Example, Row, Unit, event, place
 
-VERSION = 1  # of the readers and steps; after a change of it everything is read again
+VERSION = 2  # of the readers and steps; after a change of it everything is read again
 SAMPLES = 5  # events of a cause that the report shows
 
 

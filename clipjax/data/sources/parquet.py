@@ -241,7 +241,8 @@ def _distinct(path: Path, column: str) -> list[Any]:
 
 def _int(value: Any, name: str) -> int:
     """-1: none. A value that is not an integer counts as none; one that does not fit int32 is an error."""
-    return class_number(int(value), f"column '{name}'") if isinstance(value, int) else -1
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return class_number(int(value), f"column '{name}'") if whole else -1
 
 
 def _import_parquet() -> Any:

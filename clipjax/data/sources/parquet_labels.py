@@ -23,21 +23,24 @@ class LabelColumn(NamedTuple):
     names: ClassNames  # Hugging Face's ClassLabel
 
 
-def describe_labels(path: Path, file: pyarrow.parquet.ParquetFile, column: str, default: str) -> LabelColumn:
+def describe_labels(
+    path: Path, file: pyarrow.parquet.ParquetFile, column: str, default: str, option: str = "the source's label_key"
+) -> LabelColumn:
     """What the file says about its label column, without reading it. default: the column that may be missing.
 
+    option: what names the column, for errors.
     Raises ManifestError for another column that is missing, and for a type that holds no single class.
     """
     schema = file.schema_arrow
     if not column or column not in schema.names:
         if column not in ("", default):
-            raise ManifestError(missing_column(path, column, schema.names, "the source's label_key"))
+            raise ManifestError(missing_column(path, column, schema.names, option))
         return LabelColumn("none", ClassNames())
     kind = _kind(schema.field(column).type)
     if not kind:
         raise ManifestError(
             f"{path}: column '{column}' has the type {schema.field(column).type}, which is not one class of a record. "
-            "Expected whole numbers or texts. Set the source's label_key to another column, or to '' to read no labels."
+            f"Expected whole numbers or texts. Set {option} to another column, or to '' to read no labels."
         )
     kind = "none" if _is_empty(file.metadata, column) else kind
     names = ClassNames(class_label_names(schema, column), f"the ClassLabel of {path}")

@@ -11,11 +11,11 @@ from data_pipelines.image_folder import list_images, sidecar
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import one_input
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
-from data_pipelines.tables import Columns, Rows, csv_rows, gather, json_rows
+from data_pipelines.tables import Columns, Rows, csv_rows, gather, json_rows, number_labels
 
 _AT_A_TIME = 512
 
-Item = tuple[str, str, tuple[str, ...], str]  # key, path, captions, class name
+Item = tuple[str, str, tuple[str, ...], int | str]  # key, path, captions, label as in Example
 
 
 def folder_units(options: Options) -> Listing:
@@ -54,10 +54,9 @@ def _table_units(options: Options, rows_of: Callable[[Path, Skips], Rows]) -> Li
     columns = Columns(options.image_column, options.caption_columns, options.label_column)
     gathered = gather(table, rows_of(table, skips), columns, skips)
     root = Path(options.image_root or table.parent)
-    items = [(key, str(root / key), tuple(entry.texts), entry.label) for key, entry in gathered.items()]
-    listing = _listing(options.reader, items, skips)
-    class_names = sorted({label for *_, label in items} - {""})
-    return Listing(listing.units, class_names)
+    names, labels = number_labels(table, gathered, options.class_names, skips)
+    items = [(key, str(root / key), tuple(entry.texts), labels.get(key, "")) for key, entry in gathered.items()]
+    return Listing(_listing(options.reader, items, skips).units, list(names.names))
 
 
 def _listing(reader: str, items: list[Item], skips: Skips) -> Listing:
