@@ -79,7 +79,7 @@ def lost_pixels(meaning: Meaning, read: PixelConfig) -> dict[str, tuple[Any, Any
     wanted, found = ({**computed_fields(p), "scale_to": p.scale_to or size} for p in (pixels, read))
     unused = set() if pixels.resize == "pad" else {"fill"}
     if patch_budget(model.image):  # images keep their shape
-        unused |= {"resize", "scale_to", "center"}
+        unused |= {"resize", "scale_to", "center", "fill"}
     elif pixels.resize == "squash" and wanted["scale_to"] == size:  # nothing is cut
         unused |= {"center"}
     elif pixels.resize == "pad":
