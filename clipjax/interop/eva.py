@@ -197,5 +197,5 @@ ORIGINAL = Family(
     matches_original,
     read_original,
     write=write_original,
-    **open_clip.OPTIONS | dict(ignored=IGNORED, format="eva_clip", weights="model.pt"),
+    **open_clip.OPTIONS | dict(ignored=IGNORED, format="eva_clip", weights="model.pt", read_pixels=None),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipjax.config import ModelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
@@ -141,10 +141,14 @@ def read(description: Description) -> Meaning:
         logit_scale_max=0.0,
     )
     tokenizer = tokenizer_files.tokenizer_json(description.beside)
-    pixels = hf_pixels.read_square(processor, image.image_size) if processor else PIXEL_PRESETS["align"]
-    if pixels.scale_to < image.image_size:  # align-base's, for a model that reads larger images
-        pixels = replace(pixels, scale_to=0)
-    return Meaning(model, pixels, tokenizer)
+    return Meaning(model, read_pixels(description, model), tokenizer)
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    pixels = hf_pixels.pixels_of(description, model, PROCESSOR, PIXEL_PRESETS["align"])
+    # Without a processor these are align-base's, and the model may read larger images.
+    return pixels if pixels.scale_to >= model.image.image_size else replace(pixels, scale_to=0)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -194,5 +198,6 @@ FAMILY = Family(
     image=EfficientNetConfig,
     text=BertConfig,
     pixels=PIXEL_PRESETS["align"],
+    read_pixels=read_pixels,
     **hf_parts.OPTIONS,
 )

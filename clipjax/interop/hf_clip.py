@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clipjax.config import ModelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.layouts import linear, patch_conv
@@ -77,8 +77,12 @@ def read(description: Description) -> Meaning:
         embed_dim=config.get("projection_dim", 512),
         logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
     )
-    meaning = Meaning(model, PIXELS, tokenizer_files.hf_clip(description.beside))
-    return hf_pixels.with_pixels(meaning, description, PROCESSOR, PIXELS)
+    return Meaning(model, read_pixels(description, model), tokenizer_files.hf_clip(description.beside))
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return hf_pixels.pixels_of(description, model, PROCESSOR, PIXELS)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -115,4 +119,4 @@ def write(meaning: Meaning) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS)

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from clipjax.config import PixelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import CLIP_STATISTICS
 from clipjax.interop.names import (
     Description,
     InteropError,
-    Meaning,
     refuse_unknown,
     square,
     three_numbers,
@@ -44,7 +43,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "Siglip2ImageProcessor": BASE | dict(resample=2, patch_size=16, max_num_patches=256),
     "ViTImageProcessor": BASE | dict(size={"height": 224, "width": 224}, resample=2, default_to_square=True),
     "EfficientNetImageProcessor": BASE
-    | dict(size={"height": 346, "width": 346}, crop_size=289, rescale_offset=False, include_top=True),
+    | dict(size=346, crop_size=289, default_to_square=True, rescale_offset=False, include_top=True),
 }
 PATCHES = "Siglip2ImageProcessor"  # cuts an image of any shape into patches; the others make squares
 # Fields without an effect on pixels: who wrote the file, and how a call returns its result.
@@ -204,11 +203,10 @@ def write_patches(pixels: PixelConfig, patch_size: int, max_patches: int) -> dic
     return {**_written(PATCHES, pixels), "patch_size": patch_size, "max_num_patches": max_patches}
 
 
-def with_pixels(meaning: Meaning, description: Description, kind: str, default: PixelConfig) -> Meaning:
-    """meaning with the pixels of the directory's processor; default: those of a directory without one."""
+def pixels_of(description: Description, model: ModelConfig, kind: str, default: PixelConfig) -> PixelConfig:
+    """What the directory's processor makes for a tower of squares; default: for a directory without a processor."""
     processor = read_processor(description, kind)
-    pixels = read_square(processor, meaning.model.image.image_size) if processor else default
-    return meaning._replace(pixels=pixels)
+    return read_square(processor, model.image.image_size) if processor else default
 
 
 def _described(description: Description) -> tuple[Mapping[str, Any], str] | None:

@@ -69,8 +69,13 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for an activation, image processor or head that clipjax does not support."""
-    meaning = Meaning(read_model(config_of(description, "config.json")), PIXELS, tokenizer(description.beside))
-    return hf_pixels.with_pixels(meaning, description, PROCESSOR, PIXELS)
+    model = read_model(config_of(description, "config.json"))
+    return Meaning(model, read_pixels(description, model), tokenizer(description.beside))
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return hf_pixels.pixels_of(description, model, PROCESSOR, PIXELS)
 
 
 def read_model(config: Mapping[str, Any]) -> ModelConfig:
@@ -132,4 +137,4 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return {"config.json": config, hf_pixels.LEGACY: processor}
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS)

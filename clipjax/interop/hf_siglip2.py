@@ -61,6 +61,12 @@ def read(description: Description) -> Meaning:
     return Meaning(model, pixels, tokenizer)
 
 
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for a preset, which has its own number of patches."""
+    processor = hf_pixels.read_processor(description, hf_pixels.PATCHES)
+    return hf_pixels.read_patches(processor, model.image.patch_size)[0] if processor else PIXELS
+
+
 def write(meaning: Meaning) -> dict[str, Any]:
     """config.json and preprocessor_config.json."""
     image, files = meaning.model.image, hf_siglip.write(meaning)
@@ -77,4 +83,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return files | {hf_pixels.LEGACY: processor}
 
 
-FAMILY = Family(tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(
+    tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS
+)

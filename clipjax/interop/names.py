@@ -87,7 +87,9 @@ class Family(NamedTuple):
     ignored: str = r"(?!)"  # regular expression: (renamed) tensors that are no weights, such as position ids
     renamed: Callable[[str], str] = lambda name: name  # a name in a file -> the table's, where files differ in a prefix
     weights: str = "model.safetensors"  # the file that an export writes
-    pixels: PixelConfig = PixelConfig()  # used with --preset, which has no pixels
+    pixels: PixelConfig = PixelConfig()  # used with --preset where no file says how images are prepared
+    # with --preset: how images of this model are prepared, from the files that say it
+    read_pixels: Callable[[Description, ModelConfig], PixelConfig] | None = None
     # tensors to write that are no weights, such as sizes
     constants: Callable[[ModelConfig], dict[str, np.ndarray]] = lambda model: {}
     # the text tower's config.json, where the files only name a model on the Hugging Face hub

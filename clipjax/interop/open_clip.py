@@ -17,7 +17,13 @@ from clipjax.models.towers.vit import ViTConfig
 
 IGNORED = r"input_resolution|context_length|vocab_size|.*attn_mask"
 # What the families of this format share.
-OPTIONS = dict(format="open_clip", ignored=IGNORED, weights="open_clip_model.safetensors", pixels=PIXELS)
+OPTIONS = dict(
+    format="open_clip",
+    ignored=IGNORED,
+    weights="open_clip_model.safetensors",
+    pixels=PIXELS,
+    read_pixels=lambda description, model: read_pixels(description, model.image.image_size),
+)
 # Models with "custom_text" have this prefix on the text tower's names.
 CUSTOM_TEXT = re.compile(r"text\.(?=(transformer|token_embedding|positional_embedding|ln_final|text_projection)\b)")
 VISION = dict(image_size=224, patch_size=16, width=768, layers=12, head_width=64, mlp_ratio=4.0)

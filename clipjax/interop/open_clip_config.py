@@ -77,9 +77,9 @@ def read_pixels(description: Description, image_size: int, default: PixelConfig 
     open_clip prepares images of the tower's size, whatever `size` says. Raises InteropError for an unknown field,
     resize mode, filter or fill.
     """
-    where, config = f"{CONFIG}: preprocess_cfg", config_of(description, CONFIG).get("preprocess_cfg")
+    where, config = f"{CONFIG}: preprocess_cfg", description.files.get(CONFIG, {}).get("preprocess_cfg")
     if not config:
-        logging.warning("%s has no preprocess_cfg: images are prepared as by config.data.pixels=%s.", CONFIG, default)
+        logging.warning("There is no preprocess_cfg in %s: images are prepared as %s says.", CONFIG, default)
         return default
     refuse_unknown(config, PREPROCESS, where)
     c = dict(mode="RGB", resize_mode="shortest", interpolation="bicubic", fill_color=0, size=image_size)

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from clipjax.config import ModelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
@@ -35,6 +35,7 @@ TANH = (
     "vit_giantopt_patch16_siglip_256",
     "vit_giantopt_patch16_siglip_384",
 )
+PIXELS = PIXEL_PRESETS["siglip_hf"]
 NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
 
 
@@ -122,9 +123,14 @@ def read(description: Description) -> Meaning:
             logit_scale_max=0.0,
             logit_bias_init=float(model.get("init_logit_bias", -10)),
         ),
-        open_clip_config.read_pixels(description, image.image_size, PIXEL_PRESETS["siglip_hf"]),
+        open_clip_config.read_pixels(description, image.image_size, PIXELS),
         tokenizer_files.open_clip(text, description.beside),
     )
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return open_clip_config.read_pixels(description, model.image.image_size, PIXELS)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -142,4 +148,4 @@ def write(meaning: Meaning) -> dict[str, Any]:
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
-FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXEL_PRESETS["siglip_hf"]))
+FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXELS, read_pixels=read_pixels))

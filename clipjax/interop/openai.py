@@ -108,5 +108,6 @@ def _count(shapes: Shapes, prefix: str, suffix: str) -> int:
 
 
 _OPTIONS = open_clip.OPTIONS | dict(format="openai", weights="model.pt", renamed=renamed, constants=numbers)
+_OPTIONS |= dict(read_pixels=None)  # no file says it
 VIT = Family(open_clip.tensors, matches, read, write=write, **_OPTIONS)
 RESNET = Family(open_clip_conv.resnet_tensors, matches_resnet, read_resnet, write=write, image=ResNetConfig, **_OPTIONS)

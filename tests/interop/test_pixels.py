@@ -8,12 +8,13 @@ import pytest
 
 from clipjax.config import PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import FAMILIES, Description, InteropError, Meaning, choose_family
+from clipjax.interop import FAMILIES, Description, InteropError, Meaning, choose_family, foreign, open_foreign
 from clipjax.interop.export import HABITS, lost_pixels, pixel_notes
 from clipjax.interop.hf_pixels import CLASSES, LEGACY, NESTED
 from clipjax.interop.names import flatten, their_shapes
 from clipjax.interop.open_clip_config import CONFIG
 from clipjax.models.presets import get_preset
+from tests.interop.test_commands import publish
 from tests.interop.test_names import shapes_of, tiny
 
 SIDE = 32
@@ -325,3 +326,16 @@ def test_code_without_a_configuration_prepares_images_its_own_way(format, preset
         InteropError, match=r"config.data.pixels.mean=.* config.data.pixels.resize='squash' \(read back"
     ):
         choose_family(Meaning(model, PixelConfig()), format, parameters)
+
+
+def test_a_preset_does_not_hide_how_the_files_say_that_images_are_prepared(tmp_path, monkeypatch):
+    folder = publish(tmp_path / "siglip")
+    model = open_foreign(folder).config.model
+    size = {"height": model.image.image_size, "width": model.image.image_size}
+    (folder / "config.json").unlink()
+    (folder / LEGACY).write_text(json.dumps(SIGLIP | dict(size=size, image_mean=0.25)))
+    monkeypatch.setattr(foreign, "get_preset", lambda name: model)
+    found = open_foreign(folder, "hf_siglip", "siglip_b16").config
+    assert found.model == model and found.data.pixels == PixelConfig(mean=(0.25,) * 3)
+    (folder / LEGACY).unlink()
+    assert open_foreign(folder, "hf_siglip", "siglip_b16").config.data.pixels == PixelConfig()

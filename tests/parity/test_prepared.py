@@ -47,7 +47,7 @@ KINDS = [
     ("Siglip", dict(size={"height": SIDE, "width": SIDE}, resample=2)),
     ("Siglip", dict(size={"height": 41, "width": 41}, do_center_crop=True, crop_size=SIDE, **OWN)),
     ("ViT", dict(size=SIDE)),
-    ("EfficientNet", dict(size=[46, 46], do_center_crop=True, crop_size=SIDE, resample=2)),
+    ("EfficientNet", dict(size=46, do_center_crop=True, crop_size=SIDE, resample=2)),
     (
         "EfficientNet",
         dict(size=[SIDE, SIDE], rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False, include_top=False),
@@ -93,6 +93,7 @@ def test_every_field_of_transformers_processors_is_known():
         refuse_unknown(saved, known.keys() | hf_pixels.HARMLESS, kind)
         assert names <= known.keys() | hf_pixels.HARMLESS
         assert known.keys() - names <= {"use_square_size"}
+        assert getattr(transformers, kind).default_to_square == known["default_to_square"] or kind == hf_pixels.PATCHES
         for name, value in saved.items():
             if name in known and name not in ("size", "crop_size"):
                 assert np.all(np.equal(value, known[name])), (kind, name)
@@ -192,13 +193,8 @@ def test_an_import_is_compared_end_to_end_through_the_original_s_processor_and_t
 
 def altered(monkeypatch, **changes):
     """Imports read these pixel options, and not those of the files: an error of clipjax's own."""
-    read = hf_pixels.with_pixels
-
-    def wrong(*args):
-        meaning = read(*args)
-        return meaning._replace(pixels=replace(meaning.pixels, **changes))
-
-    monkeypatch.setattr(hf_pixels, "with_pixels", wrong)
+    read = hf_pixels.pixels_of
+    monkeypatch.setattr(hf_pixels, "pixels_of", lambda *args: replace(read(*args), **changes))
 
 
 def test_pixels_that_are_not_the_original_s_end_the_import_loudly(clip, tmp_path, monkeypatch):
