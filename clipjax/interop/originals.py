@@ -24,6 +24,15 @@ Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of uni
 Pixels = np.ndarray | Patches  # normalised, as our tower reads them: [B, H, W, 3] float32, or Patches of float32
 
 
+class Tokens(NamedTuple):
+    """What a tokenizer makes of one caption."""
+
+    theirs: Any
+    ids: np.ndarray  # [1, L]
+    inside: np.ndarray  # [1, L] bool: whether an id belongs to the text, by the tokenizer's mask
+    special: frozenset[int]  # ids of its special tokens, such as the end of text
+
+
 class Original(NamedTuple):
     """A model with its own processor and tokenizer. "Theirs" are the arguments that its library takes."""
 
@@ -32,8 +41,7 @@ class Original(NamedTuple):
     texts: Callable[[np.ndarray], Any]  # ids [B, L] int32 -> theirs
     # A picture through its own processor -> (theirs, the same pixels as our tower reads them).
     process: Callable[[Image.Image], tuple[Any, Pixels]]
-    # (caption, L) through its own tokenizer -> (theirs, ids [1, L], whether each id belongs to the text [1, L])
-    tokenize: Callable[[str, int], tuple[Any, np.ndarray, np.ndarray]]
+    tokenize: Callable[[str, int], Tokens]  # (caption, L) through its own tokenizer
 
 
 def transformers_model(foreign: Foreign) -> Original:
@@ -70,7 +78,7 @@ def transformers_model(foreign: Foreign) -> Original:
             return theirs, Patches(pixels, np.asarray(theirs["spatial_shapes"], np.int32))
         return theirs, pixels.transpose(0, 2, 3, 1)
 
-    def tokenize(caption: str, length: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    def tokenize(caption: str, length: int) -> Tokens:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -78,7 +86,7 @@ def transformers_model(foreign: Foreign) -> Original:
         theirs = dict(tokenizer([caption], **options))
         ids = theirs["input_ids"].numpy()
         mask = theirs["attention_mask"].numpy() if "attention_mask" in theirs else np.ones_like(ids)
-        return theirs, ids, mask.astype(bool)
+        return Tokens(theirs, ids, mask.astype(bool), frozenset(tokenizer.all_special_ids))
 
     return Original(forward, images, lambda ids: dict(input_ids=torch.tensor(ids).long()), process, tokenize)
 
@@ -104,9 +112,10 @@ def open_clip_model(foreign: Foreign) -> Original:
         images = open_clip.transform.image_transform_v2(config, is_train=False)(picture)[None]
         return images, images.numpy().transpose(0, 2, 3, 1)
 
-    def tokenize(caption: str, length: int) -> tuple[Any, np.ndarray, np.ndarray]:
-        texts = open_clip.get_tokenizer(f"local-dir:{foreign.source.path}", context_length=length)([caption])
-        return texts, texts.numpy(), np.ones(texts.shape, bool)
+    def tokenize(caption: str, length: int) -> Tokens:
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{foreign.source.path}", context_length=length)
+        texts, inner = tokenizer([caption]), getattr(tokenizer, "tokenizer", tokenizer)
+        return Tokens(texts, texts.numpy(), np.ones(texts.shape, bool), frozenset(inner.all_special_ids))
 
     return Original(
         forward,

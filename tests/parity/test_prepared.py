@@ -188,7 +188,7 @@ def test_an_import_is_compared_end_to_end_through_the_original_s_processor_and_t
     assert plain["tokens_equal"] and odd["tokens_equal"] and plain["cosine_error"] < 1e-6
     printed = capsys.readouterr().out
     assert "End to end: a picture of 97 x 61 pixels differs by" in printed and "becomes the same tokens" in printed
-    assert "NOTE" not in printed
+    assert "WARNING" not in printed
 
 
 def altered(monkeypatch, **changes):
@@ -218,7 +218,7 @@ def test_tokens_that_are_not_the_original_s_end_the_import_loudly(clip, tmp_path
     found, line = parity_report(foreign, foreign.variables(mesh), mesh)
     assert not found["agrees"] and len(found["differences"]) == 1
     assert "'a photo of two cats and a red dog' becomes [" in found["differences"][0]
-    assert "NOTE: 'A photo of two Cats" in line
+    assert "WARNING: 'A photo of two Cats" in line
 
 
 def test_the_report_says_where_the_original_has_no_processor_and_no_tokenizer(tmp_path, capsys):
@@ -241,3 +241,25 @@ def test_an_exported_open_clip_directory_agrees_end_to_end(clip, tmp_path, capsy
     found = report(tmp_path / "again")
     assert found["agrees"] and found["end_to_end"]["picture"]["max_levels"] < 0.01
     assert all(found["end_to_end"]["captions"][caption]["tokens_equal"] for caption in CAPTIONS)
+
+
+@pytest.mark.slow
+def test_a_naflex_directory_agrees_end_to_end(tmp_path):
+    """Patches of the picture's own shape, with the processor's own patch size and number of patches."""
+    shared = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(vocab_size=99, max_position_embeddings=8, projection_size=16, **shared)
+    config = transformers.Siglip2Config(text_config=text, vision_config=dict(num_patches=16, patch_size=8, **shared))
+    torch.manual_seed(0)
+    model = transformers.Siglip2Model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=24, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    foreign = open_foreign(tmp_path)
+    assert foreign.config.model.image.max_patches == 24 and foreign.config.data.pixels.mean == (0.1, 0.2, 0.3)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found, _ = parity_report(foreign, foreign.variables(mesh), mesh)
+    picture = found["end_to_end"]["picture"]
+    assert found["agrees"] and picture["compared"] and picture["max_levels"] < 3 and picture["cosine_error"] < 1e-4
