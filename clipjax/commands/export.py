@@ -18,7 +18,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
 from clipjax.config import MeshConfig
-from clipjax.interop.export import choose_family, write_files
+from clipjax.interop.export import choose_family, pixel_notes, write_files
 from clipjax.interop.families import formats
 from clipjax.interop.names import InteropError, Meaning, flatten
 from clipjax.interop.tokenizer_files import copy_tokenizer
@@ -27,10 +27,13 @@ from clipjax.runs import open_run
 from clipjax.training.state import abstract_state, eval_variables
 
 
-def run(source: str | Path, destination: str | Path, *, format: str, step: str = "latest") -> None:
+def run(
+    source: str | Path, destination: str | Path, *, format: str, step: str = "latest", nearest_pixels: bool = False
+) -> None:
     """Writes weights (float32), configuration, preprocessing and tokenizer to destination, all of it or nothing.
 
-    step: "latest", "best" or a number. Raises InteropError naming what the format cannot express, or for a destination
+    step: "latest", "best" or a number. nearest_pixels: write also where the format cannot say how images are prepared,
+    and print what is lost. Raises InteropError naming what the format cannot express, or for a destination
     that exists.
     """
     destination = Path(destination)
@@ -42,7 +45,7 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
         config = opened.config
         meaning = Meaning(config.model, config.data.pixels, config.tokenizer)
         target = flatten(eval_variables(abstract_state(config, mesh)))
-        name, family, shapes = choose_family(meaning, format, target)
+        name, family, shapes = choose_family(meaning, format, target, nearest_pixels=nearest_pixels)
         variables = opened.variables(mesh)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
@@ -57,6 +60,8 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
     if config.tokenizer.path and not Path(config.tokenizer.path).exists():
         print(f"{config.tokenizer.path} does not exist: {destination} has no tokenizer.")
     print(f"Exported step {opened.step} of {source} as {name} into {destination}")
+    for note in pixel_notes(meaning, family, shapes):
+        print(note)
 
 
 def main(argv: list[str]) -> None:
@@ -65,7 +70,10 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("format", None, f"One of {', '.join(formats())}.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
+        nearest = "Write the nearest pixel options where the format cannot say config.data.pixels."
+        flags.DEFINE_bool("nearest_pixels", False, nearest, flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
     values = cli.parse([command, *rest], __doc__, define, required=("format",), config=False, processes=False)
-    cli.run_command(values, lambda: run(*places, format=values.format, step=values.step))
+    options = dict(format=values.format, step=values.step, nearest_pixels=values.nearest_pixels)
+    cli.run_command(values, lambda: run(*places, **options))

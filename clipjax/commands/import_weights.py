@@ -38,7 +38,8 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
     """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, all of it or nothing.
 
     family, preset: see open_foreign. parity: compare with the original library, if it is installed.
-    Raises InteropError for a source that is incomplete or damaged, or a destination that exists.
+    Raises InteropError for a source that is incomplete or damaged, or that the original library computes otherwise, and
+    for a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
@@ -66,6 +67,12 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
         summary = "Not compared with the original library (--noparity)."
         if parity:
             document, summary = parity_report(foreign, variables, mesh)
+            if document.get("differences"):
+                listed = "".join(f"\n  {difference}" for difference in document["differences"])
+                raise InteropError(
+                    f"{source} is not computed as by the original library:{listed}\n{summary}\n"
+                    "Nothing was imported. --noparity imports it without comparing."
+                )
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
         temporary.chmod(0o755)
         temporary.rename(destination)

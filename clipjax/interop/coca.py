@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from clipjax.config import DecoderConfig, ModelConfig
-from clipjax.interop import open_clip
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
+from clipjax.interop import open_clip, open_clip_config
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_parts import decoder, image_tower, text_tower
 
 TEXT_FIXED = {name: value for name, value in open_clip.TEXT_FIXED.items() if name != "embed_cls"}
@@ -30,9 +30,9 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for options that clipjax does not support."""
-    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    model = open_clip_config.model_cfg(description)
     text, multimodal = model["text_cfg"], open_clip.TEXT | model["multimodal_cfg"]
-    open_clip.refuse_others(multimodal, dict(ls_init_value=None), f"{open_clip.CONFIG}: multimodal_cfg")
+    open_clip_config.refuse_others(multimodal, dict(ls_init_value=None), f"{open_clip.CONFIG}: multimodal_cfg")
     if not text.get("embed_cls", False):
         raise InteropError(f"{open_clip.CONFIG}: a CoCa with text_cfg.embed_cls=false is not supported.")
     if not model["vision_cfg"].get("attentional_pool", False):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import open_clip, tokenizer_files
+from clipjax.interop import open_clip, open_clip_config, tokenizer_files
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
     Description,
@@ -20,9 +20,8 @@ from clipjax.interop.names import (
     Meaning,
     Tensor,
     computed_fields,
-    config_of,
     norm,
-    refuse_other_pixels,
+    square,
     weight_and_bias,
 )
 from clipjax.interop.open_clip_parts import text_tower
@@ -67,15 +66,16 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a trunk, a pooling or an image size that no EVA-CLIP has."""
-    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    model = open_clip_config.model_cfg(description)
     vision = model["vision_cfg"]
     name, where = vision["timm_model_name"].partition(".")[0], f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS:
         raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
     if vision.get("timm_pool", "avg") != "token" or vision.get("timm_proj", "linear"):
         raise InteropError(f"{where}: expected timm_pool 'token' and timm_proj null; got {vision}.")
-    image = replace(TRUNKS[name], patch_dropout=vision.get("patch_dropout", 0.0))
-    if vision.get("image_size", 224) != image.image_size:
+    drop_path = float(vision.get("timm_drop_path") or 0.0)
+    image = replace(TRUNKS[name], patch_dropout=vision.get("patch_dropout", 0.0), drop_path=drop_path)
+    if square(vision.get("image_size", 224), f"{where}.image_size") != image.image_size:
         raise InteropError(
             f"{where}.image_size={vision.get('image_size', 224)}; {name} takes images of {image.image_size}."
         )
@@ -90,6 +90,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
         raise InteropError(f"config.model.image is not one of timm's EVA trunks: {', '.join(TRUNKS)}.")
     vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
     vision |= dict(timm_pool="token", timm_proj=None, patch_dropout=image.patch_dropout)
+    vision |= {"timm_drop_path": image.drop_path} if image.drop_path else {}
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
@@ -110,8 +111,7 @@ def read_original(description: Description) -> Meaning:
 
 
 def write_original(meaning: Meaning) -> dict[str, Any]:
-    """No files: their code is told the model's name. Raises InteropError where images are prepared in another way."""
-    refuse_other_pixels(meaning.pixels, open_clip.PIXELS, "EVA-CLIP's code")
+    """No files: their code is told the model's name, and prepares images in one way, which export.py compares."""
     return {}
 
 
@@ -197,5 +197,5 @@ ORIGINAL = Family(
     matches_original,
     read_original,
     write=write_original,
-    **open_clip.OPTIONS | dict(ignored=IGNORED, format="eva_clip", weights="model.pt"),
+    **open_clip.OPTIONS | dict(ignored=IGNORED, format="eva_clip", weights="model.pt", read_pixels=None),
 )

@@ -41,7 +41,7 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     """
     source = open_weights(path)
     name, row = recognise(source.description, family)
-    meaning = Meaning(get_preset(preset), row.pixels) if preset else read_meaning(source, name, row)
+    meaning = _preset_meaning(source, row, preset) if preset else read_meaning(source, name, row)
     check_towers(name, row, meaning.model)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
@@ -51,6 +51,11 @@ def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
     expected = their_shapes(row.tensors(meaning.model), meaning.model, parameters)
     check_tensors(weights(row, source.tensors), expected, where=str(path), family=name)
     return Foreign(source, name, row, meaning, config)
+
+
+def _preset_meaning(source: Source, row: Family, preset: str) -> Meaning:
+    model = get_preset(preset)
+    return Meaning(model, row.read_pixels(source.description, model) if row.read_pixels else row.pixels)
 
 
 def read_meaning(source: Source, name: str, row: Family) -> Meaning:

@@ -6,8 +6,6 @@ not just moved, so a round trip may change its last bits.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +13,26 @@ import numpy as np
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import hf_parts, tokenizer_files
+from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.layouts import Layout, linear
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import (
+    Description,
+    Family,
+    InteropError,
+    Meaning,
+    Tensor,
+    config_of,
+    norm,
+    square,
+    weight_and_bias,
+)
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.efficientnet import STAGES, EfficientNetConfig, block_shapes
 
+SIZE = "config.json: vision_config.image_size"  # for messages
 CONTEXT = 64  # tokens that a text is padded or cut to; no file gives it
-PROCESSOR = "preprocessor_config.json"
+PROCESSOR = "EfficientNetImageProcessor"
 # Settings that our EfficientNet has built in.
 FIXED = dict(
     depth_divisor=8,
@@ -94,9 +103,10 @@ def read(description: Description) -> Meaning:
     for name, value in FIXED.items():
         if vision[name] != value:
             raise InteropError(f"config.json: vision_config.{name}={vision[name]} is not supported; expected {value}.")
-    processor = description.files.get(PROCESSOR, {})
+    processor = hf_pixels.read_processor(description, PROCESSOR)
     image = EfficientNetConfig(
-        image_size=processor.get("crop_size", {}).get("height", vision["image_size"]),
+        # align-base's config.json says 600, and its processor makes images of 289
+        image_size=hf_pixels.output_side(processor) if processor else square(vision["image_size"], SIZE),
         width_coefficient=float(vision["width_coefficient"]),
         depth_coefficient=float(vision["depth_coefficient"]),
         depthwise_padding=tuple(vision["depthwise_padding"]),
@@ -130,40 +140,21 @@ def read(description: Description) -> Meaning:
         logit_scale_init=1 / config.get("temperature_init_value", 1.0),
         logit_scale_max=0.0,
     )
-    return Meaning(model, read_pixels(processor), tokenizer_files.tokenizer_json(description.beside))
+    tokenizer = tokenizer_files.tokenizer_json(description.beside)
+    return Meaning(model, read_pixels(description, model), tokenizer)
 
 
-def read_pixels(processor: Mapping[str, Any]) -> PixelConfig:
-    """EfficientNetImageProcessor as align-base sets it: both sides to size, a centre crop, pixels in [-1, 1].
-
-    Raises InteropError for its other options: to normalise again, or not to crop.
-    """
-    align = PIXEL_PRESETS["align"]
-    if not processor:
-        return align
-    expected = dict(do_center_crop=True, rescale_offset=True, do_normalize=False, include_top=False)
-    for name, value in expected.items():
-        if processor.get(name, value) != value:
-            raise InteropError(f"{PROCESSOR}: {name}={processor[name]} is not supported; expected {value}.")
-    if processor.get("resample", 2) not in hf_parts.RESAMPLE or not math.isclose(
-        processor.get("rescale_factor", 1 / 127.5), 1 / 127.5, rel_tol=1e-6
-    ):
-        raise InteropError(
-            f"{PROCESSOR}: resample={processor.get('resample')} and rescale_factor={processor.get('rescale_factor')}; "
-            f"expected one of {hf_parts.RESAMPLE}, and 1/127.5."
-        )
-    size = processor.get("size", {"height": align.scale_to})["height"]
-    return PixelConfig(
-        resize="squash", scale_to=size, center="floor", interpolation=hf_parts.RESAMPLE[processor.get("resample", 2)]
-    )
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    pixels = hf_pixels.pixels_of(description, model, PROCESSOR, PIXEL_PRESETS["align"])
+    # Without a processor these are align-base's, and the model may read larger images.
+    return pixels if pixels.scale_to >= model.image.image_size else replace(pixels, scale_to=0)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
-    """config.json and preprocessor_config.json. Raises InteropError where images are prepared in another way."""
-    model, image, text, pixels = meaning.model, meaning.model.image, meaning.model.text, meaning.pixels
-    if pixels.resize != "squash" or {*pixels.mean, *pixels.std} != {0.5}:
-        raise InteropError(f"EfficientNetImageProcessor squashes to pixels in [-1, 1]; config.data.pixels is {pixels}.")
-    side, size = image.image_size, pixels.scale_to or image.image_size
+    """config.json and preprocessor_config.json."""
+    model, image, text = meaning.model, meaning.model.image, meaning.model.text
+    side = image.image_size
     return {
         "config.json": {
             "architectures": ["AlignModel"],
@@ -193,19 +184,9 @@ def write(meaning: Meaning) -> dict[str, Any]:
                 hidden_dropout_prob=text.dropout,
             ),
         },
-        PROCESSOR: {
-            "image_processor_type": "EfficientNetImageProcessor",
-            "do_resize": True,
-            "size": {"height": size, "width": size},
-            "resample": {name: number for number, name in hf_parts.RESAMPLE.items()}[pixels.interpolation],
-            "do_center_crop": True,
-            "crop_size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 127.5,
-            "rescale_offset": True,
-            "do_normalize": False,
-            "include_top": False,
-        },
+        # No further normalisation of what is normalised already.
+        hf_pixels.LEGACY: hf_pixels.write_square(PROCESSOR, meaning.pixels, side)
+        | dict(rescale_offset=False, include_top=False),
     }
 
 
@@ -217,5 +198,6 @@ FAMILY = Family(
     image=EfficientNetConfig,
     text=BertConfig,
     pixels=PIXEL_PRESETS["align"],
+    read_pixels=read_pixels,
     **hf_parts.OPTIONS,
 )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clipjax.config import ModelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import hf_parts, tokenizer_files
+from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.layouts import linear, patch_conv
 from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
 PIXELS = PIXEL_PRESETS["clip_hf"]
+PROCESSOR = "CLIPImageProcessor"
 SHARED = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
 TEXT = SHARED | dict(
     hidden_size=512,
@@ -57,15 +58,14 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an activation or a resize filter that clipjax does not support."""
+    """Raises InteropError for an activation or an image processor that clipjax does not support."""
     config = config_of(description, "config.json")
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})
     eos = text["eos_token_id"]
     model = ModelConfig(
         image=ViTConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
+            **hf_parts.grid(vision),
             **hf_parts.tower(vision, VISION, "config.json: vision_config"),
         ),
         text=TextTransformerConfig(
@@ -77,8 +77,12 @@ def read(description: Description) -> Meaning:
         embed_dim=config.get("projection_dim", 512),
         logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
     )
-    pixels = hf_parts.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
-    return Meaning(model, pixels, tokenizer_files.hf_clip(description.beside))
+    return Meaning(model, read_pixels(description, model), tokenizer_files.hf_clip(description.beside))
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return hf_pixels.pixels_of(description, model, PROCESSOR, PIXELS)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -111,8 +115,8 @@ def write(meaning: Meaning) -> dict[str, Any]:
     }
     return {
         "config.json": config,
-        "preprocessor_config.json": hf_parts.processor("CLIPImageProcessor", meaning.pixels, model),
+        "preprocessor_config.json": hf_pixels.write_square(PROCESSOR, meaning.pixels, image.image_size),
     }
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS)

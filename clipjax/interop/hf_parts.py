@@ -1,13 +1,12 @@
-"""What transformers' models share: the names of blocks, activations, preprocessor_config.json."""
+"""What transformers' models share: the names of blocks and activations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
+from clipjax.interop.names import InteropError, Tensor, norm, square, weight_and_bias
 
 # transformers' hidden_act -> ours. Their "gelu" is exact; the last three are the same approximation.
 ACTIVATIONS = {
@@ -18,9 +17,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
 }
 THEIR_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-# PIL's numbers for a resize filter, as processors store them.
 OPTIONS = dict(format="hf", ignored=r".*\.(position|token_type)_ids")  # of a Family
-RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
 def blocks(ours: str, theirs: str) -> list[Tensor]:
@@ -71,6 +68,12 @@ def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
     )
 
 
+def grid(vision: Mapping[str, Any]) -> dict[str, int]:
+    """image_size and patch_size of vision_config. Raises InteropError where one is not a square."""
+    names = ("image_size", "patch_size")
+    return {name: square(vision[name], f"config.json: vision_config.{name}") for name in names}
+
+
 def their_tower(c: Any) -> dict[str, Any]:
     """The reverse of `tower`; c: our image or text tower's configuration."""
     return dict(
@@ -81,46 +84,3 @@ def their_tower(c: Any) -> dict[str, Any]:
         hidden_act=THEIR_ACTIVATIONS[c.activation],
         layer_norm_eps=c.norm_eps,
     )
-
-
-def pixels(processor: Mapping[str, Any], default: PixelConfig) -> PixelConfig:
-    """preprocessor_config.json -> PixelConfig; `default` where there is no such file (processor is {}).
-
-    Resizing the shorter side and cropping the centre is "center_crop"; resizing both sides is "squash". Raises
-    InteropError for an unknown resize filter.
-    """
-    if not processor:
-        return default
-    resample = processor.get("resample", {"bilinear": 2, "bicubic": 3}[default.interpolation])
-    if resample not in RESAMPLE:
-        raise InteropError(f"preprocessor_config.json: resample={resample} is not supported. Known: {RESAMPLE}.")
-    size = processor.get("size", {})
-    shortest = "shortest_edge" in size if isinstance(size, Mapping) else default.resize == "center_crop"
-    crops = processor.get("do_center_crop", default.resize == "center_crop")
-    return PixelConfig(
-        resize="center_crop" if crops and shortest else "squash",
-        center="floor" if crops and shortest else "round",
-        interpolation=RESAMPLE[resample],
-        mean=tuple(map(float, processor.get("image_mean", default.mean))),
-        std=tuple(map(float, processor.get("image_std", default.std))),
-    )
-
-
-def processor(kind: str, p: PixelConfig, model: ModelConfig) -> dict[str, Any]:
-    """The content of preprocessor_config.json; kind: the processor's class, such as "CLIPImageProcessor"."""
-    side = model.image.image_size
-    crop = p.resize == "center_crop"
-    square = {"height": side, "width": side}
-    return {
-        "image_processor_type": kind,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side} if crop else square,
-        **({"do_center_crop": True, "crop_size": square} if crop else {}),
-        "resample": {name: number for number, name in RESAMPLE.items()}[p.interpolation],
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(p.mean),
-        "image_std": list(p.std),
-    }

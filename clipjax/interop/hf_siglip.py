@@ -5,16 +5,18 @@ Names and defaults from transformers models/siglip/{modeling,configuration}_sigl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
-from clipjax.interop import hf_parts
+from clipjax.interop import hf_parts, hf_pixels
 from clipjax.interop.layouts import linear, patch_conv, reshape
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
 PIXELS = PixelConfig()  # squashed to a square, [-1, 1]
+PROCESSOR = "SiglipImageProcessor"
 SHARED = dict(
     hidden_size=768,
     intermediate_size=3072,
@@ -66,16 +68,25 @@ def matches(description: Description) -> bool:
 
 
 def read(description: Description) -> Meaning:
-    """Raises InteropError for an activation, filter or head that clipjax does not support."""
-    config = config_of(description, "config.json")
+    """Raises InteropError for an activation, image processor or head that clipjax does not support."""
+    model = read_model(config_of(description, "config.json"))
+    return Meaning(model, read_pixels(description, model), tokenizer(description.beside))
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return hf_pixels.pixels_of(description, model, PROCESSOR, PIXELS)
+
+
+def read_model(config: Mapping[str, Any]) -> ModelConfig:
+    """The model of config.json (`config`). Raises InteropError for an activation or head that is not supported."""
     vision = VISION | config.get("vision_config", {})
     text = TEXT | config.get("text_config", {})
     if not vision["vision_use_head"]:
         raise InteropError("config.json: vision_config.vision_use_head is false; expected true, SigLIP's pooling head.")
-    model = ModelConfig(
+    return ModelConfig(
         image=ViTConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
+            **hf_parts.grid(vision),
             pool="map",
             pre_norm=False,
             patch_bias=True,
@@ -97,8 +108,6 @@ def read(description: Description) -> Meaning:
         logit_scale_max=0.0,
         logit_bias_init=-10.0,
     )
-    pixels = hf_parts.pixels(description.files.get("preprocessor_config.json", {}), PIXELS)
-    return Meaning(model, pixels, tokenizer(description.beside))
 
 
 def tokenizer(beside: frozenset[str]) -> TokenizerConfig:
@@ -124,8 +133,8 @@ def write(meaning: Meaning) -> dict[str, Any]:
             projection_size=model.embed_dim,
         ),
     }
-    kind = "SiglipImageProcessor"
-    return {"config.json": config, "preprocessor_config.json": hf_parts.processor(kind, meaning.pixels, model)}
+    processor = hf_pixels.write_square(PROCESSOR, meaning.pixels, image.image_size)
+    return {"config.json": config, hf_pixels.LEGACY: processor}
 
 
-FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(tensors, matches, read, write=write, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS)

@@ -11,9 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
-from clipjax.interop import hf_parts, hf_siglip
+from clipjax.interop import hf_parts, hf_pixels, hf_siglip
 from clipjax.interop.layouts import linear
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import (
+    Description,
+    Family,
+    InteropError,
+    Meaning,
+    Tensor,
+    config_of,
+    square,
+    whole_number,
+)
 from clipjax.interop.tokenizer_files import tokenizer_json
 from clipjax.models.towers.naflex import NaFlexConfig, naflex_of
 
@@ -36,28 +45,32 @@ def read(description: Description) -> Meaning:
     """Raises InteropError for what hf_siglip refuses, or a grid of positions that is not square."""
     config = config_of(description, "config.json")
     vision = config.get("vision_config", {})
-    patch, count = vision.get("patch_size", 16), vision.get("num_patches", 256)
+    patch = square(vision.get("patch_size", 16), "config.json: vision_config.patch_size")
+    count = whole_number(vision.get("num_patches", 256), "config.json: vision_config.num_patches")
     side = math.isqrt(count)
     if side * side != count:
         raise InteropError(f"config.json: vision_config.num_patches={count}; expected a square number.")
     # The rest is read as SigLIP, whose images have a size.
-    files = {**description.files, "config.json": {**config, "vision_config": {**vision, "image_size": side * patch}}}
-    processor = files.get("preprocessor_config.json", {})
-    square = {**processor, "size": None} if processor else {}
-    meaning = hf_siglip.read(description._replace(files={**files, "preprocessor_config.json": square}))
-    budget = processor.get("max_num_patches", PATCHES)
-    image = naflex_of(meaning.model.image, max_patches=budget)
-    pixels = meaning.pixels if processor else PIXELS
+    model = hf_siglip.read_model({**config, "vision_config": {**vision, "image_size": side * patch}})
+    processor = hf_pixels.read_processor(description, hf_pixels.PATCHES)
+    pixels, budget = hf_pixels.read_patches(processor, patch) if processor else (PIXELS, PATCHES)
+    model = replace(model, image=naflex_of(model.image, max_patches=budget))
     tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
     if "tokenizer.model" not in description.beside:
         tokenizer = tokenizer_json(description.beside, lowercase=True, add_bos=False, add_eos=True)
-    return meaning._replace(model=replace(meaning.model, image=image), pixels=pixels, tokenizer=tokenizer)
+    return Meaning(model, pixels, tokenizer)
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for a preset, which has its own number of patches."""
+    processor = hf_pixels.read_processor(description, hf_pixels.PATCHES)
+    return hf_pixels.read_patches(processor, model.image.patch_size)[0] if processor else PIXELS
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
     """config.json and preprocessor_config.json."""
     image, files = meaning.model.image, hf_siglip.write(meaning)
-    config, processor = files["config.json"], files["preprocessor_config.json"]
+    config = files["config.json"]
     side = image.image_size // image.patch_size
     vision = {name: value for name, value in config["vision_config"].items() if name != "image_size"}
     config |= {
@@ -66,11 +79,10 @@ def write(meaning: Meaning) -> dict[str, Any]:
         "vision_config": vision | dict(model_type="siglip2_vision_model", num_patches=side * side),
         "text_config": config["text_config"] | dict(model_type="siglip2_text_model"),
     }
-    del processor["size"]
-    processor |= dict(
-        image_processor_type="Siglip2ImageProcessor", patch_size=image.patch_size, max_num_patches=image.max_patches
-    )
-    return files
+    processor = hf_pixels.write_patches(meaning.pixels, image.patch_size, image.max_patches)
+    return files | {hf_pixels.LEGACY: processor}
 
 
-FAMILY = Family(tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, **hf_parts.OPTIONS)
+FAMILY = Family(
+    tensors, matches, read, write=write, image=NaFlexConfig, pixels=PIXELS, read_pixels=read_pixels, **hf_parts.OPTIONS
+)

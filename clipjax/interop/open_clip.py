@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
-from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import tokenizer_files
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, square
+from clipjax.interop.open_clip_config import CONFIG, PIXELS, model_cfg, read_pixels, refuse_others, write_pixels
 from clipjax.interop.open_clip_parts import image_tower, text_tower
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
-CONFIG = "open_clip_config.json"
-PIXELS = PIXEL_PRESETS["openai"]
-MODES = {"shortest": "center_crop", "squash": "squash", "longest": "pad"}
 IGNORED = r"input_resolution|context_length|vocab_size|.*attn_mask"
 # What the families of this format share.
-OPTIONS = dict(format="open_clip", ignored=IGNORED, weights="open_clip_model.safetensors", pixels=PIXELS)
+OPTIONS = dict(
+    format="open_clip",
+    ignored=IGNORED,
+    weights="open_clip_model.safetensors",
+    pixels=PIXELS,
+    read_pixels=lambda description, model: read_pixels(description, model.image.image_size),
+)
 # Models with "custom_text" have this prefix on the text tower's names.
 CUSTOM_TEXT = re.compile(r"text\.(?=(transformer|token_embedding|positional_embedding|ln_final|text_projection)\b)")
 VISION = dict(image_size=224, patch_size=16, width=768, layers=12, head_width=64, mlp_ratio=4.0)
@@ -63,14 +66,22 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for an option that clipjax does not support."""
-    model = config_of(description, CONFIG)["model_cfg"]
+    model = model_cfg(description)
     return read_around(description, read_image(model), read_text(model, model.get("text_cfg", {})))
 
 
-def read_around(description: Description, image: ImageTowerConfig, text: TextTowerConfig, **options: Any) -> Meaning:
-    """The Meaning of a directory whose towers have been read; options: further fields of ModelConfig."""
-    config = config_of(description, CONFIG)
-    model = config["model_cfg"]
+def read_around(
+    description: Description,
+    image: ImageTowerConfig,
+    text: TextTowerConfig,
+    pixels: PixelConfig = PIXELS,
+    **options: Any,
+) -> Meaning:
+    """The Meaning of a directory whose towers have been read.
+
+    pixels: where the file does not say how images are prepared. options: further fields of ModelConfig.
+    """
+    model = model_cfg(description)
     bias = model.get("init_logit_bias")
     return Meaning(
         ModelConfig(
@@ -81,7 +92,7 @@ def read_around(description: Description, image: ImageTowerConfig, text: TextTow
             logit_bias_init=None if bias is None else float(bias),
             **options,
         ),
-        read_pixels(config.get("preprocess_cfg", {})),
+        read_pixels(description, image.image_size, pixels),
         tokenizer_files.open_clip(model.get("text_cfg", {}), description.beside),
     )
 
@@ -108,8 +119,8 @@ def read_image(model: Mapping[str, Any]) -> ViTConfig:
         after = v.get("final_ln_after_pool", False)
         shared |= dict(pool={"tok": "cls", "avg": "gap"}[pool], norm_after_pool=after)
     return ViTConfig(
-        image_size=v["image_size"],
-        patch_size=v["patch_size"],
+        image_size=square(v["image_size"], f"{CONFIG}: vision_cfg.image_size"),
+        patch_size=square(v["patch_size"], f"{CONFIG}: vision_cfg.patch_size"),
         num_heads=v["width"] // v["head_width"],
         class_token=by_attention or pool == "avg",
         pre_norm=not v.get("no_ln_pre", False),
@@ -123,6 +134,12 @@ def read_blocks(model: Mapping[str, Any], tower: Mapping[str, Any], where: str) 
     for name, known in (("act_kwargs", "approximate"), ("norm_kwargs", "eps")):
         if others := set(tower.get(name) or {}) - {known}:
             raise InteropError(f"{CONFIG}: {where}.{name} has {', '.join(sorted(others))}. Known: {known}.")
+    approximate = (tower.get("act_kwargs") or {}).get("approximate", "none")
+    if approximate not in ("none", "tanh") or (approximate == "tanh" and model.get("quick_gelu", False)):
+        raise InteropError(
+            f"{CONFIG}: {where}.act_kwargs={tower['act_kwargs']!r} is not supported. Known: approximate 'none', and "
+            "'tanh' without quick_gelu."
+        )
     return dict(
         width=tower["width"],
         depth=tower["layers"],
@@ -230,31 +247,6 @@ def write_text(model: ModelConfig) -> dict[str, Any]:
     )
 
 
-def read_pixels(config: Mapping[str, Any]) -> PixelConfig:
-    """preprocess_cfg -> PixelConfig. Raises InteropError for an unknown resize mode or filter."""
-    mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
-    if mode not in MODES or interpolation not in ("bicubic", "bilinear"):
-        raise InteropError(
-            f"{CONFIG}: preprocess_cfg has resize_mode='{mode}' and interpolation='{interpolation}'. Known: "
-            f"{', '.join(MODES)}; bicubic, bilinear."
-        )
-    return PixelConfig(
-        resize=MODES[mode],
-        interpolation=interpolation,
-        fill=config.get("fill_color", 0),
-        alpha=PIXELS.alpha,
-        mean=tuple(map(float, config.get("mean", PIXELS.mean))),
-        std=tuple(map(float, config.get("std", PIXELS.std))),
-    )
-
-
-def write_pixels(pixels: PixelConfig, size: int) -> dict[str, Any]:
-    """preprocess_cfg; size: of the image, in pixels."""
-    mode = {ours: theirs for theirs, ours in MODES.items()}[pixels.resize]
-    shared = dict(mean=list(pixels.mean), std=list(pixels.std), interpolation=pixels.interpolation)
-    return dict(size=[size, size], mode="RGB", resize_mode=mode, fill_color=pixels.fill, **shared)
-
-
 def activation(model: Mapping[str, Any], tower: Mapping[str, Any]) -> str:
     """model_cfg and vision_cfg or text_cfg -> our name of the activation."""
     if model.get("quick_gelu", False):
@@ -275,13 +267,6 @@ def ratio(tower: Any) -> float:
     """mlp_ratio such that open_clip's int(width * mlp_ratio) is exactly mlp_dim."""
     result = tower.mlp_dim / tower.width
     return result if int(tower.width * result) == tower.mlp_dim else math.nextafter(result, math.inf)
-
-
-def refuse_others(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
-    """Raises InteropError where a field has another value than `fixed` says; absent, null and false are accepted."""
-    for name, value in fixed.items():
-        if config.get(name, value) not in (value, None, False):
-            raise InteropError(f"{where}.{name}={config[name]!r} is not supported; expected {value!r}.")
 
 
 FAMILY = Family(tensors, matches, read, write=write, renamed=renamed, **OPTIONS)

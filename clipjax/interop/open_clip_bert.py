@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import hf_parts, open_clip
+from clipjax.interop import hf_parts, open_clip, open_clip_config
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import (
     Description,
@@ -22,7 +22,6 @@ from clipjax.interop.names import (
     Meaning,
     Tensor,
     computed_fields,
-    config_of,
     norm,
     weight_and_bias,
 )
@@ -52,7 +51,7 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a text model, pooler, projection or image tower that clipjax does not support."""
-    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    model = open_clip_config.model_cfg(description)
     text = read_text(model["text_cfg"], description.shapes)
     return open_clip.read_around(description, open_clip.read_image(model), text)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
-from clipjax.interop import open_clip
+from clipjax.interop import open_clip, open_clip_config
 from clipjax.interop.conv_towers import convnext, resnet
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, square
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.convnext import ConvNeXtConfig
 from clipjax.models.towers.resnet import ResNetConfig
@@ -26,7 +26,7 @@ TRUNKS = {
     "convnext_xlarge": ((3, 3, 27, 3), 256, 1e-6),
     "convnext_xxlarge": ((3, 4, 30, 3), 384, 1e-5),
 }
-CONVNEXT_FIXED = dict(timm_pool="", timm_proj_bias=False, timm_drop=0.0)
+CONVNEXT_FIXED = dict(timm_pool="", timm_proj_bias=False, timm_drop=0.0, patch_dropout=0.0)
 
 
 def resnet_tensors(model: ModelConfig) -> list[Tensor]:
@@ -51,10 +51,10 @@ def matches_convnext(description: Description) -> bool:
 
 def read_resnet(description: Description) -> Meaning:
     """Raises InteropError for a text tower that clipjax does not support."""
-    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
+    vision = open_clip_config.model_cfg(description)["vision_cfg"]
     width = vision.get("width", 64)
     image = ResNetConfig(
-        image_size=vision.get("image_size", 224),
+        image_size=_image_size(vision),
         stages=tuple(vision["layers"]),
         width=width,
         num_heads=32 * width // vision.get("head_width", 64),
@@ -64,17 +64,17 @@ def read_resnet(description: Description) -> Meaning:
 
 def read_convnext(description: Description) -> Meaning:
     """Raises InteropError for a trunk, head or text tower that clipjax does not support."""
-    vision = config_of(description, open_clip.CONFIG)["model_cfg"]["vision_cfg"]
+    vision = open_clip_config.model_cfg(description)["vision_cfg"]
     name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS or head not in ("linear", "mlp"):
         raise InteropError(
             f"{where} has timm_model_name='{name}' and timm_proj='{head}'. Known: {', '.join(TRUNKS)}; linear, mlp."
         )
-    open_clip.refuse_others(vision, CONVNEXT_FIXED, where)
+    open_clip_config.refuse_others(vision, CONVNEXT_FIXED, where)
     stages, width, norm_eps = TRUNKS[name]
     image = ConvNeXtConfig(
-        image_size=vision.get("image_size", 224),
+        image_size=_image_size(vision),
         stages=stages,
         width=width,
         norm_eps=norm_eps,
@@ -116,8 +116,12 @@ def _vision(description: Description) -> Mapping[str, Any]:
     return description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
 
 
+def _image_size(vision: Mapping[str, Any]) -> int:
+    return square(vision.get("image_size", 224), f"{open_clip.CONFIG}: vision_cfg.image_size")
+
+
 def _read(description: Description, image: ImageTowerConfig) -> Meaning:
-    model = config_of(description, open_clip.CONFIG)["model_cfg"]
+    model = open_clip_config.model_cfg(description)
     return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
 
 

@@ -10,11 +10,11 @@ import math
 import re
 from typing import Any
 
-from clipjax.config import ModelConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import open_clip, tokenizer_files
+from clipjax.interop import open_clip, open_clip_config, tokenizer_files
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, norm, square, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.vit import ViTConfig
 
@@ -35,7 +35,7 @@ TANH = (
     "vit_giantopt_patch16_siglip_256",
     "vit_giantopt_patch16_siglip_384",
 )
-PREPROCESS = dict(mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash")
+PIXELS = PIXEL_PRESETS["siglip_hf"]
 NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
 
 
@@ -84,15 +84,19 @@ def matches(description: Description) -> bool:
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for an image tower that is none of timm's SigLIP models."""
-    config = config_of(description, open_clip.CONFIG)
-    model = config["model_cfg"]
+    model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
     vision, text = model["vision_cfg"], model["text_cfg"]
     match = NAME.fullmatch(vision.get("timm_model_name") or "")
     if not match or match[1] not in SIZES or vision.get("timm_proj") != "none" or vision.get("timm_pool") != "map":
         raise InteropError(
-            f"{open_clip.CONFIG}: vision_cfg {vision} is none of timm's SigLIP models. Expected a timm_model_name "
+            f"{where} {vision} is none of timm's SigLIP models. Expected a timm_model_name "
             f"such as vit_base_patch16_siglip_224 (sizes: {', '.join(SIZES)}), timm_pool 'map' and timm_proj 'none'."
         )
+    if square(vision.get("image_size", 224), f"{where}.image_size") != int(match[3]):
+        raise InteropError(
+            f"{where}.image_size={vision.get('image_size', 224)!r}; {match[0]} takes images of {match[3]}."
+        )
+    open_clip_config.refuse_others(vision, dict(patch_dropout=0.0), where)
     width, depth, heads, mlp_dim = SIZES[match[1]]
     image = ViTConfig(
         image_size=int(match[3]),
@@ -108,6 +112,7 @@ def read(description: Description) -> Meaning:
         activation="gelu_tanh" if match[0] in TANH else "gelu",
         norm_eps=1e-6,
         init="big_vision",
+        drop_path=float(vision.get("timm_drop_path") or 0.0),
     )
     return Meaning(
         ModelConfig(
@@ -118,9 +123,14 @@ def read(description: Description) -> Meaning:
             logit_scale_max=0.0,
             logit_bias_init=float(model.get("init_logit_bias", -10)),
         ),
-        open_clip.read_pixels(PREPROCESS | config.get("preprocess_cfg", {})),
+        open_clip_config.read_pixels(description, image.image_size, PIXELS),
         tokenizer_files.open_clip(text, description.beside),
     )
+
+
+def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
+    """How images are prepared for the model."""
+    return open_clip_config.read_pixels(description, model.image.image_size, PIXELS)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -133,8 +143,9 @@ def write(meaning: Meaning) -> dict[str, Any]:
         timm_model_pretrained=False,
         timm_pool="map",
         timm_proj="none",
+        **({"timm_drop_path": image.drop_path} if image.drop_path else {}),
     )
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
-FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXEL_PRESETS["siglip_hf"]))
+FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXELS, read_pixels=read_pixels))

@@ -1,58 +1,81 @@
-"""Compares clipjax with the original library on the same random images and texts."""
+"""Compares clipjax with the original library: the same random numbers, and a picture and captions end to end."""
 
 from __future__ import annotations
 
-import copy
-import json
+import io
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
-from clipjax.config import ModelConfig
+from clipjax.config import ExperimentConfig, ModelConfig
+from clipjax.data.images.naflex import eval_patches
+from clipjax.data.images.transforms import eval_image
+from clipjax.data.tokenizers import make_tokenizer
 from clipjax.interop.foreign import Foreign
-from clipjax.interop.open_clip import CONFIG
+from clipjax.interop.originals import ORIGINALS, Original, Outputs, Pixels, Tokens
 from clipjax.mesh import to_host
-from clipjax.models import DualEncoder, image_tower
-from clipjax.models.pixels import Patches, image_of
+from clipjax.models import DualEncoder, image_tower, patch_budget
+from clipjax.models.pixels import Patches, image_of, normalize_pixels
 from clipjax.models.towers.naflex import patch_mask
 
 EXAMPLES = 4
-Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of unit length, logits [B, B]
+PICTURE = (97, 61)  # width and height: odd, not square, and a multiple of no patch
+# The first decides; the second shows what is done to capitals, punctuation and letters with accents.
+CAPTIONS = ("a photo of two cats and a red dog", "A photo of two Cats, 1 dog's ball & a café!")
+# Largest differences of the same numbers, and end to end, where processors round to 8 bits in several ways.
+COSINE, RELATIVE = 1e-4, 1e-3
+TOLERANCE = dict(max_levels=4.0, mean_levels=0.1, cosine_error=1e-3)  # levels of 255
+Run = Callable[[Pixels, np.ndarray], Outputs]
 
 
 def parity_report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], str]:
-    """(content of parity.json, one line about it): the largest differences of embeddings and logits.
+    """(content of parity.json, lines about it): the largest differences of embeddings, logits, pixels and tokens.
 
-    variables: from foreign.variables. Where the original library is missing or does not run, both say why.
+    variables: from foreign.variables. Where the original library is missing or does not run, both say why. "agrees" is
+    False where a difference is beyond its tolerance: "differences" lists those that end an import, the lines warn of
+    others, such as a tokenizer without the cleaning or the end of text that the weights were trained with.
     """
     model = foreign.config.model
     image, text = _random_inputs(model)
-    original = ORIGINALS.get(foreign.family.format)
-    if original is None or not foreign.source.path.is_dir():
+    load = ORIGINALS.get(foreign.family.format)
+    if load is None or not foreign.source.path.is_dir():
         why = "no original library reads these files by themselves"
         return {"compared": False, "why": why}, f"No parity report: {why}."
     try:
-        theirs = original(foreign, image, text)
+        original = load(foreign)
+        theirs = original.forward(original.images(image), original.texts(text))
     except (ImportError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"
         return {"compared": False, "why": why}, f"No parity report: the original library does not run here ({why})."
-    out = jax.jit(DualEncoder(model).apply)(variables, image=jax.tree.map(jnp.asarray, image), text=jnp.asarray(text))
-    out = jax.tree.map(np.asarray, to_host(out))
-    ours = {
-        "image_embedding": out.image_embedding,
-        "text_embedding": out.text_embedding,
-        "logits": out.logit_scale * out.image_embedding @ out.text_embedding.T + out.logit_bias,
-    }
+    run = _ours(model, variables)
+    ours = run(image, text)
     errors = {name: compare(ours[name], theirs[name]) for name in ours}
     line = "  ".join(f"{name} {e['max_abs_error']:.1e} (cosine {e['cosine_error']:.1e})" for name, e in errors.items())
-    return {"compared": True, "outputs": errors}, f"Largest difference from the original: {line}"
+    differences = [
+        f"{name} of the same random inputs: cosine error {error['cosine_error']:.1e}, tolerance {COSINE:.0e}"
+        for name, error in errors.items()
+        if not error["cosine_error"] <= COSINE
+    ]
+    if not errors["logits"]["max_abs_error"] <= RELATIVE * max(1.0, float(np.abs(theirs["logits"]).max())):
+        differences.append(f"logits of the same random inputs: {errors['logits']['max_abs_error']:.1e}")
+    pictures, seen, more = _compare_picture(foreign.config, original, run, text)
+    texts, read, others = _compare_captions(foreign.config, original, run, image)
+    differences += [*more, *others]
+    agrees = not differences and "WARNING" not in f"{seen}{read}"
+    document = {
+        "compared": True,
+        "outputs": errors,
+        "end_to_end": {"picture": pictures, "captions": texts, "tolerance": TOLERANCE},
+        "agrees": agrees,
+        "differences": differences,
+    }
+    return document, f"Largest difference from the original: {line}\nEnd to end: {seen}; {read}"
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -62,7 +85,135 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     return {"max_abs_error": float(np.abs(a - b).max()), "cosine_error": float((1 - cosine).max())}
 
 
-def _random_inputs(model: ModelConfig) -> tuple[np.ndarray | Patches, np.ndarray]:
+def odd_picture() -> Image.Image:
+    """The same RGB picture every time, of size PICTURE: slopes, an edge and noise."""
+    width, height = PICTURE
+    y, x = np.mgrid[:height, :width] / width
+    levels = np.stack([x, y, 1 - x], -1) * 200
+    levels[height // 4 : height // 2, width // 3 : width // 2] = [199, 20, 90]
+    levels += np.random.default_rng(0).integers(0, 56, levels.shape)
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def _compare_picture(
+    config: ExperimentConfig, original: Original, run: Run, text: np.ndarray
+) -> tuple[dict[str, Any], str, list[str]]:
+    """(entry of the report, words about it, differences beyond the tolerance) of odd_picture."""
+    picture = odd_picture()
+    try:
+        theirs, pixels = original.process(picture)
+    except Exception as error:  # whatever their code raises, the report says it
+        why = f"the original's image processor cannot be had ({type(error).__name__}: {error})"
+        return {"compared": False, "why": why}, f"no picture compared: {why}", []
+    ours, what = _prepared(picture, config), "a picture of {} x {} pixels".format(*PICTURE)
+    found, wanted = (_values(each) for each in (ours, pixels))
+    if found.shape != wanted.shape:
+        shapes = f"the original's processor makes pixels {list(wanted.shape)}, clipjax {list(found.shape)}"
+        return {"compared": True, "shapes_differ": shapes}, shapes, [f"{what}: {shapes}"]
+    levels = np.abs(found - wanted).reshape(-1, 3) * np.array(config.data.pixels.std) * 255
+    embedded = original.forward(theirs, original.texts(text[:1]))["image_embedding"]
+    entry = {
+        "max_levels": float(levels.max()),
+        "mean_levels": float(levels.mean()),
+        "cosine_error": compare(run(_rows(ours), text)["image_embedding"][:1], embedded)["cosine_error"],
+    }
+    beyond = [
+        f"{what}, {name}: {entry[name]:.2g}, tolerance {most:.2g}"
+        for name, most in TOLERANCE.items()
+        if not entry[name] <= most
+    ]
+    words = f"{what} differs by {entry['max_levels']:.1f} levels of 255 at most, cosine {entry['cosine_error']:.1e}"
+    return {"compared": True, **entry}, words, beyond
+
+
+def _compare_captions(
+    config: ExperimentConfig, original: Original, run: Run, image: Pixels
+) -> tuple[dict[str, Any], str, list[str]]:
+    """(entry of the report, words about it, differences that end an import) of CAPTIONS."""
+    if not config.tokenizer.path:
+        why = "no tokenizer came with the weights"
+        return {"compared": False, "why": why}, f"no caption compared: {why}", []
+    length = config.model.text.context_length
+    tokenizer = make_tokenizer(config.tokenizer, length)
+    first = original.images(jax.tree.map(lambda array: array[:1], image))
+    entries, words, beyond = {}, [], []
+    for caption in CAPTIONS:
+        try:
+            tokens = original.tokenize(caption, length)
+        except Exception as error:  # whatever their code raises, the report says it
+            why = f"the original's tokenizer cannot be had ({type(error).__name__}: {error})"
+            return {"compared": False, "why": why}, f"no caption compared: {why}", []
+        ours = tokenizer([caption])
+        equal = tokens.ids.shape == ours.shape and bool((tokens.ids == ours)[tokens.inside].all())
+        found = run(image, np.repeat(ours, EXAMPLES, 0))["text_embedding"][:1]
+        # Some libraries' tokenizers also return a mask of padding, which their model may not have been trained with.
+        given = (tokens.theirs, original.texts(tokens.ids))
+        errors = [compare(found, original.forward(first, each)["text_embedding"])["cosine_error"] for each in given]
+        entries[caption] = {"tokens_equal": equal, "cosine_error": min(errors), "cosine_error_as_called": errors[0]}
+        both = f"'{caption}' becomes {_text_of(ours)}, the original's {_text_of(tokens.ids)}, cosine {min(errors):.1e}"
+        if equal and min(errors) <= TOLERANCE["cosine_error"]:
+            words.append(f"'{caption}' becomes the same tokens, cosine {min(errors):.1e}")
+            if not errors[0] <= TOLERANCE["cosine_error"]:
+                words.append(
+                    f"WARNING: cosine {errors[0]:.1e} with the padding mask that the original's tokenizer returns"
+                )
+        elif caption == CAPTIONS[0] and (equal or not _same_words(ours, tokens, tokenizer)):
+            words.append(both)
+            beyond.append(both)
+        else:
+            words.append(f"WARNING: {both}")
+    return {"compared": True, **entries}, "; ".join(words), beyond
+
+
+def _same_words(ours: np.ndarray, tokens: Tokens, tokenizer: Any) -> bool:
+    """Whether the ids differ only in special tokens, and in what these leave no room for."""
+    special = tokens.special | {tokenizer.pad_id, tokenizer.eos_id}
+    found, wanted = ([i for i in ids[0].tolist() if i not in special] for ids in (ours, tokens.ids))
+    room = min(len(found), len(wanted))
+    return abs(len(found) - len(wanted)) <= 2 and room > 0 and found[:room] == wanted[:room]
+
+
+def _ours(model: ModelConfig, variables: dict[str, Any]) -> Run:
+    """Our outputs of EXAMPLES images and texts."""
+    apply = jax.jit(DualEncoder(model).apply)
+
+    def run(image: Pixels, text: np.ndarray) -> Outputs:
+        out = apply(variables, image=jax.tree.map(jnp.asarray, image), text=jnp.asarray(text))
+        out = jax.tree.map(np.asarray, to_host(out))
+        logits = out.logit_scale * out.image_embedding @ out.text_embedding.T + out.logit_bias
+        return dict(image_embedding=out.image_embedding, text_embedding=out.text_embedding, logits=logits)
+
+    return run
+
+
+def _prepared(picture: Image.Image, config: ExperimentConfig) -> Pixels:
+    """One picture as clipjax.load prepares it."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    pixels, budget = config.data.pixels, patch_budget(config.model.image)
+    if budget:
+        batch = {name: column[None] for name, column in eval_patches(file.getvalue(), budget, pixels).items()}
+    else:
+        batch = {"image": eval_image(file.getvalue(), config.model.image.image_size, pixels)[None]}
+    return jax.tree.map(np.asarray, normalize_pixels(image_of(batch), pixels.mean, pixels.std))
+
+
+def _values(pixels: Pixels) -> np.ndarray:
+    """The pixels that count: without padding."""
+    if not isinstance(pixels, Patches):
+        return pixels
+    return pixels.pixels[np.asarray(patch_mask(jnp.asarray(pixels.spatial_shape), pixels.pixels.shape[1]))]
+
+
+def _rows(pixels: Pixels) -> Pixels:
+    return jax.tree.map(lambda array: np.repeat(array, EXAMPLES, 0), pixels)
+
+
+def _text_of(ids: np.ndarray) -> str:
+    return f"{ids[0].tolist()[:24]}"
+
+
+def _random_inputs(model: ModelConfig) -> tuple[Pixels, np.ndarray]:
     """EXAMPLES normalised images as the tower reads them, and texts [EXAMPLES, L] int32 that end with end-of-text."""
     rng = np.random.default_rng(0)
     columns = {name: shape for name, (shape, _) in image_tower(model.image).columns(model.image, EXAMPLES).items()}
@@ -75,62 +226,3 @@ def _random_inputs(model: ModelConfig) -> tuple[np.ndarray | Patches, np.ndarray
     eos_id = getattr(model.text, "eos_id", -1)
     text[:, -1] = eos_id if 0 <= eos_id <= last else last
     return image_of(batch), text
-
-
-def _transformers(foreign: Foreign, image: np.ndarray | Patches, text: np.ndarray) -> Outputs:
-    import torch
-    from transformers import AutoModel
-
-    model = AutoModel.from_pretrained(foreign.source.path, dtype=torch.float32, local_files_only=True).eval()
-    with torch.no_grad():
-        if isinstance(image, Patches):
-            mask = np.asarray(patch_mask(jnp.asarray(image.spatial_shape), image.pixels.shape[1]), np.int32)
-            shapes = torch.tensor(image.spatial_shape).long()
-            pixels = dict(pixel_attention_mask=torch.tensor(mask), spatial_shapes=shapes)
-            pixels["pixel_values"] = torch.tensor(image.pixels)
-        else:
-            pixels = dict(pixel_values=torch.tensor(image.transpose(0, 3, 1, 2)))
-        out = model(input_ids=torch.tensor(text).long(), **pixels)
-    names = {"image_embedding": "image_embeds", "text_embedding": "text_embeds", "logits": "logits_per_image"}
-    return {ours: getattr(out, theirs).numpy() for ours, theirs in names.items()}
-
-
-def _open_clip(foreign: Foreign, image: np.ndarray, text: np.ndarray) -> Outputs:
-    import open_clip
-    import torch
-
-    with tempfile.TemporaryDirectory() as folder:
-        model = open_clip.create_model(f"local-dir:{_self_contained(foreign, Path(folder))}").eval()
-    with torch.no_grad():
-        logits, _ = model.get_logits(torch.tensor(image.transpose(0, 3, 1, 2)), torch.tensor(text).long())
-        encoded = (
-            model.encode_image(torch.tensor(image.transpose(0, 3, 1, 2)), normalize=True),
-            model.encode_text(torch.tensor(text).long(), normalize=True),
-        )
-    return dict(image_embedding=encoded[0].numpy(), text_embedding=encoded[1].numpy(), logits=logits.numpy())
-
-
-def _self_contained(foreign: Foreign, folder: Path) -> Path:
-    """A directory that open_clip reads without asking the hub: the source itself, or a copy made in `folder`.
-
-    The copy has the configuration of a text tower that the source only names.
-    """
-    if foreign.family.hub_config is None:
-        return foreign.source.path
-    for file in foreign.source.path.iterdir():
-        (folder / file.name).symlink_to(file.absolute())
-    config = copy.deepcopy(foreign.source.description.files[CONFIG])
-    hub = folder / "hub"
-    hub.mkdir()
-    (hub / "config.json").write_text(json.dumps(foreign.family.hub_config(foreign.config.model.text)))
-    config["model_cfg"]["text_cfg"] |= dict(hf_model_name=str(hub))
-    (folder / CONFIG).unlink()
-    (folder / CONFIG).write_text(json.dumps(config))
-    return folder
-
-
-# --format -> runs the library that reads it.
-ORIGINALS: dict[str, Callable[[Foreign, np.ndarray, np.ndarray], Outputs]] = {
-    "hf": _transformers,
-    "open_clip": _open_clip,
-}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from clipjax.commands import import_weights
-from clipjax.config import PixelConfig
 from clipjax.interop.export import write_npz
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
@@ -137,14 +136,6 @@ def test_files_of_another_family_are_refused(tmp_path):
     refused(clip, tmp_path, "missing: text_model", family="hf_siglip")
     save({"unknown.weight": np.ones((2, 2), np.float32)}, tmp_path / "else.safetensors")
     refused(tmp_path / "else.safetensors", tmp_path, "none of the families.*unknown.weight")
-
-
-@pytest.mark.parametrize("format", ["openai", "eva_clip"])
-def test_code_without_a_configuration_prepares_images_its_own_way(format):
-    row = next(row for row in FAMILIES.values() if row.format == format)
-    assert row.write(Meaning(tiny("clip_vit_b32"), row.pixels)) == {}
-    with pytest.raises(InteropError, match="resize='center_crop'; config.data.pixels.resize is 'squash'"):
-        row.write(Meaning(tiny("clip_vit_b32"), PixelConfig()))
 
 
 def test_a_state_dict_is_read_as_it_was_written(tmp_path):

@@ -13,7 +13,7 @@ from clipjax.config import LossConfig, MeshConfig
 from clipjax.interop import open_clip_siglip
 from clipjax.interop.convert import read_variables
 from clipjax.interop.foreign import open_foreign
-from clipjax.interop.names import stored
+from clipjax.interop.names import InteropError, stored
 from clipjax.losses import make_loss
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
@@ -243,7 +243,11 @@ def test_open_clip_reads_our_npz_to_the_same_embeddings(format, tmp_path, batch)
     torch.manual_seed(1)
     randomised(hf_model("hf_siglip")).save_pretrained(tmp_path / "hf")
     import_weights.run(tmp_path / "hf", tmp_path / "run", parity=False)
-    export.run(tmp_path / "run", tmp_path / "out", format=format)
+    with pytest.raises(
+        InteropError, match="(?s)config.data.pixels.antialias=True .read back as False.*--nearest_pixels"
+    ):
+        export.run(tmp_path / "run", tmp_path / "out", format=format)
+    export.run(tmp_path / "run", tmp_path / "out", format=format, nearest_pixels=True)
     config = open_clip_config("open_clip_siglip")
     config["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
     judge = open_clip.CustomTextCLIP(**{name: value for name, value in config.items() if name != "custom_text"}).eval()
