@@ -12,7 +12,7 @@ from clipjax.data.sources.fields import captions, decode
 
 CAPTION_FIELDS = "caption,captions,text,texts"
 # Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
-SIDECARS = (*(f"{suffix[1:]}.txt" for suffix in IMAGE_SUFFIXES), "caption")
+SIDECARS = ("caption", *(f"{suffix[1:]}.{kind}" for kind in ("txt", "caption") for suffix in IMAGE_SUFFIXES))
 
 
 def text_keys(text_key: str) -> list[str]:
@@ -74,4 +74,7 @@ def other_choice(parts: dict[str, bytes], option: str, endings: Sequence[str], t
     Its extension is "v2.jpg" or "en.txt": all that follows the first dot.
     """
     names = [name for name in sorted(parts) if name.rpartition(".")[2] in endings and name not in tried]
-    return f". To read the .{names[0]}, set {option}='{names[0]}'" if names else ""
+    if not names:
+        return ""
+    rule = "; all that follows the first dot of a file's name is its extension" if "." in names[0] else ""
+    return f". To read the .{names[0]}, set {option}='{names[0]}'{rule}"
