@@ -8,10 +8,12 @@ import sys
 # command -> (module with main(argv), what it does)
 COMMANDS = {
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
+    "config": ("clipjax.commands.config", "every field of an experiment: value, default and meaning"),
     "embed": ("clipjax.commands.embed", "embed the training data with a frozen tower, once, to train from"),
     "eval": ("clipjax.commands.eval", "zero-shot classification and retrieval of a checkpoint"),
     "import": ("clipjax.commands.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
+    "check": ("clipjax.commands.check", "check an experiment and its data, list all errors, show samples"),
     "check-data": ("clipjax.commands.check_data", "read all data of an experiment and count what is bad"),
     "plan": ("clipjax.commands.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
 }

@@ -55,22 +55,33 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
-    Raises TextFileError for a file in another encoding, OSError for one that cannot be read.
+    Raises TextFileError for a file in another encoding or with zero bytes, OSError for one that cannot be read.
     """
     return decode_text(Path(path).read_bytes(), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:
     """The bytes of a whole text file as read_text reads them. where: names the file in the error."""
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = text_encoding(data)
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(split_lines(data[: error.start].decode(encoding, "replace") + "x"))
         raise TextFileError(
             f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} "
             f"(byte {error.start} is 0x{data[error.start]:02x}). Save the file as UTF-8."
         ) from error
+    if "\0" in text:
+        line = len(split_lines(text[: text.index("\0")] + "x"))
+        raise TextFileError(
+            f"{where}, line {line}: a zero byte, as in UTF-16 without a byte order mark. Save the file as UTF-8."
+        )
+    return text
+
+
+def text_encoding(head: bytes) -> str:
+    """Python's name for the encoding of a text that begins with these bytes: by its byte order mark, else UTF-8."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 
 def split_lines(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.files import TextFileError
 
 _EXAMPLES_PER_CAUSE = 3
 
@@ -57,7 +58,7 @@ def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: lis
     arguments = vars(parser.parse_args(argv))
     try:
         build(**arguments)
-    except (PipelineError, ManifestError, RecordError, OSError) as error:
+    except (PipelineError, ManifestError, RecordError, TextFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

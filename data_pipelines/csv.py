@@ -3,6 +3,7 @@
     python -m data_pipelines.csv --table=captions.csv --out=data/mine
     python -m data_pipelines.csv --table=flickr.tsv --image_column=filepath --caption_columns=title,description \\
         --image_root=/mnt/photos --shorter_side=256 --out=data/flickr
+    python -m data_pipelines.csv --table=captions.csv --delimiter=';' --out=data/mine
 
 Image paths start from the table's folder, or from --image_root. Rows with the same image become one record with
 several captions. Rows without image or caption, and images that cannot be read, are left out and counted.
@@ -14,23 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import command
-from data_pipelines.command import Skips
 from data_pipelines.tables import add_table_flags, build_from_rows, csv_rows
 
 
 def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     """Writes records to `out`, returns the manifest.
 
-    table: comma-separated UTF-8 with a header line; tab-separated when its name ends in .tsv.
+    table: CSV or TSV with a header line, as clipjax.data.sources.csv_tables reads it.
     options: the other flags, as in tables.build_from_rows.
     """
-    table, skips = Path(table), Skips()
-    return build_from_rows(Path(out), table, csv_rows(table, skips), skips, **options)
+    return build_from_rows(Path(out), Path(table), csv_rows, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("csv", __doc__)
     add_table_flags(parser)
+    parser.add_argument(
+        "--delimiter", default="", help="separates fields: one character or 'tab'; without, found from the header"
+    )
     command.run(build, parser, argv)
 
 

@@ -138,10 +138,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, skips: Skips) -> Iterator[dict]:
-    def read(item: Item) -> bytes | RecordError | OSError:
+    def read(item: Item) -> bytes | ValueError | OSError:
         try:
             return read_image(item.path, shorter_side)
-        except (RecordError, OSError) as error:
+        except (ValueError, OSError) as error:  # RecordError, or a path with a zero byte
             return error
 
     for item, image in zip(items, _thread_map(read, items), strict=True):
@@ -149,7 +149,7 @@ def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, ski
             pair_id = pair_ids[item.texts[0].lower()]
             yield encode_record(image, item.texts, key=item.key, label=item.label, pair_id=pair_id)
         else:
-            cause = "file cannot be read" if isinstance(image, OSError) else image.cause
+            cause = image.cause if isinstance(image, RecordError) else "file cannot be read"
             skips.add(cause, f"{item.path}: {image}")
 
 

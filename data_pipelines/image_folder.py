@@ -14,14 +14,20 @@ Images without a caption and images that cannot be read are left out and counted
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from clipjax.data.labels import MAX_CLASSES, ClassNames, are_numbers, names_beside, names_in, names_of_texts, read_label
+from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import caption_lines
-from clipjax.data.sources.folder import image_files
+from clipjax.data.sources.folder import SIDECARS, Sidecars, image_files
+from clipjax.files import TextFileError, decode_text
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
+from data_pipelines.tables import add_class_names_flag, names_in_source
 
 FOLDERS = "folders"
 
@@ -32,6 +38,7 @@ def build(
     images: str | Path,
     captions: str = "sidecar",
     template: Sequence[str] = ("a photo of a {}",),
+    class_names: str | Path | None = None,
     splits: str = DEFAULT_SPLITS,
     shorter_side: int = 0,
     licence: str = "",
@@ -40,7 +47,8 @@ def build(
     """Writes records to `out`, returns the manifest.
 
     captions: "sidecar" (NAME.txt beside NAME.jpg) or "folders" (the first folder is the class name, and
-    `template` makes captions of it). splits: shares, or "folders" for a first folder that names the split.
+    `template` makes captions of it). class_names: a file of names for "folders", see class_folders.
+    splits: shares, or "folders" for a first folder that names the split.
     Raises PipelineError for a missing folder, a template without {}, and when no image has a caption.
     """
     images = Path(images)
@@ -49,44 +57,51 @@ def build(
     for text in template:
         if "{}" not in text:
             raise PipelineError(f"--template='{text}' has no {{}} where the class name belongs.")
+    if class_names and captions != FOLDERS:
+        raise PipelineError("--class_names needs --captions=folders: with caption files, images have no class.")
     by_folder = splits == FOLDERS
-    skips, listing = Skips(), hashlib.sha256()
-    items, names = [], []
-    for path in list_images(images, skips):
+    skips, listing, sidecars = Skips(), hashlib.sha256(), Sidecars()
+    items: list = []
+    for path in list_images(images, skips, sidecars):
         key = path.relative_to(images).as_posix()
         listing.update(f"{key}\0{path.stat().st_size}\n".encode())
         folders = key.split("/")[:-1]
         if by_folder and not folders:
             skips.add("in no split's folder", key)
             continue
-        name, texts = "", ()
         if captions == FOLDERS:
             inner = folders[1:] if by_folder else folders
-            name = inner[0].replace("_", " ") if inner else ""
-            texts = tuple(text.replace("{}", name) for text in template) if name else ()
+            found, cause = inner[:1], "in no class folder"
         else:
-            texts = sidecar(path, listing)
-        if texts:
-            items.append((key, path, texts, name))
-            names.append(name)
+            found, cause = sidecar(path, sidecars, listing), "no caption file, or an empty one"
+        if found:
+            items.append((key, path, found))
         else:
-            skips.add("in no class folder" if captions == FOLDERS else "no caption file, or an empty one", key)
-    class_names = sorted(set(names) - {""})
-    labels = {name: index for index, name in enumerate(class_names)}
+            skips.add(cause, key)
+    names = ClassNames()
+    if captions == FOLDERS:
+        names, labels = class_folders(images, dict.fromkeys(folder for _, _, (folder,) in items), class_names)
+        items = [
+            (key, path, tuple(text.replace("{}", names.names[labels[folder]]) for text in template), labels[folder])
+            for key, path, (folder,) in items
+        ]
+    else:
+        items = [(*item, None) for item in items]
     return write_items(
         Path(out),
-        [Item(key, path, texts, labels.get(name)) for key, path, texts, name in items],
+        [Item(key, path, tuple(texts), label) for key, path, texts, label in items],
         split_of=(lambda key: key.split("/")[0]) if by_folder else split_by_share(splits),
         shorter_side=shorter_side,
         licence=licence,
         name=images.resolve().name,
-        class_names=class_names,
+        class_names=names.names,
         skips=skips,
         source={
             "pipeline": "image_folder",
             "listing_sha256": listing.hexdigest(),
             "captions": captions,
             "templates": list(template) if captions == FOLDERS else [],
+            **names_in_source(names, are_numbers(names.names)),
             "splits": splits,
         },
         overwrite=overwrite,
@@ -98,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="the folder")
     parser.add_argument("--captions", choices=("sidecar", FOLDERS), default="sidecar", help="default %(default)s")
     parser.add_argument("--template", action="append", help='caption of a class, default "a photo of a {}"; repeatable')
+    add_class_names_flag(parser)
     add_image_flags(parser)
 
     def build_with_default_template(template: list[str] | None, **flags: object) -> dict:
@@ -106,33 +122,72 @@ def main(argv: list[str] | None = None) -> None:
     command.run(build_with_default_template, parser, argv)
 
 
-def list_images(folder: Path, skips: Skips) -> Iterator[Path]:
+def class_folders(
+    root: Path, folders: Iterable[str], class_names: str | Path | None
+) -> tuple[ClassNames, dict[str, int]]:
+    """(class names, folder -> label), by the rule of clipjax.data.labels; "_" in a folder's name stands for a space.
+
+    class_names: a file of names; None: root/classnames.txt. Without either, folders that are numbers are classes named
+    by their numbers, and other folders are their own names. Raises PipelineError for folders that are no class of the
+    file, and ManifestError for folders of which some are numbers and some are names.
+    """
+    names = names_in(class_names) if class_names else names_beside(root)
+    spelled = {folder: folder.replace("_", " ") for folder in folders}
+    if not names.names:
+        try:
+            read = [(read_label(name, f"folder '{folder}'"), f"folder '{folder}'") for folder, name in spelled.items()]
+        except RecordError as error:
+            raise PipelineError(f"--images={root}: {error}.") from error
+        names = names_of_texts(read, str(root))
+        if not names.names and read:
+            largest = max(label if label is not None else -1 for label, _ in read)
+            if largest >= MAX_CLASSES:
+                raise PipelineError(f"--images={root}: folder '{largest}' is not the number of a class.")
+            names = ClassNames(tuple(map(str, range(largest + 1))), f"the folders of {root}")
+            logging.warning(
+                "The class folders of %s are numbers, and captions will say so: '%s'. Give the classes' names with "
+                "--class_names=FILE, one per line; the number is the line, counted from 0.", root, names.names[-1:]
+            )  # fmt: skip
+    labels = {}
+    for folder, name in spelled.items():
+        try:
+            labels[folder] = names.number(folder if folder in names.names else name, f"folder '{folder}'")
+        except RecordError as error:
+            raise PipelineError(f"--images={root}: {error}.") from error
+        if labels[folder] < 0:
+            raise PipelineError(f"--images={root}: folder '{folder}' is not the number of a class.")
+    return names, labels
+
+
+def list_images(folder: Path, skips: Skips, sidecars: Sidecars) -> Iterator[Path]:
     """The image files in a folder and below it, linked folders included, in a fixed order.
 
-    Other files go to skips, apart from .txt.
+    Other files go to skips, apart from caption files, which go to sidecars.
     """
 
     def other(path: str) -> None:
+        sidecars.add(str(folder / path))
         suffix = Path(path).suffix.lower()
-        if suffix != ".txt":
+        if suffix not in SIDECARS:
             skips.add(f"not an image file ({suffix or 'no suffix'})", str(folder / path))
 
-    for path in image_files(folder, follow_links=True, other=other):
+    # All of them first: a caption file may come after its image.
+    for path in list(image_files(folder, follow_links=True, other=other)):
         yield folder / path
 
 
-def sidecar(image: Path, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
+def sidecar(image: Path, sidecars: Sidecars, listing: hashlib._Hash | None = None) -> tuple[str, ...]:
     """The captions in the file beside an image. listing: a hash that is updated with the file's bytes."""
-    path = image.with_suffix(".txt")
-    if not path.is_file():
+    path = sidecars.find(str(image), os.path.isfile)
+    if not path:
         return ()
-    data = path.read_bytes()
+    data = Path(path).read_bytes()
     if listing:
         listing.update(data)
     try:
-        return tuple(caption_lines(data.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise PipelineError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv.") from error
+        return tuple(caption_lines(decode_text(data, path)))
+    except TextFileError as error:
+        raise PipelineError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import command
-from data_pipelines.command import Skips
 from data_pipelines.tables import add_table_flags, build_from_rows, json_rows
 
 
@@ -25,8 +24,7 @@ def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     table: UTF-8, one JSON object a line.
     options: the other flags, as in tables.build_from_rows.
     """
-    table, skips = Path(table), Skips()
-    return build_from_rows(Path(out), table, json_rows(table, skips), skips, **options)
+    return build_from_rows(Path(out), Path(table), json_rows, **options)
 
 
 def main(argv: list[str] | None = None) -> None:

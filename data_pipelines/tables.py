@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.sources import tables
-from clipjax.data.sources.fields import missing_column, texts_of
+from clipjax.data.labels import CAUSE, ClassNames, names_beside, names_in, names_of_texts, read_label
+from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources import csv_tables, tables
+from clipjax.data.sources.fields import pick, texts_of
+from clipjax.data.sources.folder import FolderConfig, value_of
+from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, Columns, OptionNames
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
 
-Rows = Iterable[tuple[int, Mapping[str, Any]]]  # (line number, column -> value)
-
-
-@dataclass(frozen=True)
-class Columns:
-    image: str = "image"
-    captions: tuple[str, ...] = ("caption",)
-    label: str = ""  # "": none
+# The usable rows of a table, (line number, column -> value); the others go to skips.
+RowsOf = Callable[[Path, Columns, Skips], Iterator[tuple[int, Mapping[str, Any]]]]
+FLAGS = OptionNames("--image_column", "--caption_columns", "--label_column", "--delimiter", of="", in_training="")
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, required=True, help="the table")
-    parser.add_argument("--image_column", default="image", help="column with the image path; default %(default)s")
+    parser.add_argument("--image_column", default=IMAGE_COLUMN, help="column with the image path; default %(default)s")
     parser.add_argument(
-        "--caption_columns", default="caption", help="columns with captions, joined by commas; default %(default)s"
+        "--caption_columns", default=CAPTION_COLUMN, help="columns with captions, joined by commas; default %(default)s"
     )
-    parser.add_argument("--label_column", default="", help="column with a class name, for zero-shot classification")
+    parser.add_argument(
+        "--label_column", default="", help="column with the number or name of a class, for zero-shot classification"
+    )
+    add_class_names_flag(parser)
     parser.add_argument(
         "--image_root", type=Path, default=None, help="folder that image paths start from; default: the table's folder"
     )
     add_image_flags(parser)
 
 
+def add_class_names_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--class_names",
+        type=Path,
+        default=None,
+        help="file of class names, one per line: numbers are its lines, from 0, and names are looked up in it; "
+        "default: a classnames.txt beside the input, or else the names that occur, sorted",
+    )
+
+
+def names_in_source(names: ClassNames, numbers: bool) -> dict[str, str]:
+    """What the manifest's source says about class names that are not simply the labels, sorted: records change with it.
+
+    numbers: whether labels are numbers, which older versions sorted as texts.
+    """
+    digest = hashlib.sha256("\n".join(names.names).encode()).hexdigest()
+    return {"class_names_sha256": digest} if names.path or numbers else {}
+
+
 def build_from_rows(
     out: Path,
     table: Path,
-    rows: Rows,
-    skips: Skips,
+    rows_of: RowsOf,
     *,
-    image_column: str = "image",
-    caption_columns: str = "caption",
+    image_column: str = IMAGE_COLUMN,
+    caption_columns: str = CAPTION_COLUMN,
     label_column: str = "",
+    class_names: Path | None = None,
+    delimiter: str = "",
     image_root: Path | None = None,
     splits: str = DEFAULT_SPLITS,
     shorter_side: int = 0,
@@ -56,14 +80,13 @@ def build_from_rows(
     The keyword arguments are the commands' flags. Raises PipelineError for a column that no row has, and for
     a table without a usable row.
     """
-    captions = tuple(name.strip() for name in caption_columns.split(","))
-    gathered = gather(table, rows, Columns(image_column, captions, label_column), skips)
-    class_names = sorted({entry.label for entry in gathered.values() if entry.label})
-    labels = {name: i for i, name in enumerate(class_names)}
+    skips, captions = Skips(), tuple(name.strip() for name in caption_columns.split(","))
+    columns = Columns(image_column, captions, label_column, delimiter=delimiter, options=FLAGS)
+    gathered = gather(table, rows_of, columns, skips)
+    names, labels = number_labels(table, gathered, class_names, skips)
     root = Path(image_root or table.parent)
     items = [
-        Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(entry.label))
-        for key, entry in gathered.items()
+        Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(key)) for key, entry in gathered.items()
     ]
     return write_items(
         Path(out),
@@ -72,14 +95,16 @@ def build_from_rows(
         shorter_side=shorter_side,
         licence=licence,
         name=table.name,
-        class_names=class_names,
+        class_names=names.names,
         skips=skips,
         source={
-            "pipeline": table.suffix.lstrip("."),
+            "pipeline": table.suffix.lstrip(".").lower(),
             "table": table.name,
             "sha256": file_sha256(table),
             "columns": [image_column, *captions, label_column],
             "splits": splits,
+            **names_in_source(names, bool(labels) and not names.names),
+            **({"delimiter": delimiter} if delimiter else {}),
         },
         overwrite=overwrite,
     )
@@ -90,56 +115,88 @@ class Entry:
     """What the rows of one image say about it, together."""
 
     texts: list[str] = field(default_factory=list)
-    label: str = ""
+    labels: dict[Any, tuple[Any, str]] = field(default_factory=dict)  # as read -> (as in the table, where it is first)
 
 
-def csv_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The complete rows of a CSV or TSV table; others go to skips. Raises PipelineError unless it is UTF-8."""
-    for line, row in _whole(table, tables.csv_rows(table), skips):
-        try:
-            "".join(text for text in (*row, *row.values()) if text).encode()
-        except UnicodeEncodeError as error:
-            raise PipelineError(f"{table} line {line} is not UTF-8. Convert it, for example with iconv.") from error
+def csv_rows(table: Path, columns: Columns, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The complete rows of a CSV or TSV table. Raises PipelineError unless it is Unicode."""
+    for line, row in _whole(table, csv_tables.csv_rows(table, columns), skips):
+        if not tables.is_unicode("".join(text for text in (*row, *row.values()) if text)):
+            raise PipelineError(f"{table} line {line} is not UTF-8. Convert it, for example with iconv.")
         yield line, row
 
 
-def json_rows(table: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The JSON objects of a table with one per line; other lines go to skips."""
-    yield from _whole(table, tables.json_rows(table), skips)
+def json_rows(table: Path, columns: Columns, skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The JSON objects of a table with one per line."""
+    yield from _whole(table, tables.json_rows(table, columns), skips)
 
 
-def gather(table: Path, rows: Rows, columns: Columns, skips: Skips) -> dict[str, Entry]:
-    """Image path -> its captions and label, in the order of the table."""
-    wanted = [columns.image, *columns.captions, *([columns.label] if columns.label else [])]
+def gather(table: Path, rows_of: RowsOf, columns: Columns, skips: Skips) -> dict[str, Entry]:
+    """Image path -> its captions and label, in the order of the table. Raises PipelineError for a missing column."""
     gathered: dict[str, Entry] = {}
-    seen: dict[str, None] = {}  # column names of the whole table, in order
-    for line, row in rows:
-        seen.update(dict.fromkeys(row))
+    unread = False
+    for line, row in rows_of(table, columns, skips):
         place = f"{table.name} line {line}"
+        unread |= FolderConfig.label_key in row
         path = row.get(columns.image)
-        texts = [text for name in columns.captions for text in _texts(row.get(name))]
+        texts = [text for name in columns.captions for text in _texts(pick(row, name))]
         if not isinstance(path, str) or not path.strip():
             skips.add("no image path", place)
         elif not texts:
             skips.add("no caption", f"{place}: {path}")
         else:
+            value, where = value_of(row, columns.label), f"label of {place}"
+            try:
+                label = read_label(value, where)
+            except RecordError as error:
+                skips.add(error.cause, str(error))
+                continue
             entry = gathered.setdefault(path.strip(), Entry())
             entry.texts += texts
-            entry.label = entry.label or str(row.get(columns.label) or "").strip()
-    for name in wanted:
-        if name not in seen:
-            flags = "--image_column, --caption_columns or --label_column"
-            raise PipelineError(missing_column(table, name, seen, flags))
+            if label is not None:
+                entry.labels.setdefault(label, (value, where))
+    if not columns.label and unread:
+        logging.warning("Column '%s' is not read; to keep labels, set --label_column", FolderConfig.label_key)
     return gathered
 
 
+def number_labels(
+    table: Path, gathered: dict[str, Entry], class_names: str | Path | None, skips: Skips
+) -> tuple[ClassNames, dict[str, int]]:
+    """(class names, image path -> label), by the rule of clipjax.data.labels.
+
+    Entries with two labels, or one that is no class, are taken out of `gathered` and go to skips. class_names: the file
+    that --class_names names. Raises ManifestError for labels of which some are numbers and some are names.
+    """
+    names = names_in(class_names) if class_names else names_beside(table.parent)
+    if not names.names:
+        found = ((label, where) for entry in gathered.values() for label, (_, where) in entry.labels.items())
+        names = names_of_texts(found, str(table))
+    labels: dict[str, int] = {}
+    for key, entry in list(gathered.items()):
+        read = list(entry.labels.values())
+        try:
+            if read[1:]:
+                (one, place), (other, other_place), *_ = read
+                raise RecordError(CAUSE, f"{key}: {place} is '{one}', {other_place} is '{other}'")
+            if read:
+                labels[key] = names.number(*read[0])
+        except RecordError as error:
+            skips.add(error.cause, str(error))
+            del gathered[key]
+    return names, labels
+
+
 def _whole(table: Path, rows: Iterable[tables.TableRow], skips: Skips) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for row in rows:
-        if row.fault:
-            place = f"{table.name} line {row.line}"
-            skips.add(row.fault, f"{place}: {row.detail}" if row.detail else place)
-        else:
-            yield row.line, row.values
+    try:
+        for row in rows:
+            if row.fault:
+                place = f"{table.name} line {row.line}"
+                skips.add(row.fault, f"{place}: {row.detail}" if row.detail else place)
+            else:
+                yield row.line, row.values
+    except ManifestError as error:
+        raise PipelineError(str(error)) from error
 
 
 def _texts(value: object) -> list[str]:

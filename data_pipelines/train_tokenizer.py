@@ -130,9 +130,9 @@ def _texts(records: str | Path | None, split: str, text: str | Path | None, max_
     """Captions without empty ones, every n-th of them so that at most max_texts remain."""
     if text is not None:
         try:
-            lines = Path(text).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise PipelineError(f"{text} is not UTF-8: {error}. Convert it, for example with iconv.") from error
+            lines = atomic.split_lines(atomic.read_text(text))
+        except atomic.TextFileError as error:
+            raise PipelineError(str(error)) from error
         stride = -(-len(lines) // max_texts)
         yield from (line.strip() for line in lines[:: max(1, stride)] if line.strip())
         return

@@ -82,7 +82,8 @@ def every_field(
         for section in sections:
             yield from every_field(section, f"{name}.", below)
         if not sections:
-            yield name, cls, Declaration(below) if below else declared.get("declaration")
+            own = declared.get("declaration")
+            yield name, cls, Declaration(below, within=own.within if own else None) if below else own
 
 
 def _inherited(section: str, usual: dict[str, Any]) -> Any:

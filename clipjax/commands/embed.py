@@ -26,18 +26,18 @@ from absl import flags
 from jax.sharding import Mesh
 
 from clipjax.commands import flags as cli
+from clipjax.commands.preflight import check_folder
 from clipjax.config import ExperimentConfig, from_config_dict, require
-from clipjax.data.embeddings import DTYPES, write_embeddings
+from clipjax.data.embeddings import DTYPES, check_destination, write_embeddings
 from clipjax.data.mixture import open_train
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.precompute import counted, embed_source
 from clipjax.mesh import make_mesh
 from clipjax.processes import gather_json, wait_for_all
-from clipjax.runs import open_run
 from clipjax.runs.fingerprint import fingerprint
-from clipjax.runs.weights import first_state
-from clipjax.training.check import check, check_embeddings
-from clipjax.training.precomputed import image_made_by, teacher_made_by
+from clipjax.runs.weights import check_init_from, first_state, open_named
+from clipjax.training.check import check, check_embeddings, check_tokenizer
+from clipjax.training.precomputed import image_made_by, image_settings, teacher_made_by, teacher_settings
 from clipjax.training.teacher import make_teacher
 
 FIELDS = {"image": "image_embeddings", "teacher": "teacher_embeddings"}  # --tower -> the field of config.data
@@ -57,10 +57,16 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
     config = dataclasses.replace(config, data=unset)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
+    check_folder(Path(out).parent, "--out")
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    check_tokenizer(config, tokenizer)
+    own = fingerprint(config, tokenizer)
+    made_with = {"image": image_made_with, "teacher": teacher_made_with}[tower]
+    made_with(config, mesh, own, None)  # refuses missing or unfit weights before the data is indexed
     source = open_train(config.data)
+    check_destination(out, made_with(config, mesh, own, source) | {"dtype": dtype})
     open_tower = {"image": open_image_tower, "teacher": open_teacher}[tower]
-    model, variables, made_by = open_tower(config, mesh, fingerprint(config, tokenizer))
+    model, variables, made_by = open_tower(config, mesh, own)
     rows = embed_source(model, variables, config, mesh, tokenizer, source, texts=tower == "teacher")
     started, seen = time.perf_counter(), collections.Counter()
     write_embeddings(
@@ -71,6 +77,20 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
         bad = f"; {seen['bad']} of them could not be used" if seen["bad"] else ""
         took = f"{time.perf_counter() - started:.1f} s" if seen else "finished before, nothing to do"
         print(f"{out}: {len(source)} records, {made_by['embed_dim']} numbers each, {took}{bad}")
+
+
+def image_made_with(config: ExperimentConfig, mesh: Mesh, own: dict[str, Any], source: Any) -> dict[str, Any]:
+    """What is known of the embeddings before weights are read. Raises what open_image_tower would raise."""
+    if config.init_from:
+        check_init_from(config, mesh, own)
+    return image_settings(config, own, source)
+
+
+def teacher_made_with(config: ExperimentConfig, mesh: Mesh, own: dict[str, Any], source: Any) -> dict[str, Any]:
+    """What is known of the embeddings before weights are read. Raises what open_teacher would raise."""
+    with open_named("config.loss.teacher", config.loss.teacher) as run:
+        make_teacher(config, mesh, run, own, shapes_only=True)
+        return teacher_settings(config, run.config, own, run.fingerprint, source)
 
 
 Opened = tuple[ExperimentConfig, dict[str, Any], dict[str, Any]]  # the model that embeds, its variables, made_by
@@ -85,7 +105,7 @@ def open_image_tower(config: ExperimentConfig, mesh: Mesh, own_fingerprint: dict
 
 def open_teacher(config: ExperimentConfig, mesh: Mesh, own_fingerprint: dict[str, Any]) -> Opened:
     """The teacher's model and pixel normalisation, with this experiment's data, mesh and batch size."""
-    with open_run(config.loss.teacher) as run:
+    with open_named("config.loss.teacher", config.loss.teacher) as run:
         teacher = make_teacher(config, mesh, run, own_fingerprint)
         made_by = teacher_made_by(config, teacher, own_fingerprint, run.fingerprint)
     data = dataclasses.replace(config.data, pixels=teacher.config.data.pixels)

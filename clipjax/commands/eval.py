@@ -16,6 +16,7 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.preflight import check_folder
 from clipjax.config import ExperimentConfig, from_config_dict
 from clipjax.inference.evaluate import evaluate_run
 from clipjax.report.evaluation import results_document, write_report
@@ -41,10 +42,12 @@ def run(
     Returns: what results.json holds.
     """
     with open_run(checkpoint, step) as opened:
+        out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
+        if jax.process_index() == 0:
+            check_folder(out, "--out")
         evaluation = evaluate_run(opened, config)
     document = results_document(opened, evaluation)
     if jax.process_index() == 0:
-        out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
         write_report(out, opened, evaluation, document)
         print(format_table(evaluation.results))
         print(f"Wrote {out / 'results.json'} and {out / 'report.html'}")

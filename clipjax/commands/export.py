@@ -16,6 +16,7 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.preflight import check_folder
 from clipjax.config import MeshConfig
 from clipjax.interop.export import choose_family, write_files
 from clipjax.interop.families import formats
@@ -35,6 +36,7 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
     destination = Path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
+    check_folder(destination.parent, "DST")
     mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
     with open_run(source, step) as opened:
         config = opened.config
@@ -52,6 +54,8 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if config.tokenizer.path and not Path(config.tokenizer.path).exists():
+        print(f"{config.tokenizer.path} does not exist: {destination} has no tokenizer.")
     print(f"Exported step {opened.step} of {source} as {name} into {destination}")
 
 
@@ -63,5 +67,5 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
-    values = cli.parse([command, *rest], __doc__, define, required=("format",))
+    values = cli.parse([command, *rest], __doc__, define, required=("format",), config=False, processes=False)
     cli.run_command(values, lambda: run(*places, format=values.format, step=values.step))

@@ -5,35 +5,44 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, require_field
 from clipjax.mesh import initialize_distributed
 from clipjax.processes import stopping_together
 
 
 def parse(
-    argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], None], *, required: Sequence[str] = ()
+    argv: Sequence[str],
+    doc: str,
+    define: Callable[[flags.FlagValues], None],
+    *,
+    required: Sequence[str] = (),
+    config: bool = True,
+    processes: bool = True,
 ) -> flags.FlagValues:
-    """Parses argv (argv[0] is the command) into FlagValues with --config and the flags of a distributed start.
+    """Parses argv (argv[0] is the command) into FlagValues.
 
-    doc: the module's docstring, whose examples --help shows. Exits with 2 and one line on a wrong flag.
+    doc: the module's docstring, whose examples --help shows. config: whether the command reads an experiment file.
+    processes: whether several processes may run it together. Exits with 2 and one line on a wrong flag.
     """
     values = flags.FlagValues()
     define(values)
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
-    flags.DEFINE_integer("num_processes", None, "Number of processes in the run, to start by hand.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
+    if processes:
+        flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
+        flags.DEFINE_integer("num_processes", None, "Number of processes, to start by hand.", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
-        flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
+        if config:
+            flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
         print(doc)
         print("\n".join(_describe(values[name]) for name in sorted(values)))
         sys.exit(0)
     try:
-        argv = _define_config(values, list(argv))
+        argv = _define_config(values, list(argv)) if config else list(argv)
         rest = values(argv)[1:]
     except (flags.Error, TypeError, ValueError, OSError) as error:
         fail(error)
@@ -57,15 +66,12 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
     if place is None:
         flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
         return argv
-    name, equals, path = argv[place].partition("=")
+    _, equals, path = argv[place].partition("=")
     path = path if equals else argv[place + 1] if place + 1 < len(argv) else ""
-    file = path.split(":")[0]
-    if not Path(file).is_file():
-        fail(f"--config={file}: there is no such file; try experiments/quickstart.py.")
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, CONFIG_HELP, alone, lock_config=False, sys_argv=[])
-    alone([argv[0], f"{name}={path}"])
-    config = alone.config
+    try:
+        config = load_config_file(path)
+    except ConfigError as error:
+        fail(f"--config={error}" if "no such file" in str(error) else error)
     overrides = [arg for arg in argv if arg.startswith("--config.")]
     # Names of parts come first, because they decide which other fields there are.
     for arg in sorted(overrides, key=lambda arg: not arg.partition("=")[0].endswith(".name")):
@@ -98,7 +104,8 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.set_verbosity(logging.WARNING)
     # Orbax warns about options that are set on purpose, such as read_only.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
-    initialize_distributed(flag_values.coordinator_address, flag_values.num_processes, flag_values.process_id)
+    started = ("coordinator_address", "num_processes", "process_id")
+    initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
     try:
         with stopping_together():
             body()

@@ -92,5 +92,5 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_bool("parity", True, "Compare with the original library, if it is installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")
-    values = cli.parse([command, *rest], __doc__, define)
+    values = cli.parse([command, *rest], __doc__, define, config=False, processes=False)
     cli.run_command(values, lambda: run(*places, family=values.family, preset=values.preset, parity=values.parity))

@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
         )
         flags.DEFINE_string("out", None, "Also write the plans as JSON.", flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("config", "topology"))
+    values = cli.parse(argv, __doc__, define, required=("config", "topology"), processes=False)
     if flag := host_devices_flag(values.topology):
         # JAX reads it when it first looks for devices, which happens later.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -3,7 +3,8 @@
     clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
     clipjax train --config=experiments/emoji.py --config.loss.name=sigmoid --workdir=runs/emoji
 
-Started again with the same --workdir, a run continues from its last checkpoint.
+Started again with the same --workdir, a run continues from its last checkpoint; a finished run says so and stops.
+clipjax check --config=... --workdir=... says beforehand whether a run can start, and shows its data.
 """
 
 from __future__ import annotations
@@ -19,28 +20,25 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.preflight import Preflight
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
-from clipjax.data.mixture import open_train
-from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.prefetch import prefetch_to_mesh
-from clipjax.data.tokenizers import make_tokenizer
 from clipjax.files import write_text
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of
-from clipjax.mesh import batch_sharding, make_mesh
-from clipjax.models import patch_budget
+from clipjax.mesh import batch_sharding
 from clipjax.processes import announce, gather_json
-from clipjax.report.summary import draw_summary, make_held_out, record_before
+from clipjax.report.summary import SUMMARY, draw_summary, lacks_summary, make_held_out, record_before
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
-from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.integrity import set_aside_damaged
 from clipjax.runs.lock import run_lock
-from clipjax.runs.metrics_log import MetricsLog
+from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.resume import restore_or_create
+from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.weights import load_teacher
-from clipjax.training.check import check, check_tokenizer
+from clipjax.training.check import check
 from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.state import eval_variables
@@ -53,12 +51,14 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, summary.png.
     Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
 
-    Raises before compiling: ConfigError or FingerprintError; RunLockError for a workdir that is in use or cannot be
-    written to; CheckpointError when no checkpoint is intact. Raises later: TrainingError after
+    Raises before compiling, and before it changes a checkpoint: ConfigError, FingerprintError, CheckpointError,
+    ManifestError or DataError for what clipjax/commands/preflight.py checks; RunLockError for a workdir that is in use
+    or cannot be written to. Raises later: TrainingError after
     config.optimizer.max_nonfinite_steps skipped steps in a row; DataError when too many records are bad;
     CheckpointError when a checkpoint could not be written.
     """
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    refuse_as_workdir(workdir)
     with run_lock(workdir):
         return locked_run(config, Path(workdir))
 
@@ -66,21 +66,28 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
 def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     """run, once the workdir is this run's alone."""
     config = dataclasses.replace(config, data=choose_decoder(config.data))
-    mesh = make_mesh(config.mesh)
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
-    check_tokenizer(config, tokenizer)
-    own_fingerprint = fingerprint(config, tokenizer)
-    batches = open_batches(config, tokenizer)
-    set_aside_damaged(workdir)
-    results_of = make_evaluate(config, mesh, tokenizer)
-    evaluate = lambda variables: numbers_of(results_of(variables))  # noqa: E731
-    draws = config.log.figures and config.eval.evaluators
-    held_out = make_held_out(config, mesh, tokenizer) if draws else None
-    step_fn = compile_step(config, mesh, load_teacher(config, mesh, own_fingerprint))
+    start_from = Preflight(config, workdir)
+    for _, refuse in start_from.before_data():
+        refuse()
+    draws = bool(config.log.figures and config.eval.evaluators)
+    if start_from.finished:
+        announce(describe_finished(config, workdir, start_from.restart.step))
+        if not (draws and lacks_summary(workdir)):
+            return last_results(config, workdir, start_from.restart.step)
+    for _, refuse in start_from.of_data():
+        refuse()
+    set_aside_damaged(workdir, start_from.intact)
 
+    mesh, tokenizer, own_fingerprint = start_from.mesh, start_from.tokenizer, start_from.fingerprint
+    batches = start_from.batches
+    results_of = make_evaluate(config, mesh, tokenizer, start_from.eval_sources)
+    evaluate = lambda variables: numbers_of(results_of(variables))  # noqa: E731
+    held_out = make_held_out(config, mesh, tokenizer) if draws else None
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, own_fingerprint, batches)
         check_image_embeddings(config, state, own_fingerprint)
+        teacher = load_teacher(config, mesh, own_fingerprint)
+        step_fn = None if start_from.finished else compile_step(config, mesh, teacher)
         start = int(state.step)
         bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
@@ -118,19 +125,25 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     return results
 
 
-def open_batches(config: ExperimentConfig, tokenizer: Any) -> Any:
-    """This process's training iterator, at its first batch; see data/pipeline.py."""
-    return make_train_iterator(
-        config.data,
-        source=open_train(config.data),
-        tokenizer=tokenizer,
-        image_size=config.model.image.image_size,
-        budget=patch_budget(config.model.image),
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
+    """The line that a restart of a finished run prints."""
+    shown = [str(path) for path in (workdir / SUMMARY, workdir / "metrics.jsonl") if path.exists()]
+    return (
+        f"{workdir} is finished at step {step} (config.total_steps={config.total_steps}); nothing to train: raise "
+        f"config.total_steps to go on{', or see ' + ' and '.join(shown) if shown else ''}. "
+        f"clipjax eval --checkpoint={workdir} evaluates it."
     )
+
+
+def last_results(config: ExperimentConfig, workdir: Path, step: int) -> dict[str, float]:
+    """The evaluation of a step in metrics.jsonl; {} where there is none."""
+    return {
+        name: value
+        for line in read_metrics(workdir)
+        if line["step"] == step
+        for name, value in line.items()
+        if name.partition("/")[0] in config.eval.evaluators
+    }
 
 
 def all_causes(data_state: dict[str, Any]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from clipjax.config.data import (
     SourceConfig,
     TokenizerConfig,
 )
-from clipjax.config.errors import ConfigError, nearest, require
+from clipjax.config.errors import ConfigError, collecting, nearest, require
 from clipjax.config.experiment import (
     CheckpointConfig,
     EvalConfig,
@@ -48,7 +48,7 @@ from clipjax.config.model import (
     Remat,
     TextTowerConfig,
 )
-from clipjax.config.reading import build, require_field, to_config_dict, to_json_dict
+from clipjax.config.reading import build, check_values, require_field, to_config_dict, to_json_dict
 
 __all__ = [
     "Activation",
@@ -79,6 +79,8 @@ __all__ = [
     "TextTowerConfig",
     "TokenizerConfig",
     "build",
+    "check_values",
+    "collecting",
     "declared",
     "default_config",
     "differences",
@@ -102,11 +104,11 @@ def from_config_dict(config: ConfigDict) -> ExperimentConfig:
     """ConfigDict -> frozen ExperimentConfig.
 
     Raises ConfigError for an unknown field (naming the nearest known one, or the part that has it), a wrong type, or a
-    value that is not among a field's choices.
+    value that is not among a field's choices or outside its range.
     """
-    return build(ExperimentConfig, config)
+    return check_values(build(ExperimentConfig, config))
 
 
 def from_json_dict(tree: dict[str, Any]) -> ExperimentConfig:
     """The ExperimentConfig from which to_json_dict made `tree`, also after a round trip through JSON."""
-    return build(ExperimentConfig, tree)
+    return check_values(build(ExperimentConfig, tree))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, section
+from clipjax.config.ranges import ANY, GREY, PIXELS_OR_ZERO, POSITIVE, SHARE, TOKEN_ID, WORKERS, WORKERS_OR_ZERO
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,15 @@ class TokenizerConfig:
     path: str = runtime("")  # the vocabulary: a file or a folder, by kind
     # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
     clean: bool | None = meaning(None)
-    lowercase: bool | None = meaning(None)
+    lowercase: bool | None = meaning(None)  # lower the case of letters
     canonicalize: bool = meaning(False)  # also drop punctuation and repeated white space (big_vision's zero-shot text)
     # canonicalize: drop "_" (transformers' SigLIP) instead of making it a space (big_vision)
     drop_underscore: bool = meaning(False)
-    add_bos: bool | None = meaning(None)
-    add_eos: bool | None = meaning(None)
+    add_bos: bool | None = meaning(None)  # begin with the id of the beginning of a text
+    add_eos: bool | None = meaning(None)  # end with the id of the end of a text
     eos_to_pad: bool = meaning(False)  # the end of text counts for truncation and then becomes padding (CLIPA)
-    pad_id: int | None = meaning(None)  # None: the vocabulary's own pad id, or its EOS id where it has none
+    # None: the vocabulary's own pad id, or its EOS id where it has none
+    pad_id: int | None = meaning(None, within=TOKEN_ID)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SourceConfig:
 
     name: str = experiment("array_record", fixed=ORDER)  # a row of clipjax.data.sources.SOURCES
     path: str = runtime("")  # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
-    split: str = experiment("train", fixed=ORDER)
+    split: str = experiment("train", fixed=ORDER)  # part of the dataset, for sources that have parts
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class MixturePart:
     """One of several training sources, with its weight."""
 
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
-    weight: float = experiment(1.0, fixed=ORDER)  # the part's share of the examples is weight / sum of all weights
+    # the part's share of the examples is weight / sum of all weights
+    weight: float = experiment(1.0, within=POSITIVE, fixed=ORDER)
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,17 @@ class PixelConfig:
     # for evaluation. pad: scale the longer side to the tower's size, then fill the rest
     resize: Literal["squash", "center_crop", "pad"] = meaning("squash", converted=True)
     # pixels of both sides (squash) or the shorter side (center_crop) before the centre is cut out; 0: image_size
-    scale_to: int = meaning(0, converted=True)
+    scale_to: int = meaning(0, within=PIXELS_OR_ZERO, converted=True)
     # half of an odd margin is rounded to the even number (torchvision), or down (transformers)
     center: Literal["round", "floor"] = meaning("round", converted=True)
-    fill: int = meaning(0, converted=True)  # pad: grey level of the border
+    fill: int = meaning(0, within=GREY, converted=True)  # pad: grey level of the border
     interpolation: Literal["bicubic", "bilinear"] = meaning("bicubic", converted=True)
     # False: bilinear between four pixels at every scale (big_vision)
     antialias: bool = meaning(True, converted=True)
     # transparent pixels: composed over white, or shown in the colour they hide
     alpha: Literal["white", "drop"] = meaning("white", converted=True)
-    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5))
-    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5))
+    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=ANY)  # of red, green and blue, with pixels from 0 to 1
+    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=POSITIVE)  # of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ class AugmentConfig:
     """Training only."""
 
     name: Literal["random_resized_crop", "none"] = experiment("random_resized_crop")
-    scale: tuple[float, ...] = experiment((0.9, 1.0))  # area of the crop, as a share of the image
-    ratio: tuple[float, ...] = experiment((0.75, 4 / 3))
-    flip: float = experiment(0.0)  # probability of a left-right flip
+    scale: tuple[float, ...] = experiment((0.9, 1.0), within=SHARE)  # area of the crop, as a share of the image
+    ratio: tuple[float, ...] = experiment((0.75, 4 / 3), within=POSITIVE)  # width to height of the crop
+    flip: float = experiment(0.0, within=SHARE)  # probability of a left-right flip
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class DataConfig:
     teacher_embeddings: str = experiment("")
     # decodes JPEGs in training; evaluation always uses Pillow. auto: simplejpeg where it is installed
     decoder: Literal["auto", "simplejpeg", "pillow"] = experiment("auto")
-    num_threads: int = runtime(2)
-    prefetch: int = runtime(2)  # global batches kept ready on the devices
-    worker_count: int = runtime(0)  # processes; 0: threads of this process
-    max_bad_share: float = runtime(0.01)  # share of the records read that may be bad; a larger one stops the run
+    num_threads: int = runtime(2, within=WORKERS)  # that read and decode, in each worker
+    prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
+    worker_count: int = runtime(0, within=WORKERS_OR_ZERO)  # processes; 0: threads of this process
+    # share of the records read that may be bad; a larger one stops the run
+    max_bad_share: float = runtime(0.01, within=SHARE)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
 from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
 from clipjax.config.model import Dtype, ModelConfig
+from clipjax.config.ranges import (
+    COUNT,
+    DEVICES,
+    DEVICES_OR_REST,
+    EXAMPLES,
+    EXAMPLES_OR_ZERO,
+    LEARNING_RATE,
+    NON_NEGATIVE,
+    RATE,
+    SHARE,
+    STEPS,
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +29,7 @@ class LossConfig:
 
     name: str = experiment("softmax", fixed=OBJECTIVE)  # a row of clipjax.losses.LOSSES
     comm: str = runtime("all_gather")  # how devices exchange embeddings: a row of clipjax.losses.comm.COMMS
-    tile: int = runtime(0)  # side of a tile along a device's own rows; 0: chosen by the loss
+    tile: int = runtime(0, within=EXAMPLES_OR_ZERO)  # side of a tile along a device's own rows; 0: chosen by the loss
     dtype: Dtype = experiment("float32")  # embeddings are rounded to it before the exchange; bfloat16 halves the bytes
     # how to treat pairs with an equal pair_id
     repeats: Literal["negatives", "positives", "ignore"] = experiment("negatives", fixed=OBJECTIVE)
@@ -31,9 +44,9 @@ class LossConfig:
 class MeshConfig:
     """How many devices each axis of the mesh has."""
 
-    data: int = runtime(-1)  # -1: the devices that remain after fsdp and tensor
-    fsdp: int = runtime(1)
-    tensor: int = runtime(1)
+    data: int = runtime(-1, within=DEVICES_OR_REST)  # -1: the devices that remain after fsdp and tensor
+    fsdp: int = runtime(1, within=DEVICES)  # devices that share parameters and optimizer state
+    tensor: int = runtime(1, within=DEVICES)  # devices that share each matrix
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,10 @@ class ScheduleConfig:
     """The learning rate over the steps, as a share of its peak."""
 
     name: str = experiment("cosine")  # a row of clipjax.optim.schedules.SCHEDULES
-    warmup_steps: int = experiment(0)
-    final_fraction: float = experiment(0.0)  # cosine and linear end at this fraction of the learning rate
-    rsqrt_timescale: int = experiment(10_000)  # steps
-    cooldown_steps: int = experiment(0)  # rsqrt and constant: linear to zero over the last steps
+    warmup_steps: int = experiment(0, within=STEPS)  # the rate rises linearly from 0 over these steps
+    final_fraction: float = experiment(0.0, within=SHARE)  # cosine and linear end at this fraction of the learning rate
+    rsqrt_timescale: int = experiment(10_000, within=COUNT)  # steps
+    cooldown_steps: int = experiment(0, within=STEPS)  # rsqrt and constant: linear to zero over the last steps
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,15 @@ class OptimizerConfig:
     """What all optimizers share. An optimizer with options of its own has a subclass in its file."""
 
     name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.OPTIMIZERS
-    learning_rate: float = experiment(5e-4)
-    weight_decay: float = experiment(0.2)
-    grad_clip_norm: float = experiment(0.0)  # global norm; 0: off
-    image_lr_multiplier: float = experiment(1.0)  # 0: the tower is frozen (LiT) and has no optimizer state
-    text_lr_multiplier: float = experiment(1.0)
-    ema_decay: float = experiment(0.0)  # 0: no EMA parameters
-    max_nonfinite_steps: int = runtime(10)  # consecutive skipped steps before the run stops
+    learning_rate: float = experiment(5e-4, within=LEARNING_RATE)  # the peak, after warm-up
+    # of matrices, not of biases, norms and the temperature
+    weight_decay: float = experiment(0.2, within=NON_NEGATIVE)
+    grad_clip_norm: float = experiment(0.0, within=NON_NEGATIVE)  # global norm; 0: off
+    # 0: the tower is frozen (LiT) and has no optimizer state
+    image_lr_multiplier: float = experiment(1.0, within=NON_NEGATIVE)
+    text_lr_multiplier: float = experiment(1.0, within=NON_NEGATIVE)
+    ema_decay: float = experiment(0.0, within=RATE)  # 0: no EMA parameters
+    max_nonfinite_steps: int = runtime(10, within=COUNT)  # consecutive skipped steps before the run stops
     schedule: ScheduleConfig = section(ScheduleConfig)
 
 
@@ -69,13 +84,26 @@ class EvaluatorConfig:
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it reports; () where only an evaluation tells."""
+        return ()
+
+    def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The name of each label; class_names: the source's. Raises ConfigError."""
+        return class_names
+
+    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
+        """The texts that stand for the classes, for evaluators that make such; class_names: the source's."""
+        return ()
+
 
 @dataclass(frozen=True)
 class EvalConfig:
     """When the evaluators run, on how many examples at a time."""
 
-    every_steps: int = runtime(0)  # 0: only at the end of training
-    batch_size: int = runtime(256)  # examples, over all devices
+    every_steps: int = runtime(0, within=STEPS)  # 0: only at the end of training
+    batch_size: int = runtime(256, within=EXAMPLES)  # examples, over all devices
     evaluators: dict[str, EvaluatorConfig] = parts("clipjax.eval:EVALUATORS")
 
 
@@ -83,9 +111,9 @@ class EvalConfig:
 class CheckpointConfig:
     """When a run saves, and which checkpoints it keeps."""
 
-    every_steps: int = runtime(1000)
-    keep_last: int = runtime(3)
-    keep_best: int = runtime(1)  # how many of the best by best_metric to keep as well
+    every_steps: int = runtime(1000, within=COUNT)
+    keep_last: int = runtime(3, within=COUNT)  # checkpoints
+    keep_best: int = runtime(1, within=STEPS)  # how many of the best by best_metric to keep as well
     best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no checkpoint is kept as best
 
 
@@ -93,8 +121,8 @@ class CheckpointConfig:
 class LogConfig:
     """What a run logs, and how often."""
 
-    every_steps: int = runtime(50)
-    tensorboard: bool = runtime(True)
+    every_steps: int = runtime(50, within=COUNT)
+    tensorboard: bool = runtime(True)  # write TensorBoard events too
     figures: bool = runtime(True)  # the summary picture at the end of the run
 
 
@@ -102,13 +130,14 @@ class LogConfig:
 class ExperimentConfig:
     """Everything that a run is told."""
 
-    seed: int = experiment(0, fixed=ORDER)
-    total_steps: int = experiment(10_000)
-    global_batch_size: int = experiment(1024, fixed=ORDER)
+    seed: int = experiment(0, within=STEPS, fixed=ORDER)  # of the weights, the data's order, augmentation and dropout
+    total_steps: int = experiment(10_000, within=COUNT)  # updates of the weights
+    # pairs of a step, over all devices and micro-batches
+    global_batch_size: int = experiment(1024, within=EXAMPLES, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)
     # micro-batches in which a step runs the towers; loss and gradient are still those of the whole batch
-    accumulation_steps: int = runtime(1)
+    accumulation_steps: int = runtime(1, within=EXAMPLES)
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")
     mesh: MeshConfig = section(MeshConfig)

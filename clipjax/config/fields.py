@@ -5,6 +5,8 @@
     dropout: float = experiment(0.0)          # another curve
     remat: Remat = runtime("none")            # no effect on numbers
 
+A number also declares its range, `weights(768, within=WIDTH)`, from clipjax.config.ranges.
+
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")   # `loss.name` selects the row that has the dataclass
 
 The fingerprint, what a restart refuses, what init_from and export compare, and the docs' table all follow from the
@@ -18,6 +20,8 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
+
+from clipjax.config.ranges import Range
 
 Role = Literal["weights", "meaning", "experiment", "runtime"]
 
@@ -35,6 +39,7 @@ class Declaration:
     fixed: str = ""  # why a restarted run may not change it; "": it may
     converted: bool = False  # may differ in init_from, which converts the weights or trains them to the new setting
     at_start: bool = False  # read only when a run begins: a restart does not notice a change
+    within: Range | None = None  # the values that a number, or each number of a tuple, may have
 
 
 class Part(NamedTuple):
@@ -51,24 +56,24 @@ class Part(NamedTuple):
         return self.make(*args, **kwargs)
 
 
-def weights(default: Any, *, converted: bool = False) -> Any:
+def weights(default: Any, *, within: Range | None = None, converted: bool = False) -> Any:
     """A field that decides the shapes of parameters, or which parameters there are."""
-    return _declared(default, Declaration("weights", MODEL, converted))
+    return _declared(default, Declaration("weights", MODEL, converted, within=within))
 
 
-def meaning(default: Any, *, converted: bool = False) -> Any:
+def meaning(default: Any, *, within: Range | None = None, converted: bool = False) -> Any:
     """A field that changes what the same parameters compute."""
-    return _declared(default, Declaration("meaning", MODEL, converted))
+    return _declared(default, Declaration("meaning", MODEL, converted, within=within))
 
 
-def experiment(default: Any, *, fixed: str = "", at_start: bool = False) -> Any:
+def experiment(default: Any, *, within: Range | None = None, fixed: str = "", at_start: bool = False) -> Any:
     """A field that changes the training curve. fixed: why a restarted run may not change it."""
-    return _declared(default, Declaration("experiment", fixed, at_start=at_start))
+    return _declared(default, Declaration("experiment", fixed, at_start=at_start, within=within))
 
 
-def runtime(default: Any, *, fixed: str = "") -> Any:
+def runtime(default: Any, *, within: Range | None = None, fixed: str = "") -> Any:
     """A field that does not affect results: speed, memory, paths, logs."""
-    return _declared(default, Declaration("runtime", fixed))
+    return _declared(default, Declaration("runtime", fixed, within=within))
 
 
 def section(cls: type, *, role: Role | None = None) -> Any:
@@ -117,7 +122,8 @@ def declarations(config: Any, prefix: str = "", role: Role | None = None) -> Ite
             for key, item in value.items():
                 yield from declarations(item, f"{name}.{key}.", below)
         elif "declaration" in declared:
-            yield name, value, Declaration(below) if below else declared["declaration"]
+            own = declared["declaration"]
+            yield name, value, Declaration(below, within=own.within) if below else own
         elif not below:
             raise TypeError(
                 f"{type(config).__name__}.{field.name} declares no role; give it weights(), meaning(), experiment() "

@@ -6,6 +6,21 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from clipjax.config.fields import MODEL, experiment, meaning, part, runtime, section, weights
+from clipjax.config.ranges import (
+    ANY,
+    DEPTH,
+    DEPTH_OR_ZERO,
+    EXAMPLES_OR_ZERO,
+    NON_NEGATIVE,
+    PIXELS,
+    POSITIONS,
+    RATE,
+    SCALE,
+    SCALE_OR_ZERO,
+    SHARE,
+    VOCABULARY,
+    WIDTH,
+)
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); quick_gelu is OpenAI CLIP's
 Remat = Literal["none", "attention", "dots", "offload", "full"]  # docs/mesh.md says what each costs
@@ -24,26 +39,28 @@ class PatchBudget(NamedTuple):
 class BlockConfig:
     """The options of a block in the ViTs, the text transformer and the decoder. The defaults are CLIP's."""
 
-    width: int = weights(512)
-    depth: int = weights(12)  # number of blocks
-    num_heads: int = meaning(8)
-    mlp_dim: int = weights(2048)
+    width: int = weights(512, within=WIDTH)
+    depth: int = weights(12, within=DEPTH)  # number of blocks
+    num_heads: int = meaning(8, within=WIDTH)  # of attention; a divisor of width
+    mlp_dim: int = weights(2048, within=WIDTH)  # hidden units of a block's MLP
     activation: Activation = meaning("gelu")
     norm: Literal["layer", "rms"] = weights("layer")
-    norm_eps: float = meaning(1e-5)
+    norm_eps: float = meaning(1e-5, within=SHARE)  # added to the variance in norms
     post_norm: bool = meaning(False)  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
     mlp: Literal["plain", "swiglu"] = weights("plain")  # swiglu: silu(gate) * up instead of the activation
     qkv_bias: Literal["qkv", "qv", "none"] = weights("qkv")  # which of query, key and value have a bias (EVA: qv)
     attention_norm: bool = weights(False)  # a norm between attention and its output matrix (EVA-02's sub-LN)
     mlp_norm: bool = weights(False)  # a norm before the MLP's last matrix (EVA-02's sub-LN)
-    layer_scale: float = weights(0.0)  # initial value of a learned factor per channel on every branch; 0: none
+    # initial value of a learned factor per channel on every branch; 0: none
+    layer_scale: float = weights(0.0, within=NON_NEGATIVE)
     init: Init = experiment("clip", at_start=True)
-    dropout: float = experiment(0.0)
-    drop_path: float = experiment(0.0)  # rate of the last block; it grows linearly from 0
+    dropout: float = experiment(0.0, within=RATE)  # rate after each branch of a block, in training
+    drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
     remat: Remat = runtime("none")
     # flash: one kernel on TPUs, so that attention weights never reach HBM (docs/mesh.md)
     attention: Literal["dense", "flash"] = runtime("dense")
-    attention_chunk: int = runtime(0)  # examples per device whose attention weights exist at a time; 0: all
+    # examples per device whose attention weights exist at a time; 0: all
+    attention_chunk: int = runtime(0, within=EXAMPLES_OR_ZERO)
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,9 @@ class ImageTowerConfig:
     """The options of every image tower. The rest are in the dataclass of the row that `name` selects."""
 
     name: str = weights("vit")  # a row of clipjax.models.IMAGE_TOWERS
-    image_size: int = weights(224, converted=True)  # pixels; images are square
-    width: int = weights(768)
-    norm_eps: float = meaning(1e-5)
+    image_size: int = weights(224, within=PIXELS, converted=True)  # pixels; images are square
+    width: int = weights(768, within=WIDTH)
+    norm_eps: float = meaning(1e-5, within=SHARE)
     remat: Remat = runtime("none")
 
 
@@ -62,10 +79,10 @@ class TextTowerConfig:
     """The options of every text tower. The rest are in the dataclass of the row that `name` selects."""
 
     name: str = weights("transformer")  # a row of clipjax.models.TEXT_TOWERS
-    vocab_size: int = weights(49408)
-    context_length: int = weights(77, converted=True)  # tokens
-    width: int = weights(512)
-    norm_eps: float = meaning(1e-5)
+    vocab_size: int = weights(49408, within=VOCABULARY)
+    context_length: int = weights(77, within=POSITIONS, converted=True)  # tokens
+    width: int = weights(512, within=WIDTH)
+    norm_eps: float = meaning(1e-5, within=SHARE)
     remat: Remat = runtime("none")
 
 
@@ -73,7 +90,7 @@ class TextTowerConfig:
 class DecoderConfig(BlockConfig):
     """The captioner of loss "coca"; depth 0: none. Its width is the text tower's."""
 
-    depth: int = 0  # pairs of a self-attention and a cross-attention block
+    depth: int = weights(0, within=DEPTH_OR_ZERO)  # pairs of a self-attention and a cross-attention block
 
 
 @dataclass(frozen=True)
@@ -83,10 +100,11 @@ class ModelConfig:
     image: ImageTowerConfig = part("clipjax.models:IMAGE_TOWERS", "vit")
     text: TextTowerConfig = part("clipjax.models:TEXT_TOWERS", "transformer")
     decoder: DecoderConfig = section(DecoderConfig)
-    embed_dim: int = weights(512)
-    logit_scale_init: float = experiment(1 / 0.07, at_start=True)  # the scale itself; the parameter is its logarithm
-    logit_scale_max: float = experiment(
-        100.0, fixed=MODEL
-    )  # clipped after each update (training/temperature.py); 0: never
-    logit_bias_init: float | None = experiment(None, fixed=MODEL)  # None: no bias parameter (CLIP); -10.0 for SigLIP
+    embed_dim: int = weights(512, within=WIDTH)  # length of an embedding
+    # the scale itself; the parameter is its logarithm
+    logit_scale_init: float = experiment(1 / 0.07, within=SCALE, at_start=True)
+    # clipped after each update (training/temperature.py); 0: never
+    logit_scale_max: float = experiment(100.0, within=SCALE_OR_ZERO, fixed=MODEL)
+    # None: no bias parameter (CLIP); -10.0 for SigLIP
+    logit_bias_init: float | None = experiment(None, within=ANY, fixed=MODEL)
     dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32

@@ -4,6 +4,7 @@
     tokenizers/     one file for each kind of tokenizer; TOKENIZERS, make_tokenizer
     images/         encoded images -> pixels or patches
     records.py      the record on disk and its manifest; shards.py writes the files
+    labels.py       what a label is, and the class names that labels are lines of
     order.py        which record is example i; mixture.py: the same for several sources
     examples.py     records -> rows of a batch, each a function of its position
     pipeline.py     rows -> batches; read_ahead.py makes them in threads or processes; prefetch.py moves them to devices
@@ -20,6 +21,7 @@ from typing import Any
 _MODULES = {
     "embeddings": ("Embeddings", "open_embeddings", "write_embeddings"),
     "bad_records": ("DataError",),
+    "labels": ("ClassNames", "read_class_names", "read_label"),
     "images": ("PIXEL_PRESETS", "eval_image", "open_image", "train_image"),
     "mixture": ("Mixture", "make_order", "open_mixture", "open_train"),
     "pipeline": ("TrainIterator", "eval_batches", "make_train_iterator"),

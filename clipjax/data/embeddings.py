@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from clipjax.config import ConfigError, SourceConfig, differences, require
-from clipjax.data.records import RecordError, read_manifest, write_records
+from clipjax.data.records import ManifestError, RecordError, read_manifest, write_records
 from clipjax.data.sources.array_record import ArrayRecordSource
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -101,6 +101,27 @@ def write_embeddings(
         process_index=process_index,
         gather=gather,
     )
+
+
+def check_destination(folder: str | Path, expected: Mapping[str, Any]) -> None:
+    """Refuses a folder in which other embeddings, or anything else, are already. Raises ManifestError, ConfigError.
+
+    expected: made_by of the embeddings to write, as far as it is known before the weights are read.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_file():
+        raise ManifestError(f"{folder} is a file; embeddings are written into a folder. Name another one.")
+    made_by = read_made_by(folder)
+    lines = [
+        f"  {name}: {old!r} there, {new!r} now"
+        for name, (old, new) in differences({name: made_by.get(name) for name in expected}, expected).items()
+    ]
+    if lines:
+        raise ManifestError(
+            f"{folder} holds embeddings made with other settings:\n" + "\n".join(lines) + "\nName another folder."
+        )
 
 
 def open_embeddings(folder: str, records: int) -> Embeddings | None:

@@ -11,7 +11,6 @@ i; it needs to know nothing but i.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,11 +168,6 @@ def check_mixture(data: DataConfig) -> None:
         f"{where} has the parts {', '.join(weights)}, and config.data.train.path='{data.train.path}' is set as well: "
         "training reads one or the other. Make it a part, or set config.data.train.path=''.",
     )
-    for name, weight in weights.items():
-        require(
-            math.isfinite(weight) and weight > 0,
-            f"{where}.{name}.weight={weight} must be a number above 0; to skip a part, leave it out.",
-        )
     for name, weight in weights.items():
         require(
             weight / sum(weights.values()) * PERIOD >= 1,

@@ -17,6 +17,7 @@ from clipjax.config import DataConfig, PatchBudget, PixelConfig, require
 from clipjax.data.bad_records import BadRecord, BadRecordCounts, DataError
 from clipjax.data.examples import EvalExamples, TrainExamples
 from clipjax.data.images.jpeg import choose_decoder
+from clipjax.data.mixture import Mixture
 from clipjax.data.read_ahead import Rows, read_batches
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer
@@ -52,8 +53,8 @@ class TrainIterator:
     """Iterator of (batch, state) for one process.
 
     batch: {"image": uint8 [b, H, W, 3], "text": int32 [b, L], "pair_id": int32 [b]} NumPy.
-    state: the position after this batch, as JSON values: {"step", "read", "bad": {cause: count}, "records"}. "records"
-      is the source's size, on which the order depends.
+    state: the position after this batch, as JSON values: {"step", "read", "bad": {cause: count}, "records", "sha256"}.
+      "records" is the source's size, on which the order depends; "sha256" are its checksums, if it has any.
 
     A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted. A share
     above data.max_bad_share of the records read raises DataError. met: (step, bad records) of the latest batches with
@@ -63,6 +64,7 @@ class TrainIterator:
     def __init__(self, data: DataConfig, examples: TrainExamples, global_batch_size: int, rows: int, offset: int):
         self.data, self.examples = data, examples
         self.global_batch_size, self.rows, self.offset = global_batch_size, rows, offset
+        self.checksums = checksums(examples.source)
         self.set_state({"step": 0, "read": 0, "bad": {}})
 
     def get_state(self) -> dict:
@@ -71,6 +73,7 @@ class TrainIterator:
             "read": self.read,
             "bad": dict(self.bad.causes),
             "records": len(self.examples.source),
+            "sha256": self.checksums,
         }
 
     def set_state(self, state: dict) -> None:
@@ -78,13 +81,7 @@ class TrainIterator:
 
         Raises DataError where the source had another number of records then.
         """
-        records = len(self.examples.source)
-        if state.get("records", records) != records:
-            raise DataError(
-                f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
-                "order would change. Give the run the data it began with, or use a new --workdir with "
-                "--config.init_from set to this one."
-            )
+        check_records(state, self.examples.source)
         self.step, self.read = state["step"], state["read"]
         self.met: collections.deque[tuple[int, list[BadRecord]]] = collections.deque(maxlen=MAX_MET)
         self.bad = BadRecordCounts(state["bad"], "replaced")
@@ -119,6 +116,35 @@ class TrainIterator:
                 "Repair or rebuild the data, or raise the share if this loss is acceptable."
             )
         return batch, self.get_state()
+
+
+def check_records(state: dict, source: Source) -> None:
+    """Raises DataError where a checkpoint's data state is of another number of records than `source` has."""
+    records = len(source)
+    if state.get("records", records) != records:
+        raise DataError(
+            f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
+            "order would change. Give the run the data it began with, or use a new --workdir with "
+            "--config.init_from set to this one."
+        )
+
+
+def checksums(source: Source) -> dict[str, str]:
+    """{part of a mixture, or "train": checksum of its records} of the sources that have recorded one."""
+    parts = zip(source.names, source.sources, strict=True) if isinstance(source, Mixture) else [("train", source)]
+    return {name: part.sha256() for name, part in parts if hasattr(part, "sha256")}
+
+
+def changed_data(state: dict, source: Source) -> str:
+    """A line that names the sources whose records are not those of a checkpoint's data state; "" if they are."""
+    own = checksums(source)
+    changed = [name for name, old in state.get("sha256", {}).items() if name in own and own[name] != old]
+    if not changed:
+        return ""
+    return (
+        f"The records of {', '.join(changed)} are not those that the checkpoint was trained on (their checksums "
+        "differ): from here on the curve is that of other data."
+    )
 
 
 def eval_batches(

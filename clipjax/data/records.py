@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
-from clipjax.files import write_text
+from clipjax.files import read_text, write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -31,7 +31,7 @@ SCHEMA = {  # of a record, a msgpack map
     "image": "bytes: a JPEG, PNG or WebP file",
     "texts": "list of str: captions, at least one",
     "key": "str: unique in the data set",
-    "label": "int: index into class_names; may be absent",
+    "label": "int: index into class_names, where there are any; may be absent",
     "pair_id": "int: equal for captions that mean the same; may be absent",
 }
 ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
@@ -58,7 +58,7 @@ def encode_record(
     Raises RecordError for a value of the wrong type or an id outside int32.
     """
     record = {"image": image, "texts": list(texts), "key": key}
-    record |= {} if label is None else {"label": int(label)}
+    record |= {} if label is None else {"label": _whole(label)}
     record |= {} if pair_id is None else {"pair_id": int(pair_id)}
     _check(record)
     return msgpack.packb(record)
@@ -77,6 +77,7 @@ def decode_record(data: bytes) -> dict[str, Any]:
         raise RecordError("corrupt record", f"a msgpack {type(record).__name__}, expected a map")
     # Other tools may write an absent number as nil.
     record = {"label": -1, "pair_id": -1} | {name: value for name, value in record.items() if value is not None}
+    record["label"] = _whole(record["label"])
     _check(record)
     return record
 
@@ -91,7 +92,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "docs/data_pipelines.md has the commands."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path))
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -100,7 +101,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not _well_formed(manifest):
         raise ManifestError(
             f"{path} is incomplete: each of its splits needs a list 'shards' of "
-            '{"file": name in this folder, "records": number, "bytes": number}; see docs/data.md.'
+            '{"file": name in this folder, "records": number, "bytes": number}, and class_names is a list of texts; '
+            "see docs/data.md."
         )
     return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
@@ -261,11 +263,22 @@ def _check(record: dict[str, Any]) -> None:
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
     for name in ("label", "pair_id"):
         value = record.get(name, -1)
-        if not isinstance(value, int) or not -1 <= value < 2**31:
+        if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
             raise RecordError("corrupt record", f"field '{name}' is {value!r}, expected an integer from -1 to 2^31 - 1")
 
 
+def _whole(value: Any) -> Any:
+    """A whole number of any type as an int; other values as they are, for _check to refuse."""
+    try:
+        return int(value) if not isinstance(value, str | bytes | bool) and int(value) == value else value
+    except (TypeError, ValueError, OverflowError):
+        return value
+
+
 def _well_formed(manifest: dict[str, Any]) -> bool:
+    names = manifest.get("class_names") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
     try:
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
         return all(

@@ -14,6 +14,7 @@ from clipjax.config import EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.mesh import batch_sharding, replicated, to_host, to_mesh
 
+RANKS = ("r1", "r5", "r10", "median_rank")
 MAX_SCORES = 2**26  # similarities that exist at a time, over all devices: 256 MiB
 
 
@@ -23,6 +24,12 @@ class RetrievalConfig(EvaluatorConfig):
 
     name: str = "retrieval"
     all_captions: bool = runtime(False)  # every caption of a record takes part (COCO, Flickr30k), not only its first
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it reports."""
+        both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in RANKS]
+        return (*both, "examples", *(("captions",) if self.all_captions else ()))
 
 
 def evaluate(

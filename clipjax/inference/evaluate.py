@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig, ModelConfig, nearest, require
+from clipjax.config import (
+    ConfigError,
+    EvaluatorConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SourceConfig,
+    nearest,
+    require,
+)
 from clipjax.config.fields import LAYOUT, declarations
-from clipjax.data.sources import open_source
+from clipjax.data.probe import Labels, read_labels
+from clipjax.data.records import ManifestError
+from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.inference.embed import global_batches, make_embed
@@ -21,18 +34,13 @@ from clipjax.mesh import make_mesh
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
-from clipjax.training.check import check
+from clipjax.training.check import check, check_tokenizer
 
 Results = dict[str, dict[str, Any]]  # evaluator -> metric -> value
 
 
-def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Callable[[Any], Results]:
-    """Opens every evaluator's data once and returns a function from {"params", "batch_stats"} to {evaluator: result}.
-
-    All processes call that function together. Raises ConfigError, before anything is compiled, for a wrong source,
-    evaluator or option.
-    """
-    sources = {}
+def check_evaluators(config: ExperimentConfig) -> None:
+    """Refuses evaluators that are unknown or whose options are wrong; opens no data. Raises ConfigError."""
     for name, evaluator in config.eval.evaluators.items():
         where = f"config.eval.evaluators.{name}"
         require(
@@ -45,8 +53,59 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             f"{where} is a {type(evaluator).__name__}; '{evaluator.name}' takes a {row.config.__name__}.",
         )
         if row.check:
-            row.check(evaluator)
-        sources[name] = open_source(evaluator.source)
+            with errors_of(name):
+                row.check(evaluator)
+    best = config.checkpoint.best_metric
+    if best.split("/")[0] in config.eval.evaluators and config.eval.evaluators[best.split("/")[0]].metrics:
+        check_best_metric(config, [f"{n}/{m}" for n, e in config.eval.evaluators.items() for m in e.metrics])
+
+
+def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
+    """{evaluator: its source}; equal sources are opened once.
+
+    Raises ConfigError for an evaluator that cannot use its data, such as labels beyond the class names, as far as
+    PROBED of the records show it; and as open_source does.
+    """
+    check_evaluators(config)
+    opened: dict[SourceConfig, Source] = {}
+    for name, evaluator in config.eval.evaluators.items():
+        with errors_of(name):
+            if evaluator.source not in opened:
+                opened[evaluator.source] = open_source(evaluator.source)
+            check_with_data(evaluator, opened[evaluator.source])
+    return {name: opened[evaluator.source] for name, evaluator in config.eval.evaluators.items()}
+
+
+def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
+    """Calls the check of the evaluator's row, with those of `class_names` and `labels` that it takes.
+
+    labels: reads the source's labels; None: some of them, see clipjax.data.probe.
+    """
+    check_row = EVALUATORS[evaluator.name].check
+    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
+    wanted = inspect.signature(check_row).parameters if check_row else {}
+    if taken := {name: value for name, value in offered.items() if name in wanted}:
+        check_row(evaluator, **taken)
+
+
+@contextlib.contextmanager
+def errors_of(evaluator: str) -> Iterator[None]:
+    """Begins the message of an error about an evaluator or its data with the evaluator's field."""
+    try:
+        yield
+    except (ConfigError, ManifestError) as error:
+        where = f"config.eval.evaluators.{evaluator}"
+        raise type(error)(str(error) if where in str(error) else f"{where}: {error}") from error
+
+
+def make_evaluate(
+    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, sources: dict[str, Source] | None = None
+) -> Callable[[Any], Results]:
+    """A function from {"params", "batch_stats"} to {evaluator: result}. All processes call it together.
+
+    sources: what open_evaluators returned; None: it is called here, and raises ConfigError before anything is compiled.
+    """
+    sources = open_evaluators(config) if sources is None else sources
     embed_images, embed_texts = make_embed(config, mesh)
 
     def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
@@ -58,6 +117,7 @@ def make_evaluate(config: ExperimentConfig, mesh: Mesh, tokenizer: Any) -> Calla
             embed_texts=lambda tokens: embed_texts(variables, tokens),
             tokenizer=tokenizer,
             class_names=source.class_names,
+            where=source.where,
             captions=lambda index: source[index]["texts"],
             mesh=mesh,
         )
@@ -83,7 +143,7 @@ def numbers_of(results: Results) -> dict[str, float]:
     }
 
 
-def check_best_metric(config: ExperimentConfig, numbers: dict[str, float]) -> None:
+def check_best_metric(config: ExperimentConfig, numbers: Collection[str]) -> None:
     """Refuses a checkpoint.best_metric that is not among what the evaluators report. Raises ConfigError."""
     best = config.checkpoint.best_metric
     require(
@@ -109,17 +169,20 @@ def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation
     trained = run.config
     config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
     require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
+    check_evaluators(config)
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    check_tokenizer(config, tokenizer)
     where = f"{run.directory} step {run.step}"
     check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    sources = open_evaluators(config)
     mesh = make_mesh(config.mesh)
     # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
     model = with_runtime_options(trained.model, config.model)
     config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
     variables = run.variables(mesh)
     started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer)(variables)
+    results = make_evaluate(config, mesh, tokenizer, sources)(variables)
     return Evaluation(config, mesh, results, time.perf_counter() - started)
 
 

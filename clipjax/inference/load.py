@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from clipjax.config import ExperimentConfig, MeshConfig
-from clipjax.data.images.naflex import eval_patches
-from clipjax.data.images.transforms import eval_image
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
+from clipjax.inference.inputs import image_columns, text_ids
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
 from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
@@ -31,11 +28,11 @@ class Loaded:
     config: ExperimentConfig
     params: Any  # on the mesh
     tokenizer: Any  # None if the weights came without one
-    # Both return [B, embed_dim] float32 of unit length.
-    # Images: a sequence of PIL images, encoded bytes or [H, W, 3] uint8 arrays; or one [B, S, S, 3] uint8 array, for
-    # towers that read images of one size S.
+    # Both return [B, embed_dim] float32 of unit length, of one image or text [1, embed_dim], of none [0, embed_dim].
+    # Images: one or a sequence of paths, bytes of files, PIL images or [H, W, 3] uint8 arrays, with the pixels that
+    # evaluation gives for each; or one [B, S, S, 3] uint8 array, for towers that read images of one size S.
     embed_images: Callable[[Any], np.ndarray]
-    embed_texts: Callable[[Any], np.ndarray]  # texts: strings, or ids [B, L] int32
+    embed_texts: Callable[[Any], np.ndarray]  # texts: one string or a sequence of them, or ids [B, L] int32
     # (images or texts, hidden_layers=()) -> Encoded of float32 NumPy arrays
     encode_images: Callable[..., Encoded]
     encode_texts: Callable[..., Encoded]
@@ -56,17 +53,19 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
     encoders = {side: make_encode(config, mesh, side) for side in ("image", "text")}
     blocks = functools.partial(_blocks, rows=rows, sharding=batch_sharding(mesh))
 
-    def embed_images(images: Any) -> np.ndarray:
-        batches = blocks(_columns(images, config))
-        return np.concatenate([_host(images_of(variables, image_of(batch)), count) for batch, count in batches])
+    def columns_of(images: Any) -> dict[str, np.ndarray]:
+        image = config.model.image
+        return image_columns(images, image.image_size, patch_budget(image), config.data.pixels)
 
     def ids_of(texts: Any) -> np.ndarray:
-        if isinstance(texts, Sequence) and not isinstance(texts, np.ndarray) and isinstance(texts[0], str):
-            if tokenizer is None:
-                length = config.model.text.context_length
-                raise ValueError(f"These weights have no tokenizer: give ids [B, {length}] int32, not strings.")
-            texts = tokenizer(texts)
-        return np.asarray(texts, np.int32)
+        return text_ids(texts, tokenizer, config.model.text.context_length, config.model.text.vocab_size)
+
+    def embed_images(images: Any) -> np.ndarray:
+        columns = columns_of(images)
+        if not len(columns["image"]):  # nothing to compile for
+            return np.zeros((0, config.model.embed_dim), np.float32)
+        batches = blocks(columns)
+        return np.concatenate([_host(images_of(variables, image_of(batch)), count) for batch, count in batches])
 
     def embed_texts(texts: Any) -> np.ndarray:
         return texts_of(variables, ids_of(texts))
@@ -80,7 +79,7 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def encode_images(images: Any, hidden_layers: Sequence[int] = ()) -> Encoded:
-        return encode("image", _columns(images, config), hidden_layers)
+        return encode("image", columns_of(images), hidden_layers)
 
     def encode_texts(texts: Any, hidden_layers: Sequence[int] = ()) -> Encoded:
         return encode("text", {"text": ids_of(texts)}, hidden_layers)
@@ -91,9 +90,9 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
 def _blocks(
     columns: dict[str, np.ndarray], rows: int, sharding: jax.sharding.Sharding
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """Yields (global batch of `rows` examples, how many of them are not padding)."""
+    """Yields (global batch of `rows` examples, how many are not padding). No examples give one batch of padding."""
     count = len(next(iter(columns.values())))
-    for start in range(0, count, rows):
+    for start in range(0, max(count, 1), rows):
         batch = {}
         for name, column in columns.items():
             block = column[start : start + rows]
@@ -105,26 +104,3 @@ def _blocks(
 
 def _host(array: jax.Array, count: int) -> np.ndarray:
     return np.asarray(to_host(array), np.float32)[:count]
-
-
-def _columns(images: Any, config: ExperimentConfig) -> dict[str, np.ndarray]:
-    """The image columns of a batch. Raises ValueError for an array whose shape is not the tower's."""
-    size, budget, pixels = config.model.image.image_size, patch_budget(config.model.image), config.data.pixels
-    if budget:
-        rows = [eval_patches(_encoded(image), budget, pixels) for image in images]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    if not isinstance(images, np.ndarray):
-        images = np.stack([eval_image(_encoded(image), size, pixels) for image in images])
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-        raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 [B, {size}, {size}, 3].")
-    return {"image": images}
-
-
-def _encoded(image: Any) -> bytes:
-    """An image of any accepted kind as the bytes of a lossless file."""
-    if isinstance(image, bytes):
-        return image
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from clipjax.files import read_text
 from clipjax.interop.names import Description, InteropError, Stored
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.interop.torch_files import open_torch
@@ -56,7 +57,7 @@ def open_weights(path: str | Path) -> Source:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises InteropError where it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:
         raise InteropError(f"{path} is not JSON, or truncated: {error}.") from error
 

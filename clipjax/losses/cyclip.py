@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
 from clipjax.config.fields import OBJECTIVE, experiment
+from clipjax.config.ranges import NON_NEGATIVE
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss
 
@@ -22,8 +23,8 @@ from clipjax.losses.loss import Inputs, Loss
 @dataclass(frozen=True)
 class CyclipConfig(LossConfig):
     name: str = "cyclip"
-    in_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)
-    cross_modal_weight: float = experiment(0.25, fixed=OBJECTIVE)
+    in_modal_weight: float = experiment(0.25, within=NON_NEGATIVE, fixed=OBJECTIVE)
+    cross_modal_weight: float = experiment(0.25, within=NON_NEGATIVE, fixed=OBJECTIVE)
 
 
 def make(config: CyclipConfig) -> Loss:

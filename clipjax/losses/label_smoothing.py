@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
 from clipjax.config.fields import OBJECTIVE, experiment
+from clipjax.config.ranges import RATE
 from clipjax.losses import softmax
 from clipjax.losses.loss import Loss, Pairs
 from clipjax.losses.reductions import LogSumExp, Sum
@@ -21,7 +22,8 @@ from clipjax.losses.reductions import LogSumExp, Sum
 @dataclass(frozen=True)
 class LabelSmoothingConfig(LossConfig):
     name: str = "label_smoothing"
-    label_smoothing: float = experiment(0.1, fixed=OBJECTIVE)  # share of every target that is spread over the batch
+    # share of every target that is spread over the batch
+    label_smoothing: float = experiment(0.1, within=RATE, fixed=OBJECTIVE)
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:

@@ -227,19 +227,6 @@ def check_heads(width: int, num_heads: int, where: str) -> None:
     require(width % num_heads == 0, f"{where}.width={width} is not a multiple of num_heads={num_heads}.")
 
 
-def check_rates(config: Any, names: tuple[str, ...], where: str) -> None:
-    """Raises ConfigError for a rate outside [0, 1)."""
-    for name in names:
-        rate = getattr(config, name)
-        require(0 <= rate < 1, f"{where}.{name}={rate} must be in [0, 1).")
-
-
-def check_blocks(config: BlockConfig, where: str) -> None:
-    """Raises ConfigError for options of blocks that do not fit each other. where: the section, for the message."""
-    check_heads(config.width, config.num_heads, where)
-    check_rates(config, ("dropout", "drop_path"), where)
-
-
 def check_rope(config: Any, where: str, *, axes: int) -> None:
     """Raises ConfigError for heads that rotary positions along `axes` axes cannot turn."""
     require(

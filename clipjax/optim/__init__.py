@@ -10,7 +10,6 @@ OPTIMIZERS. Schedules are functions and rows in schedules.py.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,18 +76,6 @@ def check_optimizer(config: OptimizerConfig, total_steps: int, optimizers: Mappi
     require(
         isinstance(config, row.config),
         f"{where} is a {type(config).__name__}, but '{config.name}' reads a {row.config.__name__}.",
-    )
-    require(0 <= config.ema_decay < 1, f"{where}.ema_decay={config.ema_decay} must be in [0, 1).")
-    for name in ("weight_decay", "grad_clip_norm", *(f"{tower}_lr_multiplier" for tower in TOWERS)):
-        value = getattr(config, name)
-        require(0 <= value < math.inf, f"{where}.{name}={value} must be a finite number, 0 or more.")
-    require(
-        0 < config.learning_rate < math.inf,
-        f"{where}.learning_rate={config.learning_rate} must be positive; a multiplier of 0 freezes a tower.",
-    )
-    require(
-        config.max_nonfinite_steps >= 1,
-        f"{where}.max_nonfinite_steps={config.max_nonfinite_steps} must be at least 1.",
     )
     require(
         any(getattr(config, f"{tower}_lr_multiplier") > 0 for tower in TOWERS),

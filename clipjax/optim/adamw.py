@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import optax
 
 from clipjax.config import Part
-from clipjax.optim.updates import AdamConfig, adam, check_adam, with_decay
+from clipjax.optim.updates import AdamConfig, adam, with_decay
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ def make(config: AdamWConfig) -> optax.GradientTransformation:
     return with_decay(config, adam(config))
 
 
-OPTIMIZER = Part(AdamWConfig, make, check_adam)
+OPTIMIZER = Part(AdamWConfig, make)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from clipjax.config import OptimizerConfig, Part, require
-from clipjax.optim.updates import AdamConfig, MomentsConfig, adam, check_adam, check_moments, map_names, per_layer
+from clipjax.optim.updates import AdamConfig, MomentsConfig, adam, map_names, per_layer
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,6 @@ def check_kernel_decay(config: OptimizerConfig) -> None:
     )
 
 
-def check_with_eps(config: BvAdamConfig) -> None:
-    check_adam(config)
-    check_kernel_decay(config)
-
-
-def check_without_eps(config: MomentsConfig) -> None:
-    check_moments(config)
-    check_kernel_decay(config)
-
-
-ADAM = Part(BvAdamConfig, make_adam, check_with_eps)
-ADAFACTOR = Part(BvAdafactorConfig, make_adafactor, check_without_eps)
-LION = Part(BvLionConfig, make_lion, check_without_eps)
+ADAM = Part(BvAdamConfig, make_adam, check_kernel_decay)
+ADAFACTOR = Part(BvAdafactorConfig, make_adafactor, check_kernel_decay)
+LION = Part(BvLionConfig, make_lion, check_kernel_decay)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import optax
 
 from clipjax.config import Part
-from clipjax.optim.updates import AdamConfig, adam, check_adam, decayed, per_layer
+from clipjax.optim.updates import AdamConfig, adam, decayed, per_layer
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ def make(config: LambConfig) -> optax.GradientTransformation:
     )
 
 
-OPTIMIZER = Part(LambConfig, make, check_adam)
+OPTIMIZER = Part(LambConfig, make)

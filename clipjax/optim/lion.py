@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import optax
 
 from clipjax.config import Part
-from clipjax.optim.updates import MomentsConfig, check_moments, with_decay
+from clipjax.optim.updates import MomentsConfig, with_decay
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ def make(config: LionConfig) -> optax.GradientTransformation:
     return with_decay(config, optax.scale_by_lion(config.b1, config.b2, mu_dtype=config.moment_dtype))
 
 
-OPTIMIZER = Part(LionConfig, make, check_moments)
+OPTIMIZER = Part(LionConfig, make)

@@ -15,7 +15,7 @@ import jax
 import optax
 
 from clipjax.config import Part
-from clipjax.optim.updates import AdamConfig, adam, check_adam, map_names, per_layer, with_decay
+from clipjax.optim.updates import AdamConfig, adam, map_names, per_layer, with_decay
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ def _matrix_axes(params: Any) -> Any:
     return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(0, leaf.ndim - 1), params)
 
 
-OPTIMIZER = Part(MuonConfig, make, check_adam)
+OPTIMIZER = Part(MuonConfig, make)

@@ -48,7 +48,7 @@ def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
     where, warmup, cooldown = "config.optimizer.schedule", config.warmup_steps, config.cooldown_steps
     require(config.name in SCHEDULES, f"{where}.name='{config.name}' is unknown.{nearest(config.name, SCHEDULES)}")
     require(
-        warmup >= 0 and cooldown >= 0 and warmup + cooldown <= total_steps and warmup < total_steps,
+        warmup + cooldown <= total_steps and warmup < total_steps,
         f"{where}.warmup_steps={warmup} and cooldown_steps={cooldown} do not fit into "
         f"config.total_steps={total_steps}.",
     )
@@ -57,8 +57,6 @@ def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
         f"{where}.cooldown_steps={cooldown} is for {' and '.join(n for n, row in SCHEDULES.items() if not row.falls)}; "
         f"{config.name} falls by itself. Set it to 0.",
     )
-    require(0 <= config.final_fraction <= 1, f"{where}.final_fraction={config.final_fraction} must be in [0, 1].")
-    require(config.rsqrt_timescale > 0, f"{where}.rsqrt_timescale={config.rsqrt_timescale} must be positive.")
 
 
 def _cosine(steps: jax.Array, progress: jax.Array, config: ScheduleConfig) -> jax.Array:

@@ -9,7 +9,6 @@ So weight_decay=1e-4 in a big_vision config is 0.1 for AdamW at learning rate 1e
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import jax
 import optax
 
-from clipjax.config import Dtype, OptimizerConfig, require
+from clipjax.config import Dtype, OptimizerConfig
 from clipjax.config.fields import STATE, experiment
+from clipjax.config.ranges import NON_NEGATIVE, RATE
 
 # Parameters that are a size or an offset rather than a direction: AdamW and its relatives do not decay them.
 NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", "ls_1", "ls_2")
@@ -28,8 +28,8 @@ NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", 
 class MomentsConfig(OptimizerConfig):
     """For optimizers with moving averages of the gradient."""
 
-    b1: float = experiment(0.9)
-    b2: float = experiment(0.98)
+    b1: float = experiment(0.9, within=RATE)  # share of the first moment that a step keeps
+    b2: float = experiment(0.98, within=RATE)  # share of the second moment that a step keeps
     moment_dtype: Dtype = experiment("float32", fixed=STATE)  # of the first moment
 
 
@@ -37,20 +37,7 @@ class MomentsConfig(OptimizerConfig):
 class AdamConfig(MomentsConfig):
     """For optimizers that divide by the root of a second moment, plus eps."""
 
-    eps: float = experiment(1e-6)
-
-
-def check_moments(config: MomentsConfig) -> None:
-    """Refuses decay rates outside [0, 1). Raises ConfigError."""
-    for name in ("b1", "b2"):
-        value = getattr(config, name)
-        require(0 <= value < 1, f"config.optimizer.{name}={value} must be in [0, 1).")
-
-
-def check_adam(config: AdamConfig) -> None:
-    """check_moments, and refuses a negative eps. Raises ConfigError."""
-    check_moments(config)
-    require(0 <= config.eps < math.inf, f"config.optimizer.eps={config.eps} must be a finite number, 0 or more.")
+    eps: float = experiment(1e-6, within=NON_NEGATIVE)  # added to the root of the second moment
 
 
 def adam(config: AdamConfig) -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ from clipjax.report.figures import training_summary
 from clipjax.runs.metrics_log import read_metrics
 
 NUM_PAIRS = 8
-BEFORE = "before.json"
+BEFORE, SUMMARY = "before.json", "summary.png"
 
 
 def record_before(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
         return
     before = json.loads((workdir / BEFORE).read_text())
     training_summary(
-        workdir / "summary.png",
+        workdir / SUMMARY,
         curve=[line for line in read_metrics(workdir) if "loss" in line],
         similarity_before=np.asarray(before["similarity"]),
         similarity_after=pairs["similarity"],
@@ -50,7 +50,12 @@ def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
         zero_shot_before=_zero_shot(before["results"]),
         zero_shot_after=_zero_shot(results),
     )
-    print(f"Wrote {workdir / 'summary.png'}", flush=True)
+    print(f"Wrote {workdir / SUMMARY}", flush=True)
+
+
+def lacks_summary(workdir: Path) -> bool:
+    """Whether the picture of a finished run is still to be drawn, because the run was killed before it."""
+    return (workdir / BEFORE).exists() and not (workdir / SUMMARY).exists()
 
 
 def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Any], dict]:

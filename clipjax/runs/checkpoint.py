@@ -34,6 +34,7 @@ from clipjax.training.state import TrainState, abstract_state, eval_variables
 
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
 WEIGHTS = ("params", *OPTIONAL_ITEMS)  # everything except the training state
+FORMAT = "clipjax-checkpoint/1"
 SHOWN = 20  # differing parameters named in an error
 
 
@@ -75,6 +76,16 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
         manager.close()
 
 
+@contextlib.contextmanager
+def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
+    """The manager of a folder of checkpoints, to read from."""
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with contextlib.closing(
+        ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+    ) as manager:
+        yield manager
+
+
 def save(
     manager: ocp.CheckpointManager,
     state: TrainState,
@@ -91,7 +102,7 @@ def save(
     """
     step = int(state.step)
     meta = {
-        "format": "clipjax-checkpoint/1",
+        "format": FORMAT,
         "config": to_json_dict(config),
         "fingerprint": fingerprint,
         "data_states": gather_json(data_state),
@@ -128,7 +139,7 @@ def save_weights(
     variables: {"params", "batch_stats"}. own_tokenizer: config.tokenizer.path is relative to workdir, so that workdir
     may be moved.
     """
-    meta = {"format": "clipjax-checkpoint/1", "config": to_json_dict(config), "fingerprint": fingerprint}
+    meta = {"format": FORMAT, "config": to_json_dict(config), "fingerprint": fingerprint}
     meta |= {"own_tokenizer": True} if own_tokenizer else {}
     items = {name: ocp.args.StandardSave(tree) for name, tree in variables.items() if tree}
     with open_checkpoints(workdir, config.checkpoint) as manager:
@@ -151,9 +162,13 @@ def restore(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig,
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
     target = abstract_state(config, mesh)
-    optional = _optional_items(target)
-    restored = _restore_items(manager, step, {"params": target.params, "train": _train_item(target)} | optional)
+    restored = _restore_items(manager, step, _all_items(target))
     return target.replace(**restored.pop("train"), **restored)
+
+
+def check_fits(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> None:
+    """Raises CheckpointError unless the checkpoint's arrays have the shapes that `restore` needs; reads no array."""
+    _check_items(manager, step, _all_items(abstract_state(config, mesh)))
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> dict:
@@ -170,6 +185,12 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, config: Experim
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     """The checkpoint's config, fingerprint and data states."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(
+            f"{manager.directory}/{step} is not a checkpoint of clipjax: its meta has format {found!r}, expected "
+            f"{FORMAT!r}."
+        )
     config = from_json_dict(meta["config"])
     if meta.get("own_tokenizer"):
         path = str(Path(manager.directory).parent / config.tokenizer.path)
@@ -211,8 +232,19 @@ def _train_item(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in names}
 
 
+def _all_items(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "train": _train_item(state)} | _optional_items(state)
+
+
 def _restore_items(manager: ocp.CheckpointManager, step: int, targets: dict[str, Any]) -> dict[str, Any]:
     """The items as their targets' shapes and shardings say. Raises CheckpointError where shapes differ."""
+    _check_items(manager, step, targets)
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    return {name: restored[name] for name in targets}
+
+
+def _check_items(manager: ocp.CheckpointManager, step: int, targets: dict[str, Any]) -> None:
     metadata = manager.item_metadata(step)
     present = sorted(name for name in metadata.keys() if metadata[name] is not None)
     for item, target in targets.items():
@@ -227,9 +259,6 @@ def _restore_items(manager: ocp.CheckpointManager, step: int, targets: dict[str,
             where=f"Checkpoint {manager.directory}/{step} does not fit the configuration in '{item}'",
             cure="Use the configuration it was trained with, or a new --workdir.",
         )
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**args))
-    return {name: restored[name] for name in targets}
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -24,32 +24,40 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or does not fit what is asked of it."""
 
 
-def set_aside_damaged(workdir: str | Path) -> None:
-    """Moves damaged checkpoints that are newer than the newest intact one to workdir/damaged_checkpoints.
+def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]]:
+    """(the newest intact checkpoint's step, what is wrong with each newer one); None without checkpoints.
 
-    All processes call it together, before open_checkpoints, so that a damaged checkpoint is neither restored nor
-    counted among those to keep. The processes share the reading. Raises CheckpointError, and moves nothing, when there
-    are checkpoints but none is intact.
+    Changes nothing. All processes call it together and share the reading. Raises CheckpointError when there are
+    checkpoints but none is intact.
     """
     directory = Path(workdir).absolute() / "checkpoints"
     share = jax.process_index(), jax.process_count()
-    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     damaged: dict[int, list[str]] = {}
-    for step in steps:
+    for step in sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True):
         lines = sum(gather_json(damage_of(directory / str(step), share=share)), [])
         if not lines:
-            break
+            return step, damaged
         damaged[step] = sorted(set(lines))
-    if not damaged:
-        return
-    report = "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
-    if len(damaged) == len(steps):
+    if damaged:
         raise CheckpointError(
-            f"No checkpoint in {directory} is intact; nothing was changed:\n{report}\n"
+            f"No checkpoint in {directory} is intact; nothing was changed:\n{_report(damaged)}\n"
             "Put back a copy of one of them, or use a new --workdir."
         )
+    return None, {}
+
+
+def set_aside_damaged(workdir: str | Path, found: tuple[int | None, dict[int, list[str]]] | None = None) -> None:
+    """Moves damaged checkpoints that are newer than the newest intact one to workdir/damaged_checkpoints.
+
+    All processes call it together, before open_checkpoints, so that a damaged checkpoint is neither restored nor
+    counted among those to keep. found: what newest_intact returned, which is called if it is None.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    intact, damaged = newest_intact(workdir) if found is None else found
+    if not damaged:
+        return
     if jax.process_index() == 0:
-        intact = max(set(steps) - damaged.keys())
+        report = _report(damaged)
         logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, report)
         for step in damaged:
             _move_aside(directory / str(step), Path(workdir) / DAMAGED)
@@ -140,6 +148,10 @@ def _compare(path: Path, expected: dict) -> str:
 def _row_of_itself(others: dict) -> dict:
     text = json.dumps(others, sort_keys=True).encode()
     return {"sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _report(damaged: dict[int, list[str]]) -> str:
+    return "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
 
 
 def _move_aside(folder: Path, target: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -27,17 +28,45 @@ def restore_or_create(
     step = manager.latest_step()
     if step is None:
         return first_state(config, mesh, fingerprint)
-    checkpoints.refuse_weights_alone(manager, step)
-    meta = checkpoints.read_meta(manager, step)
-    where = f"{manager.directory}/{step}"
-    check_fingerprint(meta.fingerprint, fingerprint, where=where)
-    changes = check_changes(meta.config, config, where)
+    meta, changes = _compare(manager, step, config, fingerprint)
     state = checkpoints.restore(manager, step, config, mesh)
     batches.set_state(own_data_state(meta.data_states, jax.process_index(), jax.process_count()))
     announce(f"Restored step {step} from {manager.directory}")
     if changes:
         announce("The configuration differs from that step's:\n" + "\n".join(changes))
     return state
+
+
+class Restart(NamedTuple):
+    """The checkpoint that a run would continue from."""
+
+    step: int
+    data_states: list[dict[str, Any]]  # of every process that wrote it
+    changes: list[str]  # a line for each field of the configuration that differs, and may
+
+
+def check_restart(
+    workdir: str | Path, step: int, config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]
+) -> Restart:
+    """Whether a run of this configuration can continue from workdir's checkpoint `step`. Reads no array.
+
+    Raises what restore_or_create would raise.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    with checkpoints.open_read_only(directory) as manager:
+        meta, changes = _compare(manager, step, config, fingerprint)
+        checkpoints.check_fits(manager, step, config, mesh)
+    return Restart(step, meta.data_states, changes)
+
+
+def _compare(
+    manager: Any, step: int, config: ExperimentConfig, fingerprint: dict[str, Any]
+) -> tuple[checkpoints.Meta, list[str]]:
+    checkpoints.refuse_weights_alone(manager, step)
+    meta = checkpoints.read_meta(manager, step)
+    where = f"{manager.directory}/{step}"
+    check_fingerprint(meta.fingerprint, fingerprint, where=where)
+    return meta, check_changes(meta.config, config, where)
 
 
 def own_data_state(states: list[dict], process_index: int, process_count: int) -> dict:

@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
-from clipjax.runs.integrity import CheckpointError, damage_of
+from clipjax.runs.integrity import ORBAX_METADATA, CheckpointError, damage_of
 from clipjax.training.state import TrainState
+
+PUBLISHED = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack")  # how files of weights are called
 
 
 @contextlib.contextmanager
@@ -34,12 +36,9 @@ def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
     if not directory.is_dir():
         raise CheckpointError(
             f"{workdir} holds no checkpoints: expected the folder {directory}. "
-            "--checkpoint takes the --workdir of a training run."
+            "--checkpoint takes the --workdir of a training run." + hint(Path(workdir))
         )
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with contextlib.closing(
-        ocp.CheckpointManager(directory, options=options, item_handlers=checkpoints.item_handlers())
-    ) as manager:
+    with checkpoints.open_read_only(directory) as manager:
         number = _choose(manager, directory, step)
         meta = checkpoints.read_meta(manager, number)
         yield Run(Path(workdir), number, meta.config, meta.fingerprint, meta.data_states, manager)
@@ -71,6 +70,36 @@ class Run:
         return checkpoints.restore(self._manager, self.step, self.config, mesh)
 
 
+def hint(path: Path) -> str:
+    """What a path that is not a run's folder seems to be, and what to name instead; "" where nothing is known."""
+    if not path.exists():
+        return f" {path} does not exist."
+    if is_checkpoint(path):
+        step = f", with --step={path.name}" if path.name.isdecimal() else ""
+        return f" {path} is one checkpoint of a run: name the run's folder {path.absolute().parent.parent}{step}."
+    if any(is_checkpoint(inside) for inside in path.glob("*")):
+        return f" {path} is a run's folder of checkpoints: name the run's folder {path.absolute().parent}."
+    files = [path] if path.is_file() else path.glob("*")
+    if any(file.suffix in PUBLISHED for file in files):
+        return f" {path} seems to be published weights: make a directory of them with clipjax import, and name that."
+    return ""
+
+
+def refuse_as_workdir(workdir: str | Path) -> None:
+    """Raises CheckpointError for a folder inside a run, in which another run must not be made."""
+    path = Path(workdir)
+    if is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*")))):
+        raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")
+    inside = path / "checkpoints"
+    if inside.exists() and not inside.is_dir():
+        raise CheckpointError(f"--workdir={workdir}: {inside} is a file, but a run keeps its checkpoints in a folder.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, of clipjax or of another program that uses Orbax."""
+    return (path / ORBAX_METADATA).is_file() or ((path / "meta").is_dir() and (path / "params").is_dir())
+
+
 def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
     steps = sorted(manager.all_steps())
     chosen = None
@@ -78,7 +107,7 @@ def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
         chosen = steps[-1]
     elif step == "best" and steps:
         chosen = _best_step(manager, steps)
-    elif step.isdigit():
+    elif step.isdecimal():
         chosen = int(step)
     if chosen not in steps:
         raise CheckpointError(

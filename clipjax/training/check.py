@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipjax.config import ExperimentConfig, require
-from clipjax.data.images import check_pixels
+from clipjax.config import ExperimentConfig, check_values, require
+from clipjax.data.images import check_augment, check_pixels
 from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
@@ -16,11 +16,10 @@ from clipjax.optim import check_optimizer
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
     """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError."""
+    check_values(config)
     shape = mesh_shape(config.mesh, num_devices)
     model, image = config.model, config.model.image
     batch_shards = shape[0] * shape[1]
-    for name, value in (("total_steps", config.total_steps), ("global_batch_size", config.global_batch_size)):
-        require(value > 0, f"config.{name} is {value}; it must be positive.")
     require(
         batch_shards % process_count == 0,
         f"config.mesh.tensor={shape[2]} leaves {batch_shards} part(s) of a batch, which {process_count} processes "
@@ -37,12 +36,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
             f"such as {max(1, round(size / batch_shards)) * batch_shards}.",
         )
     check_towers(config, tensor=shape[2])
-    require(
-        model.logit_scale_init > 0,
-        f"config.model.logit_scale_init={model.logit_scale_init} must be positive.",
-    )
     micro = config.accumulation_steps
-    require(micro >= 1, f"config.accumulation_steps is {micro}; it must be at least 1.")
     require(
         config.global_batch_size % (batch_shards * micro) == 0,
         f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // batch_shards} rows of one "
@@ -52,6 +46,7 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     check_decoder(model)
     check_embeddings(config)
     check_pixels(config.data.pixels, image.image_size)
+    check_augment(config.data.augment)
     check_mixture(config.data)
     check_optimizer(config.optimizer, config.total_steps)
     best = config.checkpoint.best_metric

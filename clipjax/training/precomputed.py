@@ -9,11 +9,12 @@ import numpy as np
 
 from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
-from clipjax.data.sources import open_source
+from clipjax.data.mixture import open_train
 from clipjax.mesh import named_leaves, to_host
 from clipjax.training.state import TrainState
 
 Fingerprint = dict[str, Any]  # see clipjax/runs/fingerprint.py
+OF_WEIGHTS = ("weights", "logit_scale")  # entries that only the weights tell
 
 
 def check_image_embeddings(config: ExperimentConfig, state: TrainState, fingerprint: Fingerprint) -> None:
@@ -25,13 +26,18 @@ def check_image_embeddings(config: ExperimentConfig, state: TrainState, fingerpr
 
 def image_made_by(config: ExperimentConfig, state: TrainState, fingerprint: Fingerprint) -> dict[str, Any]:
     """Everything that an image's embedding depends on. fingerprint: the run's."""
+    weights = weights_sha256({"params": state.params["image"], "batch_stats": state.batch_stats})
+    return {"weights": weights, **image_settings(config, fingerprint, open_train(config.data))}
+
+
+def image_settings(config: ExperimentConfig, fingerprint: Fingerprint, source: Any = None) -> dict[str, Any]:
+    """image_made_by without the weights, and without the data where `source`, the opened training source, is None."""
     return {
         "tower": "image",
-        "weights": weights_sha256({"params": state.params["image"], "batch_stats": state.batch_stats}),
         "embed_dim": config.model.embed_dim,
         "compute_dtype": config.model.dtype,
         **{name: value for name, value in fingerprint.items() if name.startswith(("image.", "pixels."))},
-        **data_made_by(config.data),
+        **({} if source is None else data_made_by(config.data, source)),
     }
 
 
@@ -42,29 +48,55 @@ def teacher_made_by(
 
     teacher: a training.teacher.Teacher.
     """
+    return {
+        "weights": weights_sha256(teacher.variables),
+        "logit_scale": float(np.exp(np.asarray(to_host(teacher.variables["params"]["logit_scale"])))),
+        **teacher_settings(config, teacher.config, fingerprint, teacher_fingerprint, open_train(config.data)),
+    }
+
+
+def teacher_settings(
+    config: ExperimentConfig,
+    teacher: ExperimentConfig,
+    fingerprint: Fingerprint,
+    teacher_fingerprint: Fingerprint,
+    source: Any = None,
+) -> dict[str, Any]:
+    """teacher_made_by without what the weights tell, and without the data where `source` is None."""
     own = ("pixels.mean", "pixels.std")
     pixels = {name: value for name, value in fingerprint.items() if name.startswith("pixels.") and name not in own}
     return {
         "tower": "teacher",
-        "weights": weights_sha256(teacher.variables),
-        "embed_dim": teacher.config.model.embed_dim,
-        "compute_dtype": teacher.config.model.dtype,
-        "logit_scale": float(np.exp(np.asarray(to_host(teacher.variables["params"]["logit_scale"])))),
+        "embed_dim": teacher.model.embed_dim,
+        "compute_dtype": teacher.model.dtype,
         **teacher_fingerprint,
         **pixels,
-        **data_made_by(config.data),
+        **({} if source is None else data_made_by(config.data, source)),
     }
 
 
-def data_made_by(data: DataConfig) -> dict[str, Any]:
-    """{"data.sha256": checksum of the shards' checksums} for each folder of records.
+def check_settings(folder: str, expected: dict[str, Any], *, data: bool) -> None:
+    """Refuses stored embeddings made with other settings than `expected`, whatever the weights. Raises ConfigError.
+
+    expected: image_settings or teacher_settings. data: whether the data is compared too.
+    """
+    made_by = {
+        name: value
+        for name, value in read_made_by(folder).items()
+        if name not in OF_WEIGHTS and (data or not name.startswith("data."))
+    }
+    check_made_by(made_by, expected, where=folder)
+
+
+def data_made_by(data: DataConfig, source: Any) -> dict[str, Any]:
+    """{"data.sha256": checksum of the shards' checksums} for each folder of records in `source`, which data opens.
 
     Other sources have no checksum. For them, each record's key is compared with the stored one when it is read.
     """
-    parts = {f"data.{name}": part.source for name, part in data.mixture.items()} or {"data": data.train}
+    named = zip(source.names, source.sources, strict=True) if data.mixture else ()
+    parts = {f"data.{name}": opened for name, opened in named} or {"data": source}
     checksums = {}
-    for name, source in parts.items():
-        opened = open_source(source)
+    for name, opened in parts.items():
         if hasattr(opened, "sha256"):
             checksums[f"{name}.sha256"] = opened.sha256()
     return checksums

@@ -15,6 +15,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsSingleton, PCollection, TaggedOutput
 
+from clipjax.data.labels import names_of_texts
 from clipjax.data.records import RecordError
 from clipjax.files import write_text
 from data_pipelines.prepare.options import Options
@@ -28,7 +29,7 @@ from data_pipelines.prepare.types import Event, Row, Unit, event
 def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names: list[str], folder: Path) -> None:
     """Builds the pipeline, which writes shards to folder/shards and, last, folder/summary.json.
 
-    class_names: come first, in this order; other class names of the rows follow, sorted.
+    class_names: what labels are numbers or names of; []: the rows' labels that are names, sorted.
     """
     staged = (
         root
@@ -50,7 +51,7 @@ def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names:
         | "labels" >> beam.Map(lambda row: row.label)
         | "distinct labels" >> beam.Distinct()
         | "list labels" >> beam.combiners.ToList()
-        | "class names" >> beam.Map(lambda labels: [*class_names, *sorted(set(labels) - {"", *class_names})])
+        | "class names" >> beam.Map(_class_names, class_names)
     )
     shards = (
         rows
@@ -69,6 +70,12 @@ def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names:
         | "once" >> beam.Create([None])
         | "summary" >> beam.Map(_summarise, folder, **{name: AsSingleton(value) for name, value in summary.items()})
     )
+
+
+def _class_names(labels: list[int | str], given: list[str]) -> list[str]:
+    """Raises ManifestError where no names are given and some labels are numbers and some are names."""
+    found = ((None if label == "" else label, "a record") for label in sorted(labels, key=str))
+    return given or list(names_of_texts(found, "The input").names)
 
 
 class _Stage(beam.DoFn):

@@ -20,9 +20,11 @@ class Options:
     image_column: str = "image"
     key_column: str = ""
     label_column: str = ""
+    class_names: str = ""
     split: str = "train"
     data_dir: str = ""
     image_root: str = ""
+    delimiter: str = ""
     # decode
     shorter_side: int = 0
     longest_side: int = 0
@@ -65,4 +67,5 @@ class Options:
         return {name: value for name, value in self.as_json().items() if name not in later}
 
     def as_json(self) -> dict:
-        return dataclasses.asdict(self)
+        """Without a delimiter that was not set: what was made before there was this option stays finished."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "delimiter" or value}

@@ -122,25 +122,37 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
         "name": name,
         "splits": splits,
         "class_names": summary["class_names"],
-        "skipped": {f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"]},
+        # What a reader notes, such as files that are not there, never became an example that a step could drop.
+        "skipped": {
+            f"{e['step']}: {e['cause']}": e["count"] for e in summary["events"] if e["dropped"] or e["step"] == "read"
+        },
         "licences": [*listing.licences, *given],
         "source": json.loads(json.dumps(source)),
     }
 
 
 def _identity(listing: Listing) -> str:
-    """A digest of the names, sizes and captions of the input."""
+    """A digest of the names, sizes and captions of the input, and of the class names."""
 
     def of_unit(unit: Unit) -> list:
-        return [unit.reader, unit.payload, [(Path(path).name, Path(path).stat().st_size) for path in unit.files]]
+        return [unit.reader, unit.payload, [(Path(path).name, _size(Path(path))) for path in unit.files]]
 
-    return hashlib.sha256(repr([of_unit(unit) for unit in listing.units]).encode()).hexdigest()
+    content = [listing.class_names, *(of_unit(unit) for unit in listing.units)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    """-1 for a file that is not there, or cannot be asked: the reader counts it."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _made_with(options: Options) -> dict[str, str]:
     """Digests of the files that options name, and versions of models, since their content may change."""
     files = [Path(name.partition(":")[0]) / MANIFEST for name in options.decontaminate]
-    files += [Path(options.balance_entries)] if options.balance_entries else []
+    files += [Path(name) for name in (options.balance_entries, options.class_names) if name]
     result = {str(path): file_sha256(path) for path in files if path.is_file()}
     if options.clip_model:
         result[options.clip_model] = hashlib.sha256(

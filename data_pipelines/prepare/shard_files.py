@@ -9,6 +9,7 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from clipjax.data.labels import ClassNames
 from clipjax.data.records import encode_record
 from clipjax.data.shards import shard_name
 from clipjax.files import replacing, write_text
@@ -31,13 +32,19 @@ def write_shard(folder: Path, split: str, shard: int, count: int, rows: list[Row
     finished = _find_finished(path, described, fingerprint)
     if finished:
         return finished
-    labels = {name: index for index, name in enumerate(class_names)}
+    names = ClassNames(tuple(class_names), "the class names")
     images = _images(folder / "units", rows)
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for row, image in zip(rows, images, strict=True):
             writer.write(
-                encode_record(image, row.texts, key=row.key, label=labels.get(row.label), pair_id=pair_id(row.texts[0]))
+                encode_record(
+                    image,
+                    row.texts,
+                    key=row.key,
+                    label=None if row.label == "" else names.number(row.label, f"label of '{row.key}'"),
+                    pair_id=pair_id(row.texts[0]),
+                )
             )
         writer.close()
     result = {"split": split, "file": path.name, "records": len(rows), "bytes": path.stat().st_size}

@@ -17,7 +17,7 @@ class Example:
     key: str
     image: bytes
     texts: tuple[str, ...]
-    label: str = ""  # class name, "": none
+    label: int | str = ""  # number of the class, or its name where the reader knows no list of names; "": none
     # computed from the decoded pixels; see Row
     pixels_sha: str = ""
     image_hash: int = 0
@@ -33,7 +33,7 @@ class Row:
     unit: int
     position: int  # in the unit's staged file
     texts: tuple[str, ...]
-    label: str
+    label: int | str  # as in Example
     scores: tuple[float, ...]
     image_sha: str  # of the stored file
     pixels_sha: str  # of its pixels
@@ -77,7 +77,7 @@ class Listing:
     """The units into which a reader divides the input."""
 
     units: list[Unit]
-    class_names: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)  # what numbers count; []: not known before all is read
     licences: list[dict[str, str]] = field(default_factory=list)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import FolderConfig, open_source, tables
+from clipjax.data.sources import FolderConfig, csv_tables, open_source
 from tests.data.samples import encoded, picture
 from tests.data.test_pipeline import stream
 
@@ -132,7 +132,7 @@ def test_paths_of_a_table_that_climb_out_are_bad_records(tmp_path):
         "a\0b",
         "sub/../sub/a.jpg",
     ]
-    rows = [json.dumps({"image": path, "text": "x"}) for path in paths]
+    rows = [json.dumps({"image": path, "caption": "x"}) for path in paths]
     source = open_images(write(tmp_path / "in", {"t.jsonl": "\n".join(rows)}) / "t.jsonl")
     causes = ["path outside the folder"] * 4 + ["unreadable record"]
     assert [cause_of(source, i) for i in range(5)] == causes
@@ -140,7 +140,7 @@ def test_paths_of_a_table_that_climb_out_are_bad_records(tmp_path):
 
 
 def test_bytes_that_are_no_utf8_spoil_their_row_alone(tmp_path):
-    write(tmp_path, {"t.csv": b"image,text\na.jpg,caf\xe9\nb.jpg,good\n", "a.jpg": "A", "b.jpg": "B"})
+    write(tmp_path, {"t.csv": b"image,caption\na.jpg,caf\xe9\nb.jpg,good\n", "a.jpg": "A", "b.jpg": "B"})
     source = open_images(tmp_path / "t.csv")
     assert cause_of(source, 0) == "not UTF-8" and source[1]["texts"] == ["good"]
 
@@ -149,8 +149,8 @@ def test_missing_columns_folders_and_tables_are_named(tmp_path, monkeypatch):
     write(tmp_path, {"t.csv": "file,caption\na.jpg,x\n", "empty.jsonl": "", "t.txt": "x"})
     with pytest.raises(ManifestError, match="no column 'image'. It has 'file', 'caption'.*Set the source's image_key"):
         open_images(tmp_path / "t.csv")
-    with pytest.raises(ManifestError, match="no column 'text'.*Set the source's text_key"):
-        open_images(tmp_path / "t.csv", image_key="file")
+    with pytest.raises(ManifestError, match="no column 'text'.*Set the source's text_key=caption "):
+        open_images(tmp_path / "t.csv", image_key="file", text_key="text")
     with pytest.raises(ManifestError, match="no column 'image'. It has none"):
         open_images(tmp_path / "empty.jsonl")
     for path in ("nowhere", "t.txt", "nowhere.csv"):
@@ -159,7 +159,7 @@ def test_missing_columns_folders_and_tables_are_named(tmp_path, monkeypatch):
     (tmp_path / "no_images").mkdir()
     with pytest.raises(ManifestError, match="has no records"):
         open_images(tmp_path / "no_images")
-    monkeypatch.setattr(tables, "LONGEST_FIELD", 3)
+    monkeypatch.setattr(csv_tables, "LONGEST_FIELD", 3)
     with pytest.raises(ManifestError, match=r"t.csv line \d+ is not CSV: field larger than field limit"):
         open_images(tmp_path / "t.csv", image_key="file", text_key="caption")
 

@@ -116,7 +116,7 @@ def png_with_header_size(width: int, height: int) -> bytes:
         (encoded(picture(), "WEBP")[:-40], "corrupt image", None),
         (png_with_header_size(8193, 8192), "image too large", f"8193 x 8192 pixels, the limit is {MAX_PIXELS}"),
         (png_with_header_size(100_000, 100_000), "image too large", "exceeds limit"),
-        (encoded(Image.new("F", (4, 4)), "TIFF"), "corrupt image", "floating-point"),
+        (encoded(Image.new("F", (4, 4), 300), "TIFF"), "pixels of unknown range", "floating-point"),
     ],
 )
 def test_an_unusable_image_says_why(data, cause, message):

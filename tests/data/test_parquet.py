@@ -124,7 +124,7 @@ def test_invalid_utf8_and_rows_without_image_are_bad_records(tmp_path):
     assert source[0]["texts"] == ["good"]
     assert [cause_of(source, 1), cause_of(source, 2)] == ["not UTF-8", "no image"]
     write(tmp_path / "0.parquet", {"image": [b"x"], "text": ["a"], "label": [2**40]})
-    assert cause_of(open_parquet(tmp_path), 0) == "corrupt record"
+    assert cause_of(open_parquet(tmp_path), 0) == "unusable label"
 
 
 def test_a_row_group_is_decoded_once_by_all_threads_while_it_is_kept(folder, monkeypatch):

@@ -104,6 +104,18 @@ def test_canonicalize_is_applied_before_the_ids(model):
     assert (tokenizer(["A_small,  DOG!"]) == tokenizer(["a small dog"])).all()
 
 
+def test_lengths_are_those_without_an_end_and_pieces_those_of_the_model(model):
+    reference = sentencepiece.SentencePieceProcessor(model_file=model)
+    texts = ["a red square", "a red square " * 20, ""]
+    plain = [len(pieces) for pieces in reference.encode(texts)]
+    for context in (4, 200):
+        assert make_tokenizer(TokenizerConfig(path=model), context).lengths(texts) == [n + 1 for n in plain]
+    tokenizer = make_tokenizer(TokenizerConfig(path=model, add_eos=False), 4)
+    assert tokenizer.lengths(texts) == plain
+    ids = reference.encode("a red square")
+    assert tokenizer.pieces(ids) == [reference.id_to_piece(i) for i in ids]
+
+
 def test_a_pickled_tokenizer_gives_the_same_ids(model):
     tokenizer = make_tokenizer(TokenizerConfig(path=model), 16)
     assert (pickle.loads(pickle.dumps(tokenizer))(TEXTS) == tokenizer(TEXTS)).all()

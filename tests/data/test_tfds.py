@@ -83,13 +83,17 @@ print(json.dumps({
     "where": source.where(3),
     "batch": next(iterator)[0]["text"].tolist(),
     "nested": [e["texts"] for e in read(text_key="captions/text")[1]],
-    "from_labels": [e if isinstance(e, str) else e["texts"] for e in read(text_key="none")[1]],
-    "many_labels": read(label_key="tags")[0].class_names,
+    "from_labels": [e if isinstance(e, str) else e["texts"] for e in read(text_key="label")[1]],
+    "many_labels": refusal(label_key="tags"),
+    "text_label": refusal(label_key="text"),
+    "missing_label": refusal(label_key="lable"),
+    "no_label": [e["label"] for e in read(label_key="")[1]],
     "folder": [e["texts"] for e in read(path=str(builder.data_dir), data_dir="")[1]],
     "unknown": refusal(path="pictuers"),
     "unprepared": refusal(data_dir=data + "/elsewhere"),
     "split": refusal(split="test"),
     "keys": refusal(image_key="img"),
+    "no_text": [refusal(text_key=key) for key in ("none", "captions/txt", "captions/text/x")],
     "tensorflow": "tensorflow" in sys.modules,
 }))
 """
@@ -120,6 +124,11 @@ def test_images_come_as_stored_with_their_captions_and_labels(found):
     assert found["where"] == ["tfds pictures train", 3]
 
 
+def test_a_text_that_is_not_there_is_refused_and_not_read_from_the_label(found):
+    for message in found["no_text"]:
+        assert "has the features captions, image, label, tags, text" in message
+
+
 def test_a_pickled_source_feeds_training(found):
     assert sorted(text[0] for text in found["batch"]) == list(range(5))
 
@@ -133,8 +142,11 @@ def test_without_a_text_the_class_name_is_the_caption_and_unlabelled_records_are
     assert sorted(map(str, found["from_labels"])) == ["['cat']", "['cat']", "['dog']", "no caption", "no caption"]
 
 
-def test_a_list_of_labels_is_no_class(found):
-    assert found["many_labels"] == []
+def test_a_label_feature_that_is_not_one_class_is_refused_and_none_can_be_asked_for(found):
+    assert "'tags' is Sequence" in found["many_labels"] and "label_key to a ClassLabel" in found["many_labels"]
+    assert "'text' is Text" in found["text_label"]
+    assert "has no column 'lable'" in found["missing_label"] and "Did you mean 'label'" in found["missing_label"]
+    assert found["no_label"] == [-1] * 5
 
 
 def test_a_folder_is_read_without_the_builders_code(found):

@@ -56,6 +56,11 @@ def test_a_long_text_keeps_its_end_and_an_empty_one_has_both(vocabulary):
     assert ids.tolist() == [[SOT, DOG, DOG, EOT], [SOT, EOT, 0, 0], [SOT, EOT, 0, 0]]
 
 
+def test_merges_with_windows_line_ends_and_a_byte_order_mark_give_the_same_ids(vocabulary, tmp_path):
+    (tmp_path / "merges.txt").write_bytes(("\ufeff" + "\r\n".join(["#version: tiny", *MERGES, ""])).encode())
+    assert clip(tmp_path / "merges.txt")(["a dog cat"]).tolist() == clip(vocabulary)(["a dog cat"]).tolist()
+
+
 def test_options_change_what_they_say(vocabulary):
     assert clip(vocabulary, pad_id=EOT)(["dog"])[0].tolist() == [SOT, DOG] + [EOT] * 6
     assert clip(vocabulary, add_bos=False)(["dog"])[0].tolist() == [DOG, EOT] + [0] * 6
@@ -102,6 +107,20 @@ def test_a_pickled_tokenizer_gives_the_same_ids(vocabulary, word_piece):
         again = pickle.loads(pickle.dumps(tokenizer))
         texts = HARD_TEXTS + SPECIAL_TEXTS
         assert (again(texts) == tokenizer(texts)).all() and again.config == tokenizer.config
+
+
+def test_lengths_are_those_without_an_end_and_pieces_those_of_the_vocabulary(vocabulary, word_piece):
+    texts = ["a dog cat", "dog " * 50, ""]
+    short, long = clip(vocabulary, 4), clip(vocabulary, 80)
+    assert short.lengths(texts) == long.lengths(texts) == [5, 52, 2]
+    assert short(texts).shape == (3, 4), "counting does not change what the model reads"
+    assert short.pieces([SOT, DOG, EOT]) == ["<start_of_text>", "dog</w>", "<end_of_text>"]
+    for context in (6, 60):
+        tokenizer = make_tokenizer(TokenizerConfig(name="hf", path=str(word_piece)), context)
+        whole = make_tokenizer(TokenizerConfig(name="hf", path=str(word_piece)), 60)
+        expected = [int((row != whole.pad_id).sum()) for row in whole(texts)]
+        assert tokenizer.lengths(texts) == expected
+        assert tokenizer.pieces([10**6]) == ["<1000000>"]
 
 
 def test_the_hash_covers_every_file(tmp_path, vocabulary):

@@ -248,7 +248,7 @@ def test_samples_without_image_or_caption_are_bad_records_by_cause(tmp_path):
               "corrupt record", "caption too long", "corrupt record", "corrupt record"]  # fmt: skip
     assert [cause_of(source, i) for i in range(11)] == causes
     assert source[11]["texts"] == ["good"]
-    assert cause_of(source, 12) == cause_of(source, 13) == "corrupt record"
+    assert cause_of(source, 12) == cause_of(source, 13) == "unusable label"
 
 
 def test_bad_samples_in_a_run_are_replaced_counted_by_cause_and_named(tmp_path, warnings):

@@ -39,7 +39,7 @@ def test_webdataset_samples_are_files_of_one_name(tmp_path):
         "a/0.json": b'{"caption": ["more", "yet more"], "kind": "x"}',
         "a/1.seg.png": b"mask", "a/1.png": b"one", "a/1.json": b'{"caption": "one"}',
         "a/2.txt": b"no image here",
-        "a/3.JPG": b"three", "a/3.txt": b"\xff\xfe",
+        "a/3.JPG": b"three", "a/3.txt": b"\xff",
         "../4.jpg": b"evil", "link.jpg": "/etc/passwd",
     }  # fmt: skip
     (tmp_path / "in/b").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_records_keep_their_keys_captions_and_class_names(tmp_path):
     listing, found, _ = read("records", tmp_path / "set")
     assert listing.class_names == ["even", "odd"]
     assert [(e.key, e.label, len(e.texts)) for e in found.values()] == [
-        ("key0", "even", 1), ("key1", "odd", 2), ("key2", "even", 3), ("key3", "odd", 1), ("key4", "even", 2),
+        ("key0", 0, 1), ("key1", 1, 2), ("key2", 0, 3), ("key3", 1, 1), ("key4", 0, 2),
     ]  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path):
     assert listing.class_names == ["cat", "dog"]
     assert sorted((e.texts, e.label) for e in found.values())[:2] == [
         (("first 0", "second 0"), ""),
-        (("first 1", "second 1"), "cat"),
+        (("first 1", "second 1"), 0),
     ]
     assert encoded(picture(3), "JPEG") in {example.image for example in found.values()}
 
@@ -199,7 +199,7 @@ def test_a_folder_and_tables_name_files_by_path(tmp_path):
     )
     listing, found, notes = read("csv", tmp_path / "t.csv", label_column="kind")
     assert listing.class_names == ["x", "y"]
-    assert found["photos/0.jpg"].texts == ("one", "three") and found["photos/0.jpg"].label == "x"
+    assert found["photos/0.jpg"].texts == ("one", "three") and found["photos/0.jpg"].label == 0
     assert [(cause, key) for cause, key, _ in notes] == [
         ("no image path", "t.csv line 5"),
         ("file cannot be read", "photos/no.jpg"),

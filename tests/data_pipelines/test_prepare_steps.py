@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import scipy.fft
-from PIL import Image
+from PIL import Image, features
 
 from clipjax.data.records import RecordError, write_records
 from data_pipelines.command import PipelineError
@@ -94,9 +94,14 @@ def test_images_of_kinds_that_trip_others_are_stored_as_training_sees_them():
         "CMYK": (encoded(plain.convert("CMYK"), "JPEG", quality=98), "JPEG", plain),
         "rotated": (encoded(plain, "JPEG", exif=exif, quality=98), "JPEG", plain.transpose(Image.Transpose.ROTATE_270)),
         "BMP": (encoded(plain, "BMP"), "PNG", plain),
+        "rotated TIFF": (encoded(plain, "TIFF", exif=exif), "PNG", plain.transpose(Image.Transpose.ROTATE_270)),
         "16-bit": (encoded(grey16), "PNG", plain.convert("L").convert("RGB")),
         "animated": (animated.getvalue(), "PNG", opened(animated.getvalue()).convert("RGB")),
     }
+    if features.check("avif"):
+        cases["AVIF"] = encoded(plain, "AVIF", quality=95), "JPEG", plain
+    if features.check("jpg_2000"):
+        cases["JPEG 2000"] = encoded(plain, "JPEG2000"), "PNG", plain
     for name, (data, kind, expected) in cases.items():
         stored = opened(decode(example(data), options(), notes := Notes()).image)
         assert (stored.format, stored.mode, getattr(stored, "n_frames", 1)) == (kind, "RGB", 1), name

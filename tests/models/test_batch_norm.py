@@ -134,7 +134,6 @@ def test_accumulation_is_refused_unless_the_tower_is_frozen():
         (ResNetConfig(num_heads=3), "num_heads=3 does not divide 32 width = 2048"),
         (ResNetConfig(name="efficientnet"), "'efficientnet' goes with EfficientNetConfig, not with ResNetConfig"),
         (EfficientNetConfig(width=640), "with width_coefficient=1.0 the last stage is 320 wide"),
-        (EfficientNetConfig(drop_path=1.0), r"drop_path=1.0 must be in \[0, 1\)"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(image, message):

@@ -121,7 +121,6 @@ def test_new_matrices_are_cut_as_their_kin():
     [
         (dict(pool="attentional", pooler_heads=5), "multiple of pooler_heads=5"),
         (dict(pool="map", norm_after_pool=True), "goes with pool 'cls' or 'gap', not 'map'"),
-        (dict(patch_dropout=1.0), r"patch_dropout=1.0 must be in \[0, 1\)"),
         (dict(rope=True, width=24, projection=True), "multiple of 4 channels"),
     ],
 )

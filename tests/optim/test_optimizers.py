@@ -400,13 +400,6 @@ def test_the_update_follows_the_schedule():
     [
         ({"name": "adamW"}, r"config\.optimizer\.name='adamW' is unknown\. Did you mean 'adamw'\?"),
         ({"name": "bv_adafactr"}, r"Did you mean 'bv_adafactor'\?"),
-        ({"b2": 1.0}, r"config\.optimizer\.b2=1\.0 must be in \[0, 1\)"),
-        ({"b1": -0.1}, r"config\.optimizer\.b1=-0\.1 must be in"),
-        ({"ema_decay": 1.0}, r"ema_decay=1\.0 must be in"),
-        ({"learning_rate": 0.0}, r"learning_rate=0\.0 must be positive"),
-        ({"weight_decay": -1.0}, r"weight_decay=-1\.0 must be a finite number"),
-        ({"grad_clip_norm": float("inf")}, r"grad_clip_norm=inf must be a finite number"),
-        ({"max_nonfinite_steps": 0}, r"max_nonfinite_steps=0 must be at least 1"),
         ({"image_lr_multiplier": 0.0, "text_lr_multiplier": 0.0}, r"both 0: nothing is left to train"),
         ({"name": "muon"}, r"config\.optimizer is a AdamWConfig, but 'muon' reads a MuonConfig"),
         ({"name": "bv_adam", "weight_decay": 0.2}, r"What AdamW calls 0\.2 is 0\.0001 here"),
@@ -414,8 +407,6 @@ def test_the_update_follows_the_schedule():
         ({"schedule": ScheduleConfig(warmup_steps=100)}, r"warmup_steps=100 and cooldown_steps=0 do not fit"),
         ({"schedule": ScheduleConfig("rsqrt", 60, cooldown_steps=60)}, r"do not fit into config\.total_steps=100"),
         ({"schedule": ScheduleConfig("cosine", cooldown_steps=5)}, r"is for rsqrt and constant; cosine falls"),
-        ({"schedule": ScheduleConfig(final_fraction=1.5)}, r"final_fraction=1\.5 must be in \[0, 1\]"),
-        ({"schedule": ScheduleConfig("rsqrt", rsqrt_timescale=0)}, r"rsqrt_timescale=0 must be positive"),
     ],
 )
 def test_values_that_cannot_train_are_refused_by_name(changes, message):

@@ -81,8 +81,8 @@ def test_the_experiment_of_the_page_trains_and_evaluates_with_all_five(project):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.loss.margin=-1.0", "config.loss.margin=-1.0 must be positive."),
-        ("--config.optimizer.momentum=1.5", "config.optimizer.momentum=1.5 must be in [0, 1)."),
+        ("--config.loss.margin=-1.0", "config.loss.margin=-1.0 must be above 0."),
+        ("--config.optimizer.momentum=1.5", "config.optimizer.momentum=1.5 must be at least 0 and below 1."),
         ("--config.model.image.patch_size=5", "config.model.image.image_size=32 is not a multiple of patch_size=5."),
         ("--config.optimizer.b1=0.5", "no such field config.optimizer.b1: 'sgd' has no such field, 'adamw'"),
         ("--config.loss.name=softmax --config.loss.margin=1.0", "'softmax' has no such field, 'margin' has."),

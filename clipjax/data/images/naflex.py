@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import AugmentConfig, PatchBudget, PixelConfig
-from clipjax.data.images.decode import open_image, read_box
+from clipjax.data.images.decode import Picture, open_image, read_box
 from clipjax.data.images.resize import Box, resize
 from clipjax.data.images.transforms import crop_box
 
 Columns = dict[str, np.ndarray]
 
 
-def eval_patches(data: bytes, budget: PatchBudget, pixels: PixelConfig) -> Columns:
+def eval_patches(picture: Picture, budget: PatchBudget, pixels: PixelConfig) -> Columns:
     """The whole image: {"image": [N, p * p * 3] uint8, "spatial_shape": [2] int32}, N = max_patches.
 
     Patches beyond the image are zeros. Raises RecordError.
     """
-    image = open_image(data, alpha=pixels.alpha)
+    image = open_image(picture, alpha=pixels.alpha)
     return _patches(image, (0, 0, *image.size), budget, pixels)
 
 

@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from clipjax.config import AugmentConfig, PixelConfig, require
-from clipjax.data.images.decode import open_image, read_box
+from clipjax.data.images.decode import Picture, open_image, read_box
 from clipjax.data.images.resize import Box, resize, to_square
 
 
-def eval_image(data: bytes, size: int, pixels: PixelConfig) -> np.ndarray:
+def eval_image(picture: Picture, size: int, pixels: PixelConfig) -> np.ndarray:
     """[size, size, 3] uint8 without augmentation, resized as `pixels` says (to_square). Raises RecordError."""
-    return to_square(open_image(data, alpha=pixels.alpha), size, pixels)
+    return to_square(open_image(picture, alpha=pixels.alpha), size, pixels)
 
 
 def train_image(
@@ -63,7 +63,6 @@ def check_pixels(pixels: PixelConfig, image_size: int) -> None:
     for name in ("mean", "std"):
         values = getattr(pixels, name)
         require(len(values) == 3, f"{where}.{name}={values} needs three numbers (red, green, blue).")
-    require(min(pixels.std) > 0, f"{where}.std={pixels.std} must be positive.")
     require(
         pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
         f"{where}.antialias=False is bilinear without padding; it does not go with "
@@ -74,3 +73,13 @@ def check_pixels(pixels: PixelConfig, image_size: int) -> None:
         f"{where}.scale_to={pixels.scale_to} must be at least config.model.image.image_size={image_size}, which is "
         "then cut from the centre; 'pad' has nothing to cut.",
     )
+
+
+def check_augment(augment: AugmentConfig) -> None:
+    """Refuses ranges of random crops that are not two ascending numbers above 0. Raises ConfigError."""
+    for name in ("scale", "ratio"):
+        values = getattr(augment, name)
+        require(
+            len(values) == 2 and 0 < values[0] <= values[1],
+            f"config.data.augment.{name}={values} must be two numbers above 0, the smaller one first.",
+        )

@@ -42,13 +42,14 @@ class Source(Protocol):
     recorded checksums. `sha256()` returns a checksum of all records, if one is recorded.
     """
 
-    class_names: tuple[str, ...]  # what labels index; empty when there are none
+    class_names: tuple[str, ...]  # what labels index; empty where labels are numbers without names, or there are none
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}; -1 means no label or id.
 
+        Labels are read by the rule of clipjax.data.labels, and are below len(class_names) where there are names.
         Raises RecordError for a record that cannot be used, IndexError beyond the last one.
         """
 

@@ -10,6 +10,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clipjax.config import SourceConfig, nearest
+from clipjax.data.labels import ClassNames
 from clipjax.data.records import ManifestError, RecordError, decode_record, read_manifest
 
 
@@ -40,6 +41,7 @@ class ArrayRecordSource:
         self.counts = [shard["records"] for shard in shards]
         self.size = sum(self.counts)
         self.class_names = tuple(manifest["class_names"])
+        self.names = ClassNames(self.class_names, f"the manifest of {config.path}")
         # With the range of records in its name, a file is opened when it is first read, not here.
         ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
         self.reader = ArrayRecordDataSource(ranges) if ranges else None
@@ -54,7 +56,9 @@ class ArrayRecordSource:
             data = self.reader[index]
         except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable record", str(error)) from error
-        return decode_record(data)
+        record = decode_record(data)
+        self.names.number(record["label"], f"label of '{record['key']}'")
+        return record
 
     def where(self, index: int) -> tuple[str, int]:
         for path, count in zip(self.files, self.counts, strict=True):

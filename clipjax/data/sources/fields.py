@@ -7,6 +7,7 @@ from typing import Any
 
 from clipjax.config import nearest
 from clipjax.data.records import RecordError
+from clipjax.files import TextFileError, decode_text, split_lines
 
 MAX_CAPTION = 1 << 20  # bytes; a text tower reads a few hundred
 
@@ -21,7 +22,12 @@ def captions(fields: Mapping[str, Any], keys: str) -> list[str]:
 
 
 def pick(fields: Any, key: str) -> Any:
-    """fields["meta"]["text"] for the key "meta/text", None where it is missing; of a list, that of its elements."""
+    """fields["meta"]["text"] for the key "meta/text", None where it is missing; of a list, that of its elements.
+
+    A field whose own name is "meta/text" comes first.
+    """
+    if isinstance(fields, Mapping) and key in fields:
+        return fields[key]
     for name in key.split("/"):
         if isinstance(fields, list):
             fields = [field.get(name) for field in fields if isinstance(field, Mapping)]
@@ -30,24 +36,38 @@ def pick(fields: Any, key: str) -> Any:
     return fields
 
 
+def has_field(fields: Any, key: str) -> bool:
+    """Whether `pick` finds a field, even one without a value."""
+    if isinstance(fields, list):
+        return any(has_field(field, key) for field in fields)
+    if not isinstance(fields, Mapping) or key in fields:
+        return isinstance(fields, Mapping)
+    outer, slash, inner = key.partition("/")
+    return bool(slash) and has_field(fields.get(outer), inner)
+
+
 def texts_of(value: Any) -> list[str]:
-    """A text, or the texts of a list, as they are; values of other types are left out."""
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    """A text, or the texts of a list, as they are; values of other types are left out.
+
+    Bytes are UTF-8: Spark and others write Parquet's texts as binary. Raises RecordError where they are not.
+    """
+    values = value if isinstance(value, list) else [value]
+    return [_text(text) for text in values if isinstance(text, str | bytes)]
 
 
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark. Raises RecordError above MAX_CAPTION, or if not UTF-8."""
+    """The text of a caption file (files.decode_text). Raises RecordError above MAX_CAPTION, or if not Unicode."""
     if len(data) > MAX_CAPTION:
         raise RecordError("caption too long", f"{where} has {len(data)} bytes, the limit is {MAX_CAPTION}")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError("not UTF-8", f"{where}: {error}") from error
+        return decode_text(data, where)
+    except TextFileError as error:
+        raise RecordError("not UTF-8", str(error)) from error
 
 
 def caption_lines(text: str) -> list[str]:
     """The lines of a caption file, stripped, each once, without empty ones."""
-    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    return list(dict.fromkeys(line.strip() for line in split_lines(text) if line.strip()))
 
 
 def class_number(value: int, where: str) -> int:
@@ -57,11 +77,18 @@ def class_number(value: int, where: str) -> int:
     return value
 
 
-def missing_column(where: object, name: str, columns: Collection[str], options: str) -> str:
-    """The message for a column that is not there. options: what to set instead."""
+def missing_column(where: object, name: str, columns: Collection[str], options: str, similar: bool = True) -> str:
+    """The message for a column that is not there. options: what to set instead. similar: propose a similar name."""
     known = ", ".join(f"'{column}'" for column in columns) or "none"
-    hint = nearest(name, columns).split(" Known")[0] if columns else ""
+    hint = nearest(name, columns).split(" Known")[0] if columns and similar else ""
     return f"{where} has no column '{name}'. It has {known}.{hint} Set {options}."
+
+
+def _text(value: str | bytes) -> str:
+    try:
+        return value if isinstance(value, str) else value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError("not UTF-8", str(error)) from error
 
 
 def _checked(texts: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of_texts, read_label
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, missing_column
-from clipjax.data.sources.tables import TABLES, table_rows
+from clipjax.data.sources.csv_tables import table_rows
+from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
+from clipjax.data.sources.tables import TABLES, Columns
 from clipjax.files import hidden
 
 MAX_IMAGE = 1 << 30  # bytes of a file
+SIDECARS = (".txt", ".caption")  # suffixes of caption files
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,10 @@ class FolderConfig(SourceConfig):
     name: str = "folder"
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
-    text_key: str = experiment("text", fixed=ORDER)  # columns of captions, joined by commas; in .jsonl also lists
-    label_key: str = experiment("label", fixed=ORDER)  # column of class names, if there is one
+    text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
+    label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
+    # what separates the fields of a .csv or .tsv: one character or "tab"; "": found from the header
+    delimiter: str = experiment("", fixed=ORDER)
 
 
 class Fault(NamedTuple):
@@ -51,7 +56,10 @@ class FolderSource:
     """Images of config.path, one record each.
 
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
-    NAME.jpg, one caption a line. A table: the rows that name one image become one record.
+    NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record.
+
+    Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
+    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
 
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
@@ -61,12 +69,15 @@ class FolderSource:
     def __init__(self, config: FolderConfig):
         path = Path(config.path)
         self.class_names: tuple[str, ...] = ()
+        self.sidecars = Sidecars()
         if path.suffix.lower() in TABLES and path.is_file():
             self.table, root = str(path), Path(config.data_dir) if config.data_dir else path.parent
-            self.entries, self.class_names = _table_entries(path, config)
+            self.entries, names = _table_entries(path, config)
+            self.class_names = names.names
         elif path.is_dir():
             self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
-            self.entries = [Entry(name, number) for number, name in enumerate(sorted(image_files(root)))]
+            images = sorted(image_files(root, other=self.sidecars.add))
+            self.entries = [Entry(name, number) for number, name in enumerate(images)]
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -99,8 +110,8 @@ class FolderSource:
 
     def sidecar(self, image: str) -> list[str]:
         """The captions in the file beside an image. Raises RecordError."""
-        path = str(Path(image).with_suffix(".txt"))
-        return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if (self.root / path).exists() else []
+        path = self.sidecars.find(image, lambda path: (self.root / path).exists())
+        return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if path else []
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
@@ -119,6 +130,31 @@ class FolderSource:
             if isinstance(error, RecordError):
                 raise
             raise RecordError("unreadable record", f"'{path}': {error}") from error
+
+
+class Sidecars:
+    """Finds the caption file of an image: NAME.txt, NAME.caption, NAME.jpg.txt or NAME.jpg.caption beside NAME.jpg.
+
+    The suffix may have capitals if the file was told with `add`, as image_files does.
+    """
+
+    def __init__(self) -> None:
+        self.capitals: dict[str, str] = {}  # path with a small suffix -> path
+
+    def add(self, path: str) -> None:
+        stem, suffix = os.path.splitext(path)
+        if suffix.lower() in SIDECARS and suffix != suffix.lower():
+            self.capitals[stem + suffix.lower()] = path
+
+    def find(self, image: str, exists: Callable[[str], bool]) -> str:
+        """The path of the image's caption file, "" without one. exists: whether there is a file of this path."""
+        stem = os.path.splitext(image)[0]
+        for path in (f"{stem}.txt", f"{stem}.caption", f"{image}.txt", f"{image}.caption"):
+            if exists(path):
+                return path
+            if path in self.capitals:
+                return self.capitals[path]
+        return ""
 
 
 def image_files(
@@ -146,20 +182,36 @@ def image_files(
                 other(path)
 
 
-def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tuple[str, ...]]:
-    """(entries in the order of the table, class names sorted). Raises ManifestError."""
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column, or in a field inside one ("meta/class"); None where it is missing, or column is ""."""
+    if not column:
+        return None
+    return row[column] if column in row else pick(row, column)
+
+
+class _LabelOfRow(NamedTuple):
+    value: Any  # as it is in the table
+    label: Label
+    where: str
+
+
+def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], ClassNames]:
+    """(entries in the order of the table, class names). Raises ManifestError."""
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
-    labels: dict[str, str] = {}
-    columns: dict[str, None] = {}
-    for row in table_rows(table):
-        columns |= dict.fromkeys(row.values)
+    labels: dict[str, list[_LabelOfRow]] = {}
+    text_keys = tuple(key.strip() for key in config.text_key.split(","))
+    unset = config.label_key == FolderConfig.label_key
+    columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
+    for row in table_rows(table, columns):
         path = row.values.get(config.image_key)
         path = path.strip() if isinstance(path, str) else ""
         fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
         own_texts: list[str] = []
+        value, where = value_of(row.values, config.label_key), f"label of line {row.line}"
         try:
             own_texts = captions(row.values, config.text_key)
+            label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))
         if fault or not path:
@@ -168,19 +220,26 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], tupl
             continue
         first.setdefault(path, Entry(path, row.line))
         texts.setdefault(path, []).extend(own_texts)
-        if row.values.get(config.label_key) not in (None, ""):
-            labels.setdefault(path, str(row.values[config.label_key]).strip())
-    asked = [("image_key", config.image_key)]
-    asked += [("text_key", key.strip().split("/")[0]) for key in config.text_key.split(",")]
-    for key, name in asked:
-        if name not in columns:
-            raise ManifestError(missing_column(table, name, columns, f"the source's {key}"))
-    names = tuple(sorted(set(labels.values())))
-    numbers = {name: number for number, name in enumerate(names)}
-    entries = [
-        entry
-        if entry.fault
-        else entry._replace(texts=tuple(dict.fromkeys(texts[path])), label=numbers.get(labels.get(path, ""), -1))
-        for path, entry in first.items()
-    ]
+        if label is not None:
+            labels.setdefault(path, []).append(_LabelOfRow(value, label, where))
+    names = names_beside(table.parent)
+    if not names.names:
+        names = names_of_texts(((row.label, row.where) for rows in labels.values() for row in rows), str(table))
+    entries = []
+    for path, entry in first.items():
+        if not entry.fault:
+            entry = entry._replace(texts=tuple(dict.fromkeys(texts[path])))
+            try:
+                entry = entry._replace(label=_one_label(labels.get(path, []), names))
+            except RecordError as error:
+                entry = entry._replace(fault=Fault(error.cause, f"'{path}': {error}"))
+        entries.append(entry)
     return entries, names
+
+
+def _one_label(rows: list[_LabelOfRow], names: ClassNames) -> int:
+    """The label that all rows of an image agree on, -1 without one. Raises RecordError."""
+    for row in rows:
+        if row.label != rows[0].label:
+            raise RecordError(CAUSE, f"{rows[0].where} is '{rows[0].value}', {row.where} is '{row.value}'")
+    return names.number(rows[0].value, rows[0].where) if rows else -1

@@ -115,7 +115,9 @@ class OpenFiles:
 def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     if split and (folder / split).is_dir():
         folder, split = folder / split, ""
-    files = sorted(file for file in folder.iterdir() if file.name.endswith(tuple(suffixes)) and not hidden(file.name))
+    files = sorted(
+        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
+    )
     if not files:
         raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file.")
     named = [file for file in files if _begins(file, split)] if split else files

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import collections
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment
 from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources.fields import captions, class_number, missing_column
+from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import find_files
+from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
+from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,16 +42,19 @@ class ParquetConfig(SourceConfig):
 
     name: str = "parquet"
     image_key: str = experiment("image", fixed=ORDER)  # column of bytes, or of Hugging Face's {bytes, path}
-    # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another
+    # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another. The default may
+    # be missing where label_key has class names and no column has texts; the column of label_key stands for the names
     text_key: str = experiment("text", fixed=ORDER)
-    label_key: str = experiment("label", fixed=ORDER)  # column of integers, if there is one
+    label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names, if there is one; "": none
 
 
 class ParquetSource:
     """The rows of one or many files (see local_files.find_files).
 
-    A row without a text takes the name of its class, which comes from Hugging Face's ClassLabel. A column pair_id is
-    read if there is one.
+    Labels are read by the rule of clipjax.data.labels. Class names are Hugging Face's ClassLabel, those of a file
+    classnames.txt beside the files or in the folder above, or else the labels that are texts, sorted; for the last,
+    the label columns are read when the source is opened. A row without a text takes the name of its class. A column
+    pair_id is read if there is one.
 
     A row cannot be decoded without its row group. Therefore training takes row groups in a random order and shuffles
     the rows of a window, which is as many row groups as fit in WINDOW_BYTES (clipjax.data.order.Windowed). The groups
@@ -62,8 +67,9 @@ class ParquetSource:
     def __init__(self, config: ParquetConfig):
         self.keys = config
         files = find_files(config, SUFFIXES)
+        described = [_describe(files[0], config)]
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            described = list(pool.map(lambda file: _describe(file, config), files))
+            described += pool.map(lambda file: _describe(file, config, described[0]), files[1:])
         self.files = [str(file) for file in files]
         # Of each row group: its file, its number in the file, its first row in the file.
         self.groups = np.array(
@@ -76,7 +82,9 @@ class ParquetSource:
         ).reshape(-1, 3)
         self.starts = np.cumsum([0, *(count for one in described for count in one.rows)])
         self.columns = [one.columns for one in described]
-        self.class_names = described[0].class_names
+        labels = [one.labels for one in described]
+        self.names = common_names(files, labels, lambda path: _distinct(path, config.label_key))
+        self.class_names = self.names.names
         # Computed from what the files say, so that it is the same on every machine.
         self.window = max(1, WINDOW_BYTES // max(1, *(one.largest_group for one in described)))
         self.cache = _RowGroups()
@@ -97,7 +105,7 @@ class ParquetSource:
         image = image_bytes(values[self.keys.image_key])
         if image is None:
             raise RecordError("no image", f"column '{self.keys.image_key}' has no bytes; a path is not followed")
-        label = _int(values.get(self.keys.label_key), self.keys.label_key)
+        label = self.names.number(values.get(self.keys.label_key), f"column '{self.keys.label_key}'")
         texts = captions(values, self.keys.text_key)
         if not texts and 0 <= label < len(self.class_names):
             texts = [self.class_names[label]]
@@ -192,21 +200,28 @@ def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table
 
 
 class _Description(NamedTuple):
+    path: Path
     rows: list[int]  # of each row group
     columns: list[str]  # to read
-    class_names: tuple[str, ...]
+    labels: LabelColumn
     largest_group: int  # bytes
 
 
-def _describe(path: Path, config: ParquetConfig) -> _Description:
-    """Raises ManifestError."""
+def _describe(path: Path, config: ParquetConfig, first: _Description | None = None) -> _Description:
+    """Raises ManifestError. first: the description of a file whose columns this one must have too."""
     with open_file(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    names = _class_names(schema, config.label_key)
-    texts = [key.strip().split("/")[0] for key in config.text_key.split(",")]
-    for key, column in (("image_key", config.image_key), *(("text_key", column) for column in texts)):
-        if column not in schema.names and not (key == "text_key" and names):
-            raise ManifestError(missing_column(path, column, schema.names, f"the source's {key}"))
+        labels = describe_labels(path, file, config.label_key, ParquetConfig.label_key)
+    names = labels.names.names
+    texts = [key.strip() for key in config.text_key.split(",")]
+    check_image(path, schema, config.image_key, "the source's image_key")
+    # An image classification set has no captions; the names of its classes are the texts unless text_key is set.
+    from_names = config.text_key == ParquetConfig.text_key and not has_texts(
+        schema, (config.image_key, config.label_key)
+    )
+    for text in texts:
+        if not (names and (from_names or text == config.label_key)):
+            check_text(path, schema, text, "the source's text_key", config.label_key if names else "")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > MAX_GROUP:
@@ -214,23 +229,32 @@ def _describe(path: Path, config: ParquetConfig) -> _Description:
             f"{path} has a row group of {largest} bytes, which would be decoded for each of its rows; the limit is "
             f"{MAX_GROUP}. Write it again with smaller row groups, or build records of it (docs/data_pipelines.md)."
         )
-    wanted = {config.image_key, *texts, config.label_key, PAIR_ID}
+    wanted = {config.image_key, *texts, *(text.split("/")[0] for text in texts), config.label_key, PAIR_ID}
     columns = [name for name in schema.names if name in wanted]
-    return _Description([group.num_rows for group in groups], columns, names, largest)
+    if first:
+        check_same(first.path, first.columns, path, columns)
+    return _Description(path, [group.num_rows for group in groups], columns, labels, largest)
 
 
-def _class_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...]:
-    """Hugging Face's ClassLabel names of a column, kept in the schema's metadata; () where there are none."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
+def _distinct(path: Path, column: str) -> list[Any]:
+    """The distinct values of a column, apart from those that cannot be read, whose records are bad."""
+    values: dict[Any, None] = {}
+    with open_file(path) as file:
+        count = file.num_row_groups
+    for number in range(count):
+        try:
+            for value in _read_group(str(path), number, [column])[column].unique():
+                with suppress(UnicodeDecodeError):
+                    values[value.as_py()] = None
+        except RecordError as error:
+            logging.warning("Its labels are not among the class names: %s", error)
+    return list(values)
 
 
 def _int(value: Any, name: str) -> int:
     """-1: none. A value that is not an integer counts as none; one that does not fit int32 is an error."""
-    return class_number(int(value), f"column '{name}'") if isinstance(value, int) else -1
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return class_number(int(value), f"column '{name}'") if whole else -1
 
 
 def _import_parquet() -> Any:

@@ -1,17 +1,27 @@
-"""Rows of CSV, TSV and JSON Lines tables."""
+"""Tables that name image files and their captions: what a reader asks of one, and rows of JSON Lines."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
+from clipjax.data.sources.fields import has_field, missing_column
+from clipjax.files import text_encoding
 
 TABLES = (".csv", ".tsv", ".jsonl")
-LONGEST_FIELD = 10_000_000  # characters of a CSV field
+# The columns that the folder source and the commands of data_pipelines read unless others are named.
+IMAGE_COLUMN, CAPTION_COLUMN = "image", "caption"
+# Names that other tools give these columns, proposed in errors.
+IMAGE_NAMES = ("image", "filepath", "file_path", "path", "image_path", "file", "filename", "file_name", "img", "photo")
+CAPTION_NAMES = ("caption", "captions", "title", "text", "texts", "description", "alt", "alt_text", "sentence", "txt")
+HEAD = 4096  # bytes from which the encoding is told
 
 
 class TableRow(NamedTuple):
@@ -21,49 +31,123 @@ class TableRow(NamedTuple):
     detail: str = ""  # what the parser said
 
 
-def table_rows(table: Path) -> Iterator[TableRow]:
-    """Rows of a .jsonl table, or of any other as csv_rows reads it."""
-    return json_rows(table) if table.suffix.lower() == ".jsonl" else csv_rows(table)
+class OptionNames(NamedTuple):
+    """What the options that name columns are called where a user sets them."""
+
+    image: str = "image_key"
+    captions: str = "text_key"
+    label: str = "label_key"
+    delimiter: str = "delimiter"
+    of: str = "the source's "
+    in_training: str = "--config.data.train."
+
+    def advice(self, *values: tuple[str, str]) -> str:
+        """Which options to set to which values."""
+        flags = " ".join(f"{self.in_training}{option}={shlex.quote(value)}" for option, value in values)
+        named = " and ".join(f"{option}={value}" for option, value in values)
+        return f"{self.of}{named} (in training, {flags})" if self.of else flags
 
 
-def csv_rows(table: Path) -> Iterator[TableRow]:
-    """Rows of a table with a header, separated by tabs where its name ends in .tsv, else by commas.
+@dataclass(frozen=True)
+class Columns:
+    """What a reader asks of a table."""
+
+    image: str = IMAGE_COLUMN
+    captions: tuple[str, ...] = (CAPTION_COLUMN,)  # "meta/text" is a field inside another
+    label: str = ""  # "": none
+    label_is_optional: bool = False  # the table may be without the column
+    delimiter: str = ""  # of CSV; "": found from the header
+    options: OptionNames = OptionNames()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (self.image, *self.captions, *([self.label] if self.label and not self.label_is_optional else []))
+
+    def missing(self, where: object, name: str, columns: Collection[str]) -> str:
+        """The message for a required column that a table with these columns does not have."""
+        image = self.image if self.image in columns else _propose(columns, IMAGE_NAMES)
+        caption = _propose([column for column in columns if column not in (image, self.label)], CAPTION_NAMES)
+        values = [(self.options.image, image or "COLUMN")] if self.image not in columns else []
+        if name in self.captions or not {caption.split("/")[0] for caption in self.captions} <= set(columns):
+            values.append((self.options.captions, caption or "COLUMN"))
+        values = values or [(self.options.label, "COLUMN")]
+        similar = any(value == "COLUMN" for _, value in values)
+        return missing_column(where, name, columns, self.options.advice(*values), similar)
+
+
+@contextmanager
+def open_table(table: Path) -> Iterator[TextIO]:
+    r"""An open table whose lines keep their ends: "\n", "\r\n" or "\r".
 
     Bytes that are not UTF-8 become surrogates, so that they spoil their own row only. Raises ManifestError for a file
-    that cannot be read.
+    that cannot be read, and for UTF-16 without a byte order mark or with damage.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     try:
-        # utf-8-sig: spreadsheets begin the file with a byte order mark.
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
-            try:
-                for row in reader:
-                    # A caption with an unquoted comma would lose its end.
-                    too_long = row.pop(None, None) is not None
-                    yield TableRow(reader.line_num, row, "more fields than columns" if too_long else "")
-            except csv.Error as error:
-                raise ManifestError(f"{table} line {reader.line_num} is not CSV: {error}.") from error
-    except OSError as error:
-        raise ManifestError(f"{table} cannot be read: {error}") from error
-
-
-def json_rows(table: Path) -> Iterator[TableRow]:
-    """One JSON object per line; empty lines are skipped. Raises ManifestError for a file that cannot be read."""
-    try:
-        # Read as bytes: one line in another encoding must not end the file.
         with open(table, "rb") as file:
-            for line, data in enumerate(file, 1):
-                if data.strip():
-                    yield _json_row(line, data)
+            head = file.read(HEAD)
+        encoding = text_encoding(head)
+        if encoding == "utf-8" and head.count(0) > len(head) // 5:
+            raise ManifestError(f"{table} line 1 is UTF-16 without a byte order mark, or no text. Save it as UTF-8.")
+        with open(table, encoding=encoding, errors="surrogateescape", newline="") as file:
+            yield file
     except OSError as error:
         raise ManifestError(f"{table} cannot be read: {error}") from error
+    except UnicodeError as error:
+        raise ManifestError(f"{table} is not {encoding.upper()}: {error}. Save it as UTF-8.") from error
 
 
-def _json_row(line: int, data: bytes) -> TableRow:
+def json_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
+    """One JSON object per line; empty lines are skipped.
+
+    Raises ManifestError for a file that cannot be read, and at its end for a required column that no row has.
+    """
+    missing, seen, fault = set(columns.required), {}, ""
+    with open_table(table) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            row = _json_row(line, text)
+            seen |= dict.fromkeys(row.values)
+            missing -= {name for name in missing if has_field(row.values, name)}
+            fault = fault or (f" Line {line} is {row.fault}." if row.fault else "")
+            yield row
+    for name in columns.required:
+        if name in missing:
+            raise ManifestError(columns.missing(table, name, seen) + ("" if seen else fault))
+
+
+def is_image_name(text: str) -> bool:
+    return text.strip().lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text of open_table was valid in its encoding."""
     try:
-        row = json.loads(data)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json_row(line: int, text: str) -> TableRow:
+    if not is_unicode(text):
+        return TableRow(line, {}, "not UTF-8")
+    try:
+        row = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return TableRow(line, {}, "not JSON", str(error))
     return TableRow(line, row) if isinstance(row, dict) else TableRow(line, {}, "not a JSON object")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return made
+
+
+def _propose(columns: Collection[str], names: Collection[str]) -> str:
+    """The column with the first of these names in any case; "" without one."""
+    by_name = {column.casefold(): column for column in columns}
+    return next((by_name[name] for name in names if name in by_name), "")

@@ -6,7 +6,7 @@ import io
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,16 @@ from absl import logging
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.labels import ClassNames, names_beside, one_list_of_names
 from clipjax.data.records import RecordError
-from clipjax.data.sources.fields import class_number
+from clipjax.data.sources.fields import pick
 from clipjax.data.sources.local_files import OpenFiles, find_files
-from clipjax.data.sources.tar_captions import SIDECARS, other_choice, sample_texts, text_keys
+from clipjax.data.sources.tar_captions import SIDECARS, other_choice, parse_json, sample_texts, text_keys
 from clipjax.data.sources.tar_findings import tell
 from clipjax.data.sources.tar_format import TarError, allowed, members, printable, split_name
 from clipjax.data.sources.tar_index import TarIndex, index_path, key_hash, load_index
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-CLASS_NAMES = "classnames.txt"
 MAX_SAMPLE = 1 << 30  # bytes
 INDEXING_THREADS = 8  # for disks and networks that answer slowly
 PROGRESS_SECONDS = 30
@@ -47,16 +47,17 @@ class WebDatasetConfig(SourceConfig):
     # extensions ("txt", "en.txt") and fields of the .json, joined by commas; "": the .txt, or without one
     # CAPTION_FIELDS of the .json, or one of SIDECARS
     text_key: str = experiment("", fixed=ORDER)
-    label_key: str = experiment("cls", fixed=ORDER)  # extension of the file with the number of the class
+    # extension of the file with the number or the name of the class; else a field of the .json
+    label_key: str = experiment("cls", fixed=ORDER)
 
 
 class WebDatasetSource:
     """The samples of one or many tars (see local_files.find_files), each with an image and captions.
 
-    A sample without captions takes the name of its class: line number `label`, from 0, of classnames.txt, which lies
-    beside the tars or in the folder above. Reading a sample is one read of the tar; it is a bad record unless all its
-    files have the key that the index has for it. Raises ManifestError for tars that are missing, cut, damaged,
-    compressed, or unsorted.
+    Labels are read by the rule of clipjax.data.labels; class names are those of classnames.txt, which lies beside the
+    tars or in the folder above. A sample without captions takes the name of its class. Reading a sample is one read of
+    the tar; it is a bad record unless all its files have the key that the index has for it. Raises ManifestError for
+    tars that are missing, cut, damaged, compressed, or unsorted.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -71,7 +72,8 @@ class WebDatasetSource:
         self.starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
         self.refused = sum(index.refused for index in indexes)
         tell(config.path, self.files, indexes)
-        self.class_names = _class_names(files)
+        self.names = names_of(self.files)
+        self.class_names = self.names.names
         self.open_files = OpenFiles()
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class WebDatasetSource:
             raise RecordError(
                 "no image", f"'{key}' has {_names(parts)}, none of them .{', .'.join(self.images)}{other}"
             )
-        label = self.class_of(parts, key)
+        label = class_of(parts, key, self.label, self.names)
         return {"image": image, "texts": self.texts(parts, label, key), "key": key, "label": label, "pair_id": -1}
 
     def where(self, index: int) -> tuple[str, int]:
@@ -101,17 +103,6 @@ class WebDatasetSource:
             raise IndexError(index)
         file = int(np.searchsorted(self.starts, index, side="right")) - 1
         return file, index - int(self.starts[file])
-
-    def class_of(self, parts: Parts, key: str) -> int:
-        """The sample's label; -1: none. Raises RecordError."""
-        if self.label not in parts:
-            return -1
-        where = f"'{key}.{self.label}'"
-        try:
-            label = int(parts[self.label])
-        except ValueError as error:
-            raise RecordError("corrupt record", f"{where} is not a number: {parts[self.label][:20]}") from error
-        return class_number(label, where)
 
     def texts(self, parts: Parts, label: int, key: str) -> list[str]:
         """The sample's captions. Raises RecordError where it has none."""
@@ -143,6 +134,33 @@ def samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[tupl
         parts.append((printable(extension), content))
     if parts:
         yield printable(current), parts
+
+
+def label_value(parts: Parts, key: str, label_key: str) -> tuple[Any, str]:
+    """(the sample's label as it is in the tar, where it is): of the file with the extension label_key, or the .json.
+
+    None where there is none; the .json is not read for the default "cls". Raises RecordError for a .json that is not
+    JSON.
+    """
+    if (extension := _extension(label_key)) in parts:
+        return parts[extension], f"label '{key}.{extension}'"
+    if "json" in parts and label_key not in ("", WebDatasetConfig.label_key):
+        return pick(parse_json(parts["json"], f"'{key}.json'"), label_key), f"label '{label_key}' of '{key}.json'"
+    return None, ""
+
+
+def class_of(parts: Parts, key: str, label_key: str, names: ClassNames) -> int:
+    """The sample's label, -1: none. Raises RecordError."""
+    return names.number(*label_value(parts, key, label_key))
+
+
+def names_of(tars: Sequence[str]) -> ClassNames:
+    """The class names in a classnames.txt in the folder of the tars or the one above. Raises ManifestError.
+
+    Tars of several folders must have the same names.
+    """
+    folders = dict.fromkeys(Path(tar).parent for tar in tars)
+    return one_list_of_names(names_beside(folder, folder.parent) for folder in folders)
 
 
 def find_image(parts: Parts, extensions: Iterable[str] = IMAGES) -> bytes | None:
@@ -209,10 +227,3 @@ def _extension(key: str) -> str:
 
 def _names(parts: Parts) -> str:
     return ", ".join(f".{name}" for name in sorted(parts)) or "no file"
-
-
-def _class_names(files: list[Path]) -> tuple[str, ...]:
-    for folder in (files[0].parent, files[0].parent.parent) if files else ():
-        if (folder / CLASS_NAMES).is_file():
-            return tuple((folder / CLASS_NAMES).read_text(encoding="utf-8").splitlines())
-    return ()

@@ -34,6 +34,12 @@ class Tokenizer(Protocol):
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), context_length] int32, padded on the right."""
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, special ones included, if the context had no end."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id's piece of the vocabulary, as text."""
+
 
 # All kinds share all options, so that each row has the base class as its config.
 TOKENIZERS: dict[str, Part] = {

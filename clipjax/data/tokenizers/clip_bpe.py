@@ -11,6 +11,7 @@ from clipjax.config import ConfigError, TokenizerConfig, require
 from clipjax.data.tokenizers.clean_text import make_clean
 from clipjax.data.tokenizers.hf import find_token, set_template, token_settings
 from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
+from clipjax.files import decode_text, read_text, split_lines
 
 VOCAB_SIZE = 49_408
 # A clitic, a word, one digit, or a run of anything else. OpenAI's pattern ignores case: "ſ" counts as "s", and U+0345,
@@ -81,7 +82,7 @@ def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
     try:
         raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").split("\n")
+        lines = split_lines(decode_text(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, path.name))
     except (OSError, EOFError, ValueError) as error:
         raise ConfigError(f"config.tokenizer.path='{path}' cannot be read ({error}); is it cut short?") from error
     merges = [tuple(line.split(" ")) for line in lines[1 : VOCAB_SIZE - 2 * 256 - 2 + 1] if line]
@@ -99,7 +100,7 @@ def read_hf(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[t
     vocab = read_json(vocab_file)
     require(isinstance(vocab, dict), f"config.tokenizer.path: '{vocab_file}' is not a map from pieces to ids.")
     try:
-        lines = merges_file.read_text(encoding="utf-8").split("\n")
+        lines = split_lines(read_text(merges_file))
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{merges_file}' is not text ({error}).") from error
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]

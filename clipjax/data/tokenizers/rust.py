@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.files import read_text
 
 
 class RustTokenizer:
@@ -58,16 +59,27 @@ class RustTokenizer:
         pipeline.no_padding()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        if self.clean:
-            texts = [self.clean(text) for text in texts]
-        if self.literals:
-            texts = [self.literals.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in texts]
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        for row, encoding in zip(ids, self.pipeline.encode_batch_fast(list(texts)), strict=True):
+        for row, encoding in zip(ids, self.pipeline.encode_batch_fast(self._prepared(texts)), strict=True):
             row[: len(encoding)] = encoding.ids
         if self.config.eos_to_pad:
             ids[ids == self.eos_id] = self.pad_id
         return ids
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        whole = import_tokenizers().Tokenizer.from_str(self.pipeline.to_str())
+        whole.no_truncation()
+        return [len(encoding) for encoding in whole.encode_batch_fast(self._prepared(texts))]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.pipeline.id_to_token(int(i)) or f"<{int(i)}>" for i in ids]
+
+    def _prepared(self, texts: Sequence[str]) -> list[str]:
+        if self.clean:
+            texts = [self.clean(text) for text in texts]
+        if self.literals:
+            texts = [self.literals.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in texts]
+        return list(texts)
 
 
 def import_tokenizers() -> ModuleType:
@@ -95,6 +107,6 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ConfigError for one that is missing or not JSON."""
     require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error

@@ -60,11 +60,23 @@ class SentencePieceTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        start = [self.bos_id] if self.config.add_bos else []
-        end = [self.pad_id if self.config.eos_to_pad else self.eos_id] if self.config.add_eos else []
+        start, end = self._ends()
         room = self.context_length - len(start) - len(end)
-        cleaned = [self.clean(text) for text in texts] if self.clean else list(texts)
-        for row, pieces in zip(ids, self.model.encode(cleaned), strict=True):
+        for row, pieces in zip(ids, self._encode(texts), strict=True):
             pieces = start + pieces[:room] + end
             row[: len(pieces)] = pieces
         return ids
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        start, end = self._ends()
+        return [len(start) + len(pieces) + len(end) for pieces in self._encode(texts)]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.model.id_to_piece(int(i)) for i in ids]
+
+    def _ends(self) -> tuple[list[int], list[int]]:
+        start = [self.bos_id] if self.config.add_bos else []
+        return start, [self.pad_id if self.config.eos_to_pad else self.eos_id] if self.config.add_eos else []
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.model.encode([self.clean(text) for text in texts] if self.clean else list(texts))

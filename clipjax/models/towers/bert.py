@@ -15,12 +15,13 @@ from flax import linen as nn
 from clipjax.config import TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
 from clipjax.config.model import Activation
+from clipjax.config.ranges import DEPTH, EXAMPLES_OR_ZERO, POSITIONS, POSITIONS_OR_ZERO, RATE, TOKEN_ID, WIDTH
 from clipjax.models import tower_flops
 from clipjax.models.attention import SelfAttention
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
 from clipjax.models.towers.text import TokenEmbedding
 from clipjax.models.towers.tower import TEXT, Tower, TowerOutput, check_projection, no_hidden_states, token_ids
-from clipjax.models.transformer import check_heads, check_rates, rematerialised
+from clipjax.models.transformer import check_heads, rematerialised
 
 NORMAL = nn.initializers.normal(0.02)  # of every matrix and table; biases start at zero (BERT)
 
@@ -33,23 +34,24 @@ class BertConfig(TextTowerConfig):
     vocab_size: int = 30_522
     width: int = 768
     norm_eps: float = 1e-12
-    depth: int = weights(12)
-    num_heads: int = meaning(12)
-    mlp_dim: int = weights(3072)
+    depth: int = weights(12, within=DEPTH)
+    num_heads: int = meaning(12, within=WIDTH)
+    mlp_dim: int = weights(3072, within=WIDTH)
     activation: Activation = meaning("gelu")
     # cls: the first position. pooler: BERT's tanh layer on the first position. mean: over all positions except padding
     pool: Literal["cls", "mean", "pooler"] = meaning("mean")
     pooler: bool = weights(False)  # has the parameters of BERT's pooler; ALIGN has them and does not use them
-    pad_id: int = meaning(0)  # the padding, which nothing attends to
-    num_positions: int = weights(0)  # rows of the position table; 0: context_length
+    pad_id: int = meaning(0, within=TOKEN_ID)  # the padding, which nothing attends to
+    num_positions: int = weights(0, within=POSITIONS_OR_ZERO)  # rows of the position table; 0: context_length
     positions_after_padding: bool = meaning(False)  # counted from pad_id + 1 on, padding not counted (RoBERTa)
-    token_types: int = weights(2)  # rows of the token type table, of which the first is used
+    token_types: int = weights(2, within=POSITIONS)  # rows of the token type table, of which the first is used
     # none: width == embed_dim. mlp: two maps with a GELU between (open_clip)
     projection: Literal["linear", "mlp", "none"] = weights("linear")
     projection_bias: bool = weights(False)
-    dropout: float = experiment(0.0)
+    dropout: float = experiment(0.0, within=RATE)
     scan_layers: bool = runtime(True, fixed=LAYOUT)
-    attention_chunk: int = runtime(0)  # examples per device whose attention weights exist at a time; 0: all
+    # examples per device whose attention weights exist at a time; 0: all
+    attention_chunk: int = runtime(0, within=EXAMPLES_OR_ZERO)
 
 
 class BertEncoder(nn.Module):
@@ -147,9 +149,7 @@ def check(config: BertConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     c = config
     check_heads(c.width, c.num_heads, TEXT)
-    check_rates(c, ("dropout",), TEXT)
     require(c.pooler or c.pool != "pooler", f"{TEXT}.pool='pooler' needs {TEXT}.pooler=True.")
-    require(c.pad_id >= 0, f"{TEXT}.pad_id={c.pad_id}: name='{c.name}' needs the id of its padding (BERT 0, XLM-R 1).")
     rows = c.num_positions or c.context_length
     needed = c.context_length + (c.pad_id + 1 if c.positions_after_padding else 0)
     require(

@@ -12,10 +12,11 @@ from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig
 from clipjax.config.fields import experiment, weights
+from clipjax.config.ranges import DEPTH, RATE
 from clipjax.models.conv import Conv, check_stages, drop_path
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
 from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, no_hidden_states, square_image
-from clipjax.models.transformer import check_rates, rematerialised
+from clipjax.models.transformer import rematerialised
 
 LAYER_SCALE = 1e-6  # initial value
 zeros = nn.initializers.zeros
@@ -29,9 +30,9 @@ class ConvNeXtConfig(ImageTowerConfig):
     name: str = "convnext"
     width: int = 128  # of the first stage; stage i is 2^i times as wide
     norm_eps: float = 1e-6
-    stages: tuple[int, ...] = weights((3, 3, 27, 3))  # blocks of each
+    stages: tuple[int, ...] = weights((3, 3, 27, 3), within=DEPTH)  # blocks of each
     head: Literal["linear", "mlp"] = weights("linear")  # what maps to embed_dim
-    drop_path: float = experiment(0.0)  # rate of the last block; it grows linearly from 0
+    drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
 
 
 class ConvNeXt(nn.Module):
@@ -106,7 +107,6 @@ class LayerScale(nn.Module):
 def check(config: ConvNeXtConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other. embed_dim may be any number."""
     check_stages(config.stages, config.image_size, IMAGE, config.name)
-    check_rates(config, ("drop_path",), IMAGE)
 
 
 TOWER = Tower(ConvNeXt, ConvNeXtConfig, check, square_image, random=("drop_path",))

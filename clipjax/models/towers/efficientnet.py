@@ -12,10 +12,11 @@ from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig, require
 from clipjax.config.fields import experiment, meaning, weights
+from clipjax.config.ranges import COEFFICIENT, DEPTH_OR_ZERO, RATE
 from clipjax.models.conv import BatchNorm, Conv, Pads, drop_path
 from clipjax.models.layers import Linear, constrain
 from clipjax.models.towers.tower import IMAGE, Tower, TowerOutput, check_projection, no_hidden_states, square_image
-from clipjax.models.transformer import check_rates, rematerialised
+from clipjax.models.transformer import rematerialised
 
 # B0: repeats, kernel size, stride, expansion, input and output channels of each stage (1905.11946, table 1).
 STAGES = (
@@ -51,12 +52,13 @@ class EfficientNetConfig(ImageTowerConfig):
     name: str = "efficientnet"
     width: int = 320  # of the last stage, which follows from width_coefficient
     norm_eps: float = 1e-3
-    width_coefficient: float = weights(1.0)
-    depth_coefficient: float = weights(1.0)
-    depthwise_padding: tuple[int, ...] = meaning(())  # blocks with a stride of 2 whose input has an odd size
+    width_coefficient: float = weights(1.0, within=COEFFICIENT)
+    depth_coefficient: float = weights(1.0, within=COEFFICIENT)
+    # blocks with a stride of 2 whose input has an odd size
+    depthwise_padding: tuple[int, ...] = meaning((), within=DEPTH_OR_ZERO)
     projection: bool = weights(True)  # linear map to embed_dim; False: width == embed_dim
-    norm_momentum: float = experiment(0.99)  # share of BatchNorm's running statistics that a step keeps
-    drop_path: float = experiment(0.0)
+    norm_momentum: float = experiment(0.99, within=RATE)  # share of BatchNorm's running statistics that a step keeps
+    drop_path: float = experiment(0.0, within=RATE)
 
 
 class BlockShape(NamedTuple):
@@ -178,7 +180,6 @@ def check(config: EfficientNetConfig, embed_dim: int) -> None:
         f"{IMAGE}.width={config.width}, but with width_coefficient={config.width_coefficient} the last stage is "
         f"{width} wide; set width={width}.",
     )
-    check_rates(config, ("drop_path",), IMAGE)
     check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
 
 

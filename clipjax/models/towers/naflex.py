@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from clipjax.config import PatchBudget, require
 from clipjax.config.fields import MODEL, experiment, meaning
+from clipjax.config.ranges import POSITIONS
 from clipjax.models import tower_flops
 from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
@@ -34,7 +35,8 @@ class NaFlexConfig(PatchTowerConfig):
 
     name: str = "naflex"
     pool: Literal["map", "gap"] = meaning("map")
-    max_patches: int = experiment(256, fixed=MODEL)  # the most patches an image has; batches are padded to it
+    # the most patches an image has; batches are padded to it
+    max_patches: int = experiment(256, within=POSITIONS, fixed=MODEL)
 
 
 class NaFlexTransformer(nn.Module):
@@ -127,7 +129,6 @@ def check(config: NaFlexConfig, embed_dim: int) -> None:
     check_patches(config)
     check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
     check_dense(config, IMAGE, f"name='{config.name}'")
-    require(config.max_patches >= 1, f"{IMAGE}.max_patches={config.max_patches} must be at least 1.")
     require(
         config.pool in ("map", "gap") and config.norm == "layer",
         f"{IMAGE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from clipjax.config import ImageTowerConfig, require
 from clipjax.config.fields import experiment, meaning, weights
+from clipjax.config.ranges import DEPTH, RATE, WIDTH
 from clipjax.models.attention import attention
 from clipjax.models.conv import BatchNorm, Conv, average_pool, check_stages
 from clipjax.models.layers import Linear, constrain
@@ -26,9 +27,9 @@ class ResNetConfig(ImageTowerConfig):
 
     name: str = "resnet"
     width: int = 64  # of the first stage's bottlenecks; stage i is 2^i times as wide, and 4 times that between blocks
-    stages: tuple[int, ...] = weights((3, 4, 6, 3))  # blocks of each
-    num_heads: int = meaning(32)  # of the attention pool
-    norm_momentum: float = experiment(0.9)  # share of BatchNorm's running statistics that a step keeps
+    stages: tuple[int, ...] = weights((3, 4, 6, 3), within=DEPTH)  # blocks of each
+    num_heads: int = meaning(32, within=WIDTH)  # of the attention pool
+    norm_momentum: float = experiment(0.9, within=RATE)  # share of BatchNorm's running statistics that a step keeps
 
 
 class ResNet(nn.Module):

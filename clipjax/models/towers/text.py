@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.config import BlockConfig, TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, meaning, runtime, weights
+from clipjax.config.ranges import POSITIVE, TOKEN_ID, TOKEN_ID_OR_NONE
 from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
 from clipjax.models.towers.tower import TEXT, Hidden, Tower, TowerOutput, check_projection, token_ids
-from clipjax.models.transformer import check_blocks, check_dense, check_rope, transformer
+from clipjax.models.transformer import check_dense, check_heads, check_rope, transformer
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class TextTransformerConfig(BlockConfig, TextTowerConfig):
     causal: bool = meaning(True)
     # eos: at eos_id. last: the last position, padding included (SigLIP). gap: the mean. cls: a token appended (CoCa)
     pool: Literal["eos", "last", "gap", "cls"] = meaning("eos")
-    eos_id: int = meaning(-1)  # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
-    pad_id: int = meaning(0)  # pool="cls": the padding, which nothing attends to
+    # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
+    eos_id: int = meaning(-1, within=TOKEN_ID_OR_NONE)
+    pad_id: int = meaning(0, within=TOKEN_ID)  # pool="cls": the padding, which nothing attends to
     position: Literal["learned", "none"] = weights("learned")
     rope: bool = meaning(False)  # rotary positions
-    rope_theta: float = meaning(10_000.0)
+    rope_theta: float = meaning(10_000.0, within=POSITIVE)
     projection: Literal["linear", "none"] = weights("linear")  # none: width == embed_dim
     projection_bias: bool = weights(False)
     scan_layers: bool = runtime(True, fixed=LAYOUT)
@@ -139,7 +141,7 @@ def end_of_text(text: jax.Array, eos_id: int) -> jax.Array:
 
 def check(config: TextTransformerConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
-    check_blocks(config, TEXT)
+    check_heads(config.width, config.num_heads, TEXT)
     check_rope(config, TEXT, axes=1)
     if config.pool == "cls":
         check_dense(config, TEXT, "pool='cls'")

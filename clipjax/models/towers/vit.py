@@ -12,13 +12,14 @@ from flax import linen as nn
 
 from clipjax.config import BlockConfig, ImageTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
+from clipjax.config.ranges import PIXELS, PIXELS_OR_ZERO, POSITIONS, POSITIVE, RATE, WIDTH
 from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
 from clipjax.models.pooling import AttentionalPooler, MapHead
 from clipjax.models.position import sincos_2d
 from clipjax.models.rotary import Rotation, rotary_2d
 from clipjax.models.towers.tower import IMAGE, Hidden, Tower, TowerOutput, check_projection, square_image
-from clipjax.models.transformer import check_blocks, check_rope, transformer
+from clipjax.models.transformer import check_heads, check_rope, transformer
 
 BY_ATTENTION = ("attentional", "parallel", "cascade")  # pools whose learned queries become the tokens
 
@@ -27,7 +28,7 @@ BY_ATTENTION = ("attentional", "parallel", "cascade")  # pools whose learned que
 class PatchTowerConfig(BlockConfig, ImageTowerConfig):
     """What the transformers over patches share: `vit` and `naflex`."""
 
-    patch_size: int = weights(32)  # pixels
+    patch_size: int = weights(32, within=PIXELS)  # pixels
     width: int = 768
     num_heads: int = 12
     mlp_dim: int = 3072
@@ -42,15 +43,18 @@ class PatchTowerConfig(BlockConfig, ImageTowerConfig):
 class ViTConfig(PatchTowerConfig):
     name: str = "vit"
     pool: Literal["cls", "gap", "map", "attentional", "parallel", "cascade"] = meaning("cls")  # docs/models.md
-    pooler_queries: int = weights(256)  # pools attentional, parallel, cascade: tokens that the pooler makes (CoCa)
-    pooler_heads: int = meaning(8)
+    # pools attentional, parallel, cascade: tokens that the pooler makes (CoCa)
+    pooler_queries: int = weights(256, within=POSITIONS)
+    pooler_heads: int = meaning(8, within=WIDTH)
     class_token: bool = weights(False)  # one that is not pooled, if pool is not "cls" (CLIPA, CoCa)
     norm_after_pool: bool = meaning(False)  # ln_post on the result of pool "cls" or "gap", not on all tokens (CLIPA)
     position: Literal["learned", "sincos", "none"] = meaning("learned")
     rope: bool = meaning(False)  # rotary positions in two dimensions (EVA-02)
-    rope_theta: float = meaning(10_000.0)
-    rope_grid: int = meaning(16)  # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
-    patch_dropout: float = experiment(0.0)  # share of the patches left out, training only (FLIP, 2212.00794)
+    rope_theta: float = meaning(10_000.0, within=POSITIVE)
+    # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
+    rope_grid: int = meaning(16, within=PIXELS_OR_ZERO)
+    # share of the patches left out, training only (FLIP, 2212.00794)
+    patch_dropout: float = experiment(0.0, within=RATE)
 
 
 class VisionTransformer(nn.Module):
@@ -177,7 +181,7 @@ def _kept(patches: int, rate: float) -> int:
 
 def check_patches(config: PatchTowerConfig) -> None:
     """Raises ConfigError for options that a transformer over patches does not have."""
-    check_blocks(config, IMAGE)
+    check_heads(config.width, config.num_heads, IMAGE)
     require(
         config.image_size % config.patch_size == 0 or config.image_size > config.patch_size,
         f"{IMAGE}.patch_size={config.patch_size} is larger than image_size={config.image_size}.",
@@ -191,7 +195,6 @@ def check(config: ViTConfig, embed_dim: int) -> None:
     # The result of an attentional pool is as wide as the embedding.
     check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, IMAGE)
     check_rope(c, IMAGE, axes=2)
-    require(0 <= c.patch_dropout < 1, f"{IMAGE}.patch_dropout={c.patch_dropout} must be in [0, 1).")
     require(
         not by_attention or (c.pooler_queries > 1 and embed_dim % c.pooler_heads == 0),
         f"{IMAGE}.pool='{c.pool}' needs pooler_queries of at least 2 (not {c.pooler_queries}), and "

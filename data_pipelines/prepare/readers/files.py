@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from clipjax.data.sources.folder import Sidecars
+from clipjax.data.sources.tables import Columns
 from data_pipelines.archives import MAX_MEMBER
 from data_pipelines.command import Skips
 from data_pipelines.image_folder import list_images, sidecar
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers.paths import one_input
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
-from data_pipelines.tables import Columns, Rows, csv_rows, gather, json_rows
+from data_pipelines.tables import FLAGS, RowsOf, csv_rows, gather, json_rows, number_labels
 
 _AT_A_TIME = 512
 
-Item = tuple[str, str, tuple[str, ...], str]  # key, path, captions, class name
+Item = tuple[str, str, tuple[str, ...], int | str]  # key, path, captions, label as in Example
 
 
 def folder_units(options: Options) -> Listing:
     """NAME.jpg with its captions in NAME.txt, one per line."""
-    folder, skips = one_input(options), Skips()
-    items = [(path.relative_to(folder).as_posix(), str(path), sidecar(path), "") for path in list_images(folder, skips)]
+    folder, skips, sidecars = one_input(options), Skips(), Sidecars()
+    items = [
+        (path.relative_to(folder).as_posix(), str(path), sidecar(path, sidecars), "")
+        for path in list_images(folder, skips, sidecars)
+    ]
     return _listing("folder", items, skips)
 
 
@@ -43,21 +48,22 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
                 note("file too large", key, f"{Path(path).stat().st_size:,} bytes")
                 continue
             data = Path(path).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             note("file cannot be read", key, str(error))
             continue
         yield Example(key, data, texts, label)
 
 
-def _table_units(options: Options, rows_of: Callable[[Path, Skips], Rows]) -> Listing:
+def _table_units(options: Options, rows_of: RowsOf) -> Listing:
     table, skips = one_input(options), Skips()
-    columns = Columns(options.image_column, options.caption_columns, options.label_column)
-    gathered = gather(table, rows_of(table, skips), columns, skips)
+    columns = Columns(
+        options.image_column, options.caption_columns, options.label_column, delimiter=options.delimiter, options=FLAGS
+    )
+    gathered = gather(table, rows_of, columns, skips)
     root = Path(options.image_root or table.parent)
-    items = [(key, str(root / key), tuple(entry.texts), entry.label) for key, entry in gathered.items()]
-    listing = _listing(options.reader, items, skips)
-    class_names = sorted({label for *_, label in items} - {""})
-    return Listing(listing.units, class_names)
+    names, labels = number_labels(table, gathered, options.class_names, skips)
+    items = [(key, str(root / key), tuple(entry.texts), labels.get(key, "")) for key, entry in gathered.items()]
+    return Listing(_listing(options.reader, items, skips).units, list(names.names))
 
 
 def _listing(reader: str, items: list[Item], skips: Skips) -> Listing:

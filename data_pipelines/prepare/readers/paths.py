@@ -21,7 +21,7 @@ def input_files(options: Options, suffixes: tuple[str, ...]) -> list[str]:
             str(file)
             for path in paths
             for file in (_visible_files(path) if path.is_dir() else [path])
-            if file.is_file() and (path.is_file() or file.name.endswith(suffixes))
+            if file.is_file() and (path.is_file() or file.name.lower().endswith(suffixes))
         ]
         if not files:
             raise PipelineError(f"--input={name}: no file{' in it' if Path(name).is_dir() else ''} {_of(suffixes)}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipjax.config import SourceConfig
+from clipjax.data.labels import ClassNames, names_in, one_list_of_names
 from clipjax.data.records import RecordError, read_manifest
 from clipjax.data.sources import TfdsConfig, open_source
 from clipjax.files import hidden
@@ -24,7 +25,7 @@ def units(options: Options) -> Listing:
         str(folder / shard["file"]) for shard in manifest["splits"].get(options.split, {"shards": []})["shards"]
     )
     config = SourceConfig(path=str(folder), split=options.split)
-    return Listing(_pieces(config, files), list(open_source(config).class_names), manifest["licences"])
+    return Listing(_pieces(config, files), _class_names(config, options), manifest["licences"])
 
 
 def tfds_units(options: Options) -> Listing:
@@ -40,7 +41,13 @@ def tfds_units(options: Options) -> Listing:
     folder = Path(options.input[0])
     shards = folder.glob("*.array_record*") if folder.is_dir() else ()
     files = tuple(sorted(str(file) for file in shards if not hidden(file.name)))
-    return Listing(_pieces(config, files), list(open_source(config).class_names))
+    return Listing(_pieces(config, files), _class_names(config, options))
+
+
+def _class_names(config: SourceConfig, options: Options) -> list[str]:
+    """The source's names, or those of --class_names for a source whose labels have none. Raises ManifestError."""
+    own = ClassNames(open_source(config).class_names, f"{config.path}")
+    return list(one_list_of_names([own, *([names_in(options.class_names)] if options.class_names else [])]).names)
 
 
 def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
@@ -52,7 +59,7 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
         except RecordError as error:
             note(error.cause, f"{Path(source.where(index)[0]).name} record {source.where(index)[1]}", str(error))
             continue
-        label = source.class_names[record["label"]] if record["label"] >= 0 and source.class_names else ""
+        label = record["label"] if record["label"] >= 0 else ""
         yield Example(record["key"], record["image"], tuple(record["texts"]), label)
 
 

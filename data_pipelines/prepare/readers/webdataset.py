@@ -11,9 +11,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipjax.data.labels import ClassNames, names_in, read_label
+from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import texts_of
 from clipjax.data.sources.tar_captions import SIDECARS
-from clipjax.data.sources.webdataset import Parts, find_image, samples
+from clipjax.data.sources.webdataset import (
+    Parts,
+    WebDatasetConfig,
+    find_image,
+    label_value,
+    names_of,
+    samples,
+)
+from clipjax.files import decode_text
 from data_pipelines.archives import tar_members
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
@@ -26,29 +36,36 @@ _UNSORTED = "files of one key apart: the tar is not sorted; unpack it into a fol
 
 
 def units(options: Options) -> Listing:
-    """A unit is a tar."""
+    """A unit is a tar, with the file of class names if there is one."""
     files = input_files(options, _TARS)
-    names = short_names(files)
-    return Listing([Unit(i, file, "webdataset", (file,), (names[i], "")) for i, file in enumerate(files)])
+    names, classes = short_names(files), names_in(options.class_names) if options.class_names else names_of(files)
+    others = (classes.path,) if classes.names else ()
+    return Listing(
+        [Unit(i, file, "webdataset", (file, *others), (names[i], "", *others)) for i, file in enumerate(files)],
+        list(classes.names),
+    )
 
 
 def img2dataset_units(options: Options) -> Listing:
     """A unit is a tar and its NAME_stats.json, which counts failed downloads. Raises PipelineError without one."""
     listing = []
-    for unit in units(options).units:
+    found = units(options)
+    for unit in found.units:
         stats = unit.name.removesuffix(".tar") + "_stats.json"
         if not Path(stats).is_file():
             raise PipelineError(
                 f"{stats} is not there: img2dataset had not finished {unit.name}. Run it again, or read the tars that "
                 "there are with --reader=webdataset."
             )
-        listing.append(unit._replace(files=(unit.name, stats), payload=(unit.payload[0], stats)))
-    return Listing(listing)
+        name, _, *classes = unit.payload
+        listing.append(unit._replace(files=(unit.name, stats, *classes), payload=(name, stats, *classes)))
+    return Listing(listing, found.class_names)
 
 
 def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
     """Keys begin with the tar's name, because img2dataset and others count within a tar."""
-    name, stats = unit.payload
+    name, stats, *classes = unit.payload
+    names = names_in(classes[0]) if classes else ClassNames()
     if stats:
         _note_failures(Path(stats), note)
     files = tar_members(unit.files[0], lambda member: True, lambda cause, member: note(cause, name, member))
@@ -61,35 +78,40 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
             has_image = find_image(dict(parts)) is not None
             if seen.setdefault(key, has_image) != has_image:
                 note(_UNSORTED, name, key)
-            yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, note)
+            yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, names, note)
 
 
-def _example(key: str, parts: Parts, options: Options, note: Note) -> Iterator[Example]:
+def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: Note) -> Iterator[Example]:
     """None or one."""
-    image, (texts, label) = find_image(parts), _texts(parts, options)
+    image, texts = find_image(parts), _texts(parts, options)
     if image is None:
         note("no image", key, ", ".join(parts))
     elif texts is None:
         note("caption is not UTF-8 or JSON", key, "")
     else:
-        yield Example(key, image, texts, label)
+        try:
+            value, where = label_value(parts, key, options.label_column or WebDatasetConfig.label_key)
+            label = names.number(value, where) if names.names else read_label(value, where)
+        except RecordError as error:
+            note(error.cause, key, str(error))
+            return
+        yield Example(key, image, texts, "" if label in (None, -1) else label)
 
 
-def _texts(parts: Parts, options: Options) -> tuple[tuple[str, ...] | None, str]:
-    """(captions, label). Captions are the text file and the fields of the .json that --caption_columns names.
+def _texts(parts: Parts, options: Options) -> tuple[str, ...] | None:
+    """The text file and the fields of the .json that --caption_columns names.
 
     They stay as they are here: the step "captions" cleans them and tells what it changed. None: they cannot be read.
     """
     try:
-        texts = [parts[kind].decode("utf-8") for kind in _TEXTS if kind in parts]
+        texts = [decode_text(parts[kind], kind) for kind in _TEXTS if kind in parts]
         fields = json.loads(parts["json"]) if "json" in parts else {}
     except ValueError:
-        return None, ""
+        return None
     fields = fields if isinstance(fields, dict) else {}
     for column in options.caption_columns:
         texts += texts_of(fields.get(column))
-    label = fields.get(options.label_column)
-    return tuple(dict.fromkeys(texts)), label if isinstance(label, str) else ""
+    return tuple(dict.fromkeys(texts))
 
 
 def _note_failures(path: Path, note: Note) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from clipjax.data.records import RecordError
+from clipjax.files import TextFileError, read_text, split_lines
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.steps.repeats import without
@@ -59,9 +59,9 @@ def matches(text: str, entries: frozenset[str], longest: int) -> list[str]:
 def read_entries(path: str) -> tuple[frozenset[str], int]:
     """(lines of the file as lower-case words, number of words of the longest). Raises PipelineError."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"--balance_entries={path} cannot be read as UTF-8 text: {error}.") from error
+        lines = split_lines(read_text(path))
+    except (OSError, TextFileError) as error:
+        raise PipelineError(f"--balance_entries={path} cannot be read as UTF-8 text: {error}") from error
     entries = {" ".join(_words(line)) for line in lines} - {""}
     if not entries:
         raise PipelineError(f"--balance_entries={path} has no entry; expected one on each line.")

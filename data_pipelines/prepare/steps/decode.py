@@ -20,14 +20,15 @@ def decode(example: Example, options: Options, note: Note) -> Example:
     """The example with an image that training can read, and its hashes. Keeps the file's bytes where it can.
 
     Encoded again, upright, without animation and over white: images above shorter_side or longest_side (which are
-    shrunk, never enlarged), GIF, BMP and TIFF, images with an orientation or several frames, CMYK and 16 bits. The
-    result is PNG where the file was lossless, else JPEG. Raises RecordError for images that cannot be decoded, exceed
-    MAX_PIXELS by their header, have a side below min_side, or are longer than max_aspect allows.
+    shrunk, never enlarged), GIF, BMP, TIFF, AVIF and JPEG 2000, images with an orientation or several frames, CMYK and
+    16 bits. The result is PNG where the file may be lossless, else JPEG. Raises RecordError for images that cannot be
+    decoded, exceed MAX_PIXELS by their header, have a side below min_side, or are longer than max_aspect allows.
     """
     image = open_image(example.image)
     with Image.open(io.BytesIO(example.image), formats=FORMATS) as header:
         # "MPO" is what Pillow calls a JPEG of several pictures, as phones make them.
-        kind, lossless = header.format, header.format not in ("JPEG", "MPO") and not _lossy_webp(header, example.image)
+        kind = header.format
+        lossless = kind not in ("JPEG", "MPO", "AVIF") and not _lossy_webp(header, example.image)
         sound = header.mode in ("RGB", "L", "RGBA", "P", "LA", "1") and getattr(header, "n_frames", 1) == 1
         sound = sound and header.size == image.size and header.getexif().get(EXIF_ORIENTATION, 1) == 1
     short, long = min(image.size), max(image.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,29 +19,31 @@ Votes = Iterator[tuple[str, tuple]]
 
 
 def same_key(row: Row, options: Options) -> Iterator[tuple[str, tuple]]:
-    yield row.key, (row.rank, row.id, row.captions, row.pixels_sha)
+    yield row.key, (row.rank, row.id, row.captions, row.pixels_sha, row.label)
 
 
 def same_pixels(row: Row, options: Options) -> Iterator[tuple[str, tuple]]:
-    yield row.pixels_sha, (row.rank, row.id, row.captions, row.pixels_sha)
+    yield row.pixels_sha, (row.rank, row.id, row.captions, row.pixels_sha, row.label)
 
 
 def key_votes(members: Sequence[tuple], options: Options) -> Votes:
     """The first record of a key stays, and takes the captions of those with its image; the others are left out."""
-    (rank, first, _, pixels), *others = members
-    for other, member, captions, other_pixels in others:
+    (rank, first, _, pixels, _), *others = members
+    for other, member, captions, other_pixels, label in others:
         same = options.merge != "off" and other_pixels == pixels
         yield member, ("out", "key used again, captions taken over" if same else "key used again", rank[0])
         if same:
             yield first, ("captions", other, *captions)
+            yield first, ("label", other, label)
 
 
 def merge_votes(members: Sequence[tuple], options: Options) -> Votes:
     """The first record with these pixels stays and takes the captions of the others."""
-    (first_rank, first, _, _), *others = members
-    for other, member, captions, _ in others:
+    (first_rank, first, *_), *others = members
+    for other, member, captions, _, label in others:
         yield member, ("out", "same image, captions taken over", first_rank[0])
         yield first, ("captions", other, *captions)
+        yield first, ("label", other, label)
 
 
 def merge(row: Row, votes: Sequence[tuple], options: Options, note: Note) -> Row:
@@ -48,12 +51,19 @@ def merge(row: Row, votes: Sequence[tuple], options: Options, note: Note) -> Row
     if out:
         raise RecordError(out[0][1], f"as {out[0][2]}")
     merged = {text.lower(): (text, score) for text, score in row.captions}
-    for _, _, *captions in votes:
-        for text, score in captions:
+    for kind, _, *captions in votes:
+        for text, score in captions if kind == "captions" else ():
             merged.setdefault(text.lower(), (text, score))
     if len(merged) > len(row.texts):
         note("captions of the same image taken over", row.key, " | ".join(text for text, _ in merged.values()))
-    return row.with_captions(merged.values())
+    labels = dict.fromkeys(label for kind, _, label in [("label", "", row.label), *_labels(votes)] if label != "")
+    if len(labels) > 1:
+        note("the same image has several labels, the first is kept", row.key, " | ".join(map(str, labels)))
+    return dataclasses.replace(row.with_captions(merged.values()), label=next(iter(labels), ""))
+
+
+def _labels(votes: Sequence[tuple]) -> list[tuple]:
+    return [vote for vote in votes if vote[0] == "label"]
 
 
 def looks(row: Row, options: Options) -> Iterator[tuple[str, tuple]]:

@@ -1,0 +1,189 @@
+"""Everything that can refuse a training run before anything is compiled, written or moved.
+
+`clipjax train` runs these checks and stops at the first error. `clipjax check` runs all of them and lists every error.
+What costs little comes first; data is opened last, because indexing it may take minutes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clipjax.config import ExperimentConfig, require
+from clipjax.data.images.jpeg import choose_decoder
+from clipjax.data.mixture import open_train
+from clipjax.data.pipeline import TrainIterator, changed_data, check_records, make_train_iterator
+from clipjax.data.sources import Source
+from clipjax.data.tokenizers import Tokenizer, make_tokenizer
+from clipjax.inference.evaluate import check_evaluators, open_evaluators
+from clipjax.mesh import make_mesh
+from clipjax.models import patch_budget
+from clipjax.processes import announce
+from clipjax.runs.fingerprint import fingerprint
+from clipjax.runs.integrity import newest_intact
+from clipjax.runs.resume import Restart, check_restart
+from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.weights import check_init_from, load_teacher, open_named
+from clipjax.training.check import check, check_tokenizer
+from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
+
+PROBED = 4  # training examples that are made before a run
+Check = tuple[str, Callable[[], str]]  # its name, and the function that says what it checked, or raises
+
+
+class Preflight:
+    """What a run of a configuration starts from: each part is opened once, when it is first asked for.
+
+    Each of the checks returns a line about what it checked, or raises what `clipjax train` would stop with. Where one
+    needs what another could not open, it raises the same error. All processes of a run call them together.
+    """
+
+    def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
+        """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
+        self.config, self.workdir = config, None if workdir is None else Path(workdir)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return make_tokenizer(self.config.tokenizer, self.config.model.text.context_length)
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        return fingerprint(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def intact(self) -> tuple[int | None, dict[int, list[str]]]:
+        """See clipjax.runs.integrity.newest_intact."""
+        return (None, {}) if self.workdir is None else newest_intact(self.workdir)
+
+    @functools.cached_property
+    def restart(self) -> Restart | None:
+        """The checkpoint to continue from; None where the run begins at step 0."""
+        step, _ = self.intact
+        return None if step is None else check_restart(self.workdir, step, self.config, self.mesh, self.fingerprint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the workdir's run has made all its steps."""
+        return self.restart is not None and self.restart.step >= self.config.total_steps
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return open_train(self.config.data)
+
+    @functools.cached_property
+    def batches(self) -> TrainIterator:
+        """This process's training iterator, at its first batch."""
+        return open_batches(self.config, self.tokenizer, self.source)
+
+    @functools.cached_property
+    def eval_sources(self) -> dict[str, Source]:
+        return open_evaluators(self.config)
+
+    def before_data(self) -> tuple[Check, ...]:
+        """The checks that open no data."""
+        return (
+            ("configuration", self.check_configuration),
+            ("tokenizer", self.check_tokenizer),
+            ("evaluators", self.check_evaluators),
+            ("workdir", self.check_workdir),
+            ("init_from", self.check_init_from),
+            ("teacher", self.check_teacher),
+            ("embeddings", self.check_embeddings),
+        )
+
+    def of_data(self) -> tuple[Check, ...]:
+        """The checks that open the data, and look at some of it."""
+        return ("training data", self.check_training_data), ("evaluation data", self.check_evaluation_data)
+
+    def check_configuration(self) -> str:
+        check(self.config, num_devices=jax.device_count(), process_count=jax.process_count())
+        choose_decoder(self.config.data)
+        return f"its parts fit each other and mesh {dict(self.mesh.shape)}"
+
+    def check_tokenizer(self) -> str:
+        check_tokenizer(self.config, self.tokenizer)
+        return (
+            f"{self.config.tokenizer.path}, {self.tokenizer.vocab_size} pieces of "
+            f"{self.config.model.text.vocab_size} in the model"
+        )
+
+    def check_evaluators(self) -> str:
+        check_evaluators(self.config)
+        return ", ".join(self.config.eval.evaluators)
+
+    def check_workdir(self) -> str:
+        if self.workdir is None:
+            return ""
+        refuse_as_workdir(self.workdir)
+        check_folder(self.workdir, "--workdir")
+        total = self.config.total_steps
+        if self.restart is None:
+            return f"{self.workdir} has no checkpoint: a run begins at step 0 of {total}"
+        line = f"{self.workdir}: a run {'is finished' if self.finished else 'continues'} at step {self.restart.step}"
+        return "\n".join([f"{line} of {total}", *self.restart.changes])
+
+    def check_init_from(self) -> str:
+        if not self.config.init_from or self.restart is not None:  # a restart does not read it
+            return ""
+        run = check_init_from(self.config, self.mesh, self.fingerprint)
+        return f"{self.config.init_from}, step {run.step}"
+
+    def check_teacher(self) -> str:
+        load_teacher(self.config, self.mesh, self.fingerprint, shapes_only=True)
+        return self.config.loss.teacher
+
+    def check_embeddings(self, source: Source | None = None) -> str:
+        """The settings that made stored embeddings; source: the opened training data, to compare it as well."""
+        data, own, with_data = self.config.data, self.fingerprint, source is not None
+        if data.image_embeddings:
+            check_settings(data.image_embeddings, image_settings(self.config, own, source), data=with_data)
+        if data.teacher_embeddings:
+            with open_named("config.loss.teacher", self.config.loss.teacher) as run:
+                expected = teacher_settings(self.config, run.config, own, run.fingerprint, source)
+            check_settings(data.teacher_embeddings, expected, data=with_data)
+        return ", ".join(filter(None, (data.image_embeddings, data.teacher_embeddings)))
+
+    def check_training_data(self) -> str:
+        if self.restart is not None:
+            for state in self.restart.data_states[:1]:
+                check_records(state, self.source)
+                announce(changed_data(state, self.source))
+        examples = self.batches.examples  # opens stored embeddings, and counts them
+        self.check_embeddings(self.source)
+        examples(0, PROBED)
+        return f"{len(self.source)} records, and the first {PROBED} examples can be made"
+
+    def check_evaluation_data(self) -> str:
+        return ", ".join(f"{name} {len(source)} records" for name, source in self.eval_sources.items())
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Refuses a folder for results that cannot be made or written to, before they are computed. Raises ConfigError."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    require(existing.is_dir(), f"{flag}: {folder} cannot be made, because {existing} is not a folder.")
+    require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")
+
+
+def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source) -> TrainIterator:
+    """This process's training iterator, at its first batch; see data/pipeline.py."""
+    return make_train_iterator(
+        config.data,
+        source=source,
+        tokenizer=tokenizer,
+        image_size=config.model.image.image_size,
+        budget=patch_budget(config.model.image),
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,55 @@
+"""The values that a number in a configuration may have. A field names its range beside its default."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+
+class Range(NamedTuple):
+    """low to high, both allowed unless they are open. NaN and the infinities are in no range."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        return (
+            math.isfinite(value)
+            and (value > self.low if self.low_open else value >= self.low)
+            and (value < self.high if self.high_open else value <= self.high)
+        )
+
+    def __str__(self) -> str:
+        low = "" if self.low == -math.inf else f"{'above' if self.low_open else 'at least'} {_number(self.low)}"
+        high = "" if self.high == math.inf else f"{'below' if self.high_open else 'at most'} {_number(self.high)}"
+        return " and ".join(filter(None, (low, high))) or "a finite number"
+
+
+INT32 = 2**31 - 1  # steps, labels and token ids are int32 on the devices
+
+ANY = Range(-math.inf)
+POSITIVE = Range(0, low_open=True)
+NON_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+RATE = Range(0, 1, high_open=True)  # of dropout, or of a moving average
+LEARNING_RATE = Range(0, 1e4, low_open=True)
+COEFFICIENT = Range(0, 100, low_open=True)
+SCALE, SCALE_OR_ZERO = Range(0, 1e6, low_open=True), Range(0, 1e6)
+STEPS, COUNT = Range(0, INT32), Range(1, INT32)
+TOKEN_ID, TOKEN_ID_OR_NONE = Range(0, INT32), Range(-1, INT32)
+GREY = Range(0, 255)
+# A size that no model or batch has is a typing error; compiling it would first fill the machine's memory.
+WIDTH = Range(1, 2**17)
+DEPTH, DEPTH_OR_ZERO = Range(1, 2**12), Range(0, 2**12)
+PIXELS, PIXELS_OR_ZERO = Range(1, 2**14), Range(0, 2**14)
+POSITIONS, POSITIONS_OR_ZERO = Range(1, 2**20), Range(0, 2**20)
+VOCABULARY = Range(1, 2**26)
+EXAMPLES, EXAMPLES_OR_ZERO = Range(1, 2**24), Range(0, 2**24)
+WORKERS, WORKERS_OR_ZERO = Range(1, 2**12), Range(0, 2**12)
+DEVICES, DEVICES_OR_REST = Range(1, 2**20), Range(-1, 2**20)
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"

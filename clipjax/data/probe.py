@@ -1,0 +1,53 @@
+"""A look at some of a source's records, to tell what is wrong with a source before a run reads all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clipjax.data.records import RecordError
+from clipjax.data.sources import Source
+
+PROBED = 2048  # records that are looked at before a run
+CHUNK = 1024  # records handed to the threads at a time
+THREADS = 8
+
+
+class Labels(NamedTuple):
+    """The labels of the records that could be read."""
+
+    labels: np.ndarray  # [n] int64, -1: none
+    whole: bool  # whether these are all of the source's records
+
+
+def read_labels(source: Source, most: int = PROBED) -> Labels:
+    """The labels of `most` records, drawn at random and always the same ones, or of all if there are no more."""
+    indices = some_of(source, most)
+    found = read_in_threads(lambda index: source[index]["label"], indices, THREADS)
+    labels = [label for label in found if not isinstance(label, RecordError)]
+    return Labels(np.array(labels, np.int64), len(indices) == len(source))
+
+
+def some_of(source: Source, most: int) -> np.ndarray:
+    """[min(most, len(source))] indices in increasing order: all, or a random choice that is the same every time."""
+    if most >= len(source):
+        return np.arange(len(source))
+    # Not every nth record: labels may repeat with that period.
+    return np.sort(np.random.default_rng(0).choice(len(source), most, replace=False))
+
+
+def read_in_threads(read: Callable[[int], Any], indices: np.ndarray, num_threads: int) -> Iterator[Any]:
+    """read(index) for each index, in order; a RecordError that it raises is yielded in its place."""
+
+    def one(index: int) -> Any:
+        try:
+            return read(index)
+        except RecordError as error:
+            return error
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(indices), CHUNK):
+            yield from pool.map(one, map(int, indices[start : start + CHUNK]))

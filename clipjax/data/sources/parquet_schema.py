@@ -1,0 +1,127 @@
+"""Whether the columns of a Parquet file can hold what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipjax.data.records import ManifestError
+from clipjax.data.sources.fields import missing_column
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def check_image(path: str | Path, schema: pyarrow.Schema, name: str, option: str) -> None:
+    """Raises ManifestError unless the column can hold encoded images. option: what names it, for the error."""
+    if name not in schema.names:
+        raise ManifestError(missing_column(path, name, schema.names, option))
+    _check_once(path, schema, name)
+    kind = _bare(schema.field(name).type)
+    if _has_fields(kind):
+        inner = [kind.field(number) for number in range(kind.num_fields) if kind.field(number).name == "bytes"]
+        kind = _bare(inner[0].type) if inner else kind
+    if not (_is_binary(kind) or _is_null(kind)):
+        raise ManifestError(
+            f"{path}, column '{name}', holds {schema.field(name).type}, expected the bytes of images: paths are not "
+            f"followed. Set {option}, or list the paths in a table for the source 'folder'."
+        )
+
+
+def check_text(path: str | Path, schema: pyarrow.Schema, key: str, option: str, names_of: str = "") -> None:
+    """Raises ManifestError unless the column, or the field inside one that "meta/text" names, can hold texts.
+
+    option: what names it, for the error. names_of: the column of labels, where it has class names.
+    """
+    or_names = f", or {option} to '{names_of}' for the names of the classes" if names_of else ""
+    name, *inner = [key] if key in schema.names else key.split("/")
+    if name not in schema.names:
+        raise ManifestError(missing_column(path, key, schema.names, option + or_names))
+    _check_once(path, schema, name)
+    kind = schema.field(name).type
+    for field in inner:
+        outer = _element(kind)
+        known = [outer.field(number).name for number in range(outer.num_fields)] if _has_fields(outer) else []
+        if field not in known:
+            raise ManifestError(missing_column(f"{path}, column '{name}',", field, known, option))
+        kind = outer.field(known.index(field)).type
+    if not _holds_text(kind):
+        raise ManifestError(f"{path}, column '{key}', holds {kind}, expected texts. Set {option} to another{or_names}.")
+
+
+def has_texts(schema: pyarrow.Schema, but: Sequence[str]) -> bool:
+    """Whether any column but these has the type of a text, or of lists of texts."""
+    return any(_is_text(_element(field.type)) for field in schema if field.name not in but)
+
+
+def check_same(first: str | Path, columns: Sequence[str], other: str | Path, others: Sequence[str]) -> None:
+    """Raises ManifestError where one of two files lacks a column that is read from the other."""
+    for name in dict.fromkeys((*columns, *others)):
+        if (name in columns) != (name in others):
+            has, lacks = (first, other) if name in columns else (other, first)
+            raise ManifestError(
+                f"{has} has the column '{name}', and {lacks} has not. Write both with the same columns, or read them "
+                "as two sources of a mixture."
+            )
+
+
+def _check_once(path: str | Path, schema: pyarrow.Schema, name: str) -> None:
+    if schema.names.count(name) > 1:
+        raise ManifestError(f"{path} has {schema.names.count(name)} columns '{name}'. Give each a name of its own.")
+
+
+def _holds_text(kind: pyarrow.DataType) -> bool:
+    kind = _element(kind)
+    return _is_text(kind) or _is_binary(kind) or _is_null(kind)
+
+
+def _element(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The type of a list's elements, or the type itself."""
+    import pyarrow.types as types
+
+    kind = _bare(kind)
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = _bare(kind.value_type)
+    return kind
+
+
+def _bare(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The type of a dictionary's values and of an extension's storage."""
+    import pyarrow
+    import pyarrow.types as types
+
+    while True:
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pyarrow.BaseExtensionType):
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_binary(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return any(
+        is_kind(kind)
+        for is_kind in (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    )
+
+
+def _is_null(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return types.is_null(kind)
+
+
+def _has_fields(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return types.is_struct(kind)

@@ -1,0 +1,213 @@
+"""`clipjax check` runs every check, lists all errors, and shows what the data holds."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clipjax.commands import check, check_data
+from clipjax.config import ConfigError, DataConfig, SourceConfig, TokenizerConfig, collecting, require
+from clipjax.data.probe import read_labels, some_of
+from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.eval import RetrievalConfig, ZeroShotConfig
+from clipjax.report.data import describe_classes, describe_lengths, describe_samples, quantile
+from data_pipelines import train_tokenizer
+from tests.data.samples import encoded, picture
+from tests.runs import write_experiment
+from tests.tiny import CONTEXT, tiny_config
+
+TEXTS = ["a cat", "a dog on a very long red mat in the rain"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`data`: 12 records of three classes, of which the last is rare; `data.model`: a tokenizer of 64 pieces."""
+    path = tmp_path_factory.mktemp("check")
+    rows = [
+        encode_record(encoded(picture(i)), [TEXTS[i % 2]], key=f"key{i}", label=2 if i == 5 else i % 2)
+        for i in range(12)
+    ]
+    write_records(path / "data", {"train": rows}, name="t", class_names=["cat", "dog", "bird"], source={})
+    train_tokenizer.build(path / "data.model", records=path / "data", vocab_size=40, model_type="bpe")
+    return path
+
+
+def config_of(folder, **changes):
+    config = dataclasses.replace(tiny_config(), tokenizer=TokenizerConfig(path=str(folder / "data.model")))
+    source = SourceConfig(path=str(folder / "data"))
+    evaluators = {"x": ZeroShotConfig(source=source), "y": RetrievalConfig(source=source)}
+    evaluation = dataclasses.replace(config.eval, evaluators=evaluators, batch_size=16)
+    data = DataConfig(train=source)
+    return dataclasses.replace(config, data=data, eval=evaluation, **changes)
+
+
+def test_a_good_experiment_is_shown_and_ok(folder, capsys, tmp_path):
+    config = config_of(folder)
+    reports = check.run(config, tmp_path / "new")
+    shown = capsys.readouterr().out
+    assert shown.rstrip().endswith("\nOK")
+    assert "a run begins at step 0 of 20" in shown and not (tmp_path / "new").exists()
+    assert "record 0: key 'key0', image 60 x 40, label 0 'cat'\n    caption: 'a cat'\n" in shown
+    assert shown.count("  record ") == 5
+    (report,) = reports.values()
+    tokens = make_tokenizer(config.tokenizer, CONTEXT).lengths(TEXTS)
+    assert report.lengths == {tokens[0]: 6, tokens[1]: 6} and tokens[1] > CONTEXT >= tokens[0]
+    assert f"6 of 12 captions (50.0%) are cut at config.model.text.context_length={CONTEXT}" in shown
+    assert f"{tokens[1]} tokens, cut at {CONTEXT}: " in shown
+    assert "labels: 12 of 12 records have one, of 3 of 3 classes" in shown
+    assert "records in a class: 6 'cat', 5 'dog', 1 'bird'" in shown
+    assert "  x: 3 prompts, such as 'cat'\n    tokens of a prompt: median" in shown
+
+
+def test_all_errors_are_listed_each_once(folder, capsys):
+    config = config_of(folder, global_batch_size=12, accumulation_steps=5, init_from=str(folder / "nowhere"))
+    evaluators = {
+        "x": ZeroShotConfig(source=config.data.train, templates=("a",)),
+        "y": RetrievalConfig(source=SourceConfig(path=str(folder / "no"))),
+    }
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, evaluators=evaluators))
+    with pytest.raises(check.CheckError) as caught:
+        check.run(config)
+    message = str(caught.value)
+    for expected in (
+        "5 errors found:\n1. config.global_batch_size=12 does not divide",
+        "2. config.accumulation_steps=5 does not divide",
+        "3. config.eval.evaluators.x: Template 'a' has no {}",
+        f"4. config.init_from={folder}/nowhere: ",
+        "5. ",
+    ):
+        assert expected in message
+    assert message.count("no/manifest.json does not exist") == 1
+    assert "OK" not in capsys.readouterr().out.splitlines()
+
+
+def test_without_a_tokenizer_the_rest_is_checked_and_says_what_is_not(folder, capsys):
+    tokenizer = TokenizerConfig(path="none.model")
+    config = dataclasses.replace(config_of(folder), tokenizer=tokenizer)
+    with pytest.raises(check.CheckError, match=r"1 error found:\n1. config.tokenizer.path='none.model' is not a file"):
+        check.run(config)
+    shown = capsys.readouterr().out
+    assert "training data: not checked, because of an error above" in shown
+    assert "caption: 'a cat'" in shown and "tokens" not in shown
+
+
+def test_labels_beyond_the_names_are_found_in_the_last_record(folder, tmp_path):
+    rows = [encode_record(encoded(picture()), ["a"], key=str(i), label=2 * (i == 29)) for i in range(30)]
+    write_records(tmp_path / "data", {"train": rows}, name="t", source={})
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    evaluator = ZeroShotConfig(
+        source=SourceConfig(path=str(tmp_path / "data")), class_names=str(tmp_path / "names.txt")
+    )
+    config = config_of(folder)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, evaluators={"x": evaluator}))
+    with pytest.raises(check.CheckError, match="evaluators.x: .*has the label 2, but there are 2 class names"):
+        check.run(config)
+
+
+def test_bad_records_above_the_share_are_an_error_and_below_are_told(folder, tmp_path, capsys):
+    rows = [encode_record(encoded(picture()) if i else b"", ["a cat"], key=str(i)) for i in range(20)]
+    write_records(tmp_path / "data", {"train": rows}, name="t", source={})
+    data = DataConfig(train=SourceConfig(path=str(tmp_path / "data")))
+    config = dataclasses.replace(config_of(folder), data=data)
+    with pytest.raises(check.CheckError, match=r"train: 5.0% of the records are bad \(\{'empty image': 1\}\)"):
+        check.run(config)
+    check.run(dataclasses.replace(config, data=dataclasses.replace(data, max_bad_share=0.1)))
+    assert "record 0: bad (empty image)" in capsys.readouterr().out
+
+
+def test_the_command_exits_with_1_and_names_a_wrong_field(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "wrong.py").write_text(
+        "from clipjax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        "    with config.unlocked():\n        config.mesh.dta = 1\n        config.mesh.fspd = 2\n    return config\n"
+    )
+    with pytest.raises(SystemExit) as end:
+        check.main(["check", f"--config={tmp_path}/wrong.py"])
+    assert end.value.code == 1
+    shown = capsys.readouterr().err
+    assert "1. Unknown field config.mesh.dta. Did you mean 'data'?" in shown
+    write_experiment(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        check.main(["check", f"--config={tmp_path}/experiment.py"])
+    assert end.value.code == 1
+    assert "errors found" in capsys.readouterr().err
+
+
+def test_check_data_shows_the_same_samples(folder, capsys):
+    check_data.run(config_of(folder))
+    shown = capsys.readouterr().out
+    assert "record 0: key 'key0', image 60 x 40, label 0 'cat'\n    caption: 'a cat'\n" in shown
+    assert "tokens of a caption: median" in shown and "6 'cat', 5 'dog', 1 'bird'" in shown
+    check_data.run(dataclasses.replace(config_of(folder), tokenizer=TokenizerConfig(path="none.model")))
+    assert "Captions are not shown as tokens: config.tokenizer.path='none.model'" in capsys.readouterr().out
+
+
+def test_an_evaluator_called_train_does_not_hide_the_training_data(folder):
+    config = config_of(folder)
+    evaluators = {"train": RetrievalConfig(source=SourceConfig(path="other"))}
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, evaluators=evaluators))
+    assert [use.name for use in check_data.uses_of_data(config)] == ["train", "evaluator train"]
+
+
+def test_many_classes_show_the_most_and_least_frequent_and_the_empty_ones():
+    labels = collections.Counter({-1: 4} | {i: 10 - i for i in range(8)})
+    lines = describe_classes(labels, [f"n{i}" for i in range(10)])
+    assert lines == [
+        "  labels: 52 of 56 records have one, of 8 of 10 classes",
+        "    records in a class: most 10 'n0', 9 'n1', 8 'n2'; fewest 5 'n5', 4 'n6', 3 'n7'",
+        "    2 classes have no record: 'n8', 'n9'",
+    ]
+    assert describe_classes(collections.Counter({-1: 3}), ()) == []
+    assert "(there is no such class name)" in describe_classes(collections.Counter({3: 1}), ["a"])[1]
+
+
+def test_quantiles_are_values_that_occur():
+    lengths = collections.Counter([1] * 10 + [2] * 9 + [50])
+    assert (quantile(lengths, 0.5), quantile(lengths, 0.95), quantile(lengths, 1.0)) == (1, 2, 50)
+    assert describe_lengths("caption", lengths, 2)[0].startswith(
+        "  tokens of a caption: median 1, 95 % up to 2, max 50; 1 of 20"
+    )
+    assert describe_lengths("caption", collections.Counter(), 2) == []
+
+
+class Numbered:
+    class_names = ()
+
+    def __init__(self, size, bad=()):
+        self.size, self.bad = size, bad
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise RecordError("bad", "bad")
+        return {"label": index, "image": encoded(picture()), "texts": ["a\nb" * 200], "key": "k"}
+
+
+def test_some_records_are_the_same_every_time_and_all_where_there_are_few():
+    labels, whole = read_labels(Numbered(10, bad={3}), 10)
+    assert whole and labels.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    some, whole = read_labels(Numbered(1000), 50)
+    assert not whole and len(set(some.tolist())) == 50
+    np.testing.assert_array_equal(some, some_of(Numbered(1000), 50))
+
+
+def test_samples_are_short_lines_and_name_bad_records():
+    lines = describe_samples(Numbered(9, bad={4}), None).split("\n")
+    assert sum(line.startswith("  record ") for line in lines) == 5 and "  record 4: bad (bad): bad" in lines
+    assert all(len(line) < 330 for line in lines)
+
+
+def test_collecting_goes_on_after_a_failed_check_and_stops_at_an_exception():
+    with collecting() as messages:
+        require(False, "one")
+        require(True, "good")
+        require(False, "two")
+        raise ZeroDivisionError
+    assert messages == ["one", "two"]
+    with pytest.raises(ConfigError, match="three"):
+        require(False, "three")
+    with pytest.raises(ZeroDivisionError), collecting():
+        raise ZeroDivisionError
