@@ -131,8 +131,9 @@ def hidden(path: str) -> bool:
     and network disks leave in folders (__MACOSX, Thumbs.db, @eaDir). Every list of images, tars or tables leaves these
     out by this rule.
     """
-    return any((part[0] == "." and part not in (".", "..")) or part.lower() in _LEFTOVERS
-               for part in path.split("/") if part)  # fmt: skip
+    parts = path.lower().split("/")
+    dotted = (path[:1] == "." or "/." in path) and any(part[:1] == "." and part not in (".", "..") for part in parts)
+    return dotted or not _LEFTOVERS.isdisjoint(parts)
 
 
 def glob_visible(pattern: str, *, recursive: bool = False) -> list[str]:

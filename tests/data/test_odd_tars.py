@@ -279,11 +279,14 @@ def test_the_extension_is_all_that_follows_the_first_dot_in_any_letter_case(tmp_
     assert texts("caption") == ["of json"] == texts("")
     for key, image in (("seg.png", b"mask"), ("SEG.png", b"mask"), (".jpg", b"image"), ("", b"image")):
         assert open_tars(path, image_key=key)[0]["image"] == image
+    write_tar(tmp_path / "b.tar", [*pair("0", "zero"), ("0.Kind.CLS", b"3")])
+    for key in ("kind.cls", ".kind.cls", "KIND.cls"):
+        assert open_tars(tmp_path / "b.tar", label_key=key)[0]["label"] == 3
     for key in ("jpeg,jpg", "jpeg;jpg"):
         assert open_tars(path, image_key=key)[0]["image"] == b"image"
 
 
-@pytest.mark.parametrize("name", ["caption", "jpg.txt", "JPG.TXT", "png.txt", "Caption", "txt", "TXT"])
+@pytest.mark.parametrize("name", ["caption", "jpg.txt", "JPG.TXT", "png.txt", "Caption", "jpg.caption", "txt", "TXT"])
 def test_caption_files_of_other_names_are_captions_by_default(tmp_path, name):
     files = [("0.jpg", b"x"), (f"0.{name}", b"a caption\n")]
     path = write_tar(tmp_path / "a.tar", files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from clipjax.data.sources.fields import captions, decode
 
 CAPTION_FIELDS = "caption,captions,text,texts"
 # Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
-SIDECARS = (*(f"{suffix[1:]}.txt" for suffix in IMAGE_SUFFIXES), "caption")
+SIDECARS = ("caption", *(f"{suffix[1:]}.{kind}" for kind in ("txt", "caption") for suffix in IMAGE_SUFFIXES))
 
 
 def text_keys(text_key: str) -> list[str]:
@@ -31,31 +30,34 @@ def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> lis
     first of SIDECARS. Raises RecordError for a file that cannot be read.
     """
 
-    @functools.cache
-    def document(extension: str) -> Any:
-        return parse_json(parts[extension], f"'{key}.{extension}'")
-
-    def in_file(name: str) -> list[str]:
-        extension, _, field = name.partition("/")
-        extension = extension.lower()
-        if extension not in parts:
-            return []
-        if extension.rpartition(".")[2] == "json":
-            found = document(extension)
-            return captions(found, field or CAPTION_FIELDS) if isinstance(found, dict) else captions({"": found}, "")
-        text = "" if field else decode(parts[extension], f"'{key}.{extension}'").strip()
-        return [text] if text else []
-
-    def in_json(fields: str) -> list[str]:
-        return captions(document("json"), fields) if "json" in parts else []
-
     if not names:
-        return in_file("txt") or in_json(CAPTION_FIELDS) or next(filter(None, map(in_file, SIDECARS)), [])
-    texts: list[str] = []
+        texts = _file_texts(parts, "txt", key) or _json_texts(parts, CAPTION_FIELDS, key)
+        return texts or next(filter(None, (_file_texts(parts, name, key) for name in SIDECARS)), [])
+    texts = []
     for name in names:
         a_file = name == "txt" or ("." in name and name.partition("/")[0].lower() in parts)
-        texts += in_file(name) if a_file else in_json(name) or in_file(name)
+        texts += (not a_file and _json_texts(parts, name, key)) or _file_texts(parts, name, key)
     return texts
+
+
+def _file_texts(parts: dict[str, bytes], name: str, key: str) -> list[str]:
+    """The text of a file, or the texts under "EXTENSION/FIELD" of one in JSON; without a field, CAPTION_FIELDS."""
+    extension, _, field = name.partition("/")
+    extension = extension.lower()
+    if extension not in parts:
+        return []
+    where = f"'{key}.{extension}'"
+    if extension.rpartition(".")[2] == "json":
+        document = parse_json(parts[extension], where)
+        if not field and not isinstance(document, dict):  # a text or a list of texts
+            return captions({"": document}, "")
+        return captions(document, field or CAPTION_FIELDS)
+    text = "" if field else decode(parts[extension], where).strip()
+    return [text] if text else []
+
+
+def _json_texts(parts: dict[str, bytes], fields: str, key: str) -> list[str]:
+    return captions(parse_json(parts["json"], f"'{key}.json'"), fields) if "json" in parts else []
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -72,4 +74,7 @@ def other_choice(parts: dict[str, bytes], option: str, endings: Sequence[str], t
     Its extension is "v2.jpg" or "en.txt": all that follows the first dot.
     """
     names = [name for name in sorted(parts) if name.rpartition(".")[2] in endings and name not in tried]
-    return f". To read the .{names[0]}, set {option}='{names[0]}'" if names else ""
+    if not names:
+        return ""
+    rule = "; all that follows the first dot of a file's name is its extension" if "." in names[0] else ""
+    return f". To read the .{names[0]}, set {option}='{names[0]}'{rule}"

@@ -49,7 +49,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
     The extension is all that follows the first dot of the last part. Hidden files belong to no sample.
     """
-    if META.match(name) or hidden(name):
+    if (name[:2] == "__" and META.match(name)) or hidden(name):
         return None
     match = NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
@@ -57,7 +57,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def printable(name: str) -> str:
     """A member's name with bytes that are not UTF-8 as \\xe9: different names stay different."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def allowed(member: Member) -> bool:
@@ -80,10 +80,8 @@ def members(file: BinaryIO, size: int, start: int = 0, ending: Ending | None = N
     while position < size:
         file.seek(position)
         header = file.read(BLOCK)
-        if position == 0 and (packed := packed_by(header)):
-            raise TarError(f"it is compressed by {packed}, which has no random access; unpack it to a .tar first")
         if len(header) < BLOCK or position + BLOCK > size:
-            raise TarError(f"it is cut at byte {size}, inside a header")
+            raise _no_header(header, position, f"it is cut at byte {size}, inside a header")
         if not header.strip(b"\0"):
             if extended:
                 raise TarError(f"the long name at byte {header_at} has no file")
@@ -172,6 +170,13 @@ def find_header(chunks: Iterable[bytes], position: int) -> int | None:
     return None
 
 
+def _no_header(data: bytes, position: int, problem: str) -> TarError:
+    packed = packed_by(data) if position == 0 else ""
+    return TarError(
+        f"it is compressed by {packed}, which has no random access; unpack it to a .tar first" if packed else problem
+    )
+
+
 def packed_by(data: bytes) -> str:
     """The name of the compression that data begin with; "": none."""
     return next((name for magic, name in PACKED.items() if data.startswith(magic)), "")
@@ -189,11 +194,11 @@ def _parse(header: bytes, position: int) -> tuple[bytes, int]:
     try:
         checksum, length = _number(header[148:156]), _number(header[124:136])
     except ValueError as error:
-        raise TarError(f"no tar header at byte {position} ({error})") from error
+        raise _no_header(header, position, f"no tar header at byte {position} ({error})") from error
     summed = header[:148] + b" " * 8 + header[156:]
     # Some old tars added up signed characters.
     if length < 0 or (checksum != sum(summed) and checksum != sum(struct.unpack("512b", summed))):
-        raise TarError(f"no tar header at byte {position}: its checksum is wrong")
+        raise _no_header(header, position, f"no tar header at byte {position}: its checksum is wrong")
     return header[156:157], length
 
 

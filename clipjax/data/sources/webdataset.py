@@ -142,8 +142,8 @@ def label_value(parts: Parts, key: str, label_key: str) -> tuple[Any, str]:
     None where there is none; the .json is not read for the default "cls". Raises RecordError for a .json that is not
     JSON.
     """
-    if label_key in parts:
-        return parts[label_key], f"label '{key}.{label_key}'"
+    if (extension := _extension(label_key)) in parts:
+        return parts[extension], f"label '{key}.{extension}'"
     if "json" in parts and label_key not in ("", WebDatasetConfig.label_key):
         return pick(parse_json(parts["json"], f"'{key}.json'"), label_key), f"label '{label_key}' of '{key}.json'"
     return None, ""
