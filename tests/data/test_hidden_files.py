@@ -4,6 +4,7 @@ import pytest
 
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import FolderConfig, WebDatasetConfig, open_source
+from clipjax.data.sources.folder import Sidecars
 from clipjax.files import glob_visible, hidden
 from data_pipelines.command import Skips
 from data_pipelines.image_folder import build, list_images
@@ -55,7 +56,7 @@ def test_a_folder_has_no_hidden_records(tmp_path):
 
 def test_the_pipelines_have_no_hidden_classes_records_or_skips(tmp_path):
     folder, skips = write_images(tmp_path / "photos"), Skips()
-    assert [path.name for path in list_images(folder, skips)] == ["a.jpg", "b.JPG"]
+    assert [path.name for path in list_images(folder, skips, Sidecars())] == ["a.jpg", "b.JPG"]
     assert not skips.counts
     manifest = build(tmp_path / "out", images=folder, captions="folders", splits="all=1")
     assert manifest["class_names"] == ["cat", "dog"]
