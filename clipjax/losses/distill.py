@@ -42,9 +42,8 @@ def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     both = {
         "lse": LogSumExp(softmax.without(s, pairs.ignored)),
         "teacher": SoftmaxMean(softmax.without(teacher, pairs.ignored), s),
-        **softmax.positive_terms(s, pairs),
     }
-    return both, both
+    return softmax.with_positives(both, s, pairs)
 
 
 def make(config: DistillConfig) -> Loss:

@@ -13,7 +13,7 @@ from clipjax.config import LossConfig, Part
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp
-from clipjax.losses.softmax import positive_mean, positive_terms, without
+from clipjax.losses.softmax import positive_means, with_positives, without
 from clipjax.losses.tiles import scaled, similarities
 
 
@@ -27,14 +27,16 @@ def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     # Within a modality, neither an example itself nor a repeat of it is one of its negatives.
     itself = pairs.positive if pairs.ignored is None else pairs.positive | pairs.ignored
     images, texts = (similarities(scaled(row[name], row["scale"]), column[name]) for name in ("image", "text"))
-    both = {"across": LogSumExp(without(across, pairs.ignored))} | positive_terms(across, pairs)
+    of_rows, of_columns = with_positives({"across": LogSumExp(without(across, pairs.ignored))}, across, pairs)
     within = {"images": LogSumExp(without(images, itself)), "texts": LogSumExp(without(texts, itself))}
-    return both | within, both
+    return of_rows | within, of_columns
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-    image = jnp.logaddexp(r["across"], r["images"]) - positive_mean(r, row, column)
-    text = jnp.logaddexp(c["across"], r["texts"]) - positive_mean(c, row, column)
+    del row, column
+    by_row, by_column = positive_means(r, c)
+    image = jnp.logaddexp(r["across"], r["images"]) - by_row
+    text = jnp.logaddexp(c["across"], r["texts"]) - by_column
     return {"ntxent": 0.5 * (image + text)}
 
 
