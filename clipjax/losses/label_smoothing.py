@@ -27,12 +27,11 @@ class LabelSmoothingConfig(LossConfig):
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = softmax.logits(row, column)
     counted = jnp.ones_like(s) if pairs.ignored is None else 1.0 - pairs.ignored
-    both = {
-        "lse": LogSumExp(softmax.without(s, pairs.ignored)),
-        "all": Sum(s * counted),
-        "count": Sum(counted),
-    }
-    return softmax.with_positives(both, s, pairs)
+
+    def each(s: jax.Array) -> dict:
+        return {"lse": LogSumExp(softmax.without(s, pairs.ignored)), "all": Sum(s * counted), "count": Sum(counted)}
+
+    return softmax.both_sides(each, s, pairs)
 
 
 def make(config: LabelSmoothingConfig) -> Loss:

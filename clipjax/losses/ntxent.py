@@ -13,7 +13,7 @@ from clipjax.config import LossConfig, Part
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp
-from clipjax.losses.softmax import positive_means, with_positives, without
+from clipjax.losses.softmax import both_sides, positive_means, without
 from clipjax.losses.tiles import scaled, similarities
 
 
@@ -27,7 +27,7 @@ def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     # Within a modality, neither an example itself nor a repeat of it is one of its negatives.
     itself = pairs.positive if pairs.ignored is None else pairs.positive | pairs.ignored
     images, texts = (similarities(scaled(row[name], row["scale"]), column[name]) for name in ("image", "text"))
-    of_rows, of_columns = with_positives({"across": LogSumExp(without(across, pairs.ignored))}, across, pairs)
+    of_rows, of_columns = both_sides(lambda s: {"across": LogSumExp(without(s, pairs.ignored))}, across, pairs)
     within = {"images": LogSumExp(without(images, itself)), "texts": LogSumExp(without(texts, itself))}
     return of_rows | within, of_columns
 

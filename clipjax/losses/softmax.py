@@ -6,6 +6,8 @@ With repeats="positives" the target of a row is spread evenly over all its posit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -24,13 +26,13 @@ def features(inputs: Inputs) -> tuple[dict, dict]:
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = logits(row, column)
-    return with_positives({"lse": LogSumExp(without(s, pairs.ignored))}, s, pairs)
+    return both_sides(lambda s: {"lse": LogSumExp(without(s, pairs.ignored))}, s, pairs)
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
     del row, column
     by_row, by_column = positive_means(r, c)
-    return {"softmax": 0.5 * (r["lse"] + c["lse"] - by_row - by_column)}
+    return {"softmax": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
 def logits(row: dict, column: dict) -> jax.Array:
@@ -43,17 +45,22 @@ def without(s: jax.Array, ignored: jax.Array | None) -> jax.Array:
     return s if ignored is None else jnp.where(ignored, -jnp.inf, s)
 
 
-def with_positives(both: dict, s: jax.Array, pairs: Pairs) -> tuple[dict, dict]:
-    """(row terms, column terms): `both`, and what positive_means reads.
+def both_sides(terms: Callable[[jax.Array], dict], s: jax.Array, pairs: Pairs) -> tuple[dict, dict]:
+    """(row terms, column terms): terms(s), and what positive_means reads.
 
-    The positives are taken from the tile, so that their derivative, -1, meets that of a log-sum-exp, up to 1, before
-    either is rounded in a product: where an example is told from all others, the two cancel.
+    The positives are taken from the tile, and each side's derivative is summed by itself: where an example is told
+    from all others, a softmax of nearly 1 then meets the target of 1 before anything is rounded.
     """
-    positive = {"positive": Sum(jnp.where(pairs.positive, s, 0.0))}
+    again = s * 1.0
+    rows, columns = terms(s), terms(again)
     if not pairs.several:
-        return both | positive, both
-    both = both | positive | {"positives": Sum(pairs.positive.astype(jnp.float32))}
-    return both, both
+        return rows | {"positive": Sum(jnp.where(pairs.positive, 0.5 * (s + again), 0.0))}, columns
+    count = {"positives": Sum(pairs.positive.astype(jnp.float32))}
+    rows, columns = (
+        side | count | {"positive": Sum(jnp.where(pairs.positive, logit, 0.0))}
+        for side, logit in ((rows, s), (columns, again))
+    )
+    return rows, columns
 
 
 def positive_means(r: dict, c: dict) -> tuple[jax.Array, jax.Array]:
