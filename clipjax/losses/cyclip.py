@@ -19,6 +19,7 @@ from clipjax.config import LossConfig, Part
 from clipjax.config.fields import OBJECTIVE, experiment
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss
+from clipjax.losses.reductions import in_pairs
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def make(config: CyclipConfig) -> Loss:
         x, y = (e.astype(jnp.float32) for e in (inputs.image_embedding, inputs.text_embedding))
         difference, total = x - y, x + y
         mixed = _gram(difference, total)
-        squares = jnp.sum(_gram(difference, difference) * _gram(total, total))
-        mirrored = jnp.sum(mixed * mixed.T)
+        squares = _sum(_gram(difference, difference) * _gram(total, total))
+        mirrored = _sum(mixed * mixed.T)
         return {
             "in_modal": config.in_modal_weight * 0.5 * (squares + mirrored) / x.shape[0],
             "cross_modal": config.cross_modal_weight * 0.5 * (squares - mirrored) / x.shape[0],
@@ -45,6 +46,10 @@ def make(config: CyclipConfig) -> Loss:
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _sum(a: jax.Array) -> jax.Array:
+    return in_pairs(a.reshape(-1))
 
 
 LOSS = Part(CyclipConfig, make)
