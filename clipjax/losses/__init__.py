@@ -63,7 +63,8 @@ def make_loss(
     mean_loss = COMMS["dense" if mesh is None else config.comm](loss, config, mesh)
 
     def loss_fn(image_embedding: jax.Array, text_embedding: jax.Array, *, logit_scale, logit_bias, **others):
-        inputs = rounded(Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others), config.dtype)
+        inputs = Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others, shards=shards)
+        inputs = rounded(inputs, config.dtype)
         batch = image_embedding.shape[0]
         require(
             batch % shards == 0,

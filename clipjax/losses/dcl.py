@@ -11,17 +11,18 @@ import jax
 from clipjax.config import LossConfig, Part
 from clipjax.losses.loss import Loss, Pairs
 from clipjax.losses.reductions import LogSumExp
-from clipjax.losses.softmax import features, logits, positive_mean, positive_terms, without
+from clipjax.losses.softmax import both_sides, features, logits, positive_means, without
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
-    s = logits(row, column)
-    both = {"lse": LogSumExp(without(without(s, pairs.positive), pairs.ignored))} | positive_terms(s, pairs)
-    return both, both
+    others = pairs.positive if pairs.ignored is None else pairs.positive | pairs.ignored
+    return both_sides(lambda s: {"lse": LogSumExp(without(s, others))}, logits(row, column), pairs)
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-    return {"dcl": 0.5 * (r["lse"] + c["lse"] - positive_mean(r, row, column) - positive_mean(c, row, column))}
+    del row, column
+    by_row, by_column = positive_means(r, c)
+    return {"dcl": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
 def make(config: LossConfig) -> Loss:

@@ -40,12 +40,14 @@ def features(inputs: Inputs) -> tuple[dict, dict]:
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = softmax.logits(row, column)
     teacher = jax.lax.stop_gradient(similarities(scaled(row["teacher"], row["teacher_scale"]), column["teacher"]))
-    both = {
-        "lse": LogSumExp(softmax.without(s, pairs.ignored)),
-        "teacher": SoftmaxMean(softmax.without(teacher, pairs.ignored), s),
-        **softmax.positive_terms(s, pairs),
-    }
-    return both, both
+
+    def each(s: jax.Array) -> dict:
+        return {
+            "lse": LogSumExp(softmax.without(s, pairs.ignored)),
+            "teacher": SoftmaxMean(softmax.without(teacher, pairs.ignored), s),
+        }
+
+    return softmax.both_sides(each, s, pairs)
 
 
 def make(config: DistillConfig) -> Loss:

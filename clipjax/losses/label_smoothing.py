@@ -29,22 +29,22 @@ class LabelSmoothingConfig(LossConfig):
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = softmax.logits(row, column)
     counted = jnp.ones_like(s) if pairs.ignored is None else 1.0 - pairs.ignored
-    both = {
-        "lse": LogSumExp(softmax.without(s, pairs.ignored)),
-        "all": Sum(s * counted),
-        "count": Sum(counted),
-        **softmax.positive_terms(s, pairs),
-    }
-    return both, both
+
+    def each(s: jax.Array) -> dict:
+        return {"lse": LogSumExp(softmax.without(s, pairs.ignored)), "all": Sum(s * counted), "count": Sum(counted)}
+
+    return softmax.both_sides(each, s, pairs)
 
 
 def make(config: LabelSmoothingConfig) -> Loss:
     def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-        def cross_entropy(side: dict) -> jax.Array:
-            positive = softmax.positive_mean(side, row, column)
+        del row, column
+
+        def cross_entropy(side: dict, positive: jax.Array) -> jax.Array:
             return side["lse"] - positive - config.label_smoothing * (side["all"] / side["count"] - positive)
 
-        return {"label_smoothing": 0.5 * (cross_entropy(r) + cross_entropy(c))}
+        by_row, by_column = softmax.positive_means(r, c)
+        return {"label_smoothing": 0.5 * (cross_entropy(r, by_row) + cross_entropy(c, by_column))}
 
     return Loss(softmax.features, terms, per_example)
 

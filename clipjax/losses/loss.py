@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from clipjax.losses.reductions import in_pairs
 
 
 class Inputs(NamedTuple):
@@ -21,6 +25,7 @@ class Inputs(NamedTuple):
     teacher_logit_scale: jax.Array | None = None  # ()
     caption_nll: jax.Array | None = None  # [B] float32, summed over a caption's tokens
     caption_tokens: jax.Array | None = None  # [B] float32, number of tokens in that sum
+    shards: int = 1  # devices over which the first dimension is sharded, in equal parts
 
 
 class Pairs(NamedTuple):
@@ -45,3 +50,22 @@ class Loss(NamedTuple):
     # Inputs -> dict of () float32, added to the loss, each also a metric; plain JAX on global arrays
     extra: Callable | None = None
     needs: tuple[str, ...] = ()  # names of Inputs that must not be None
+
+
+def per_row(number: jax.Array, inputs: Inputs) -> jax.Array:
+    """[B] float32: a number of the whole batch, such as the scale, as a feature of every row.
+
+    As jnp.broadcast_to, but its gradient, a sum over the batch, is added up in pairs on every device.
+    """
+    return _spread(jnp.asarray(number, jnp.float32), len(inputs.image_embedding), inputs.shards)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(number: jax.Array, batch: int, shards: int) -> jax.Array:
+    return jnp.broadcast_to(number, (batch,))
+
+
+_spread.defvjp(
+    lambda number, batch, shards: (_spread(number, batch, shards), None),
+    lambda batch, shards, _, g: (in_pairs(g.reshape(shards, -1)).sum(),),
+)

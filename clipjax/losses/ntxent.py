@@ -7,13 +7,12 @@ the 2B anchors. Equals optax.losses.ntxent of the concatenated embeddings.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp
-from clipjax.losses.softmax import positive_mean, positive_terms, without
+from clipjax.losses.softmax import both_sides, positive_means, without
 from clipjax.losses.tiles import scaled, similarities
 
 
@@ -27,15 +26,19 @@ def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     # Within a modality, neither an example itself nor a repeat of it is one of its negatives.
     itself = pairs.positive if pairs.ignored is None else pairs.positive | pairs.ignored
     images, texts = (similarities(scaled(row[name], row["scale"]), column[name]) for name in ("image", "text"))
-    both = {"across": LogSumExp(without(across, pairs.ignored))} | positive_terms(across, pairs)
-    within = {"images": LogSumExp(without(images, itself)), "texts": LogSumExp(without(texts, itself))}
-    return both | within, both
+    images, texts = without(images, itself), without(texts, itself)
+    rows, columns = both_sides(lambda s: {"lse": without(s, pairs.ignored)}, across, pairs)
+    # Texts are compared with texts in both orders, so an anchor's candidates are all in its row, or all in its column.
+    return (
+        rows | {"lse": LogSumExp(rows["lse"], also=images)},
+        columns | {"lse": LogSumExp(columns["lse"], also=texts)},
+    )
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-    image = jnp.logaddexp(r["across"], r["images"]) - positive_mean(r, row, column)
-    text = jnp.logaddexp(c["across"], r["texts"]) - positive_mean(c, row, column)
-    return {"ntxent": 0.5 * (image + text)}
+    del row, column
+    by_row, by_column = positive_means(r, c)
+    return {"ntxent": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
 def make(config: LossConfig) -> Loss:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.losses import softmax
-from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs, per_row
 from clipjax.losses.reductions import Sum
 
 PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -29,7 +29,7 @@ def sum_over_pairs(pair_loss: PairLoss) -> Loss:
 
     def features(inputs: Inputs) -> tuple[dict, dict]:
         rows, columns = softmax.features(inputs)
-        return rows | {"bias": jnp.broadcast_to(inputs.logit_bias, rows["scale"].shape)}, columns
+        return rows | {"bias": per_row(inputs.logit_bias, inputs)}, columns
 
     def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
         logit = softmax.logits(row, column) + row["bias"][:, None]

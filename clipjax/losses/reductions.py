@@ -2,11 +2,13 @@
 
 A reduction holds matrices [r, c] of one tile. Over all tiles together it gives one number for each row (axis=1) or
 column (axis=0). `state` is the running form: a tuple of vectors that can be merged with the state of another tile, or
-another device, in any order. `pull` is the derivative, rebuilt tile by tile from the final results.
+another device, in any order. `slopes` turns the final state, and the derivative of the loss by the result, into the
+vectors from which `pull` rebuilds the derivative by the matrices, tile by tile.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,23 +40,32 @@ class Sum(NamedTuple):
     def finish(state):
         return state[0]
 
-    def pull(self, result, cotangent, axis: int) -> Sum:
-        del result
-        return Sum(jnp.broadcast_to(jnp.expand_dims(cotangent, axis), self.value.shape).astype(self.value.dtype))
+    @staticmethod
+    def slopes(state, cotangent):
+        del state
+        return (cotangent,)
+
+    def pull(self, slopes, axis: int) -> Sum:
+        return Sum(jnp.broadcast_to(jnp.expand_dims(slopes[0], axis), self.value.shape).astype(self.value.dtype))
 
 
 class LogSumExp(NamedTuple):
-    """Log of the sum of exp(value), with a true running maximum. A value of -inf takes no part."""
+    """Log of the sum of exp(value), with a true running maximum. A value of -inf takes no part.
+
+    also: more values of the same rows and columns. One sum of both is more precise than a sum of two rounded logs.
+    """
 
     value: jax.Array
+    also: jax.Array | None = None
 
     @staticmethod
     def empty(size: int):
         return jnp.full((size,), -jnp.inf), jnp.zeros((size,))
 
     def state(self, axis: int):
-        top = jax.lax.stop_gradient(self.value.max(axis))
-        return top, jnp.exp(self.value - jnp.expand_dims(finite(top), axis)).sum(axis)
+        values = jax.tree.leaves(tuple(self))
+        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [v.max(axis) for v in values]))
+        return top, sum(jnp.exp(v - jnp.expand_dims(finite(top), axis)).sum(axis) for v in values)
 
     @staticmethod
     def merge(a, b):
@@ -70,9 +81,15 @@ class LogSumExp(NamedTuple):
     def finish(state):
         return finite(state[0]) + jnp.log(state[1])
 
-    def pull(self, result, cotangent, axis: int) -> LogSumExp:
-        result, cotangent = jnp.expand_dims(finite(result), axis), jnp.expand_dims(cotangent, axis)
-        return LogSumExp(jnp.exp(self.value - result) * cotangent)
+    @staticmethod
+    def slopes(state, cotangent):
+        # Not by the log-sum-exp: it is rounded (by 4e-6 near 100), and the shares would not add up to 1.
+        top, total = state
+        return finite(top), cotangent / jnp.where(total > 0, total, 1.0)
+
+    def pull(self, slopes, axis: int) -> LogSumExp:
+        top, share = (jnp.expand_dims(s, axis) for s in slopes)
+        return jax.tree.map(lambda v: jnp.exp(v - top) * share, self)
 
 
 class SoftmaxMean(NamedTuple):
@@ -107,10 +124,14 @@ class SoftmaxMean(NamedTuple):
         top, total, weighted = state
         return weighted / total, finite(top) + jnp.log(total)
 
-    def pull(self, result, cotangent, axis: int) -> SoftmaxMean:
-        mean, lse = (jnp.expand_dims(r, axis) for r in result)
-        by_mean, by_lse = (jnp.expand_dims(c, axis) for c in cotangent)
-        weight = jnp.exp(self.logits - finite(lse))
+    @staticmethod
+    def slopes(state, cotangent):
+        top, total, weighted = state
+        return finite(top), weighted / total, *(c / total for c in cotangent)
+
+    def pull(self, slopes, axis: int) -> SoftmaxMean:
+        top, mean, by_mean, by_lse = (jnp.expand_dims(s, axis) for s in slopes)
+        weight = jnp.exp(self.logits - top)
         return SoftmaxMean(weight * ((self.value - mean) * by_mean + by_lse), weight * by_mean)
 
 
@@ -137,6 +158,19 @@ class Reductions:
     def finish(self, states: dict) -> dict:
         """Results: [count] arrays, or tuples of them."""
         return {name: kind.finish(states[name]) for name, kind in self.kinds.items()}
+
+    def slopes(self, states: dict, cotangents: dict) -> dict:
+        """What `pull` needs of the final states and of the loss's derivatives by their results: tuples of [count]."""
+        return {name: kind.slopes(states[name], cotangents[name]) for name, kind in self.kinds.items()}
+
+
+def in_pairs(a: jax.Array) -> jax.Array:
+    """Sum over the last dimension [..., n], by halves: an error of log2(n) roundings, where one after another has n."""
+    while a.shape[-1] > 1:
+        half = (a.shape[-1] + 1) // 2
+        rest = jnp.pad(a[..., half:], [(0, 0)] * (a.ndim - 1) + [(0, 2 * half - a.shape[-1])])
+        a = a[..., :half] + rest
+    return a[..., 0]
 
 
 def finite(top: jax.Array) -> jax.Array:

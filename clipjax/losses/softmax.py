@@ -6,29 +6,33 @@ With repeats="positives" the target of a row is spread evenly over all its posit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
-from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs, per_row
 from clipjax.losses.reductions import LogSumExp, Sum
 from clipjax.losses.tiles import scaled, similarities
 
 
 def features(inputs: Inputs) -> tuple[dict, dict]:
     """The scale is a feature of each row, so that a tile can apply it and its gradient is one of the rows'."""
-    scale = jnp.broadcast_to(inputs.logit_scale, inputs.image_embedding.shape[:1])
-    return {"image": inputs.image_embedding, "scale": scale}, {"text": inputs.text_embedding}
+    return {"image": inputs.image_embedding, "scale": per_row(inputs.logit_scale, inputs)}, {
+        "text": inputs.text_embedding
+    }
 
 
 def terms(row: dict, column: dict, pairs: Pairs) -> tuple[dict, dict]:
     s = logits(row, column)
-    both = {"lse": LogSumExp(without(s, pairs.ignored))} | positive_terms(s, pairs)
-    return both, both
+    return both_sides(lambda s: {"lse": LogSumExp(without(s, pairs.ignored))}, s, pairs)
 
 
 def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Array]:
-    return {"softmax": 0.5 * (r["lse"] + c["lse"] - positive_mean(r, row, column) - positive_mean(c, row, column))}
+    del row, column
+    by_row, by_column = positive_means(r, c)
+    return {"softmax": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
 def logits(row: dict, column: dict) -> jax.Array:
@@ -41,19 +45,29 @@ def without(s: jax.Array, ignored: jax.Array | None) -> jax.Array:
     return s if ignored is None else jnp.where(ignored, -jnp.inf, s)
 
 
-def positive_terms(s: jax.Array, pairs: Pairs) -> dict:
-    """Terms for positive_mean: none where the only positive is the diagonal, which needs no tile."""
+def both_sides(terms: Callable[[jax.Array], dict], s: jax.Array, pairs: Pairs) -> tuple[dict, dict]:
+    """(row terms, column terms): terms(s), and what positive_means reads.
+
+    The positives are taken from the tile, and each side's derivative is summed by itself: where an example is told
+    from all others, a softmax of nearly 1 then meets the target of 1 before anything is rounded.
+    """
+    again = s * 1.0
+    rows, columns = terms(s), terms(again)
     if not pairs.several:
-        return {}
-    return {"positive": Sum(jnp.where(pairs.positive, s, 0.0)), "positives": Sum(pairs.positive.astype(jnp.float32))}
+        return rows | {"positive": Sum(jnp.where(pairs.positive, 0.5 * (s + again), 0.0))}, columns
+    count = {"positives": Sum(pairs.positive.astype(jnp.float32))}
+    rows, columns = (
+        side | count | {"positive": Sum(jnp.where(pairs.positive, logit, 0.0))}
+        for side, logit in ((rows, s), (columns, again))
+    )
+    return rows, columns
 
 
-def positive_mean(results: dict, row: dict, column: dict) -> jax.Array:
-    """[B] mean logit of an example's positives."""
-    if "positive" in results:
-        return results["positive"] / results["positives"]
-    # The scale last: the same sum is its gradient, and no [B, D] product with it is kept.
-    return row["scale"] * jnp.sum(row["image"].astype(jnp.float32) * column["text"], axis=1)
+def positive_means(r: dict, c: dict) -> tuple[jax.Array, jax.Array]:
+    """[B] mean logit of the positives of each row and of each column, from the results of both."""
+    if "positives" in r:
+        return r["positive"] / r["positives"], c["positive"] / c["positives"]
+    return r["positive"], r["positive"]
 
 
 def make(config: LossConfig) -> Loss:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from clipjax.losses.reductions import Reductions
 from clipjax.losses.tile_sizes import tile_shape, tile_shape_alone
 
 Tree = Any
+_IN_SQUARES = contextvars.ContextVar("in_squares", default=False)
 
 
 class Side(NamedTuple):
@@ -22,8 +25,7 @@ class Side(NamedTuple):
 
     features: Tree  # what Loss.features gave
     ids: dict[str, jax.Array]  # positions in the global batch, and pair_id where repeats matter
-    results: dict | None = None  # results of this side's reductions, once known
-    cotangents: dict | None = None  # derivatives of the loss by those results
+    slopes: dict | None = None  # of this side's reductions, once their final states are known
 
 
 class RowSums(NamedTuple):
@@ -57,7 +59,7 @@ class Tiles:
     ) -> tuple[RowSums, Tree]:
         """Adds all tiles of rows x columns to the gradients of both sides, and to states that row_sums wants.
 
-        Results and cotangents of rows and columns must be known. column_gradients=None: not wanted.
+        The slopes of rows and columns must be known. column_gradients=None: not wanted.
         """
 
         def visit(row, column, row_sums, column_gradients):
@@ -83,7 +85,7 @@ class Tiles:
             column.features,
         )
         cotangents = tuple(
-            {name: term.pull(side.results[name], side.cotangents[name], axis) for name, term in side_terms.items()}
+            {name: term.pull(side.slopes[name], axis) for name, term in side_terms.items()}
             for side_terms, side, axis in zip(terms, (row, column), (1, 0), strict=True)
         )
         return terms, pull(cotangents)
@@ -132,8 +134,46 @@ def ids(index: jax.Array, pair_id: jax.Array | None) -> dict[str, jax.Array]:
 
 def similarities(x: jax.Array, y: jax.Array) -> jax.Array:
     """x [r, D] . y [c, D] -> [r, c] float32; full float32 products even where the default precision is lower."""
+    return _in_squares(x, y) if _IN_SQUARES.get() and len(x) != len(y) else _product(x, y, ((1,), (1,)))
+
+
+@contextlib.contextmanager
+def products_in_squares() -> Iterator[None]:
+    """In it, `similarities` of a long tile are those of its squares: the same bits in a tile that lies the other way.
+
+    The order in which a matrix product adds up depends on its shape. At scale 100 two orders differ by 1e-5 or more,
+    and a softmax of the one with a log-sum-exp of the other no longer adds up to 1.
+    """
+    token = _IN_SQUARES.set(True)
+    try:
+        yield
+    finally:
+        _IN_SQUARES.reset(token)
+
+
+@jax.custom_vjp
+def _in_squares(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The longer of x and y must be a multiple of the other. Only these products, not their gradients', are short."""
+    rows, columns, side = len(x), len(y), min(len(x), len(y))
+    x, y = (
+        jnp.broadcast_to(a.reshape(-1, side, a.shape[1]), (max(rows, columns) // side, side, a.shape[1]))
+        for a in (x, y)
+    )
+    squares = _product(x, y, ((2,), (2,)), ((0,), (0,)))
+    return (squares if columns == side else squares.transpose(1, 0, 2)).reshape(rows, columns)
+
+
+def _in_squares_backward(operands: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, y = operands
+    return _product(g, y, ((1,), (0,))).astype(x.dtype), _product(g, x, ((0,), (0,))).astype(y.dtype)
+
+
+_in_squares.defvjp(lambda x, y: (_in_squares(x, y), (x, y)), _in_squares_backward)
+
+
+def _product(x: jax.Array, y: jax.Array, contract: tuple, batch: tuple = ((), ())) -> jax.Array:
     return jax.lax.dot_general(
-        x, y, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        x, y, (contract, batch), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 

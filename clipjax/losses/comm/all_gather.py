@@ -7,32 +7,47 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from clipjax.losses.collectives import all_gather, own_rows
 from clipjax.losses.comm.passes import Strategy
-from clipjax.losses.tiles import RowSums, Side, Tiles
+from clipjax.losses.tiles import RowSums, Side, Tiles, products_in_squares
 
 
 def collect(tiles: Tiles, rows: Side, columns: Side) -> tuple[dict, dict, Side]:
-    reductions = tiles.of_columns
-    all_columns = all_gather(columns, tiles.axis_name, tiles.config.dtype)
-    empty = tiles.of_rows.empty(tiles.count), reductions.empty(tiles.count * tiles.devices)
-    row_states, column_states = tiles.collect(rows, all_columns, *empty)
-    results = reductions.finish(reductions.across(column_states, tiles.axis_name))
-    return row_states, own_rows(results, tiles.count, tiles.axis_name), all_columns._replace(results=results)
+    all_columns = _of_all_devices(tiles, columns)
+    empty = tiles.of_rows.empty(tiles.count), tiles.of_columns.empty(tiles.count * tiles.devices)
+    with products_in_squares():
+        row_states, column_states = tiles.collect(rows, all_columns, *empty)
+    column_states = tiles.of_columns.across(column_states, tiles.axis_name)
+    return row_states, own_rows(column_states, tiles.count, tiles.axis_name), all_columns
 
 
 def differentiate(
     tiles: Tiles, rows: Side, columns: Side, row_sums: RowSums, column_gradients: Any, kept: Side | None
 ) -> tuple[RowSums, Any]:
     if kept is None:
-        all_columns = all_gather(columns, tiles.axis_name, tiles.config.dtype)
-    else:
-        all_columns = kept._replace(cotangents=all_gather(columns.cotangents, tiles.axis_name))
+        # Sums over pairs alone: no tile's derivative leans on another tile's products.
+        return _both_ways(tiles, rows, columns, _of_all_devices(tiles, columns), row_sums, column_gradients)
+    all_columns = kept._replace(slopes=all_gather(columns.slopes, tiles.axis_name))
+    with products_in_squares():
+        return _both_ways(tiles, rows, columns, all_columns, row_sums, column_gradients)
+
+
+def _both_ways(tiles: Tiles, rows: Side, columns: Side, all_columns: Side, row_sums: RowSums, column_gradients: Any):
     row_sums, _ = tiles.differentiate(rows, all_columns, row_sums, None)
     if column_gradients is not None:
-        all_rows = all_gather(rows, tiles.axis_name, tiles.config.dtype)
+        all_rows = _of_all_devices(tiles, rows)
         _, column_gradients = tiles.differentiate(all_rows, columns, RowSums({}, None), column_gradients)
     return row_sums, column_gradients
+
+
+def _of_all_devices(tiles: Tiles, own: Side) -> Side:
+    """Every device's rows or columns, in device order; positions are known and do not move."""
+    others = {name: ids for name, ids in own.ids.items() if name != "index"}
+    everyone = all_gather(own._replace(ids=others), tiles.axis_name, tiles.config.dtype)
+    index = jnp.arange(tiles.count * tiles.devices, dtype=own.ids["index"].dtype)
+    return everyone._replace(ids={"index": index} | everyone.ids)
 
 
 STRATEGY = Strategy(collect, differentiate)

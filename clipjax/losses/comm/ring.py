@@ -33,7 +33,7 @@ def collect(tiles: Tiles, rows: Side, columns: Side) -> tuple[dict, dict, None]:
         empty=empty,
         axis_name=tiles.axis_name,
     )
-    return row_states, tiles.of_columns.finish(column_states), None
+    return row_states, column_states, None
 
 
 def differentiate(
