@@ -34,16 +34,24 @@ from clipjax.runs.fingerprint import fingerprint
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
 
 
-def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:
+def run(
+    source: str,
+    destination: str | Path,
+    *,
+    family: str = "",
+    preset: str = "",
+    state_dict: str = "",
+    parity: bool = True,
+) -> None:
     """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, all of it or nothing.
 
-    family, preset: see open_foreign. parity: compare with the original library, if it is installed.
+    family, preset, state_dict: see open_foreign. parity: compare with the original library, if it is installed.
     Raises InteropError for a source that is incomplete or damaged, or a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
-    foreign = open_foreign(source, family, preset)
+    foreign = open_foreign(source, family, preset, state_dict)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
     try:
@@ -89,8 +97,10 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("family", "", "The family, where the files do not say it.", flag_values=values)
         flags.DEFINE_string("preset", "", "A preset, where the files have no configuration.", flag_values=values)
+        flags.DEFINE_string("state_dict", "", "The model, where a checkpoint holds several.", flag_values=values)
         flags.DEFINE_bool("parity", True, "Compare with the original library, if it is installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")
     values = cli.parse([command, *rest], __doc__, define)
-    cli.run_command(values, lambda: run(*places, family=values.family, preset=values.preset, parity=values.parity))
+    options = {name: values[name].value for name in ("family", "preset", "state_dict", "parity")}
+    cli.run_command(values, lambda: run(*places, **options))

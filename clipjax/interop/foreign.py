@@ -33,13 +33,14 @@ class Foreign(NamedTuple):
         return {"batch_stats": {}} | read_variables(self.family.tensors(model), model, tensors, target)
 
 
-def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
+def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str = "") -> Foreign:
     """Opens a file or directory and checks every tensor's name and shape, without reading numbers.
 
-    family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it.
+    family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it. state_dict: see
+    open_weights.
     Raises InteropError naming what is missing, unexpected, of another shape, or not supported by clipjax.
     """
-    source = open_weights(path)
+    source = open_weights(path, state_dict)
     name, row = recognise(source.description, family)
     meaning = Meaning(get_preset(preset), row.pixels) if preset else read_meaning(source, name, row)
     check_towers(name, row, meaning.model)
