@@ -16,21 +16,23 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import MeshConfig
+from clipjax.config import MeshConfig, TokenizerConfig
 from clipjax.interop.export import choose_family, write_files
 from clipjax.interop.families import formats
 from clipjax.interop.names import InteropError, Meaning, flatten
-from clipjax.interop.tokenizer_files import copy_tokenizer
+from clipjax.interop.tokenizer_export import plan_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs import open_run
 from clipjax.training.state import abstract_state, eval_variables
 
 
-def run(source: str | Path, destination: str | Path, *, format: str, step: str = "latest") -> None:
+def run(
+    source: str | Path, destination: str | Path, *, format: str, step: str = "latest", tokenizer: bool = True
+) -> None:
     """Writes weights (float32), configuration, preprocessing and tokenizer to destination, all of it or nothing.
 
-    step: "latest", "best" or a number. Raises InteropError naming what the format cannot express, or for a destination
-    that exists.
+    step: "latest", "best" or a number. tokenizer: write it as well. Raises InteropError naming what the format cannot
+    express, such as a tokenizer that would give other ids there, or for a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
@@ -41,18 +43,25 @@ def run(source: str | Path, destination: str | Path, *, format: str, step: str =
         meaning = Meaning(config.model, config.data.pixels, config.tokenizer)
         target = flatten(eval_variables(abstract_state(config, mesh)))
         name, family, shapes = choose_family(meaning, format, target)
+        planned = None
+        if tokenizer and config.tokenizer.path:
+            planned = plan_tokenizer(format, name, config.tokenizer, config.model.text.context_length)
+        meaning = meaning._replace(tokenizer=planned.described if planned else TokenizerConfig())
         variables = opened.variables(mesh)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
     try:
         write_files(temporary, meaning, family, shapes, variables)
-        if config.tokenizer.path and Path(config.tokenizer.path).exists():
-            copy_tokenizer(config.tokenizer.path, temporary)
+        if planned:
+            planned.write(temporary)
         temporary.chmod(0o755)
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"Exported step {opened.step} of {source} as {name} into {destination}")
+    print(
+        f"Exported step {opened.step} of {source} as {name} into {destination}"
+        + (", without a tokenizer" * (not planned))
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +70,9 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("format", None, f"One of {', '.join(formats())}.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
+        flags.DEFINE_bool("tokenizer", True, "Write the tokenizer as well.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
     values = cli.parse([command, *rest], __doc__, define, required=("format",))
-    cli.run_command(values, lambda: run(*places, format=values.format, step=values.step))
+    options = {name: values[name].value for name in ("format", "step", "tokenizer")}
+    cli.run_command(values, lambda: run(*places, **options))

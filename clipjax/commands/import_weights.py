@@ -26,7 +26,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
-from clipjax.interop.tokenizer_files import copy_tokenizer
+from clipjax.interop.tokenizer_files import copy_tokenizer, no_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
@@ -80,7 +80,10 @@ def run(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{summary}")
+    without = "" if config.tokenizer.path else ", WITHOUT A TOKENIZER"
+    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
+    if without:
+        print(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset))
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:

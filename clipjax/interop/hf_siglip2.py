@@ -10,11 +10,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop import hf_parts, hf_siglip
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
-from clipjax.interop.tokenizer_files import tokenizer_json
 from clipjax.models.towers.naflex import NaFlexConfig, naflex_of
 
 PIXELS = PixelConfig(interpolation="bilinear")
@@ -48,9 +47,7 @@ def read(description: Description) -> Meaning:
     budget = processor.get("max_num_patches", PATCHES)
     image = naflex_of(meaning.model.image, max_patches=budget)
     pixels = meaning.pixels if processor else PIXELS
-    tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
-    if "tokenizer.model" not in description.beside:
-        tokenizer = tokenizer_json(description.beside, lowercase=True, add_bos=False, add_eos=True)
+    tokenizer = hf_siglip.gemma(description)
     return meaning._replace(model=replace(meaning.model, image=image), pixels=pixels, tokenizer=tokenizer)
 
 
