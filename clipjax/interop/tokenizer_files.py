@@ -38,8 +38,8 @@ def no_tokenizer(where: str | Path, family: str, beside: frozenset[str], preset:
     else:
         found = f"no file there looks like one, only {', '.join(sorted(beside)[:20]) or 'the weights'}"
     return (
-        f"NO TOKENIZER was found for {where}: {found}. Known: {EXPECTED}. Texts must be given as ids, unless you add the "
-        "file and read the weights again, or set config.tokenizer to the one that they were trained with."
+        f"NO TOKENIZER was found for {where}: {found}. Known: {EXPECTED}. Texts must be given as ids, unless you add "
+        "the file and read the weights again, or set config.tokenizer to the one that they were trained with."
     )
 
 

@@ -3,6 +3,7 @@ would not is refused before anything is written."""
 
 import io
 import json
+import logging
 import os
 from dataclasses import replace
 
@@ -12,10 +13,10 @@ import sentencepiece
 
 from clipjax.config import TokenizerConfig
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.interop import open_clip_siglip
+from clipjax.interop import hf_siglip, open_clip_siglip
 from clipjax.interop.families import FAMILIES
-from clipjax.interop.foreign import read_meaning
-from clipjax.interop.names import InteropError, Meaning
+from clipjax.interop.foreign import open_foreign, read_meaning
+from clipjax.interop.names import Description, InteropError, Meaning
 from clipjax.interop.source import open_weights
 from clipjax.interop.tokenizer_export import plan_tokenizer
 from tests.data.hard_texts import HARD_TEXTS
@@ -31,6 +32,7 @@ transformers = import_torch("transformers")
 pytest.importorskip("ftfy")
 
 PRESETS = {
+    "hf_siglip2": "siglip2_naflex_b16",
     "hf_clip": "clip_vit_b32",
     "hf_siglip": "siglip_b16",
     "open_clip": "clip_vit_b32",
@@ -39,7 +41,7 @@ PRESETS = {
 # One letter hundreds of times over can be cut in ways of equal score.
 TEXTS = [text for text in HARD_TEXTS if len(set(text)) > 1 or len(text) < 100]
 # Marks whose order or whose base NFKC changes, and SentencePiece does not: see docs/tokenizers.md.
-TEXTS += [text for i, text in enumerate(noise(400)) if i not in (25, 593)]
+TEXTS += [text for i, text in enumerate(noise(150)) if i != 25]
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,7 @@ SPM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["hf_clip", "hf_siglip"])
 @pytest.mark.parametrize("rules", SPM)
 def test_sentencepiece_gives_its_ids_in_transformers(rules, family, models, tmp_path):
@@ -140,12 +143,14 @@ def test_sentencepiece_gives_its_ids_in_transformers(rules, family, models, tmp_
     assert len(np.unique(read_by_transformers(tmp_path / "out", ["a photo of two blue stars"], 24))) > 4
 
 
+@pytest.mark.slow
 def test_a_beginning_of_text_and_bytes_for_unknown_letters_go_along(models, tmp_path):
     for name, options in (("bpe", dict(add_bos=True)), ("identity", {})):
         ours = export(tmp_path / name, "hf_clip", TokenizerConfig(path=models[name], **options))
         assert_ids_are_ours(tmp_path / name, "hf_clip", ours)
 
 
+@pytest.mark.slow
 def test_sentencepiece_gives_its_ids_in_open_clip_where_it_repairs_texts_as_open_clip_does(models, tmp_path):
     for number, rules in enumerate(({}, dict(canonicalize=True, pad_id=1), dict(lowercase=False))):
         for family in ("open_clip", "open_clip_siglip"):
@@ -154,6 +159,7 @@ def test_sentencepiece_gives_its_ids_in_open_clip_where_it_repairs_texts_as_open
             assert_ids_are_ours(out, family, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["hf_clip", "hf_siglip"])
 @pytest.mark.parametrize(
     "rules", [{}, dict(lowercase=False), dict(pad_id=0), dict(canonicalize=True), dict(add_bos=False)]
@@ -165,11 +171,13 @@ def test_clip_s_bpe_gives_its_ids_in_transformers(rules, family, clip_folder, tm
     assert_ids_are_ours(tmp_path / "file", family, export(tmp_path / "file", family, unclean))
 
 
+@pytest.mark.slow
 def test_openai_s_vocabulary_gives_its_ids_in_open_clip(tmp_path):
     ours = export(tmp_path / "out", "open_clip", TokenizerConfig(name="clip_bpe", path=str(BPE_FILE)))
     assert_ids_are_ours(tmp_path / "out", "open_clip", ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_a_tokenizer_json_gives_its_ids(named, bert_folder, tmp_path):  # noqa: F811
     source = tmp_path / "source"
@@ -221,3 +229,84 @@ def test_what_would_have_other_ids_is_refused(models, clip_folder, bert_folder, 
         with pytest.raises(InteropError, match=f"Format '{format}' cannot hold this run's tokenizer.*{message}"):
             plan_tokenizer(format, family, config, 24)
     assert "--notokenizer" in str(pytest.raises(InteropError, plan_tokenizer, "open_clip", "open_clip", spm, 24).value)
+
+
+def gemma_s(folder, **settings):
+    """A small tokenizer.json of Gemma's kind: pad 0, EOS 1, BOS 2, pieces as far as letters, nothing added."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = sorted(set("".join(CORPUS).lower()) - set(" ")) + ["\u2581"]
+    vocabulary = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), *letters])
+    vocabulary = {piece: i for i, piece in enumerate([*vocabulary, "\u2581a", "do", "dog"])}
+    model = tokenizers.models.BPE(
+        vocabulary, [("\u2581", "a"), ("d", "o"), ("do", "g")], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    pipeline = tokenizers.Tokenizer(model)
+    pipeline.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    pipeline.save(str(folder / "tokenizer.json"))
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+GEMMA = TokenizerConfig(name="hf", path="tokenizer.json", lowercase=True, add_bos=False, add_eos=True)
+SIGLIP = dict(canonicalize=True, drop_underscore=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "expected"),
+    [
+        (["tokenizer.json"], dict(tokenizer_class="GemmaTokenizer", add_eos_token=True), GEMMA),
+        (
+            ["tokenizer.json"],
+            dict(tokenizer_class="GemmaTokenizerFast", add_bos_token=True),
+            replace(GEMMA, add_bos=True),
+        ),
+        (["tokenizer.json", "spiece.model"], dict(tokenizer_class="Siglip2Tokenizer"), GEMMA),
+        (["tokenizer.json"], {}, GEMMA),
+        (
+            ["tokenizer.model"],
+            {},
+            TokenizerConfig(path="tokenizer.model", lowercase=True, add_bos=False, add_eos=True, pad_id=0),
+        ),
+        (
+            ["spiece.model", "tokenizer.json"],
+            {},
+            TokenizerConfig(path="spiece.model", lowercase=True, pad_id=1, **SIGLIP),
+        ),
+        (
+            ["spiece.model"],
+            dict(do_lower_case=False),
+            TokenizerConfig(path="spiece.model", lowercase=False, pad_id=1, **SIGLIP),
+        ),
+        (["spiece.model"], dict(pad_token="<pad>"), TokenizerConfig(path="spiece.model", lowercase=True, **SIGLIP)),
+        (["tokenizer.json"], dict(tokenizer_class="T5Tokenizer"), replace(GEMMA, pad_id=1, **SIGLIP)),
+        (
+            ["tokenizer.json"],
+            dict(tokenizer_class="PreTrainedTokenizerFast"),
+            TokenizerConfig(name="hf", path="tokenizer.json"),
+        ),
+    ],
+)
+def test_siglip_and_siglip_2_of_a_fixed_resolution_get_the_rules_of_their_files(files, settings, expected):
+    described = Description({"tokenizer_config.json": settings} if settings else {}, {}, frozenset(files))
+    assert hf_siglip.tokenizer(described, vocab_size=500) == expected
+
+
+def test_siglip_2_s_tokenizer_goes_out_to_both_families(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    gemma_s(source, tokenizer_class="GemmaTokenizer", eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
+    config = replace(GEMMA, path=str(source / "tokenizer.json"))
+    for family in ("hf_siglip", "hf_siglip2"):
+        ours = export(tmp_path / family, family, config)
+        assert_ids_are_ours(tmp_path / family, family, ours)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_gemma.json", "spm.model", None])
+def test_weights_without_a_tokenizer_say_so_and_which_files_there_are(file, tmp_path, caplog):
+    folder = published(tmp_path / "source", "hf_siglip", 16)
+    if file:
+        (folder / file).write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert not open_foreign(str(folder)).config.tokenizer.path
+    assert "NO TOKENIZER was found for" in caplog.text and (file or "model.safetensors") in caplog.text
