@@ -9,7 +9,6 @@ big_vision, ..._stacked     a SentencePiece model alone
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -75,10 +74,12 @@ def _hf(family: str, tokenizer: Any) -> Export:
     if kept:
         return Export(config, kept)
     if family == "hf_siglip2":
-        raise InteropError(
-            "transformers reads every siglip2 directory with Siglip2Tokenizer: Gemma's tokenizer.json with lower case "
-            "and an end of text"
-        )
+        if not _is_gemma(tokenizer):
+            raise InteropError(
+                "transformers reads every siglip2 directory with Siglip2Tokenizer: Gemma's tokenizer.json with lower "
+                "case and an end of text"
+            )
+        return _converted(tokenizer, config, kind="Siglip2Tokenizer")
     return _converted(tokenizer, config)
 
 
@@ -90,14 +91,11 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
     if config.name == "hf":
         folder = path if path.is_dir() else path.parent
         own_class = token_settings(folder).get("tokenizer_class", FAST)
-        gemma = dataclasses.replace(config, lowercase=False, add_bos=None, add_eos=None)
         if family == "hf_siglip2":
-            lowered = (config.lowercase, config.add_bos, config.add_eos, config.pad_id) == (True, False, True, None)
-            if lowered and not (gemma.clean or gemma.canonicalize or gemma.eos_to_pad):
-                return lambda to: _copy(path, to, {"padding_side": "right"})
-        elif unchanged and own_class.removesuffix("Fast") != FAST.removesuffix("Fast"):
+            return None
+        if unchanged and own_class.removesuffix("Fast") != FAST.removesuffix("Fast"):
             return lambda to: _copy(path, to, {})
-        elif unchanged:
+        if unchanged:
             return lambda to: _copy(path, to, {"tokenizer_class": FAST})
     encloses = config.add_bos and config.add_eos and config.lowercase
     if family == "hf_clip" and config.name == "clip_bpe" and path.is_dir() and encloses:
@@ -106,6 +104,19 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
     if family == "hf_siglip" and config.name == "sentencepiece" and _is_siglip(tokenizer):
         return lambda to: _write_siglip(tokenizer, to)
     return None
+
+
+def _is_gemma(tokenizer: Any) -> bool:
+    """Whether Siglip2Tokenizer, which takes pieces and merges from the file and nothing else, gives the same ids."""
+    config = tokenizer.config
+    if config.name != "hf" or not (config.lowercase and config.add_eos) or config.add_bos or config.eos_to_pad:
+        return False
+    content = json.loads(tokenizer.pipeline.to_str())
+    model = {name: content["model"].get(name) for name in ("type", "byte_fallback", "fuse_unk")}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    steps = [step for step in content["normalizer"].get("normalizers", []) if step != {"type": "Lowercase"}]
+    usual = model == dict(type="BPE", byte_fallback=True, fuse_unk=True) and steps == [spaces]
+    return usual and not (config.clean or config.canonicalize)
 
 
 def _is_siglip(tokenizer: Any) -> bool:
@@ -177,8 +188,9 @@ def _is_openai(tokenizer: Any) -> bool:
     return known and all((config.clean, config.lowercase, config.add_bos, config.add_eos))
 
 
-def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False) -> Export:
-    """As a tokenizer.json; cleaned: whether the reader does what config.tokenizer.clean asks for."""
+def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False, kind: str = FAST) -> Export:
+    """As a tokenizer.json; cleaned: whether the reader does what config.tokenizer.clean asks for. kind: the class
+    of transformers that reads it."""
     config = tokenizer.config
     if config.clean and not cleaned:
         raise InteropError(
@@ -187,7 +199,7 @@ def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False
     pipeline = json_pipeline(tokenizer)
     check_same(tokenizer, pipeline)
     settings = _names_of(tokenizer, token_settings(Path(config.path).parent) if config.name == "hf" else {})
-    settings |= dict(tokenizer_class=FAST, model_max_length=tokenizer.context_length, padding_side="right")
+    settings |= dict(tokenizer_class=kind, model_max_length=tokenizer.context_length, padding_side="right")
     # A special token that is written out in a text is text.
     settings |= dict(truncation_side="right", clean_up_tokenization_spaces=False, split_special_tokens=True)
 
