@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig
-from clipjax.data.tokenizers import make_tokenizer
+from clipjax.data.tokenizers import TOKENIZERS, make_tokenizer
 from clipjax.data.tokenizers.clean_text import repair
-from clipjax.data.tokenizers.clip_bpe import read_openai
-from clipjax.data.tokenizers.hf import find_token, token_settings
+from clipjax.data.tokenizers.clip_bpe import clip_bpe, read_openai
+from clipjax.data.tokenizers.hf import find_token, hf_tokenizer, token_settings
 from clipjax.data.tokenizers.rust import RustTokenizer, import_tokenizers
+from clipjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from clipjax.interop.names import InteropError
 from clipjax.interop.sentencepiece_files import to_pipeline
 from clipjax.interop.tokenizer_files import copy_tokenizer
@@ -68,6 +69,11 @@ def plan_tokenizer(format: str, family: str, tokenizer: TokenizerConfig, context
         ) from error
 
 
+def _made_by(tokenizer: Any, make: Any) -> bool:
+    """Whether the tokenizer is of the kind whose row in TOKENIZERS has this function."""
+    return TOKENIZERS[tokenizer.config.name].make is make
+
+
 def _hf(family: str, tokenizer: Any) -> Export:
     config = tokenizer.config
     kept = _kept_by_transformers(family, tokenizer)
@@ -88,7 +94,7 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
     config, path = tokenizer.config, Path(tokenizer.config.path)
     plain = not (config.clean or config.canonicalize or config.eos_to_pad or tokenizer.config.lowercase)
     unchanged = plain and (config.add_bos, config.add_eos, config.pad_id) == (None, None, None)
-    if config.name == "hf":
+    if _made_by(tokenizer, hf_tokenizer):
         folder = path if path.is_dir() else path.parent
         own_class = token_settings(folder).get("tokenizer_class", FAST)
         if family == "hf_siglip2":
@@ -98,10 +104,10 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
         if unchanged:
             return lambda to: _copy(path, to, {"tokenizer_class": FAST})
     encloses = config.add_bos and config.add_eos and config.lowercase
-    if family == "hf_clip" and config.name == "clip_bpe" and path.is_dir() and encloses:
+    if family == "hf_clip" and _made_by(tokenizer, clip_bpe) and path.is_dir() and encloses:
         if not (config.clean or config.canonicalize or config.eos_to_pad) and tokenizer.pad_id == tokenizer.eos_id:
             return lambda to: _copy(path, to, {})
-    if family == "hf_siglip" and config.name == "sentencepiece" and _is_siglip(tokenizer):
+    if family == "hf_siglip" and _made_by(tokenizer, SentencePieceTokenizer) and _is_siglip(tokenizer):
         return lambda to: _write_siglip(tokenizer, to)
     return None
 
@@ -109,7 +115,12 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
 def _is_gemma(tokenizer: Any) -> bool:
     """Whether Siglip2Tokenizer, which takes pieces and merges from the file and nothing else, gives the same ids."""
     config = tokenizer.config
-    if config.name != "hf" or not (config.lowercase and config.add_eos) or config.add_bos or config.eos_to_pad:
+    if (
+        not _made_by(tokenizer, hf_tokenizer)
+        or not (config.lowercase and config.add_eos)
+        or config.add_bos
+        or config.eos_to_pad
+    ):
         return False
     content = json.loads(tokenizer.pipeline.to_str())
     model = {name: content["model"].get(name) for name in ("type", "byte_fallback", "fuse_unk")}
@@ -157,10 +168,14 @@ def _open_clip(family: str, tokenizer: Any) -> Export:
         raise InteropError(
             "open_clip repairs wrong encodings and HTML entities in every text, and config.tokenizer.clean is off"
         )
-    settings = token_settings(Path(config.path).parent) if config.name == "hf" else {}
+    settings = token_settings(Path(config.path).parent) if _made_by(tokenizer, hf_tokenizer) else {}
     stripped = not config.eos_to_pad or (tokenizer.pad_id == 0 and settings.get("sep_token"))
     told = not config.drop_underscore and (config.lowercase or not config.canonicalize) and stripped
-    if config.name == "hf" and told and (config.add_bos, config.add_eos, config.pad_id) == (None, None, None):
+    if (
+        _made_by(tokenizer, hf_tokenizer)
+        and told
+        and (config.add_bos, config.add_eos, config.pad_id) == (None, None, None)
+    ):
         own = {} if settings.get("tokenizer_class") else {"tokenizer_class": FAST}
         return Export(config, lambda to: _copy(Path(config.path), to, own))
     return _converted(tokenizer, TokenizerConfig(name="hf", path="tokenizer.json", clean=True), cleaned=True)
@@ -173,7 +188,7 @@ def _code_with_openai(family: str, tokenizer: Any) -> Export:
 
 
 def _big_vision(family: str, tokenizer: Any) -> Export:
-    if tokenizer.config.name != "sentencepiece":
+    if not _made_by(tokenizer, SentencePieceTokenizer):
         raise InteropError("big_vision reads SentencePiece models")
     return Export(tokenizer.config, lambda to: _copy(Path(tokenizer.config.path), to, {}))
 
@@ -181,7 +196,13 @@ def _big_vision(family: str, tokenizer: Any) -> Export:
 def _is_openai(tokenizer: Any) -> bool:
     """Whether ids are those of open_clip's SimpleTokenizer as it is."""
     config, path = tokenizer.config, Path(tokenizer.config.path)
-    if config.name != "clip_bpe" or path.is_dir() or config.canonicalize or config.eos_to_pad or tokenizer.pad_id:
+    if (
+        not _made_by(tokenizer, clip_bpe)
+        or path.is_dir()
+        or config.canonicalize
+        or config.eos_to_pad
+        or tokenizer.pad_id
+    ):
         return False
     lines = "\n".join(map(" ".join, read_openai(path)[1]))
     known = hashlib.sha256(lines.encode()).hexdigest() == OPENAI_MERGES
@@ -198,7 +219,9 @@ def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False
         )
     pipeline = json_pipeline(tokenizer)
     check_same(tokenizer, pipeline)
-    settings = _names_of(tokenizer, token_settings(Path(config.path).parent) if config.name == "hf" else {})
+    settings = _names_of(
+        tokenizer, token_settings(Path(config.path).parent) if _made_by(tokenizer, hf_tokenizer) else {}
+    )
     settings |= dict(tokenizer_class=kind, model_max_length=tokenizer.context_length, padding_side="right")
     # A special token that is written out in a text is text.
     settings |= dict(truncation_side="right", clean_up_tokenization_spaces=False, split_special_tokens=True)
@@ -223,7 +246,7 @@ def json_pipeline(tokenizer: Any) -> Any:
         steps += [normalizers.Replace(regex(PUNCTUATION), ""), normalizers.Replace(regex(SPACES), " ")]
         steps += [normalizers.Replace(regex(r"\A | \z"), "")]
     rust = isinstance(tokenizer, RustTokenizer)
-    if config.lowercase and not (rust and Path(config.path).is_dir()) and config.name != "hf":
+    if config.lowercase and not (rust and Path(config.path).is_dir()) and not _made_by(tokenizer, hf_tokenizer):
         steps += [normalizers.Replace(regex(FINAL_SIGMA), "\u03c2"), normalizers.Lowercase()]
     if rust:
         pipeline = library.Tokenizer.from_str(tokenizer.pipeline.to_str())
