@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from clipjax.config import ConfigError, TokenizerConfig
 from clipjax.data.tokenizers import TOKENIZERS, make_tokenizer
 from clipjax.data.tokenizers.clean_text import repair
@@ -151,13 +149,9 @@ def _copy(path: Path, folder: Path, changes: dict[str, Any]) -> None:
     """The tokenizer's files, with further entries of tokenizer_config.json."""
     copy_tokenizer(path, folder)
     if changes:
-        settings = token_settings(folder)
-        pad = {} if settings.get("pad_token") else _names_of(make_tokenizer(_hf_config(path), 77), settings)
+        settings, own = token_settings(folder), TokenizerConfig(name="hf", path=str(path))
+        pad = {} if settings.get("pad_token") else _names_of(make_tokenizer(own, 77), settings)
         (folder / "tokenizer_config.json").write_text(json.dumps(pad | settings | changes, indent=2))
-
-
-def _hf_config(path: Path) -> TokenizerConfig:
-    return TokenizerConfig(name="hf", path=str(path))
 
 
 def _open_clip(family: str, tokenizer: Any) -> Export:
@@ -277,10 +271,8 @@ def check_same(tokenizer: Any, pipeline: Any) -> None:
     pipeline = import_tokenizers().Tokenizer.from_str(pipeline.to_str())
     pipeline.enable_truncation(length)
     for text, ids in zip(texts, tokenizer(texts), strict=True):
-        found = np.full(length, tokenizer.pad_id, np.int32)
         encoded = pipeline.encode(text).ids
-        found[: len(encoded)] = encoded
-        if (found != ids).any():
+        if encoded + [tokenizer.pad_id] * (length - len(encoded)) != ids.tolist():
             raise InteropError(f"as a tokenizer.json it would give other ids for the text {text[:60]!r}")
 
 
