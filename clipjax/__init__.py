@@ -31,7 +31,14 @@ __all__ = ["load", *_NAMESPACES]
 
 
 def load(
-    path: Any, *, step: str = "latest", family: str = "", preset: str = "", mesh: Any = None, batch_size: int = 64
+    path: Any,
+    *,
+    step: str = "latest",
+    family: str = "",
+    preset: str = "",
+    state_dict: str = "",
+    mesh: Any = None,
+    batch_size: int = 64,
 ) -> Any:
     """Weights from a run, an imported directory or published files, as functions of images and texts.
 
@@ -42,6 +49,7 @@ def load(
       path: the workdir of a run, a directory that `clipjax import` wrote, or published weights (docs/interop.md).
       step: of a run: "latest", "best" or a step number.
       family, preset: of published weights, where their files do not say what they are.
+      state_dict: of published weights, the model in a checkpoint that holds several: "model_ema".
       mesh: a jax.sharding.Mesh; None: all devices, with the whole weights on each.
       batch_size: how many examples are embedded at a time, over all devices.
     Returns: clipjax.inference.load.Loaded. Raises CheckpointError or InteropError.
@@ -59,7 +67,7 @@ def load(
     else:
         from clipjax.interop.foreign import open_foreign
 
-        opened = contextlib.nullcontext(open_foreign(str(path), family, preset))
+        opened = contextlib.nullcontext(open_foreign(str(path), family, preset, state_dict))
     with opened as weights:
         return load_weights(weights, mesh=mesh, batch_size=batch_size)
 

@@ -17,24 +17,30 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import MeshConfig
+from clipjax.config import MeshConfig, TokenizerConfig
 from clipjax.interop.export import choose_family, pixel_notes, write_files
 from clipjax.interop.families import formats
 from clipjax.interop.names import InteropError, Meaning, flatten
-from clipjax.interop.tokenizer_files import copy_tokenizer
+from clipjax.interop.tokenizer_export import plan_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs import open_run
 from clipjax.training.state import abstract_state, eval_variables
 
 
 def run(
-    source: str | Path, destination: str | Path, *, format: str, step: str = "latest", nearest_pixels: bool = False
+    source: str | Path,
+    destination: str | Path,
+    *,
+    format: str,
+    step: str = "latest",
+    nearest_pixels: bool = False,
+    tokenizer: bool = True,
 ) -> None:
     """Writes weights (float32), configuration, preprocessing and tokenizer to destination, all of it or nothing.
 
     step: "latest", "best" or a number. nearest_pixels: write also where the format cannot say how images are prepared,
-    and print what is lost. Raises InteropError naming what the format cannot express, or for a destination
-    that exists.
+    and print what is lost. tokenizer: write it as well. Raises InteropError naming what the format cannot
+    express, such as a tokenizer that would give other ids there, or for a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
@@ -46,20 +52,25 @@ def run(
         meaning = Meaning(config.model, config.data.pixels, config.tokenizer)
         target = flatten(eval_variables(abstract_state(config, mesh)))
         name, family, shapes = choose_family(meaning, format, target, nearest_pixels=nearest_pixels)
+        planned = None
+        if tokenizer and config.tokenizer.path:
+            planned = plan_tokenizer(format, name, config.tokenizer, config.model.text.context_length)
+        meaning = meaning._replace(tokenizer=planned.described if planned else TokenizerConfig())
         variables = opened.variables(mesh)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
     try:
         write_files(temporary, meaning, family, shapes, variables)
-        if config.tokenizer.path and Path(config.tokenizer.path).exists():
-            copy_tokenizer(config.tokenizer.path, temporary)
+        if planned:
+            planned.write(temporary)
         temporary.chmod(0o755)
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if config.tokenizer.path and not Path(config.tokenizer.path).exists():
-        print(f"{config.tokenizer.path} does not exist: {destination} has no tokenizer.")
-    print(f"Exported step {opened.step} of {source} as {name} into {destination}")
+    print(
+        f"Exported step {opened.step} of {source} as {name} into {destination}"
+        + (", without a tokenizer" * (not planned))
+    )
     for note in pixel_notes(meaning, family, shapes):
         print(note)
 
@@ -72,8 +83,9 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
         nearest = "Write the nearest pixel options where the format cannot say config.data.pixels."
         flags.DEFINE_bool("nearest_pixels", False, nearest, flag_values=values)
+        flags.DEFINE_bool("tokenizer", True, "Write the tokenizer as well.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax export RUN DST --format=...")
     values = cli.parse([command, *rest], __doc__, define, required=("format",), config=False, processes=False)
-    options = dict(format=values.format, step=values.step, nearest_pixels=values.nearest_pixels)
+    options = {name: values[name].value for name in ("format", "step", "nearest_pixels", "tokenizer")}
     cli.run_command(values, lambda: run(*places, **options))

@@ -26,7 +26,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
-from clipjax.interop.tokenizer_files import copy_tokenizer
+from clipjax.interop.tokenizer_files import copy_tokenizer, no_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
@@ -34,17 +34,25 @@ from clipjax.runs.fingerprint import fingerprint
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
 
 
-def run(source: str, destination: str | Path, *, family: str = "", preset: str = "", parity: bool = True) -> None:
+def run(
+    source: str,
+    destination: str | Path,
+    *,
+    family: str = "",
+    preset: str = "",
+    state_dict: str = "",
+    parity: bool = True,
+) -> None:
     """Writes destination/{checkpoints/0, config.json, tokenizer files, parity.json}, all of it or nothing.
 
-    family, preset: see open_foreign. parity: compare with the original library, if it is installed.
+    family, preset, state_dict: see open_foreign. parity: compare with the original library, if it is installed.
     Raises InteropError for a source that is incomplete or damaged, or that the original library computes otherwise, and
     for a destination that exists.
     """
     destination = Path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
-    foreign = open_foreign(source, family, preset)
+    foreign = open_foreign(source, family, preset, state_dict)
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
     try:
@@ -79,7 +87,10 @@ def run(source: str, destination: str | Path, *, family: str = "", preset: str =
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}\n{summary}")
+    without = "" if config.tokenizer.path else ", WITHOUT A TOKENIZER"
+    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
+    if without:
+        print(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset))
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:
@@ -96,8 +107,10 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("family", "", "The family, where the files do not say it.", flag_values=values)
         flags.DEFINE_string("preset", "", "A preset, where the files have no configuration.", flag_values=values)
+        flags.DEFINE_string("state_dict", "", "The model, where a checkpoint holds several.", flag_values=values)
         flags.DEFINE_bool("parity", True, "Compare with the original library, if it is installed.", flag_values=values)
 
     command, places, rest = cli.positional(argv, 2, "clipjax import SRC DST")
     values = cli.parse([command, *rest], __doc__, define, config=False, processes=False)
-    cli.run_command(values, lambda: run(*places, family=values.family, preset=values.preset, parity=values.parity))
+    options = {name: values[name].value for name in ("family", "preset", "state_dict", "parity")}
+    cli.run_command(values, lambda: run(*places, **options))

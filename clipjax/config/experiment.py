@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
 from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
@@ -75,6 +75,8 @@ class OptimizerConfig:
     ema_decay: float = experiment(0.0, within=RATE)  # 0: no EMA parameters
     max_nonfinite_steps: int = runtime(10, within=COUNT)  # consecutive skipped steps before the run stops
     schedule: ScheduleConfig = section(ScheduleConfig)
+    # The share of the warm-up that step 0 has is first_warmup_step / warmup_steps.
+    first_warmup_step: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)

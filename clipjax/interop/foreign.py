@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.config import DataConfig, ExperimentConfig
@@ -11,6 +12,7 @@ from clipjax.interop.convert import read_variables
 from clipjax.interop.families import Family, check_towers, recognise, weights
 from clipjax.interop.names import InteropError, Meaning, check_tensors, flatten, their_shapes
 from clipjax.interop.source import Source, open_weights
+from clipjax.interop.tokenizer_files import no_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
 from clipjax.training.state import abstract_state, eval_variables
@@ -33,19 +35,23 @@ class Foreign(NamedTuple):
         return {"batch_stats": {}} | read_variables(self.family.tensors(model), model, tensors, target)
 
 
-def open_foreign(path: str, family: str = "", preset: str = "") -> Foreign:
+def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str = "") -> Foreign:
     """Opens a file or directory and checks every tensor's name and shape, without reading numbers.
 
-    family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it.
-    Raises InteropError naming what is missing, unexpected, of another shape, or not supported by clipjax.
+    family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it. state_dict: see
+    open_weights.
+    A warning says where no tokenizer was found, and which files there are. Raises InteropError naming what is missing,
+    unexpected, of another shape, or not supported by clipjax.
     """
-    source = open_weights(path)
+    source = open_weights(path, state_dict)
     name, row = recognise(source.description, family)
     meaning = _preset_meaning(source, row, preset) if preset else read_meaning(source, name, row)
     check_towers(name, row, meaning.model)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
+    else:
+        logging.warning("%s", no_tokenizer(path, name, source.description.beside, preset))
     config = ExperimentConfig(model=meaning.model, data=DataConfig(pixels=meaning.pixels), tokenizer=tokenizer)
     parameters = flatten(eval_variables(abstract_state(config, make_mesh(config.mesh))))
     expected = their_shapes(row.tensors(meaning.model), meaning.model, parameters)

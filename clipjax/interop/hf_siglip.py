@@ -12,6 +12,7 @@ from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import hf_parts, hf_pixels
 from clipjax.interop.layouts import linear, patch_conv, reshape
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.tokenizer_files import name_of, tokenizer_json
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -27,6 +28,10 @@ SHARED = dict(
 )
 TEXT = SHARED | dict(vocab_size=32000, max_position_embeddings=64)
 VISION = SHARED | dict(image_size=224, patch_size=16, vision_use_head=True)
+
+GEMMA = ("Gemma", "GemmaTokenizer", "Siglip2Tokenizer")
+AS_THE_FILE_SAYS = ("PreTrainedTokenizer", "TokenizersBackend")  # transformers' names for any tokenizer.json
+NAMED_PAD = {"</s>": dict(pad_id=1)}  # SigLIP's EOS is its padding; any other name is the model's own padding
 
 scalar = reshape(ours=(), theirs=(1,))
 
@@ -70,7 +75,7 @@ def matches(description: Description) -> bool:
 def read(description: Description) -> Meaning:
     """Raises InteropError for an activation, image processor or head that clipjax does not support."""
     model = read_model(config_of(description, "config.json"))
-    return Meaning(model, read_pixels(description, model), tokenizer(description.beside))
+    return Meaning(model, read_pixels(description, model), tokenizer(description, model.text.vocab_size))
 
 
 def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
@@ -110,10 +115,33 @@ def read_model(config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def tokenizer(beside: frozenset[str]) -> TokenizerConfig:
-    """SigLIP's rules for its SentencePiece model: lower case, no punctuation, EOS, padding with EOS."""
-    name = "spiece.model" if "spiece.model" in beside else ""
-    return TokenizerConfig(path=name, canonicalize=True, drop_underscore=True, pad_id=1)
+def tokenizer(description: Description, vocab_size: int) -> TokenizerConfig:
+    """SigLIP's tokenizer, or SigLIP 2's, which is Gemma's: whose files they are, tokenizer_config.json says.
+
+    SigLIP: lower case, no punctuation, EOS, padding with EOS. Without tokenizer_config.json, spiece.model is SigLIP's,
+    and so is a tokenizer.json for 32,000 pieces; another tokenizer.json and tokenizer.model are SigLIP 2's.
+    """
+    beside, settings = description.beside, description.files.get("tokenizer_config.json", {})
+    kind = settings.get("tokenizer_class", "").removesuffix("Fast")
+    if kind in AS_THE_FILE_SAYS and "tokenizer.json" in beside:
+        return tokenizer_json(beside)
+    if kind in GEMMA or not (kind or "spiece.model" in beside or vocab_size == TEXT["vocab_size"]):
+        return gemma(description)
+    lowercase = settings.get("do_lower_case", True)
+    ends = NAMED_PAD.get(name_of(settings.get("pad_token", "</s>")), {})
+    rules = dict(canonicalize=True, drop_underscore=True, **ends)
+    if "spiece.model" in beside:
+        return TokenizerConfig(path="spiece.model", lowercase=lowercase, **rules)
+    return tokenizer_json(beside, lowercase=lowercase, add_bos=False, add_eos=True, **rules)
+
+
+def gemma(description: Description) -> TokenizerConfig:
+    """SigLIP 2's rules for Gemma's tokenizer.model or tokenizer.json: lower case, EOS, no BOS, padding 0."""
+    beside, settings = description.beside, description.files.get("tokenizer_config.json", {})
+    ends = dict(add_bos=settings.get("add_bos_token") or False, add_eos=settings.get("add_eos_token", True))
+    if "tokenizer.model" in beside:
+        return TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0, **ends)
+    return tokenizer_json(beside, lowercase=True, **ends)
 
 
 def write(meaning: Meaning) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ModelConfig, PixelConfig, TokenizerConfig
+from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop import hf_parts, hf_pixels, hf_siglip
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import (
@@ -23,7 +23,6 @@ from clipjax.interop.names import (
     square,
     whole_number,
 )
-from clipjax.interop.tokenizer_files import tokenizer_json
 from clipjax.models.towers.naflex import NaFlexConfig, naflex_of
 
 PIXELS = PixelConfig(interpolation="bilinear")
@@ -55,10 +54,7 @@ def read(description: Description) -> Meaning:
     processor = hf_pixels.read_processor(description, hf_pixels.PATCHES)
     pixels, budget = hf_pixels.read_patches(processor, patch) if processor else (PIXELS, PATCHES)
     model = replace(model, image=naflex_of(model.image, max_patches=budget))
-    tokenizer = TokenizerConfig(path="tokenizer.model", lowercase=True, pad_id=0)  # Gemma's
-    if "tokenizer.model" not in description.beside:
-        tokenizer = tokenizer_json(description.beside, lowercase=True, add_bos=False, add_eos=True)
-    return Meaning(model, pixels, tokenizer)
+    return Meaning(model, pixels, hf_siglip.gemma(description))
 
 
 def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:

@@ -14,6 +14,7 @@ Whether our own layers are scanned (one array per tower under "blocks") follows 
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,8 @@ from clipjax.interop.layouts import Layout, same
 from clipjax.mesh import path_name
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
+
+MANY = 3  # missing and unexpected tensors from which on a difference in the names' beginning is worth a line
 
 
 class InteropError(ValueError):
@@ -248,16 +251,24 @@ def their_shapes(tensors: Iterable[Tensor], model: ModelConfig, ours: Mapping[st
 def check_tensors(
     found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], *, where: str, family: str
 ) -> None:
-    """Raises InteropError naming every tensor that is missing, unexpected, or of another shape."""
-    lines = [f"  missing: {name} {list(expected[name])}" for name in expected if name not in found]
-    lines += [f"  unexpected: {name} {list(found[name].shape)}" for name in found if name not in expected]
-    lines += [
+    """Raises InteropError naming the tensors that are missing, unexpected, or of another shape: some of each kind.
+
+    Where both are many, it also says how the file's names begin, and how they should.
+    """
+    missing = [f"  missing: {name} {list(expected[name])}" for name in expected if name not in found]
+    unexpected = [f"  unexpected: {name} {list(found[name].shape)}" for name in found if name not in expected]
+    other = [
         f"  {name}: the file has {list(found[name].shape)}, the configuration says {list(shape)}"
         for name, shape in expected.items()
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
-    if lines:
-        raise InteropError(f"{where} does not hold a model of family '{family}' as configured:\n{_shortened(lines)}")
+    if not (missing or unexpected or other):
+        return
+    lines = [line for kind in (missing, unexpected, other) for line in _shortened(kind)]
+    if min(len(missing), len(unexpected)) >= MANY:
+        lines.insert(0, f"  the file's names begin with {_beginnings(found)}; expected {_beginnings(expected)}")
+    listed = "\n".join(lines)
+    raise InteropError(f"{where} does not hold a model of family '{family}' as configured:\n{listed}")
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,5 +301,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _shortened(lines: list[str]) -> str:
-    return "\n".join(lines[:20]) + (f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else "")
+def _shortened(lines: list[str], count: int = 8) -> list[str]:
+    if len(lines) <= count:
+        return lines
+    return lines[:count] + [f"  ... and {len(lines) - count} more {lines[0].split(':')[0].strip()}"]
+
+
+def _beginnings(names: Iterable[str]) -> str:
+    """How names begin, the most frequent first: "'visual.' (150), 'transformer.' (148), 'logit_scale' (1)"."""
+    counts: collections.Counter[str] = collections.Counter()
+    for name in names:
+        first, separator, _ = name.partition("/" if "/" in name else ".")
+        counts[first + separator] += 1
+    shown = ", ".join(f"'{first}' ({count})" for first, count in counts.most_common(5))
+    return shown + (", ..." if len(counts) > 5 else "")

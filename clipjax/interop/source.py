@@ -14,6 +14,7 @@ import numpy as np
 from clipjax.files import read_text
 from clipjax.interop.names import Description, InteropError, Stored
 from clipjax.interop.safetensors import open_safetensors
+from clipjax.interop.state_dicts import model_tensors
 from clipjax.interop.torch_files import open_torch
 
 # The weights of a directory: the first of these names that exists. An index lists the files of a sharded model.
@@ -38,8 +39,11 @@ class Source(NamedTuple):
     tensors: dict[str, Stored]
 
 
-def open_weights(path: str | Path) -> Source:
-    """Reads headers and JSON files only. Raises InteropError for a missing, unknown, damaged or truncated file."""
+def open_weights(path: str | Path, state_dict: str = "") -> Source:
+    """Reads headers and JSON files only. Raises InteropError for a missing, unknown, damaged or truncated file.
+
+    state_dict: the model to read, in a checkpoint that holds several: the prefix of its tensors' names.
+    """
     path = Path(path)
     if path.is_dir():
         weights, directory = _weights_of(path), path
@@ -48,6 +52,7 @@ def open_weights(path: str | Path) -> Source:
     else:
         raise InteropError(f"{path} is neither a file nor a directory (nothing is downloaded).")
     tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_file(weights)
+    tensors = model_tensors(tensors, str(weights), state_dict)
     names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
     files = {name: read_json(directory / name) for name in names if name.endswith("config.json")}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,37 @@ OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
 # open_clip's names for what is done to a text, after OpenAI's cleaning.
 CLEANING = {"whitespace": {}, "lower": dict(lowercase=True), "canonicalize": dict(canonicalize=True, lowercase=True)}
+
+
+# Files that hold a tokenizer, whether or not clipjax can read it.
+LIKE_A_TOKENIZER = re.compile(
+    r"(tokenizer|spiece|vocab|merges|special_tokens|added_tokens|bpe_|sentencepiece|.*\.(model|spm|tiktoken|vocab|bpe)$)"
+)
+
+
+def name_of(token: Any) -> str:
+    """The text of a token in tokenizer_config.json, which is a string or an object with "content"."""
+    return token.get("content", "") if isinstance(token, Mapping) else str(token)
+
+
+def no_tokenizer(where: str | Path, family: str, beside: frozenset[str], preset: str = "") -> str:
+    """A warning for weights whose tokenizer was not found or cannot be read. beside: names of the files."""
+    seen = sorted(name for name in beside if LIKE_A_TOKENIZER.match(name))
+    if seen:
+        why = "are not read with --preset" if preset else f"family '{family}' does not read as configured here"
+        found = f"there is {', '.join(seen)}, which {why}"
+    else:
+        found = f"no file there looks like one, only {', '.join(sorted(beside)[:20]) or 'the weights'}"
+    return (
+        f"NO TOKENIZER was found for {where}: {found}. Known: {EXPECTED}. Texts must be given as ids, unless you add "
+        "the file and read the weights again, or set config.tokenizer to the one that they were trained with."
+    )
+
+
+EXPECTED = (
+    "vocab.json with merges.txt, tokenizer.json, spiece.model, tokenizer.model, bpe_simple_vocab_16e6.txt.gz "
+    "(docs/interop.md says which for which family)"
+)
 
 
 def hf_clip(beside: frozenset[str]) -> TokenizerConfig:

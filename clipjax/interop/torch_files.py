@@ -64,9 +64,9 @@ class Inert:
 
 
 def open_torch(path: str | Path) -> dict[str, Stored]:
-    """name -> tensor of a state dict, a checkpoint with one under "state_dict" or "model", or a TorchScript module.
+    """name -> every tensor of a file: a state dict, a checkpoint with one, a list of pairs, a TorchScript module.
 
-    A prefix "module." on every name (from DistributedDataParallel) is dropped. Raises InteropError for a truncated
+    Keys are joined with dots, "state_dict.module.logit_scale": see state_dicts.py. Raises InteropError for a truncated
     file, a file from PyTorch before 1.6, or one without tensors.
     """
     path = Path(path)
@@ -86,11 +86,9 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
         ) from error
     if byteorder != b"little":
         raise InteropError(f"{path} has byte order {byteorder.decode()}; expected little.")
-    tensors = dict(_walk(_state_dict(content), ""))
+    tensors = dict(_walk(content, "", set()))
     if not tensors:
-        raise InteropError(f"{path} has no tensors. Expected a state dict, or one under 'state_dict' or 'model'.")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        raise InteropError(f"{path} has no tensors. Expected a state dict, or a checkpoint that holds one.")
     return {name: _stored(path, root, name, tensor, sizes) for name, tensor in tensors.items()}
 
 
@@ -147,30 +145,32 @@ def _global(module: str, name: str) -> bytes:
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _state_dict(content: Any) -> Any:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            return content[key]
-    return content
-
-
-def _walk(value: Any, prefix: str) -> Any:
-    """Yields (name, Tensor) of nested dicts and modules."""
+def _walk(value: Any, prefix: str, seen: set[int]) -> Any:
+    """Yields (name, Tensor) of nested containers, each entered once. A list of pairs (name, tensor) is like a dict."""
     if isinstance(value, Tensor):
         yield prefix, value
-    elif isinstance(value, Inert):
-        yield from _walk(value.state, prefix)
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield from _walk(child, f"{prefix}.{key}" if prefix else str(key))
+        return
+    known = id(value) in seen
+    seen.add(id(value))
+    if isinstance(value, Inert) and not known:
+        yield from _walk(value.state, prefix, seen)
+    elif isinstance(value, dict | list | tuple) and not known:
+        if isinstance(value, dict):
+            items = value.items()
+        elif all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in value):
+            items = value
+        else:
+            items = enumerate(value)
+        for key, child in items:
+            yield from _walk(child, f"{prefix}.{key}" if prefix else str(key), seen)
 
 
 def _stored(path: Path, root: str, name: str, tensor: Tensor, sizes: dict[str, int]) -> Stored:
     _, kind, key, *_ = tensor.storage
     member = f"{root}data/{key}"
     dtype = STORAGES.get(kind.name.split()[-1])
-    if dtype is None:
-        raise InteropError(f"{path}: {name} has the unknown type {kind.name}. Known: {', '.join(STORAGES)}.")
+    if dtype is None:  # refused where it is read: it may belong to an optimizer
+        return Stored(tensor.shape, lambda: _refuse_type(f"{path}: {name}", kind.name))
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     elements = (last + 1) if math.prod(tensor.shape) else 0
     if (tensor.offset + elements) * dtype.itemsize > sizes.get(member, -1) or min(tensor.strides, default=0) < 0:
@@ -184,6 +184,10 @@ def _stored(path: Path, root: str, name: str, tensor: Tensor, sizes: dict[str, i
         return np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, steps))
 
     return Stored(tensor.shape, read)
+
+
+def _refuse_type(where: str, name: str) -> np.ndarray:
+    raise InteropError(f"{where} has the unknown type {name}. Known: {', '.join(STORAGES)}.")
 
 
 def _interpret(program: bytes, path: Path) -> Any:
@@ -286,8 +290,10 @@ def _called(function: Any, arguments: tuple) -> Any:
     if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"):
         storage, offset, shape, strides = arguments[:4]
         return Tensor(storage, offset, tuple(shape), tuple(strides))
-    if name == "torch._utils _rebuild_parameter":
+    if name in ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"):
         return arguments[0]
+    if name == "torch._tensor _rebuild_from_type_v2":  # a tensor with attributes of its own
+        return _called(arguments[0], tuple(arguments[2]))
     if name == "collections OrderedDict":
         return dict(arguments[0]) if arguments else {}
     return Inert()

@@ -17,7 +17,7 @@ import optax
 
 from clipjax.config import OptimizerConfig, Part, nearest, require
 from clipjax.optim import adafactor, adamw, big_vision, lamb, lion, muon
-from clipjax.optim.schedules import SCHEDULES, check_schedule, make_schedule, share_of_peak
+from clipjax.optim.schedules import SCHEDULES, check_schedule, make_schedule, scale_by_share
 from clipjax.optim.updates import map_names
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "check_optimizer", "make_optimizer", "make_schedule"]
@@ -40,7 +40,7 @@ OPTIMIZERS: dict[str, Part] = {
 
 def make_optimizer(
     config: OptimizerConfig, params: Any, total_steps: int, optimizers: Mapping[str, Part] = OPTIMIZERS
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The whole update: clip by the global norm, optimizer and weight decay, tower multipliers, schedule, sign.
 
     Args:
@@ -50,6 +50,10 @@ def make_optimizer(
     A tower whose multiplier is 0 gets zero updates, has no optimizer state and does not count in the clipped norm. Any
     other multiplier scales the tower's whole update, weight decay included. Moments have the shape and path of their
     parameter. Raises ConfigError.
+
+    update(grads, state, params, step=...) scales by the schedule at `step` (0 is the first), whatever number of updates
+    was kept before it: a step that was skipped passes in the schedule, but not in the moments. Without `step`, the
+    schedule counts the updates.
     """
     check_optimizer(config, total_steps, optimizers)
     multipliers = {tower: getattr(config, f"{tower}_lr_multiplier") for tower in TOWERS}
@@ -61,7 +65,7 @@ def make_optimizer(
             for tower, multiplier in multipliers.items()
             if multiplier not in (0, 1)
         ),
-        optax.scale_by_schedule(functools.partial(share_of_peak, config.schedule, total_steps)),
+        scale_by_share(config, total_steps),
         optax.scale(-1.0),
     )
     labels = map_names(lambda parts: "frozen" if multipliers.get(parts[0]) == 0 else "trained", params)

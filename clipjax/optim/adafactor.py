@@ -1,7 +1,18 @@
-"""Adafactor (Shazeer & Stern 2018), as torch.optim.Adafactor.
+"""Adafactor (Shazeer & Stern 2018), as optax.adafactor with its defaults, with AdamW's weight decay.
 
-It has no first moment and clips updates to a root mean square of 1. The learning rate is relative to each parameter's
-root mean square: try 1e-2.
+The decay of the second moment at update t (1 is the first) is 1 - t^-0.8. There is no first moment. Updates are clipped
+to a root mean square of 1, for each parameter. The learning rate is relative to each parameter's root mean square (at
+least 1e-3): try 1e-2. Each layer of scanned blocks counts as a parameter of its own.
+
+How it differs from others of that name:
+  optax.adafactor         its weight_decay_rate is not multiplied by the learning rate; here it is, as in adamw
+  torch.optim.Adafactor   factors the second moment of every parameter with two axes or more, over its last two axes.
+                          Here the two largest axes are factored, and only if both are at least 128 long. The two agree
+                          on matrices of 128 x 128 or more, and on vectors and scalars. They differ on smaller matrices,
+                          on convolutions, and on query, key and value, which are one array [width, 3, width] here
+                          (three matrices, clipped together). torch also limits the learning rate to t^-0.5.
+  big_vision              see bv_adafactor: factored from 32 x 32, with a first moment and no clipping, not relative
+                          to the parameter
 """
 
 from __future__ import annotations

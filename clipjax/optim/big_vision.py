@@ -1,9 +1,10 @@
-"""big_vision's Adam, Adafactor and Lion, with its dialect of weight decay: see updates.py."""
+"""big_vision's Adam, Adafactor and Lion, with its dialects of weight decay (updates.py) and warm-up (schedules.py)."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ class BvAdamConfig(AdamConfig):
     """SigLIP: b2=0.95, moment_dtype="bfloat16"."""
 
     name: str = "bv_adam"
+    first_warmup_step: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class BvAdafactorConfig(MomentsConfig):
     """big_vision sets moment_dtype="bfloat16"."""
 
     name: str = "bv_adafactor"
+    first_warmup_step: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
 class BvLionConfig(MomentsConfig):
     name: str = "bv_lion"
+    first_warmup_step: ClassVar[int] = 0
 
 
 def make_adam(config: BvAdamConfig) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from clipjax.config import OptimizerConfig, ScheduleConfig, nearest, require
 
@@ -22,22 +23,41 @@ class Schedule(NamedTuple):
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable[[Any], jax.Array]:
     """step (0 is the first, int or int32 scalar) -> learning rate, float32 scalar.
 
-    Warm-up is linear, and its last step, warmup_steps - 1, has the full rate (as OpenCLIP). After it, cosine and linear
-    fall from 1 at step warmup_steps towards final_fraction at total_steps, and rsqrt is
+    Warm-up is linear: (step + 1) / warmup_steps, so that its last step, warmup_steps - 1, has the full rate (as
+    OpenCLIP). For big_vision's optimizers it is step / warmup_steps, as in big_vision: the first update is zero. After
+    it, cosine and linear fall from 1 at step warmup_steps towards final_fraction at total_steps, and rsqrt is
     sqrt(timescale / (timescale + step - warmup_steps)) (as big_vision). The cool-down multiplies rsqrt and constant by
     (total_steps - step) / cooldown_steps.
     """
-    return lambda step: config.learning_rate * share_of_peak(config.schedule, total_steps, step)
+    return lambda step: config.learning_rate * share_of_peak(config, total_steps, step)
 
 
-def share_of_peak(config: ScheduleConfig, total_steps: int, step: Any) -> jax.Array:
+def scale_by_share(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by share_of_peak of the update's argument `step`, an int32 scalar.
+
+    Without the argument, the step is the number of updates so far, which the state counts as optax.scale_by_schedule's.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, step: Any = None, **_: Any) -> tuple[Any, Any]:
+        step = state.count if step is None else step
+        share = share_of_peak(config, total_steps, step)
+        count = jnp.asarray(step, jnp.int32) + 1
+        return jax.tree.map(lambda u: share.astype(u.dtype) * u, updates), optax.ScaleByScheduleState(count)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+    )
+
+
+def share_of_peak(optimizer: OptimizerConfig, total_steps: int, step: Any) -> jax.Array:
     """The learning rate of a step as a share of its peak, float32 scalar."""
+    config = optimizer.schedule
     step = jnp.asarray(step, jnp.float32)
     after = jnp.maximum(step - config.warmup_steps, 0.0)
     progress = jnp.minimum(after / (total_steps - config.warmup_steps), 1.0)
     share = SCHEDULES[config.name].share(after, progress, config)
     if config.warmup_steps:
-        share *= jnp.minimum((step + 1) / config.warmup_steps, 1.0)
+        share *= jnp.minimum((step + optimizer.first_warmup_step) / config.warmup_steps, 1.0)
     if config.cooldown_steps:
         share *= jnp.clip((total_steps - step) / config.cooldown_steps, 0.0, 1.0)
     return share

@@ -39,7 +39,9 @@ def make_train_step(
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
-    A step whose loss or gradient is not finite changes nothing except the counters.
+    A step whose loss or gradient is not finite changes nothing except the counters. The learning rate of an update is
+    the one that is logged, and follows state.step: skipped steps pass in the schedule, so that it ends where it should.
+    The optimizer's own counts (Adam's bias correction) are of the updates that were kept.
     """
     tx = make_optimizer(config.optimizer, state.params, config.total_steps)
     schedule = make_schedule(config.optimizer, config.total_steps)
@@ -52,7 +54,7 @@ def make_train_step(
         )
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
             update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(state.params, updates)
             params = clip_logit_scale(params, config.model.logit_scale_max)

@@ -50,7 +50,8 @@ def test_import_evaluate_and_export(tmp_path, capsys):
 
     export.main(["export", str(run), str(out), "--format=hf"])
     written = {file.name for file in out.iterdir()}
-    assert written == {"config.json", "preprocessor_config.json", "model.safetensors", "spiece.model"}
+    tokenizer = {"spiece.model", "tokenizer_config.json"}
+    assert written == {"config.json", "preprocessor_config.json", "model.safetensors"} | tokenizer
     assert (out / "model.safetensors").stat().st_size == (source / "model.safetensors").stat().st_size
 
     with pytest.raises(SystemExit) as end:

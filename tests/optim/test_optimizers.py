@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clipjax.config import ConfigError, OptimizerConfig, ScheduleConfig
@@ -153,7 +154,7 @@ def test_lamb_equals_timm_lamb():
 
 
 def test_adafactor_equals_torch_adafactor():
-    # torch factors every matrix, optax from 128 x 128 on: only sizes where they agree.
+    # torch factors every matrix, optax from 128 x 128 on: only sizes where they agree (see clipjax/optim/adafactor.py).
     torch = import_torch()
     rng = np.random.default_rng(0)
     params = {
@@ -163,6 +164,20 @@ def test_adafactor_equals_torch_adafactor():
     config = config_of("adafactor", learning_rate=1e-2, weight_decay=0.1, schedule=CONSTANT)
     grads = make_grads(params, STEPS)
     expected = train_torch(torch.optim.Adafactor, config, params, grads, decayed={"image/mlp/kernel"})
+    assert_same_change(train(config, params, grads), expected, params)
+
+
+def test_adafactor_equals_optax_adafactor_whatever_the_shapes():
+    params = make_params()
+    params["image"]["wide"] = {"kernel": np.asarray(0.02 * np.random.default_rng(2).standard_normal((128, 160)), "f4")}
+    config = config_of("adafactor", learning_rate=1e-2, weight_decay=0.0, schedule=CONSTANT)
+    grads = make_grads(params, 5)
+    tx = optax.adafactor(1e-2)
+    expected = jax.tree.map(jnp.asarray, params)
+    state, update = tx.init(expected), jax.jit(tx.update)
+    for grad in grads:
+        updates, state = update(grad, state, expected)
+        expected = optax.apply_updates(expected, updates)
     assert_same_change(train(config, params, grads), expected, params)
 
 
@@ -384,6 +399,60 @@ def test_schedule_values_at_exact_steps(schedule, expected):
     for step, share in expected.items():
         assert float(learning_rate(step)) == pytest.approx(2e-3 * share, rel=1e-6, abs=1e-10), step
         assert float(jax.jit(learning_rate)(jnp.int32(step))) == pytest.approx(2e-3 * share, rel=1e-6, abs=1e-10)
+
+
+def big_vision_rates(peak, total, warmup, steps, timescale=None, cooldown=0):
+    """big_vision's rsqrt, or its cosine where timescale is None, for the first `steps` updates; float64."""
+    step = np.arange(steps, dtype=np.float64)
+    after = np.maximum(step - warmup, 0)
+    if timescale:
+        rates = peak / np.sqrt(1 + after / timescale)
+    else:
+        rates = peak * 0.5 * (1 + np.cos(np.pi * after / (total - warmup)))
+    rates *= np.minimum(1, step / warmup) if warmup else 1
+    return rates * (np.minimum(1, (total - step) / cooldown) if cooldown else 1)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name.startswith("bv_")])
+@pytest.mark.parametrize(
+    ("schedule", "others"),
+    [
+        (ScheduleConfig("cosine", warmup_steps=4), {}),
+        (ScheduleConfig("cosine", warmup_steps=1), {}),
+        (ScheduleConfig("cosine"), {}),
+        (ScheduleConfig("rsqrt", 5, rsqrt_timescale=7, cooldown_steps=6), dict(timescale=7, cooldown=6)),
+    ],
+)
+def test_bv_optimizers_warm_up_from_zero_as_big_vision_does(name, schedule, others):
+    config = config_of(name, learning_rate=2e-3, weight_decay=0.0, schedule=schedule)
+    rates = make_schedule(config, STEPS)
+    expected = big_vision_rates(2e-3, STEPS, schedule.warmup_steps, STEPS, **others)
+    np.testing.assert_allclose([float(rates(step)) for step in range(STEPS)], expected, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "first"), [("lion", 1e-2 / 3), ("bv_lion", 0.0)])
+def test_the_first_update_of_a_warm_up_has_the_rate_of_its_dialect(name, first):
+    params = {"text": {"kernel": np.ones((2, 2), np.float32)}}
+    config = config_of(name, learning_rate=1e-2, weight_decay=0.0, schedule=ScheduleConfig("linear", warmup_steps=3))
+    (change,) = jax.tree.leaves(first_updates(config, params, params))
+    np.testing.assert_allclose(change, -first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "bv_lion"])
+def test_the_schedule_follows_the_step_that_it_is_given_and_the_moments_the_updates(name):
+    params = make_params()
+    grads = make_grads(params, 2)
+    config = config_of(name, learning_rate=1e-2, weight_decay=1e-3, image_lr_multiplier=0.5, schedule=COSINE)
+    tx = make_optimizer(config, params, STEPS)
+    update = jax.jit(tx.update)
+    rate = make_schedule(config, STEPS)
+    _, state = update(grads[0], tx.init(params), params, step=1)
+    near, _ = update(grads[1], state, params)  # counts on: step 2
+    far, after = update(grads[1], state, params, step=9)
+    ratio = float(rate(9)) / float(rate(2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, ratio * a, rtol=1e-5, atol=1e-9), near, far)
+    counts = [int(leaf) for leaf in jax.tree.leaves(after) if np.shape(leaf) == () and leaf.dtype == jnp.int32]
+    assert counts.count(10) == 1 and set(counts) <= {2, 10}
 
 
 def test_the_update_follows_the_schedule():

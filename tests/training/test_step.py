@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipjax.config import ScheduleConfig
+from clipjax.optim.lion import LionConfig
 from tests.tiny import start, tiny_batches, tiny_config
 
 
@@ -39,6 +41,38 @@ def test_a_non_finite_loss_changes_no_parameter_and_is_counted():
     found = host((after.params, after.opt_state, after.ema_params))
     found[0]["logit_scale"] = before[0]["logit_scale"]
     assert_equal(found, before)
+
+
+def with_nan_scale(state):
+    return state.replace(params={**state.params, "logit_scale": jnp.full_like(state.params["logit_scale"], jnp.nan)})
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_rate_that_is_logged_is_the_update_s_after_a_skipped_step_and_after_a_restart(accumulation_steps):
+    schedule = ScheduleConfig("linear", warmup_steps=2)
+    config = replace(
+        tiny_config(),
+        accumulation_steps=accumulation_steps,
+        total_steps=6,
+        optimizer=LionConfig(learning_rate=1e-2, weight_decay=0.0, schedule=schedule),
+    )
+    _, state, step = start(config, num_devices=1)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    logged, moved = [], []
+    for number, batch in enumerate(tiny_batches(6)):
+        before = host(state.params)
+        skips = number in (1, 3)
+        state, metrics = step(with_nan_scale(state) if skips else state, batch)
+        assert int(state.skipped_in_a_row) == skips
+        if skips:
+            state = state.replace(params=jax.device_put(before, layout.params))
+        changes = jax.tree.map(lambda a, b: np.abs(np.array(a) - b).max(), state.params["text"], before["text"])
+        logged.append(float(metrics["learning_rate"]))
+        moved.append(max(jax.tree.leaves(changes)))
+        state = jax.device_put(host(state), layout)  # as a restart restores it
+    expected = 1e-2 * np.array([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(logged, expected, rtol=1e-6)
+    np.testing.assert_allclose(moved, expected * [1, 0, 1, 0, 1, 1], rtol=1e-3)  # Lion moves every number by the rate
 
 
 @pytest.mark.slow
