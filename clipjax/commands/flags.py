@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, require_field
@@ -45,7 +45,11 @@ def parse(
         argv = _define_config(values, list(argv)) if config else list(argv)
         rest = values(argv)[1:]
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        fail(error)
+        message = _expected(str(error))
+        if isinstance(error, flags.UnrecognizedFlagError):
+            message += "" if message.endswith("?") else "."
+            message += " Fields of the experiment are set as --config.NAME=value." * config + " Try --help."
+        fail(message)
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
     for name in required:
@@ -82,10 +86,30 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
             fail(f"{arg}: {error}")
         if field.endswith(".name"):
             *sections, last = field.split(".")
-            functools.reduce(getattr, sections, config)[last] = value if equals else argv[argv.index(arg) + 1]
+            functools.reduce(getattr, sections, config)[last] = _value_of(arg, argv)
+        elif value in ("None", "none") and _takes_none(config, field):
+            *sections, last = field.split(".")
+            functools.reduce(getattr, sections, config)[last] = None
+            argv = [other for other in argv if other != arg]
     argv = argv[:place] + argv[place + (1 if equals else 2) :]
     config_flags.DEFINE_config_dict("config", config, CONFIG_HELP, values, sys_argv=argv)
     return argv
+
+
+def _value_of(arg: str, argv: Sequence[str]) -> str:
+    """The value of --name=value, or of --name value."""
+    _, equals, value = arg.partition("=")
+    if equals:
+        return value
+    following = argv[argv.index(arg) + 1 :]
+    if not following:
+        fail(f"{arg} has no value; expected {arg}=value.")
+    return following[0]
+
+
+def _takes_none(config: ConfigDict, field: str) -> bool:
+    """Whether None on the command line is no text: `build` then refuses it where the field needs a value."""
+    return not isinstance(functools.reduce(getattr, field.split("."), config), str)
 
 
 def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
@@ -119,6 +143,19 @@ def fail(error: object, code: int = 2) -> None:
     """Prints one line and exits."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _expected(message: str) -> str:
+    """The message of a flag's parser, with what was expected instead of the Python call that failed."""
+    for failure, expected in (
+        ("invalid literal for int()", "a whole number"),
+        ("could not convert string to float", "a number"),
+        ("('Non-boolean argument", "true or false"),
+    ):
+        if failure in message:
+            flag = message[: message.index(failure)].rstrip(": ").removeprefix("flag ")
+            return f"{flag}: expected {expected}."
+    return message
 
 
 def _describe(flag: flags.Flag) -> str:

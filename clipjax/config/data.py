@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, section
-from clipjax.config.ranges import ANY, GREY, PIXELS_OR_ZERO, POSITIVE, SHARE, TOKEN_ID, WORKERS, WORKERS_OR_ZERO
+from clipjax.config.ranges import (
+    BIAS,
+    GREY,
+    PARTS,
+    PIXELS_OR_ZERO,
+    PROPORTION,
+    SHARE,
+    SPREAD,
+    TOKEN_ID,
+    WORKERS,
+    WORKERS_OR_ZERO,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class MixturePart:
 
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     # the part's share of the examples is weight / sum of all weights
-    weight: float = experiment(1.0, within=POSITIVE, fixed=ORDER)
+    weight: float = experiment(1.0, within=PARTS, fixed=ORDER)
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ class PixelConfig:
     antialias: bool = meaning(True, converted=True)
     # transparent pixels: composed over white, or shown in the colour they hide
     alpha: Literal["white", "drop"] = meaning("white", converted=True)
-    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=ANY)  # of red, green and blue, with pixels from 0 to 1
-    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=POSITIVE)  # of red, green and blue
+    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=BIAS)  # of red, green and blue, with pixels from 0 to 1
+    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=SPREAD)  # of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class AugmentConfig:
 
     name: Literal["random_resized_crop", "none"] = experiment("random_resized_crop")
     scale: tuple[float, ...] = experiment((0.9, 1.0), within=SHARE)  # area of the crop, as a share of the image
-    ratio: tuple[float, ...] = experiment((0.75, 4 / 3), within=POSITIVE)  # width to height of the crop
+    ratio: tuple[float, ...] = experiment((0.75, 4 / 3), within=PROPORTION)  # width to height of the crop
     flip: float = experiment(0.0, within=SHARE)  # probability of a left-right flip
 
 

@@ -44,8 +44,17 @@ def collecting() -> Iterator[list[str]]:
         _collected.reset(token)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def shown(value: object) -> str:
+    """A value as it is shown in a message: its repr, cut to 200 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "an enormous integer"
+    return text if len(text) <= 200 else f"{text[:180]} ... ({len(text):,} characters)"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
     """' Did you mean ...? Known: ...' for an error about an unknown name."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(known)}."

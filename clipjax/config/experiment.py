@@ -16,10 +16,11 @@ from clipjax.config.ranges import (
     EXAMPLES,
     EXAMPLES_OR_ZERO,
     LEARNING_RATE,
-    NON_NEGATIVE,
     RATE,
     SHARE,
     STEPS,
+    THRESHOLD,
+    WEIGHT,
 )
 
 
@@ -67,11 +68,11 @@ class OptimizerConfig:
     name: str = experiment("adamw", fixed=STATE)  # a row of clipjax.optim.OPTIMIZERS
     learning_rate: float = experiment(5e-4, within=LEARNING_RATE)  # the peak, after warm-up
     # of matrices, not of biases, norms and the temperature
-    weight_decay: float = experiment(0.2, within=NON_NEGATIVE)
-    grad_clip_norm: float = experiment(0.0, within=NON_NEGATIVE)  # global norm; 0: off
+    weight_decay: float = experiment(0.2, within=WEIGHT)
+    grad_clip_norm: float = experiment(0.0, within=THRESHOLD)  # global norm; 0: off
     # 0: the tower is frozen (LiT) and has no optimizer state
-    image_lr_multiplier: float = experiment(1.0, within=NON_NEGATIVE)
-    text_lr_multiplier: float = experiment(1.0, within=NON_NEGATIVE)
+    image_lr_multiplier: float = experiment(1.0, within=WEIGHT)
+    text_lr_multiplier: float = experiment(1.0, within=WEIGHT)
     ema_decay: float = experiment(0.0, within=RATE)  # 0: no EMA parameters
     max_nonfinite_steps: int = runtime(10, within=COUNT)  # consecutive skipped steps before the run stops
     schedule: ScheduleConfig = section(ScheduleConfig)

@@ -7,11 +7,10 @@ from typing import Literal, NamedTuple
 
 from clipjax.config.fields import MODEL, experiment, meaning, part, runtime, section, weights
 from clipjax.config.ranges import (
-    ANY,
+    BIAS,
     DEPTH,
     DEPTH_OR_ZERO,
     EXAMPLES_OR_ZERO,
-    NON_NEGATIVE,
     PIXELS,
     POSITIONS,
     RATE,
@@ -19,6 +18,7 @@ from clipjax.config.ranges import (
     SCALE_OR_ZERO,
     SHARE,
     VOCABULARY,
+    WEIGHT,
     WIDTH,
 )
 
@@ -52,7 +52,7 @@ class BlockConfig:
     attention_norm: bool = weights(False)  # a norm between attention and its output matrix (EVA-02's sub-LN)
     mlp_norm: bool = weights(False)  # a norm before the MLP's last matrix (EVA-02's sub-LN)
     # initial value of a learned factor per channel on every branch; 0: none
-    layer_scale: float = weights(0.0, within=NON_NEGATIVE)
+    layer_scale: float = weights(0.0, within=WEIGHT)
     init: Init = experiment("clip", at_start=True)
     dropout: float = experiment(0.0, within=RATE)  # rate after each branch of a block, in training
     drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
@@ -106,5 +106,5 @@ class ModelConfig:
     # clipped after each update (training/temperature.py); 0: never
     logit_scale_max: float = experiment(100.0, within=SCALE_OR_ZERO, fixed=MODEL)
     # None: no bias parameter (CLIP); -10.0 for SigLIP
-    logit_bias_init: float | None = experiment(None, within=ANY, fixed=MODEL)
+    logit_bias_init: float | None = experiment(None, within=BIAS, fixed=MODEL)
     dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32

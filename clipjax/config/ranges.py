@@ -16,7 +16,7 @@ class Range(NamedTuple):
 
     def __contains__(self, value: Any) -> bool:
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf
             and (value > self.low if self.low_open else value >= self.low)
             and (value < self.high if self.high_open else value <= self.high)
         )
@@ -32,6 +32,15 @@ INT32 = 2**31 - 1  # steps, labels and token ids are int32 on the devices
 ANY = Range(-math.inf)
 POSITIVE = Range(0, low_open=True)
 NON_NEGATIVE = Range(0)
+# A floating-point number is used in float32, where a larger one is infinite and a smaller one 0.
+WEIGHT = Range(0, 1e6)  # a factor or a term of something else
+BIAS = Range(-1e6, 1e6)
+THRESHOLD = Range(0, 1e30)
+EPSILON = Range(0, 1)
+PROPORTION = Range(1e-3, 1e3)
+SPREAD = Range(1e-6, 1e6)  # divides
+PARTS = Range(0, 1e12, low_open=True)  # of a sum
+BASE = Range(1e-3, 1e12)  # of a power
 SHARE = Range(0, 1)
 RATE = Range(0, 1, high_open=True)  # of dropout, or of a moving average
 LEARNING_RATE = Range(0, 1e4, low_open=True)
@@ -52,4 +61,4 @@ DEVICES, DEVICES_OR_REST = Range(1, 2**20), Range(-1, 2**20)
 
 
 def _number(value: float) -> str:
-    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+    return f"{int(value):,}" if value == int(value) and value < 1e16 else f"{value:g}"

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from clipjax.config.errors import ConfigError, nearest, require
+from clipjax.config.errors import ConfigError, nearest, require, shown
 from clipjax.config.fields import declarations, metadata, rows
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def check_values(config: T, path: str = "config") -> T:
     for name, value, declared in declarations(config):
         for number in value if isinstance(value, tuple) else (value,):
             if declared.within is not None and number is not None and number not in declared.within:
-                wrong.append(f"{path}.{name}={value} must be {declared.within}.")
+                wrong.append(f"{path}.{name}={shown(value)} must be {declared.within}.")
                 break
     require(not wrong, "\n".join(wrong))
     return config
@@ -60,7 +60,8 @@ def require_field(config: ConfigDict, name: str) -> None:
     The message names the part that has such a field, or the nearest field.
     """
     section, path = config, "config"
-    for key in name.partition("[")[0].split("."):  # a tuple's items may be set by their number
+    whole, index, _ = name.partition("[")
+    for key in whole.split("."):
         known = list(section) if isinstance(section, ConfigDict) else []
         if key not in known:
             table = rows(section._table) if isinstance(section, SectionDict) and section._table else {}
@@ -69,6 +70,12 @@ def require_field(config: ConfigDict, name: str) -> None:
             hint = f" There is {', '.join(f'config.{field}' for field in elsewhere)}." if elsewhere else ""
             raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path) + hint)
         section, path = section[key], f"{path}.{key}"
+    if isinstance(section, ConfigDict):
+        raise ConfigError(
+            f"{path} is a section; set its fields one by one: {', '.join(sorted(section)) or 'none yet'}."
+        )
+    if index:
+        raise ConfigError(f"{path}={shown(section)} is set as a whole; expected {path}=value.")
 
 
 def to_json_dict(config: Any) -> dict[str, Any]:
@@ -166,6 +173,9 @@ def _convert(kind: Any, value: Any, path: str, declared: Mapping[str, Any] = typ
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     is_tree = isinstance(value, Mapping | ConfigDict)
     if origin is dict and is_tree:
+        for key in value:
+            if not isinstance(key, str) or not key or "/" in key:
+                raise ConfigError(f"{path} has the name {shown(key)}; expected a text that is not empty, without '/'.")
         return {key: _convert(args[1], value[key], f"{path}.{key}", declared) for key in value}
     if is_tree and declared.get("table"):
         return _build_part(declared, value, path)
@@ -173,26 +183,29 @@ def _convert(kind: Any, value: Any, path: str, declared: Mapping[str, Any] = typ
         return build(kind, value, path)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{path}={value!r} is not a choice.{nearest(str(value), map(str, args))}")
+            raise ConfigError(f"{path}={shown(value)} is not a choice.{nearest(str(value), map(str, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{path}={shown(value)} is too large for a floating-point number.") from None
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {expected}.")
+    raise ConfigError(f"{path} is {shown(value)} ({type(value).__name__}); expected {expected}.")
 
 
 def _build_part(declared: Mapping[str, Any], tree: Mapping[str, Any], path: str) -> Any:
     """The dataclass that tree's name selects. Raises ConfigError naming the part that has an unknown field."""
     table = rows(declared["table"])
     name = tree["name"] if "name" in tree else declared.get("name", next(iter(table)))
-    if name not in table:
-        raise ConfigError(f"{path}.name={name!r} is unknown.{nearest(str(name), table)}")
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(f"{path}.name={shown(name)} is unknown.{nearest(str(name), table)}")
     cls = table[name].config
     own = {field.name for field in dataclasses.fields(cls)}
     for key in tree:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.config.fields import OBJECTIVE, experiment
-from clipjax.config.ranges import NON_NEGATIVE
+from clipjax.config.ranges import WEIGHT
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss
 
@@ -21,8 +21,8 @@ from clipjax.losses.loss import Inputs, Loss
 @dataclass(frozen=True)
 class CocaConfig(LossConfig):
     name: str = "coca"
-    contrastive_weight: float = experiment(1.0, within=NON_NEGATIVE, fixed=OBJECTIVE)
-    caption_weight: float = experiment(2.0, within=NON_NEGATIVE, fixed=OBJECTIVE)
+    contrastive_weight: float = experiment(1.0, within=WEIGHT, fixed=OBJECTIVE)
+    caption_weight: float = experiment(2.0, within=WEIGHT, fixed=OBJECTIVE)
 
 
 def make(config: CocaConfig) -> Loss:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
 from clipjax.config.fields import OBJECTIVE, experiment
-from clipjax.config.ranges import NON_NEGATIVE
+from clipjax.config.ranges import WEIGHT
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss
 from clipjax.losses.reductions import in_pairs
@@ -26,8 +26,8 @@ from clipjax.losses.reductions import in_pairs
 @dataclass(frozen=True)
 class CyclipConfig(LossConfig):
     name: str = "cyclip"
-    in_modal_weight: float = experiment(0.25, within=NON_NEGATIVE, fixed=OBJECTIVE)
-    cross_modal_weight: float = experiment(0.25, within=NON_NEGATIVE, fixed=OBJECTIVE)
+    in_modal_weight: float = experiment(0.25, within=WEIGHT, fixed=OBJECTIVE)
+    cross_modal_weight: float = experiment(0.25, within=WEIGHT, fixed=OBJECTIVE)
 
 
 def make(config: CyclipConfig) -> Loss:

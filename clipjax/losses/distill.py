@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.config.fields import OBJECTIVE, experiment
-from clipjax.config.ranges import NON_NEGATIVE
+from clipjax.config.ranges import WEIGHT
 from clipjax.losses import softmax
 from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.reductions import LogSumExp, SoftmaxMean
@@ -25,7 +25,7 @@ from clipjax.losses.tiles import scaled, similarities
 class DistillConfig(LossConfig):
     name: str = "distill"
     teacher: str = experiment("", fixed=OBJECTIVE)  # the --workdir of the teacher's run
-    distill_weight: float = experiment(1.0, within=NON_NEGATIVE, fixed=OBJECTIVE)
+    distill_weight: float = experiment(1.0, within=WEIGHT, fixed=OBJECTIVE)
 
 
 def features(inputs: Inputs) -> tuple[dict, dict]:

@@ -18,7 +18,7 @@ import optax
 
 from clipjax.config import Dtype, OptimizerConfig
 from clipjax.config.fields import STATE, experiment
-from clipjax.config.ranges import NON_NEGATIVE, RATE
+from clipjax.config.ranges import EPSILON, RATE
 
 # Parameters that are a size or an offset rather than a direction: AdamW and its relatives do not decay them.
 NO_DECAY = ("scale", "bias", "logit_scale", "logit_bias", "cls_token", "probe", "ls_1", "ls_2")
@@ -37,7 +37,7 @@ class MomentsConfig(OptimizerConfig):
 class AdamConfig(MomentsConfig):
     """For optimizers that divide by the root of a second moment, plus eps."""
 
-    eps: float = experiment(1e-6, within=NON_NEGATIVE)  # added to the root of the second moment
+    eps: float = experiment(1e-6, within=EPSILON)  # added to the root of the second moment
 
 
 def adam(config: AdamConfig) -> optax.GradientTransformation:

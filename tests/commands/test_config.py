@@ -103,6 +103,35 @@ def test_a_field_of_another_section_is_named(capsys):
     assert "Known: b1, b2, ema_decay" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.total_steps=1.5", "--config.total_steps=1.5: expected a whole number."),
+        ("--config.total_steps=None", "config.total_steps is None (NoneType); expected int."),
+        ("--config.optimizer.eps=small", "--config.optimizer.eps=small: expected a number."),
+        ("--config.log.figures=maybe", "--config.log.figures=maybe: expected true or false."),
+        ("--config.loss.name", "--config.loss.name has no value; expected --config.loss.name=value."),
+        ("--config.model.image=vit", "config.model.image is a section; set its fields one by one: activation, "),
+        ("--config.eval.evaluators={}", "config.eval.evaluators is a section; set its fields one by one: "),
+        ("--config.data.pixels.mean[0]=1", "config.data.pixels.mean=(0.5, 0.5, 0.5) is set as a whole; expected "),
+        ("--config.seed[0]=1", "config.seed=0 is set as a whole; expected config.seed=value."),
+        ("--seed=1", "Unknown command line flag 'seed'. Fields of the experiment are set as --config.NAME=value"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_what_was_expected(capsys, argument, message):
+    with pytest.raises(SystemExit) as end:
+        command.main(["config", "--config=experiments/quickstart.py", argument])
+    shown = capsys.readouterr().err.strip()
+    assert end.value.code in (1, 2) and len(shown.splitlines()) == 1 and message in shown, shown
+
+
+def test_none_on_the_command_line_unsets_a_field_that_may_be_unset(capsys):
+    command.main(
+        ["config", "--config=experiments/quickstart.py", "--config.model.logit_bias_init=None", "--only=model"]
+    )
+    assert re.search(r"^  model\.logit_bias_init +None +None", capsys.readouterr().out, re.M)
+
+
 def test_config_shows_every_field_with_value_default_and_meaning(capsys):
     command.main(["config", "--config=experiments/quickstart.py", "--config.loss.name=cyclip"])
     shown = capsys.readouterr().out

@@ -13,6 +13,7 @@ from clipjax.config import (
     check_values,
     default_config,
     from_config_dict,
+    from_json_dict,
 )
 from clipjax.config.fields import rows
 from clipjax.config.ranges import RATE, Range
@@ -103,9 +104,21 @@ def test_an_absurd_number_in_any_field_is_a_config_error_or_fits():
         ),
         ("optimizer.learning_rate", math.nan, "config.optimizer.learning_rate=nan must be above 0 and at most 10,000."),
         ("optimizer.ema_decay", 1.0, "config.optimizer.ema_decay=1.0 must be at least 0 and below 1."),
-        ("optimizer.grad_clip_norm", math.inf, "config.optimizer.grad_clip_norm=inf must be at least 0."),
-        ("data.pixels.std", (0.5, 0.0, 0.5), "config.data.pixels.std=(0.5, 0.0, 0.5) must be above 0."),
-        ("model.logit_bias_init", math.inf, "config.model.logit_bias_init=inf must be a finite number."),
+        (
+            "optimizer.grad_clip_norm",
+            math.inf,
+            "config.optimizer.grad_clip_norm=inf must be at least 0 and at most 1e+30.",
+        ),
+        (
+            "data.pixels.std",
+            (0.5, 0.0, 0.5),
+            "config.data.pixels.std=(0.5, 0.0, 0.5) must be at least 1e-06 and at most 1,000,000.",
+        ),
+        (
+            "model.logit_bias_init",
+            math.inf,
+            "config.model.logit_bias_init=inf must be at least -1,000,000 and at most 1,000,000.",
+        ),
         ("checkpoint.every_steps", 0, "config.checkpoint.every_steps=0 must be at least 1 and at most 2,147,483,647."),
     ],
 )
@@ -115,6 +128,36 @@ def test_the_message_names_the_field_the_value_and_the_range(field, value, messa
     with pytest.raises(ConfigError) as caught:
         from_config_dict(config)
     assert str(caught.value) == message
+
+
+def test_no_number_is_infinite_in_float32():
+    """1e39 is finite in Python, and infinite on a device."""
+    for section, at in trees():
+        for path, default in numbers(section):
+            items = default if isinstance(default, tuple) else (default,)
+            if isinstance(items[0], float):
+                value = (1e39,) * len(items) if isinstance(default, tuple) else 1e39
+                with pytest.raises(ConfigError, match="must be .*at most|must be .*below"):
+                    check_values(with_value(section, path, value), ".".join(at))
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"seed": 10**400}, r"config\.seed=1000.* \.\.\. \(401 characters\) must be at least 0"),
+        ({"seed": 10**5000}, r"config\.seed=an enormous integer must be at least 0"),
+        ({"optimizer": {"eps": 10**400}}, r"config\.optimizer\.eps=1000.* is too large for a floating-point number"),
+        ({"model": {1: 2}}, r"Unknown field config\.model\.1\. Known: decoder"),
+        ({"loss": {"name": ["softmax"]}}, r"config\.loss\.name=\['softmax'\] is unknown"),
+        ({"seed": (0.5,) * 10**5}, r"config\.seed is \(0\.5, .{,200}characters\) \(tuple\); expected int"),
+        ({"eval": {"evaluators": {"a/b": {}}}}, r"config\.eval\.evaluators has the name 'a/b'; expected"),
+        ({"eval": {"evaluators": {3: {}}}}, r"config\.eval\.evaluators has the name 3; expected"),
+    ],
+)
+def test_values_of_any_kind_are_refused_in_one_short_line(tree, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_json_dict(tree)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_all_numbers_that_are_wrong_are_told_at_once():

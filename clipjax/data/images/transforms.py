@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from clipjax.config import AugmentConfig, PixelConfig, require
+from clipjax.config.errors import shown
 from clipjax.data.images.decode import Picture, open_image, read_box
 from clipjax.data.images.resize import Box, resize, to_square
 
@@ -62,7 +63,7 @@ def check_pixels(pixels: PixelConfig, image_size: int) -> None:
     where = "config.data.pixels"
     for name in ("mean", "std"):
         values = getattr(pixels, name)
-        require(len(values) == 3, f"{where}.{name}={values} needs three numbers (red, green, blue).")
+        require(len(values) == 3, f"{where}.{name}={shown(values)} needs three numbers (red, green, blue).")
     require(
         pixels.antialias or (pixels.interpolation == "bilinear" and pixels.resize != "pad"),
         f"{where}.antialias=False is bilinear without padding; it does not go with "
@@ -81,5 +82,5 @@ def check_augment(augment: AugmentConfig) -> None:
         values = getattr(augment, name)
         require(
             len(values) == 2 and 0 < values[0] <= values[1],
-            f"config.data.augment.{name}={values} must be two numbers above 0, the smaller one first.",
+            f"config.data.augment.{name}={shown(values)} must be two numbers above 0, the smaller one first.",
         )

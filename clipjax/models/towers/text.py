@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.config import BlockConfig, TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, meaning, runtime, weights
-from clipjax.config.ranges import POSITIVE, TOKEN_ID, TOKEN_ID_OR_NONE
+from clipjax.config.ranges import BASE, TOKEN_ID, TOKEN_ID_OR_NONE
 from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
@@ -33,7 +33,7 @@ class TextTransformerConfig(BlockConfig, TextTowerConfig):
     pad_id: int = meaning(0, within=TOKEN_ID)  # pool="cls": the padding, which nothing attends to
     position: Literal["learned", "none"] = weights("learned")
     rope: bool = meaning(False)  # rotary positions
-    rope_theta: float = meaning(10_000.0, within=POSITIVE)
+    rope_theta: float = meaning(10_000.0, within=BASE)
     projection: Literal["linear", "none"] = weights("linear")  # none: width == embed_dim
     projection_bias: bool = weights(False)
     scan_layers: bool = runtime(True, fixed=LAYOUT)

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from clipjax.config import BlockConfig, ImageTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
-from clipjax.config.ranges import PIXELS, PIXELS_OR_ZERO, POSITIONS, POSITIVE, RATE, WIDTH
+from clipjax.config.ranges import BASE, PIXELS, PIXELS_OR_ZERO, POSITIONS, RATE, WIDTH
 from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
 from clipjax.models.pooling import AttentionalPooler, MapHead
@@ -50,7 +50,7 @@ class ViTConfig(PatchTowerConfig):
     norm_after_pool: bool = meaning(False)  # ln_post on the result of pool "cls" or "gap", not on all tokens (CLIPA)
     position: Literal["learned", "sincos", "none"] = meaning("learned")
     rope: bool = meaning(False)  # rotary positions in two dimensions (EVA-02)
-    rope_theta: float = meaning(10_000.0, within=POSITIVE)
+    rope_theta: float = meaning(10_000.0, within=BASE)
     # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
     rope_grid: int = meaning(16, within=PIXELS_OR_ZERO)
     # share of the patches left out, training only (FLIP, 2212.00794)
