@@ -53,8 +53,8 @@ def parse(
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
     for name in required:
-        if values[name].value is None:
-            fail(f"--{name} is missing. Try --help.")
+        if values[name].value in (None, ""):
+            fail(f"--{name} is missing. Try --help." if values[name].value is None else f"--{name}= names nothing.")
     return values
 
 
@@ -136,6 +136,8 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.startswith("clipjax."):
             fail(error, code=1)
+        if isinstance(error, OSError) and error.filename:
+            fail(f"{error.filename}: {error.strerror}.", code=1)
         raise
 
 

@@ -19,6 +19,7 @@ from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
 from clipjax.data.pipeline import TrainIterator, changed_data, check_records, make_train_iterator
+from clipjax.data.records import MANIFEST
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
@@ -145,6 +146,13 @@ class Preflight:
     def check_embeddings(self, source: Source | None = None) -> str:
         """The settings that made stored embeddings; source: the opened training data, to compare it as well."""
         data, own, with_data = self.config.data, self.fingerprint, source is not None
+        for field, tower in (("image_embeddings", "image"), ("teacher_embeddings", "teacher")):
+            folder = getattr(data, field)
+            require(
+                not folder or (Path(folder) / MANIFEST).is_file(),
+                f"config.data.{field}={folder} is not a finished folder of embeddings. Write it with clipjax embed "
+                f"--config=... --tower={tower} --out={folder}.",
+            )
         if data.image_embeddings:
             check_settings(data.image_embeddings, image_settings(self.config, own, source), data=with_data)
         if data.teacher_embeddings:

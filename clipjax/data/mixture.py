@@ -10,31 +10,45 @@ i; it needs to know nothing but i.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from clipjax.config import DataConfig, MixturePart, require
+from clipjax.config import ConfigError, DataConfig, MixturePart, require
 from clipjax.data.order import Shuffled
-from clipjax.data.records import RecordError
+from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
 
 MAX_ID = 2**31 - 1
 
 
 def open_train(data: DataConfig) -> Source:
-    """Opens data.mixture if it has parts, else data.train. Raises as open_source does."""
-    return open_mixture(data.mixture) if data.mixture else open_source(data.train)
+    """Opens data.mixture if it has parts, else data.train. Raises as open_source does, beginning with the field."""
+    if data.mixture:
+        return open_mixture(data.mixture)
+    with errors_of("config.data.train"):
+        return open_source(data.train)
 
 
 def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
-    """Opens all parts. Raises as open_source does."""
-    return Mixture(
-        {name: open_source(part.source) for name, part in mixture.items()},
-        {name: part.weight for name, part in mixture.items()},
-    )
+    """Opens all parts. Raises as open_source does, beginning with the part's field."""
+    sources = {}
+    for name, part in mixture.items():
+        with errors_of(f"config.data.mixture.{name}.source"):
+            sources[name] = open_source(part.source)
+    return Mixture(sources, {name: part.weight for name, part in mixture.items()})
+
+
+@contextlib.contextmanager
+def errors_of(field: str) -> Iterator[None]:
+    """Begins the message of an error about a source with the field that names the source."""
+    try:
+        yield
+    except (ConfigError, ManifestError) as error:
+        raise type(error)(f"{field}: {error}") from error
 
 
 def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from clipjax.config import ConfigError, ExperimentConfig, declared, differences, flat
 
+FROZEN = "a tower that is frozen (0) has no optimizer state, and one that is trained needs it"
+
 
 def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: str) -> list[str]:
     """A line for every field that changed. Raises ConfigError, with a line for every field that must not change.
@@ -15,10 +17,11 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
     """
     roles = declared(trained, config)
     changes = differences(flat(trained), flat(config))
+    reasons = {name: roles[name].fixed or (FROZEN if _freezes(name, *changes[name]) else "") for name in changes}
     refused = [
-        f"  {name}={old!r}, config.{name} is now {new!r}: {roles[name].fixed}"
+        f"  {name}={old!r}, config.{name} is now {new!r}: {reasons[name]}"
         for name, (old, new) in changes.items()
-        if roles[name].fixed
+        if reasons[name]
     ]
     if refused:
         raise ConfigError(
@@ -30,3 +33,8 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
         f"  config.{name}: {old!r} -> {new!r}" + (", which changes the curve from here on" if name in felt else "")
         for name, (old, new) in changes.items()
     ]
+
+
+def _freezes(name: str, old: object, new: object) -> bool:
+    """Whether a change freezes a tower, or begins to train a frozen one."""
+    return name in ("optimizer.image_lr_multiplier", "optimizer.text_lr_multiplier") and 0 in (old, new)

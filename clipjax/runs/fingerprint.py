@@ -45,15 +45,23 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
     if not any(name.startswith("tokenizer.") for name in stored):  # weights that came without a tokenizer
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
     lines = [
-        f"  {name}: checkpoint {stored.get(name, 'not recorded')!r}, configuration {expected.get(name, 'not set')!r}"
+        f"  {_field(name)}: checkpoint {stored.get(name, 'not recorded')!r}, "
+        f"configuration {expected.get(name, 'not set')!r}"
         for name in differences(stored, expected)
     ]
     if lines:
         raise FingerprintError(
             f"{where} was trained with settings that change what its weights mean:\n"
             + "\n".join(lines)
-            + "\nUse the checkpoint's own settings (leave --config out), or a new --workdir."
+            + "\nUse the checkpoint's own settings (clipjax eval has them without --config), or a new --workdir."
         )
+
+
+def _field(name: str) -> str:
+    """The field of the configuration that an entry records; facts of the tokenizer's file have none."""
+    prefix = name.partition(".")[0] + "."
+    section = next((section for section, own in SECTIONS.items() if own == prefix), None)
+    return name if section is None else f"config.{section}{name.removeprefix(prefix)}"
 
 
 def to_train_on(entries: Mapping[str, Any], config: ExperimentConfig) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
         chosen = _best_step(manager, steps)
     elif step.isdecimal():
         chosen = int(step)
+    if not steps:
+        raise CheckpointError(f"{directory} is empty: the run has saved no checkpoint.")
     if chosen not in steps:
         raise CheckpointError(
             f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "

@@ -12,7 +12,7 @@ import pytest
 from clipjax.commands import embed, export, train
 from clipjax.commands import eval as evaluate
 from clipjax.commands.preflight import Preflight
-from clipjax.config import ConfigError, SourceConfig, from_config_dict, to_config_dict
+from clipjax.config import ConfigError, MixturePart, SourceConfig, from_config_dict, to_config_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.embeddings import write_embeddings
 from clipjax.data.pipeline import changed_data, checksums
@@ -104,7 +104,12 @@ def lit(folder, embeddings):
 
 RESTARTS = {  # of the workdir `run`
     "another batch": (lambda f: {"global_batch_size": 32}, ConfigError, "global_batch_size=16.*is now 32"),
-    "another width": (lambda f: {"model__text__width": 64}, FingerprintError, "text.width: checkpoint 32"),
+    "another width": (
+        lambda f: {"model__text__width": 64},
+        FingerprintError,
+        r"config\.model\.text\.width: checkpoint 32",
+    ),
+    "a frozen tower": (lambda f: {"optimizer__image_lr_multiplier": 0.0}, ConfigError, "is now 0.0: a tower that is"),
     "another seed": (lambda f: {"seed": 3}, ConfigError, "seed=0, config.seed is now 3"),
     "another split": (lambda f: {"data__train__split": "validation"}, ConfigError, "split='train'"),
     "another loss": (lambda f: {"loss__name": "softmax"}, ConfigError, "loss.name='sigmoid'"),
@@ -141,7 +146,7 @@ STARTS = {  # of a new workdir
     "wider embeddings": (lambda f: lit(f, "wide"), ConfigError, "embed_dim: embedded with 64, this experiment has 32"),
     "embeddings of fewer records": (lambda f: lit(f, "short"), ConfigError, "12 records"),
     "records for embeddings": (lambda f: lit(f, "named"), ConfigError, "records but no embeddings"),
-    "no embeddings": (lambda f: lit(f, "no"), ManifestError, "no/manifest.json does not exist"),
+    "no embeddings": (lambda f: lit(f, "no"), ConfigError, "image_embeddings=.*no is not a finished.*clipjax embed"),
     "no class names": (lambda f: zero_shot(f, "numbered"), ConfigError, "evaluators.x: .*names no classes"),
     "no labels": (lambda f: zero_shot(f, "unlabelled"), ConfigError, "evaluators.x: "),
     "no templates": (lambda f: zero_shot(f, templates=()), ConfigError, "evaluators.x: .*templates are empty"),
@@ -165,7 +170,22 @@ STARTS = {  # of a new workdir
     ),
     "a large vocabulary": (lambda f: {"model__text__vocab_size": 100}, ConfigError, "has 128 pieces, more than"),
     "no tokenizer": (lambda f: {"tokenizer__path": "no.model"}, ConfigError, "tokenizer.path='no.model'"),
-    "no training data": (lambda f: {"data__train__path": str(f / "no")}, ManifestError, "no/manifest.json does not"),
+    "no training data": (
+        lambda f: {"data__train__path": str(f / "no")},
+        ManifestError,
+        "config.data.train: .*no/manifest",
+    ),
+    "no path of training data": (lambda f: {"data__train__path": ""}, ConfigError, "config.data.train: path='' names"),
+    "no path of a part": (
+        lambda f: {"data__train__path": "", "data__mixture": {"a": to_config_dict(MixturePart())}},
+        ConfigError,
+        r"config\.data\.mixture\.a\.source: path='' names no data",
+    ),
+    "init_from before its first checkpoint": (
+        lambda f: {"init_from": unfinished(f)},
+        CheckpointError,
+        "init_from=.*/unfinished/checkpoints is empty: the run has saved no checkpoint",
+    ),
 }
 WORKDIRS = {
     "weights": (CheckpointError, "weights but no training state.*init_from"),
@@ -179,6 +199,11 @@ def published(folder):
     (folder / "published").mkdir(exist_ok=True)
     (folder / "published" / "model.safetensors").touch()
     return str(folder / "published")
+
+
+def unfinished(folder):
+    (folder / "unfinished" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return str(folder / "unfinished")
 
 
 def tree_of(path):
@@ -339,3 +364,14 @@ def test_a_configuration_on_other_devices_is_still_refused_first(folder, no_comp
     with pytest.raises(ConfigError, match="global_batch_size=12 does not divide"):
         train.run(dataclasses.replace(config, global_batch_size=12), tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_workdir_without_a_name_or_with_one_too_long_is_one_line(folder, no_compiling, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = runs.write_experiment(folder)
+    for workdir, code, message in (("", 2, "--workdir= names nothing."), ("a" * 300, 1, "File name too long.")):
+        with pytest.raises(SystemExit) as end:
+            train.main(["train", f"--config={experiment}", f"--workdir={workdir}"])
+        shown = capsys.readouterr().err.strip()
+        assert end.value.code == code and shown.endswith(message) and len(shown.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
