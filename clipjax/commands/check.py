@@ -25,6 +25,7 @@ from clipjax.commands import flags as cli
 from clipjax.commands.check_data import DataUse, report_source, uses_of_data
 from clipjax.commands.preflight import Preflight
 from clipjax.config import EvaluatorConfig, ExperimentConfig, collecting, from_config_dict, require
+from clipjax.data import mixture
 from clipjax.data.probe import Labels
 from clipjax.data.sources import open_source
 from clipjax.data.tokenizers import Tokenizer
@@ -113,7 +114,8 @@ def check_source(
     use: DataUse, config: ExperimentConfig, tokenizer: Tokenizer | None, errors: Errors, decode: bool, records: int
 ) -> SourceReport:
     """Reads a source, prints what it holds, and adds what training or evaluators would refuse to `errors`."""
-    source = open_source(use.source)
+    with mixture.errors_of(use.field):
+        source = open_source(use.source)
     report = report_source(use, source, config, tokenizer, decode=decode, most=records)
     share = report.bad.causes.total() / report.read
     if use.trains and share > config.data.max_bad_share or not report.good:
@@ -143,6 +145,8 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_integer("records", 0, "Records to read of each source, at random; 0: all.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config",))
+    if values.workdir == "":
+        cli.fail("--workdir= names nothing.")
 
     def body() -> None:
         errors = Errors()

@@ -20,6 +20,7 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, SourceConfig, from_config_dict, require
+from clipjax.data.mixture import errors_of
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.processes import announce
@@ -38,6 +39,7 @@ class DataUse:
     source: SourceConfig
     evaluators: dict[str, EvaluatorConfig]
     trains: bool
+    field: str  # that names it first
 
 
 def run(config: ExperimentConfig, decode: bool = True) -> dict[str, SourceReport]:
@@ -55,7 +57,9 @@ def run(config: ExperimentConfig, decode: bool = True) -> dict[str, SourceReport
             announce(f"Captions are not shown as tokens: {error}")
     reports = {}
     for use in uses:
-        reports[use.name] = report_source(use, open_source(use.source), config, tokenizer, decode=decode)
+        with errors_of(use.field):
+            opened = open_source(use.source)
+        reports[use.name] = report_source(use, opened, config, tokenizer, decode=decode)
     bad = sum(report.bad.causes.total() for report in reports.values())
     shards = sum(len(report.shards) for report in reports.values())
     if bad or shards:
@@ -68,9 +72,13 @@ def uses_of_data(config: ExperimentConfig) -> list[DataUse]:
     training = {"train": config.data.train} if config.data.train.path else {}
     training |= {f"train, {name}": part.source for name, part in config.data.mixture.items()}
     names: dict[SourceConfig, list[str]] = collections.defaultdict(list)
+    fields: dict[SourceConfig, str] = {}
     for name, source in training.items():
         names[source].append(name)
+        part = name.removeprefix("train, ")
+        fields.setdefault(source, "config.data.train" if part == name else f"config.data.mixture.{part}.source")
     for name, evaluator in config.eval.evaluators.items():
+        fields.setdefault(evaluator.source, f"config.eval.evaluators.{name}")
         names[evaluator.source].append(f"evaluator {name}" if name in training else name)
     return [
         DataUse(
@@ -78,6 +86,7 @@ def uses_of_data(config: ExperimentConfig) -> list[DataUse]:
             source,
             {name: one for name, one in config.eval.evaluators.items() if one.source == source},
             source in training.values(),
+            fields[source],
         )
         for source, of_source in names.items()
     ]

@@ -48,7 +48,11 @@ def parse(
         message = _expected(str(error))
         if isinstance(error, flags.UnrecognizedFlagError):
             message += "" if message.endswith("?") else "."
-            message += " Fields of the experiment are set as --config.NAME=value." * config + " Try --help."
+            if config and "'config." in message:
+                message += " --config.NAME=value goes with --config=FILE."
+            elif config:
+                message += " Fields of the experiment are set as --config.NAME=value."
+            message += " Try --help."
         fail(message)
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
@@ -114,7 +118,7 @@ def _takes_none(config: ConfigDict, field: str) -> bool:
 
 def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[str], list[str]]:
     """(command, the first `count` arguments, the flags after them). Fewer exit with 2, unless --help is among them."""
-    places = [arg for arg in argv[1 : count + 1] if not arg.startswith("-")]
+    places = [arg for arg in argv[1 : count + 1] if arg and not arg.startswith("-")]
     if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
         fail(f"usage: {usage}. Try --help.")
     return argv[0], places, list(argv[1 + len(places) :])

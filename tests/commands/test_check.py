@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipjax.commands import check, check_data
-from clipjax.config import ConfigError, DataConfig, SourceConfig, TokenizerConfig, collecting, require
+from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig, TokenizerConfig, collecting, require
 from clipjax.data.probe import read_labels, some_of
 from clipjax.data.records import RecordError, encode_record, write_records
 from clipjax.data.tokenizers import make_tokenizer
@@ -81,6 +81,23 @@ def test_all_errors_are_listed_each_once(folder, capsys):
         assert expected in message
     assert message.count("no/manifest.json does not exist") == 1
     assert "OK" not in capsys.readouterr().out.splitlines()
+
+
+def test_missing_data_is_one_error_that_begins_with_its_field(folder):
+    config = config_of(folder)
+    nowhere = SourceConfig(path=str(folder / "no"))
+    evaluators = {"x": ZeroShotConfig(source=nowhere)}
+    for changed, field in (
+        (dataclasses.replace(config, data=DataConfig(train=nowhere)), "data.train"),
+        (dataclasses.replace(config, data=DataConfig(mixture={"a": MixturePart(nowhere)})), "data.mixture.a.source"),
+        (
+            dataclasses.replace(config, eval=dataclasses.replace(config.eval, evaluators=evaluators)),
+            "eval.evaluators.x",
+        ),
+    ):
+        with pytest.raises(check.CheckError) as caught:
+            check.run(changed)
+        assert str(caught.value).startswith(f"1 error found:\n1. config.{field}: {folder}/no/manifest.json does not")
 
 
 def test_without_a_tokenizer_the_rest_is_checked_and_says_what_is_not(folder, capsys):

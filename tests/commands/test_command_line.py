@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from clipjax.__main__ import COMMANDS, main
-from clipjax.commands import train
+from clipjax.commands import export, import_weights, train
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,11 +27,13 @@ def test_help_shows_examples_and_every_flag(command, capsys):
             ["--config=experiments/quickstart.py", "--config.loss.nam=softmax"],
             "--config.loss.nam=softmax: no such field",
         ),
-        (["--config=experiments/quickstart.py", "--config.seed=many"], "invalid literal for int"),
+        (["--config=experiments/quickstart.py", "--config.seed=many"], "--config.seed=many: expected a whole number"),
         (["--config=experiments/quickstart.py", "--wrkdir=x"], "Did you mean: workdir"),
         (["--config=experiments/quickstart.py", "softmax"], "Unexpected argument 'softmax'"),
         (["--config=experiments/quickstart.py"], "--workdir is missing"),
         (["--workdir=x"], "--config is missing"),
+        (["--workdir=x", "--config.seed=1"], "--config.NAME=value goes with --config=FILE"),
+        (["--config=experiments/quickstart.py", "--workdir="], "--workdir= names nothing"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
@@ -52,3 +54,10 @@ def test_an_unknown_command_lists_the_known_ones(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "train" in shown.out
     assert "'trian'" in shown.err
+
+
+@pytest.mark.parametrize("module", [import_weights, export])
+def test_a_place_without_a_name_is_refused_as_a_missing_one(module, capsys):
+    with pytest.raises(SystemExit):
+        module.main(["import", "", "x", "--format=hf"])
+    assert "error: usage: clipjax " in capsys.readouterr().err
