@@ -64,6 +64,13 @@ def test_shards_are_read_as_one_file(tmp_path):
     assert set(open_foreign(folder).source.tensors) == set(assigned)
 
 
+def test_files_that_a_mac_leaves_beside_the_weights_are_not_read(tmp_path):
+    folder, _ = sharded(tmp_path / "siglip")
+    for name in ("._config.json", "._model.safetensors", "._spiece.model"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    assert not {"._config.json", "._spiece.model"} & open_foreign(folder).source.description.beside
+
+
 def test_a_shard_that_is_not_there_is_named(tmp_path):
     folder, _ = sharded(tmp_path / "source")
     (folder / "model-00002-of-00002.safetensors").unlink()
