@@ -49,6 +49,11 @@ def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1)
     check_augment(config.data.augment)
     check_mixture(config.data)
     check_optimizer(config.optimizer, config.total_steps)
+    require(
+        not 0 < model.logit_scale_max < model.logit_scale_init * (1 - 1e-3),
+        f"config.model.logit_scale_init={model.logit_scale_init} is above logit_scale_max={model.logit_scale_max}, to "
+        "which the first step would cut it; use a smaller one, or a larger logit_scale_max (0: no limit).",
+    )
     best = config.checkpoint.best_metric
     require(
         not best or best.split("/")[0] in config.eval.evaluators,

@@ -169,6 +169,21 @@ STARTS = {  # of a new workdir
         "best_metric='retrieval/r1' is not reported. Did you mean 'retrieval/",
     ),
     "a large vocabulary": (lambda f: {"model__text__vocab_size": 100}, ConfigError, "has 128 pieces, more than"),
+    "a tokenizer that ends no text": (
+        lambda f: {"tokenizer__add_eos": False, "model__text__pool": "eos", "model__text__eos_id": 1},
+        ConfigError,
+        "pool='eos' looks for id 1, but the tokenizer makes .* of 'a': no text ends",
+    ),
+    "an end of text that becomes padding": (
+        lambda f: {"tokenizer__eos_to_pad": True, "model__text__pool": "eos", "model__text__eos_id": 1},
+        ConfigError,
+        "pool='eos' looks for id 1, but the tokenizer makes .* of 'a': no text ends",
+    ),
+    "another padding": (
+        lambda f: {"model__text__pad_id": 7, "model__text__pool": "cls", "model__text__causal": True},
+        ConfigError,
+        "text.pad_id=7 is what pool='cls' takes for padding, but the tokenizer pads with",
+    ),
     "no tokenizer": (lambda f: {"tokenizer__path": "no.model"}, ConfigError, "tokenizer.path='no.model'"),
     "no training data": (
         lambda f: {"data__train__path": str(f / "no")},

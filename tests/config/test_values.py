@@ -175,6 +175,13 @@ def test_a_configuration_built_in_python_is_checked_too():
         )
 
 
+def test_a_temperature_that_the_first_step_would_cut_is_refused():
+    model = dataclasses.replace(ExperimentConfig().model, logit_scale_init=200.0)
+    with pytest.raises(ConfigError, match=r"logit_scale_init=200\.0 is above logit_scale_max=100\.0"):
+        check(dataclasses.replace(ExperimentConfig(), model=model), num_devices=8)
+    check(dataclasses.replace(ExperimentConfig(), model=dataclasses.replace(model, logit_scale_max=0.0)), num_devices=8)
+
+
 def test_ends_of_a_range_are_in_it_unless_they_are_open():
     assert 0.0 in RATE and 1.0 not in RATE and math.nan not in RATE
     assert 3 in Range(1, 3) and 3 not in Range(1, 3, high_open=True) and 1 not in Range(1, low_open=True)

@@ -149,13 +149,24 @@ def check(config: TextTransformerConfig, embed_dim: int) -> None:
 
 
 def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
-    """Raises ConfigError for a tokenizer whose end of text is not where the tower pools."""
+    """Raises ConfigError for a tokenizer whose end of text, or padding, is not what the tower looks for."""
     # The largest id is the end of text if the vocabulary ends with it, as CLIP's does.
     largest = config.eos_id < 0 and tokenizer.eos_id == tokenizer.vocab_size - 1
     require(
         config.pool != "eos" or largest or config.eos_id == tokenizer.eos_id,
         f"{TEXT}.pool='eos' looks for id eos_id={config.eos_id}, but the tokenizer ends texts with "
         f"{tokenizer.eos_id}; set {TEXT}.eos_id={tokenizer.eos_id}.",
+    )
+    ids = tokenizer(["a"])[0]
+    require(
+        config.pool != "eos" or (ids == tokenizer.eos_id).argmax() > 0,
+        f"{TEXT}.pool='eos' looks for id {tokenizer.eos_id}, but the tokenizer makes {ids.tolist()} of 'a': no "
+        "text ends with it. Set config.tokenizer.add_eos=True and eos_to_pad=False, or another pool.",
+    )
+    require(
+        config.pool != "cls" or config.pad_id == tokenizer.pad_id,
+        f"{TEXT}.pad_id={config.pad_id} is what pool='cls' takes for padding, but the tokenizer pads with "
+        f"{tokenizer.pad_id}; set {TEXT}.pad_id={tokenizer.pad_id} or config.tokenizer.pad_id.",
     )
 
 
