@@ -27,7 +27,7 @@ from absl import logging
 
 from clipjax.config import nearest
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.files import TextFileError, numbered_lines
+from clipjax.files import TextFileError, decode_text, numbered_lines
 
 NAMES_FILE = "classnames.txt"
 CAUSE = "unusable label"
@@ -48,8 +48,8 @@ def read_label(value: Any, where: str) -> Label:
         return None
     if isinstance(value, bytes | bytearray | memoryview):
         try:
-            value = bytes(value).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
+            value = decode_text(bytes(value), where)
+        except TextFileError as error:
             raise RecordError(CAUSE, f"{where} is not UTF-8: {bytes(value)[:20]!r}") from error
     if isinstance(value, str):
         text = value.strip().removeprefix("\ufeff").strip()
@@ -139,6 +139,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     for first in (0, 1):
         if names[1:] and all(re.match(rf"{line}[\s:,;.)]", name) for line, name in enumerate(names, first)):
             logging.warning("Every line of %s begins with its number, which becomes part of the class's name", path)
+    for what, written in {"stands in quotation marks": r"""(["']).*\1[,;]?""", "ends with a comma": ".*,"}.items():
+        if names[1:] and all(re.fullmatch(written, name) for name in names):
+            logging.warning("Every line of %s %s, which becomes part of the class's name", path, what)
+            break
     return names
 
 

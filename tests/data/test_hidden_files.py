@@ -4,7 +4,7 @@ import pytest
 
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import FolderConfig, WebDatasetConfig, open_source
-from clipjax.data.sources.folder import Sidecars
+from clipjax.data.sources.image_files import Sidecars
 from clipjax.files import glob_visible, hidden
 from data_pipelines.command import Skips
 from data_pipelines.image_folder import build, list_images

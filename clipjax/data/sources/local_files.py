@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from absl import logging
+
 from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import glob_visible, hidden
@@ -19,6 +21,7 @@ from clipjax.files import glob_visible, hidden
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
+PACKED = re.compile(r"\.(tgz|tar\.\w+)$")  # a tar that cannot be read in any order
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 
@@ -26,9 +29,10 @@ NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
-    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]) or a folder. A split selects within a folder: the
-    subfolder of its name, or the files whose names begin with it. For "train" that is all files, unless some are named
-    after another split. Where files are numbered like -00003-of-00128, all of them must be there.
+    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; ** for folders at any depth) or a folder. A split
+    selects within a folder: the subfolder of its name, or the files whose names begin with it. For "train" that is all
+    files, unless some are named after another split. Where files are numbered like -00003-of-00128, all of them must be
+    there.
     """
     path = config.path
     if "://" in path or path.startswith("pipe:"):
@@ -118,8 +122,11 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     files = sorted(
         file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
     )
+    others = _others(folder, suffixes)
     if not files:
-        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file.")
+        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.")
+    if others:
+        logging.warning("Not read in %s: %s. Name all files by a pattern in path to read others.", folder, others)
     named = [file for file in files if _begins(file, split)] if split else files
     if named:
         return named
@@ -133,12 +140,20 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
+def _others(folder: Path, suffixes: Sequence[str]) -> str:
+    """What looks like data in a folder and is not read: compressed tars, and files in its subfolders. "": nothing."""
+    root = glob.escape(str(folder))
+    packed = [name for name in glob_visible(f"{root}/*") if ".tar" in suffixes and PACKED.search(name)]
+    inner = [name for name in glob_visible(f"{root}/*/*") if name.lower().endswith(tuple(suffixes))]
+    return " and ".join(f"{len(names)} like {min(names)}" for names in (packed, inner) if names)
+
+
 def _begins(file: Path, split: str) -> bool:
     return re.match(rf"{re.escape(split)}[-_.]", file.name) is not None
 
 
 def _matches(pattern: str, whole: str) -> list[str]:
-    matches = glob_visible(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
+    matches = glob_visible(pattern, recursive=True) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
     if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
         raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")
