@@ -351,6 +351,17 @@ def test_odd_tars_have_the_samples_of_the_webdataset_package(tmp_path):
         assert (ours[i]["image"], ours[i]["texts"]) == (image, [sample["txt"].decode()])
 
 
+def test_compressed_tars_and_tars_in_subfolders_are_told(tmp_path, warnings):  # noqa: F811
+    (tmp_path / "sub").mkdir()
+    write_tar(tmp_path / "sub/b.tar", pairs([1]))
+    (tmp_path / "c.tar.gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(ManifestError, match="no .tar file, but 1 like .*c.tar.gz and 1 like .*sub/b.tar"):
+        open_tars(tmp_path)
+    write_tar(tmp_path / "a.tar", pairs([0]))
+    assert len(open_tars(tmp_path)) == 1
+    assert any("Not read in" in line and "c.tar.gz" in line and "sub/b.tar" in line for line in warnings)
+
+
 def test_a_tar_that_grows_while_it_is_indexed_is_refused(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     index_tar = tar_index.index_tar

@@ -189,7 +189,10 @@ def test_a_jsonl_without_the_columns_asked_for_is_refused_as_csv_is(tmp_path):
     assert "no column 'caption'. It has 'image', 'meta'" in refusal(path)
     assert "no column 'meta/txt'" in refusal(path, text_key="meta/txt")
     assert rows_of(path, text_key="meta/text,meta/tags/t") == [("a.jpg", ("x", "y"))]
-    assert "Line 1 is not JSON" in refusal(written(tmp_path / "t.jsonl", as_csv()))
+    for text in (as_csv(), '[{"image": "a.jpg",\n"caption": "x"}]'):
+        assert "not a table of JSON objects, one a line. Line 1 is not JSON" in refusal(
+            written(tmp_path / "t.jsonl", text)
+        )
     twice = written(
         tmp_path / "t.jsonl", '{"image": "a", "caption": "x", "caption": "y"}\n{"image": "b", "caption": "z"}'
     )

@@ -80,7 +80,7 @@ def folder_of_split(folder: Path, split: str) -> Path:
     """
     try:
         with os.scandir(folder) as entries:
-            inner = {entry.name: entry.is_dir() for entry in entries if not hidden(entry.name)}
+            inner = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries if not hidden(entry.name)}
     except OSError as error:
         raise ManifestError(f"{folder} cannot be listed: {error.strerror}") from error
     if split and (folder / split).is_dir():
