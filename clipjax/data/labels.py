@@ -34,7 +34,7 @@ CAUSE = "unusable label"
 MAX_LABEL = 2**31 - 1  # of a batch's int32
 MAX_CLASSES = 1 << 20  # different texts of a column; more are captions, not classes
 _WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
-_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(([0-9]+[.,]?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 
 Label = int | str | None  # a line of the names, a text to look up in them, or none
 
@@ -169,7 +169,7 @@ def names_of_texts(labels: Iterable[tuple[Label, str]], origin: str) -> ClassNam
     """The sorted distinct texts among labels, as names; no names where the labels are numbers.
 
     labels: (label as read_label gives it, where it is from). Raises ManifestError where some labels are numbers and
-    some are texts, for texts that look like numbers (7.5, nan), and for more than MAX_CLASSES texts.
+    some are texts, for texts that look like numbers (7.5, "7,0", nan), and for more than MAX_CLASSES texts.
     """
     texts: dict[str, str] = {}
     numbered: tuple[int, str] | None = None

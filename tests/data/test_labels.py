@@ -76,7 +76,7 @@ def test_texts_are_their_own_names_and_numbers_have_none():
     assert found(0, 10, None, 2) == () == found()
     with pytest.raises(ManifestError, match=r"t.csv has numbers and texts as labels: 3 \(line 1\) and 'cat' \(line"):
         found("cat", 3)
-    for text in ("7.5", "nan", "NaN", "1e3", "-inf"):
+    for text in ("7.5", "7,0", "nan", "NaN", "1e3", "-inf"):
         with pytest.raises(ManifestError, match=f"line 1: the label is {text}, expected a whole number or a class"):
             found("cat", text)
 

@@ -29,7 +29,7 @@ def table_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
 
 
 def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
-    """Rows of a table whose first line that is not empty names its columns; empty lines are skipped.
+    """Rows of a table whose first line that is not empty names its columns; empty lines and rows are skipped.
 
     columns.delimiter separates the fields, or that of DELIMITERS with which the header has the required columns.
 
@@ -53,7 +53,7 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
                     continue
             if fields is None:
                 return
-            if fields:
+            if any(map(str.strip, fields)):
                 _check_swallowed(table, lines, style, names, fields, names.index(columns.image))
                 yield _row(lines, style, names, fields, columns.required)
 
@@ -220,13 +220,23 @@ def _check_swallowed(
     for name, field in itertools.zip_longest(names, fields, fillvalue=""):
         inner = re.split("\r\n|\r|\n", field)[1:]
         rows = [pieces for pieces in (line.split(style.delimiter) for line in inner) if len(pieces) == len(names)]
-        has_paths = any(is_image_name(pieces[image]) or "://" in pieces[image] for pieces in rows)
+        own = fields[image] if image < len(fields) else ""
+        has_paths = any(_is_path(pieces[image], own) for pieces in rows)
         if has_paths or len(rows) >= max(MANY_LINES, len(inner) - 1):
             raise ManifestError(
                 f"{table} line {lines.first + _opened(lines.of_row, style)}: a quotation mark that opens here, in "
                 f"column '{name}', closes only after lines that look like rows, in line {lines.number}. "
                 f"{CURE}.{_tsv_cure(style)}"
             )
+
+
+def _is_path(text: str, own: str) -> bool:
+    """Whether a text is an image's path or URL, or an identifier like the row's own: 000123, 9f86d081."""
+    text, own = text.strip(), own.strip()
+    if is_image_name(text) or "://" in text:
+        return True
+    plain = all(not re.search(r"\s", each) and re.search(r"[0-9]", each) for each in (text, own))
+    return plain and (len(text) == len(own) or (text.isdecimal() and own.isdecimal()))
 
 
 def _tsv_cure(style: _Style) -> str:
