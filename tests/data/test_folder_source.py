@@ -66,6 +66,13 @@ def test_a_split_without_a_folder_is_refused_where_other_splits_have_one(tmp_pat
         with pytest.raises(ManifestError, match=f"no folder '{split}' .*, but training, val. Set split to one"):
             open_images(tmp_path, split=split)
     assert [len(open_images(tmp_path, split=split)) for split in ("val", "")] == [1, 2]
+    coco = write(tmp_path / "coco", {"train2017/a.jpg": "A", "val2017/b.jpg": "B", "Images/c.jpg": "C"})
+    layout = write(tmp_path / "layout", {"train_images/a.jpg": "A", "test_images/b.jpg": "B"})
+    for folder in (coco, layout):
+        with pytest.raises(ManifestError, match="no folder 'train'"):
+            open_images(folder)
+    assert len(open_images(coco, split="val2017")) == len(open_images(layout, split="test_images")) == 1
+    assert len(open_images(write(tmp_path / "one", {"test shots/a.jpg": "A", "b.jpg": "B"}))) == 2
     flat = write(tmp_path / "flat", {"a.jpg": "A", "cat/b.jpg": "B"})
     assert len(open_images(flat, split="validation")) == 2
 

@@ -362,6 +362,21 @@ def test_compressed_tars_and_tars_in_subfolders_are_told(tmp_path, warnings):  #
     assert any("Not read in" in line and "c.tar.gz" in line and "sub/b.tar" in line for line in warnings)
 
 
+@pytest.mark.parametrize("names", [("cc3m-train-0000", "cc3m-Validation-0000"), ("train0", "validation0")])
+def test_a_split_may_be_a_word_within_the_names(tmp_path, warnings, names):  # noqa: F811
+    for number, name in enumerate((*names, "extra")):
+        write_tar(tmp_path / f"{name}.tar", pairs([number]))
+    assert [open_tars(tmp_path, split=split).files for split in ("train", "validation")] == [
+        [str(tmp_path / f"{name}.tar")] for name in names
+    ]
+    assert len([line for line in warnings if "such as extra.tar, are not read" in line]) == 2
+    with pytest.raises(ManifestError, match="named after the split 'val'.*train, validation"):
+        open_tars(tmp_path, split="val")
+    (tmp_path / f"{names[0]}.tar").unlink()
+    with pytest.raises(ManifestError, match="named after the split 'train'.*validation"):
+        open_tars(tmp_path)
+
+
 def test_a_tar_that_grows_while_it_is_indexed_is_refused(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     index_tar = tar_index.index_tar

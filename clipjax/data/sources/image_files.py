@@ -11,7 +11,7 @@ from absl import logging
 
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
-from clipjax.data.sources.local_files import SPLITS
+from clipjax.data.sources.local_files import split_in
 from clipjax.files import hidden
 
 SIDECARS = (".txt", ".caption")  # suffixes of caption files
@@ -91,8 +91,10 @@ def folder_of_split(folder: Path, split: str) -> Path:
                 len(images), folder, min(images), split,
             )  # fmt: skip
         return folder / split
-    others = sorted(name for name in inner if inner[name] and name in SPLITS)
-    if split and others:
+    others = sorted(name for name in inner if inner[name] and split_in(name))
+    # One folder such as "test shots" may be anything.
+    surely = {split_in(name) for name in others}
+    if split and (surely.intersection(name.lower().rstrip("0123456789") for name in others) or len(surely) > 1):
         raise ManifestError(
             f"{folder} has no folder '{split}' for the split of this name, but {', '.join(others)}. Set split to one "
             "of these, or to '' to read all images in it and below."
