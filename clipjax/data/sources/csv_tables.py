@@ -29,7 +29,7 @@ def table_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
 
 
 def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
-    """Rows of a table whose first line that is not empty names its columns; empty lines and rows are skipped.
+    """Rows of a table whose first line that is not empty names its columns; empty lines are skipped.
 
     columns.delimiter separates the fields, or that of DELIMITERS with which the header has the required columns.
 
@@ -53,7 +53,7 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
                     continue
             if fields is None:
                 return
-            if any(map(str.strip, fields)):
+            if fields:
                 _check_swallowed(table, lines, style, names, fields, names.index(columns.image))
                 yield _row(lines, style, names, fields, columns.required)
 
