@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_bool("decode", True, "Decode every image instead of only reading it.", flag_values=values)
         flags.DEFINE_integer("records", 0, "Records to read of each source, at random; 0: all.", flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("config",))
+    values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
 
     def body() -> None:
         errors = Errors()

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipjax.config import ModelConfig
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
+from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
     Description,
@@ -21,7 +22,6 @@ from clipjax.interop.names import (
     Tensor,
     computed_fields,
     norm,
-    square,
     weight_and_bias,
 )
 from clipjax.interop.open_clip_parts import text_tower

@@ -15,18 +15,9 @@ from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
+from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import Layout, linear
-from clipjax.interop.names import (
-    Description,
-    Family,
-    InteropError,
-    Meaning,
-    Tensor,
-    config_of,
-    norm,
-    square,
-    weight_and_bias,
-)
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.efficientnet import STAGES, EfficientNetConfig, block_shapes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import linear, qkv_bias, qkv_kernel
-from clipjax.interop.names import InteropError, Tensor, norm, square, weight_and_bias
+from clipjax.interop.names import InteropError, Tensor, norm, weight_and_bias
 
 # transformers' hidden_act -> ours. Their "gelu" is exact; the last three are the same approximation.
 ACTIVATIONS = {

@@ -16,14 +16,8 @@ from absl import logging
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import CLIP_STATISTICS
-from clipjax.interop.names import (
-    Description,
-    InteropError,
-    refuse_unknown,
-    square,
-    three_numbers,
-    whole_number,
-)
+from clipjax.interop.json_fields import refuse_unknown, square, three_numbers, whole_number
+from clipjax.interop.names import Description, InteropError
 
 NESTED, LEGACY = "processor_config.json", "preprocessor_config.json"
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers for a resize filter, as processors store them

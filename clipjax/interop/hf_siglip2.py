@@ -12,17 +12,9 @@ from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop import hf_parts, hf_pixels, hf_siglip
+from clipjax.interop.json_fields import square, whole_number
 from clipjax.interop.layouts import linear
-from clipjax.interop.names import (
-    Description,
-    Family,
-    InteropError,
-    Meaning,
-    Tensor,
-    config_of,
-    square,
-    whole_number,
-)
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of
 from clipjax.models.towers.naflex import NaFlexConfig, naflex_of
 
 PIXELS = PixelConfig(interpolation="bilinear")

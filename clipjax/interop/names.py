@@ -15,7 +15,6 @@ Whether our own layers are scanned (one array per tower under "blocks") follows 
 from __future__ import annotations
 
 import collections
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from clipjax.config import (
     TokenizerConfig,
     declared,
     flat,
-    nearest,
 )
 from clipjax.interop.layouts import Layout, same
 from clipjax.mesh import path_name
@@ -115,48 +113,6 @@ def computed_fields(config: Any) -> dict[str, Any]:
     """
     declarations = declared(config)
     return {name: value for name, value in flat(config).items() if declarations[name].role in ("weights", "meaning")}
-
-
-def whole_number(value: Any, where: str, least: int = 1) -> int:
-    """A JSON number without a fraction, at least `least`. Raises InteropError; where: file and field, for messages."""
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and number == int(number) and number >= least):
-        raise InteropError(f"{where}={value!r} is not supported; expected a whole number of at least {least}.")
-    return int(number)
-
-
-def square(value: Any, where: str) -> int:
-    """A size as one number, or as height and width that are equal. Raises InteropError; where: file and field."""
-    sides = value if isinstance(value, (list, tuple)) else [value, value]
-    if len(sides) != 2 or sides[0] != sides[1]:
-        raise InteropError(
-            f"{where}={value!r} is not supported; expected one number, or two that are equal (a square)."
-        )
-    return whole_number(sides[0], where)
-
-
-def three_numbers(value: Any, where: str) -> tuple[float, ...]:
-    """One number, or one for each of red, green and blue, as three. Raises InteropError; where: file and field."""
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
-    known = [n for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n)]
-    if len(numbers) != 3 or len(known) != 3:
-        raise InteropError(
-            f"{where}={value!r} is not supported; expected a number, or one each of red, green and blue."
-        )
-    return tuple(map(float, numbers))
-
-
-def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raises InteropError for a field that is not known, unless it is null; where: file and section, for messages."""
-    if not isinstance(config, Mapping):
-        raise InteropError(f"{where} is {config!r}; expected an object of fields and values.")
-    known = set(known)
-    for name, value in config.items():
-        if name not in known and value is not None:
-            raise InteropError(
-                f"{where} has an unknown field {name}={value!r}, which may change what is computed."
-                f"{nearest(name, known)} Remove it if it has no effect."
-            )
 
 
 def stored(arrays: Mapping[str, np.ndarray]) -> dict[str, Stored]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig
 from clipjax.interop import tokenizer_files
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, square
+from clipjax.interop.json_fields import square
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_config import CONFIG, PIXELS, model_cfg, read_pixels, refuse_others, write_pixels
 from clipjax.interop.open_clip_parts import image_tower, text_tower
 from clipjax.models.towers.text import TextTransformerConfig

@@ -13,7 +13,8 @@ from absl import logging
 
 from clipjax.config import PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop.names import Description, InteropError, config_of, refuse_unknown, square, three_numbers
+from clipjax.interop.json_fields import refuse_unknown, square, three_numbers
+from clipjax.interop.names import Description, InteropError, config_of
 
 CONFIG = "open_clip_config.json"
 PIXELS = PIXEL_PRESETS["openai"]

@@ -12,7 +12,8 @@ from typing import Any
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip, open_clip_config
 from clipjax.interop.conv_towers import convnext, resnet
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, square
+from clipjax.interop.json_fields import square
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.convnext import ConvNeXtConfig
 from clipjax.models.towers.resnet import ResNetConfig

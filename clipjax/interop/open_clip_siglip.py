@@ -13,8 +13,9 @@ from typing import Any
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
+from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, norm, square, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, norm, weight_and_bias
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.models.towers.vit import ViTConfig
 

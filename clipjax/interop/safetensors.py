@@ -41,7 +41,15 @@ def open_safetensors(path: str | Path) -> dict[str, Stored]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
+            other = next(((name, e["dtype"]) for name, e in header.items() if e["dtype"] not in DTYPES), None)
+            if other:  # 8-bit floats mean nothing without the scales that each program keeps elsewhere
+                raise InteropError(
+                    f"{path}: tensor {other[0]} is of type {other[1]}; expected one of {', '.join(DTYPES)}. "
+                    "Convert the weights to 16 or 32 bits with the program that wrote them."
+                )
             entries = [(name, DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
+        except InteropError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InteropError(f"{path} has a damaged header: {type(error).__name__} {error}.") from error
     start, needed = 8 + length, 8 + length + max((end for *_, end in entries), default=0)

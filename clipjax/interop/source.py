@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from clipjax.files import read_text
+from clipjax.files import hidden, read_text
 from clipjax.interop.names import Description, InteropError, Stored
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.interop.state_dicts import model_tensors
@@ -53,7 +53,7 @@ def open_weights(path: str | Path, state_dict: str = "") -> Source:
         raise InteropError(f"{path} is neither a file nor a directory (nothing is downloaded).")
     tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_file(weights)
     tensors = model_tensors(tensors, str(weights), state_dict)
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file() and not hidden(entry.name))
     files = {name: read_json(directory / name) for name in names if name.endswith("config.json")}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return Source(path, directory, Description(files, shapes, frozenset(names)), tensors)
@@ -71,7 +71,7 @@ def _weights_of(directory: Path) -> Path:
     for name in WEIGHTS:
         if (directory / name).is_file():
             return directory / name
-    others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES)
+    others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES and not hidden(entry.name))
     if len(others) != 1:
         problem = f"has {len(others)} files that may be the weights; name one of them" if others else "has no weights"
         raise InteropError(

@@ -229,7 +229,7 @@ def checked(data):
 def test_weights_that_are_none_and_a_mixture_beside_a_source_are_refused(folders):
     checked(data_of(folders))
     for weight in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=r"mixture.b.weight=.* must be a number above 0"):
+        with pytest.raises(ConfigError, match=r"mixture.b.weight=.* must be above 0"):
             checked(data_of(folders, {"a": 1.0, "b": weight}))
     with pytest.raises(ConfigError, match="less than one example in 252000"):
         checked(data_of(folders, {"a": 1.0, "b": 1e-6}))

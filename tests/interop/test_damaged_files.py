@@ -11,7 +11,7 @@ from clipjax.interop.export import write_npz
 from clipjax.interop.families import FAMILIES
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError, Meaning
-from clipjax.interop.safetensors import write_safetensors
+from clipjax.interop.safetensors import open_safetensors, write_safetensors
 from clipjax.interop.torch_files import _integer, open_torch, write_torch
 from tests.interop.test_commands import publish
 from tests.interop.test_names import random_file, tiny
@@ -62,6 +62,13 @@ def sharded(folder):
 def test_shards_are_read_as_one_file(tmp_path):
     folder, assigned = sharded(tmp_path / "source")
     assert set(open_foreign(folder).source.tensors) == set(assigned)
+
+
+def test_files_that_a_mac_leaves_beside_the_weights_are_not_read(tmp_path):
+    folder, _ = sharded(tmp_path / "siglip")
+    for name in ("._config.json", "._model.safetensors", "._spiece.model"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    assert not {"._config.json", "._spiece.model"} & open_foreign(folder).source.description.beside
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):
@@ -152,6 +159,13 @@ def test_a_state_dict_is_read_as_it_was_written(tmp_path):
     for name, array in arrays.items():
         assert found[name].read().dtype == array.dtype
         np.testing.assert_array_equal(found[name].read(), array)
+
+
+def test_8_bit_floats_are_refused_by_the_tensor_s_name(tmp_path):
+    header = json.dumps({"a.weight": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(InteropError, match=r"model\.safetensors: tensor a\.weight is of type F8_E4M3; expected one of"):
+        open_safetensors(tmp_path / "model.safetensors")
 
 
 def test_sizes_beyond_31_bits_are_written():

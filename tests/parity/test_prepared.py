@@ -16,7 +16,7 @@ from clipjax.data.images.transforms import eval_image
 from clipjax.data.tokenizers.clip_bpe import byte_letters
 from clipjax.interop import Description, InteropError, hf_pixels, open_clip_config, open_foreign, parity_report
 from clipjax.interop.hf_pixels import read_processor, read_square, write_square
-from clipjax.interop.names import refuse_unknown
+from clipjax.interop.json_fields import refuse_unknown
 from clipjax.interop.parity import CAPTIONS, odd_picture
 from clipjax.mesh import make_mesh
 from clipjax.models.pixels import normalize_pixels

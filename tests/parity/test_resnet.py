@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
 
 from clipjax.interop.conv_towers import resnet
@@ -30,7 +31,14 @@ def test_embeddings_equal_open_clip(pair):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_gradients_and_running_statistics_equal_open_clip(pair, train):
+def test_gradients_and_running_statistics_equal_open_clip(pair, train, monkeypatch):
+    # SiLU instead of ReLU: where a unit is at 0 to within rounding, the gradient of a ReLU depends on the order in
+    # which each library, version and number of threads adds up, and one unit changes every gradient below it.
+    monkeypatch.setattr("flax.linen.relu", jax.nn.silu)
+    for module in list(pair.module.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU):
+                monkeypatch.setitem(module._modules, name, torch.nn.SiLU())
     pair.check_gradients(train)
 
 
