@@ -140,11 +140,9 @@ def write_records(
     Removes what killed writers of the same folder have left beside it.
     """
     folder, first = Path(folder), process_index == 0
-    for split in splits:
-        if not split or "/" in split:
-            raise ManifestError(f"'{split}' cannot name a split of {folder}, because its files are named after it.")
-    if isinstance(class_names, str):
-        raise ManifestError(f"class_names of {folder} is the text '{class_names[:40]}', expected a list of names.")
+    if isinstance(class_names, str) or not all(split and "/" not in split for split in splits):
+        what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"
+        raise ManifestError(f"{folder} cannot have {what}: names are a list, and files are named after splits.")
     finished = find_finished(folder, source, overwrite) if first else None
     unfinished = _beside(folder, "unfinished")
     if first and not finished:

@@ -76,7 +76,7 @@ def test_records_that_readers_would_refuse_cannot_be_written():
 
 def test_names_that_are_one_text_and_splits_that_are_paths_are_refused(tmp_path):
     records = [encode_record(b"x", "a dog", key="k")]
-    for splits, names, message in (("train", "cat", "the text 'cat'"), ("a/b", (), "'a/b'"), ("", (), "''")):
+    for splits, names, message in (("train", "cat", "class_names='cat'"), ("a/b", (), "'a/b'"), ("", (), "''")):
         with pytest.raises(ManifestError, match=message):
             write_records(tmp_path / "out", {splits: records}, name="n", class_names=names, source={})
     assert not list(tmp_path.iterdir())
