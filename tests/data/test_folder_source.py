@@ -110,6 +110,10 @@ def test_rows_of_one_image_are_one_record_however_its_path_is_spelled(tmp_path):
     assert {key: entry.texts for key, entry in gathered.items()} == {
         "a.jpg": ["one", "two"], "x/../b.jpg": ["three"], "x/c.jpg": ["four", "five"]
     }  # fmt: skip
+    foreign = {r"photos\a.jpg": "write folders with /", "https://x/a.jpg": "URLs are not fetched"}
+    for path, cure in foreign.items():
+        with pytest.raises(RecordError, match=cure):
+            open_images(write(tmp_path, {"u.csv": f"image,caption\n{path},x\n"}) / "u.csv")[0]
     assert [one_spelling(path) for path in (" /a//b.jpg", "./", "..", "")] == ["/a/b.jpg", "", "..", ""]
 
 

@@ -232,7 +232,7 @@ def test_labels_that_are_no_classes_stop_it_in_one_line(tmp_path, caplog):
     members = {f"{i}.{kind}": data for i, label in enumerate((b"cat", b"1")) for kind, data in
                {"jpg": encoded(picture(i), "JPEG"), "txt": b"a good dog", "cls": label}.items()}  # fmt: skip
     (tmp_path / "0.tar").write_bytes(tar_bytes(members))
-    with pytest.raises(PipelineError, match="The pipeline failed: The input has numbers and texts as labels"):
+    with pytest.raises(PipelineError, match="The pipeline failed: The input has numbers and texts as labels.*'0/0'"):
         build(tmp_path / "0.tar", tmp_path / "out")
     assert "Traceback" not in caplog.text and "numbers and texts" not in caplog.text
 

@@ -123,7 +123,8 @@ class FolderSource:
                 raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
             # Reading a pipe would never return.
             if not whole.is_file():
-                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}")
+                cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
+                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}{cure}")
             size = whole.stat().st_size
             if size > limit:
                 raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
@@ -135,7 +136,9 @@ class FolderSource:
 
 
 def one_spelling(path: str) -> str:
-    """A table's path as all rows of an image shall spell it: "./a//b.jpg " -> "a/b.jpg". "" stays "", ".." stays."""
+    """A table's path as all rows of an image shall spell it: "./a//b.jpg " -> "a/b.jpg"; URLs and ".." stay."""
+    if "://" in path:
+        return path.strip()
     parts = path.strip().split("/")
     kept = [part for number, part in enumerate(parts) if part not in ("", ".") or not (number or part)]
     return "/".join(kept)
