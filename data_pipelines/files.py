@@ -67,6 +67,8 @@ def write_items(
 
     An unreadable image is left out and counted in skips. Raises PipelineError where there are no items.
     """
+    if shorter_side < 0:
+        raise PipelineError(f"--shorter_side={shorter_side} is negative; expected pixels, or 0 to keep every file.")
     if not items:
         causes = "".join(f" {count} skipped: {cause}." for cause, count in skips.counts.items())
         raise PipelineError(f"No image with a caption found in {name}.{causes}")
@@ -104,6 +106,9 @@ def split_by_share(splits: str) -> Callable[[str], str]:
     if not shares or any(not 0 <= s <= 1 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
         raise PipelineError(f"--splits={splits} is not a list of shares with sum 1, like train=0.98,validation=0.02.")
     names = list(shares)
+    bad = [name for name in names if not name or "/" in name or name.startswith(".")]
+    if bad:
+        raise PipelineError(f"--splits={splits}: '{bad[0]}' cannot name a split, because its files are named after it.")
     bounds = list(itertools.accumulate(shares.values()))
 
     def split_of(key: str) -> str:

@@ -22,7 +22,8 @@ from pathlib import Path
 from clipjax.data.labels import MAX_CLASSES, ClassNames, are_numbers, names_beside, names_in, names_of_texts, read_label
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import caption_lines
-from clipjax.data.sources.folder import SIDECARS, Sidecars, image_files
+from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
+from clipjax.data.sources.local_files import SPLITS
 from clipjax.files import TextFileError, decode_text
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
@@ -80,6 +81,12 @@ def build(
             skips.add(cause, key)
     names = ClassNames()
     if captions == FOLDERS:
+        classes = {folder for _, _, (folder,) in items}
+        if classes and classes <= set(SPLITS):
+            raise PipelineError(
+                f"--images={images}: the folders {', '.join(sorted(classes))} are named as splits, not as classes. Set "
+                "--splits=folders to take them as splits, or --images to one of them."
+            )
         names, labels = class_folders(images, dict.fromkeys(folder for _, _, (folder,) in items), class_names)
         items = [
             (key, path, tuple(text.replace("{}", names.names[labels[folder]]) for text in template), labels[folder])
@@ -172,8 +179,10 @@ def list_images(folder: Path, skips: Skips, sidecars: Sidecars) -> Iterator[Path
             skips.add(f"not an image file ({suffix or 'no suffix'})", str(folder / path))
 
     # All of them first: a caption file may come after its image.
-    for path in list(image_files(folder, follow_links=True, other=other)):
-        yield folder / path
+    paths = [folder / path for path in image_files(folder, follow_links=True, other=other)]
+    for path in paths:
+        sidecars.add(str(path))
+    yield from paths
 
 
 def sidecar(image: Path, sidecars: Sidecars, listing: hashlib._Hash | None = None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from clipjax.data.labels import CAUSE, ClassNames, names_beside, names_in, names
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import csv_tables, tables
 from clipjax.data.sources.fields import pick, texts_of
-from clipjax.data.sources.folder import FolderConfig, value_of
+from clipjax.data.sources.folder import FolderConfig, one_spelling, value_of
 from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, Columns, OptionNames
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
@@ -151,7 +151,7 @@ def gather(table: Path, rows_of: RowsOf, columns: Columns, skips: Skips) -> dict
             except RecordError as error:
                 skips.add(error.cause, str(error))
                 continue
-            entry = gathered.setdefault(path.strip(), Entry())
+            entry = gathered.setdefault(one_spelling(path), Entry())
             entry.texts += texts
             if label is not None:
                 entry.labels.setdefault(label, (value, where))

@@ -27,14 +27,14 @@ from absl import logging
 
 from clipjax.config import nearest
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.files import TextFileError, numbered_lines
+from clipjax.files import TextFileError, decode_text, numbered_lines
 
 NAMES_FILE = "classnames.txt"
 CAUSE = "unusable label"
 MAX_LABEL = 2**31 - 1  # of a batch's int32
 MAX_CLASSES = 1 << 20  # different texts of a column; more are captions, not classes
 _WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
-_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(([0-9]+[.,]?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 
 Label = int | str | None  # a line of the names, a text to look up in them, or none
 
@@ -48,8 +48,8 @@ def read_label(value: Any, where: str) -> Label:
         return None
     if isinstance(value, bytes | bytearray | memoryview):
         try:
-            value = bytes(value).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
+            value = decode_text(bytes(value), where)
+        except TextFileError as error:
             raise RecordError(CAUSE, f"{where} is not UTF-8: {bytes(value)[:20]!r}") from error
     if isinstance(value, str):
         text = value.strip().removeprefix("\ufeff").strip()
@@ -139,6 +139,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     for first in (0, 1):
         if names[1:] and all(re.match(rf"{line}[\s:,;.)]", name) for line, name in enumerate(names, first)):
             logging.warning("Every line of %s begins with its number, which becomes part of the class's name", path)
+    for what, written in {"stands in quotation marks": r"""(["']).*\1[,;]?""", "ends with a comma": ".*,"}.items():
+        if names[1:] and all(re.fullmatch(written, name) for name in names):
+            logging.warning("Every line of %s %s, which becomes part of the class's name", path, what)
+            break
     return names
 
 
@@ -165,7 +169,7 @@ def names_of_texts(labels: Iterable[tuple[Label, str]], origin: str) -> ClassNam
     """The sorted distinct texts among labels, as names; no names where the labels are numbers.
 
     labels: (label as read_label gives it, where it is from). Raises ManifestError where some labels are numbers and
-    some are texts, for texts that look like numbers (7.5, nan), and for more than MAX_CLASSES texts.
+    some are texts, for texts that look like numbers (7.5, "7,0", nan), and for more than MAX_CLASSES texts.
     """
     texts: dict[str, str] = {}
     numbered: tuple[int, str] | None = None

@@ -50,18 +50,21 @@ class ManifestError(ValueError):
 
 
 def encode_record(
-    image: bytes, texts: Sequence[str], *, key: str, label: int | None = None, pair_id: int | None = None
+    image: bytes, texts: str | Sequence[str], *, key: str, label: int | None = None, pair_id: int | None = None
 ) -> bytes:
-    """image: an encoded JPEG, PNG or WebP file; texts: at least one caption; key: unique in the data set.
+    """image: an encoded JPEG, PNG or WebP file; texts: one caption, or several; key: unique in the data set.
 
     label: index into the manifest's class_names. pair_id: equal for records whose captions mean the same.
-    Raises RecordError for a value of the wrong type or an id outside int32.
+    Raises RecordError for a value of the wrong type, an id outside int32, and a text that is not Unicode.
     """
-    record = {"image": image, "texts": list(texts), "key": key}
+    record = {"image": image, "texts": [texts] if isinstance(texts, str) else list(texts), "key": key}
     record |= {} if label is None else {"label": _whole(label)}
-    record |= {} if pair_id is None else {"pair_id": int(pair_id)}
+    record |= {} if pair_id is None else {"pair_id": _whole(pair_id)}
     _check(record)
-    return msgpack.packb(record)
+    try:
+        return msgpack.packb(record)
+    except UnicodeEncodeError as error:
+        raise RecordError("not UTF-8", f"record {key!r}: {error}") from error
 
 
 def decode_record(data: bytes) -> dict[str, Any]:
@@ -137,6 +140,9 @@ def write_records(
     Removes what killed writers of the same folder have left beside it.
     """
     folder, first = Path(folder), process_index == 0
+    if isinstance(class_names, str) or not all(split and "/" not in split for split in splits):
+        what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"
+        raise ManifestError(f"{folder} cannot have {what}: names are a list, and files are named after splits.")
     finished = find_finished(folder, source, overwrite) if first else None
     unfinished = _beside(folder, "unfinished")
     if first and not finished:
@@ -259,7 +265,8 @@ def _check(record: dict[str, Any]) -> None:
             raise RecordError(
                 "corrupt record", f"field '{name}' is {type(record.get(name)).__name__}, expected {kind.__name__}"
             )
-    if not record["texts"] or not all(isinstance(text, str) for text in record["texts"]):
+    texts = record["texts"]
+    if not all(isinstance(text, str) for text in texts) or not any(map(str.strip, texts)):
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
     for name in ("label", "pair_id"):
         value = record.get(name, -1)

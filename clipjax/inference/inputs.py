@@ -72,6 +72,9 @@ def text_ids(texts: Any, tokenizer: Tokenizer | None, length: int, vocab_size: i
     if roles[0] == "string":
         if tokenizer is None:
             raise ValueError(f"These weights have no tokenizer: give ids [B, {length}] int32, not strings.")
+        for at, text in enumerate(texts):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"texts[{at}] is not Unicode: {text[:50]!r} has half a surrogate pair.")
         return np.asarray(tokenizer(texts), np.int32)
     lengths = {np.size(ids) for ids in texts}
     if len(lengths) > 1:

@@ -48,8 +48,8 @@ def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names:
             events.append(told)
     named = (
         rows
-        | "labels" >> beam.Map(lambda row: row.label)
-        | "distinct labels" >> beam.Distinct()
+        | "labels" >> beam.Map(lambda row: (row.label, row.key))
+        | "distinct labels" >> beam.CombinePerKey(min)
         | "list labels" >> beam.combiners.ToList()
         | "class names" >> beam.Map(_class_names, class_names)
     )
@@ -72,9 +72,12 @@ def build(root: beam.Pipeline, units: list[Unit], options: Options, class_names:
     )
 
 
-def _class_names(labels: list[int | str], given: list[str]) -> list[str]:
-    """Raises ManifestError where no names are given and some labels are numbers and some are names."""
-    found = ((None if label == "" else label, "a record") for label in sorted(labels, key=str))
+def _class_names(labels: list[tuple[int | str, str]], given: list[str]) -> list[str]:
+    """labels: each with the key of a record that has it.
+
+    Raises ManifestError where no names are given and some labels are numbers and some are names.
+    """
+    found = ((None if label == "" else label, f"record '{key}'") for label, key in sorted(labels, key=str))
     return given or list(names_of_texts(found, "The input").names)
 
 

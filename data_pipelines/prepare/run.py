@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, find_finished, publish
+from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.files import file_sha256
 from data_pipelines.prepare.check import check
@@ -88,6 +88,7 @@ def _run(listing: Listing, options: Options, work: Path, flags: list[str]) -> No
         flags = ["--runner=FnApiRunner", *flags]
     for talkative in ("apache_beam", "absl"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    logging.getLogger("apache_beam.runners.common").addFilter(_has_more_to_say)
     (work / "summary.json").unlink(missing_ok=True)
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     graph.build(pipeline, listing.units, options, listing.class_names, work.resolve())
@@ -182,3 +183,8 @@ def _remove_others(folder: Path, files: set[str]) -> None:
     for path in folder.iterdir():
         if path.name not in files:
             path.unlink()
+
+
+def _has_more_to_say(record: logging.LogRecord) -> bool:
+    """Beam logs a step's exception with its traceback. The message of these says all, and is raised again."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (ManifestError, PipelineError)))

@@ -9,6 +9,11 @@ import pytest
 from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import FolderConfig, csv_tables, open_source
+from clipjax.data.sources.folder import one_spelling
+from clipjax.data.sources.image_files import Sidecars
+from clipjax.data.sources.tables import Columns
+from data_pipelines import image_folder, tables
+from data_pipelines.command import Skips
 from tests.data.samples import encoded, picture
 from tests.data.test_pipeline import stream
 
@@ -53,6 +58,63 @@ def test_a_split_is_a_subfolder(tmp_path):
     write(tmp_path, {"train/a.jpg": "A", "train/a.txt": "a", "test/b.jpg": "B", "test/b.txt": "b"})
     assert [open_images(tmp_path)[0]["key"], open_images(tmp_path, split="test")[0]["key"]] == ["a.jpg", "b.jpg"]
     assert len(open_images(tmp_path, split="")) == 2
+
+
+def test_a_split_without_a_folder_is_refused_where_other_splits_have_one(tmp_path):
+    write(tmp_path, {"training/a.jpg": "A", "val/b.jpg": "B"})
+    for split in ("train", "validation", "test"):
+        with pytest.raises(ManifestError, match=f"no folder '{split}' .*, but training, val. Set split to one"):
+            open_images(tmp_path, split=split)
+    assert [len(open_images(tmp_path, split=split)) for split in ("val", "")] == [1, 2]
+    coco = write(tmp_path / "coco", {"train2017/a.jpg": "A", "val2017/b.jpg": "B", "Images/c.jpg": "C"})
+    layout = write(tmp_path / "layout", {"train_images/a.jpg": "A", "test_images/b.jpg": "B"})
+    for folder in (coco, layout):
+        with pytest.raises(ManifestError, match="no folder 'train'"):
+            open_images(folder)
+    assert len(open_images(coco, split="val2017")) == len(open_images(layout, split="test_images")) == 1
+    assert len(open_images(write(tmp_path / "one", {"test shots/a.jpg": "A", "b.jpg": "B"}))) == 2
+    flat = write(tmp_path / "flat", {"a.jpg": "A", "cat/b.jpg": "B"})
+    assert len(open_images(flat, split="validation")) == 2
+
+
+def test_files_that_are_not_read_are_told(tmp_path, caplog):
+    files = {"a.jpg": "A", "b.JFIF": "B", "c.jpe": "C", "d.heic": "D", "e.heic": "E", "a.json": "{}", "README": "x"}
+    write(tmp_path, files | {"a.txt": "a", "b.caption": "b", ".hidden.heic": "x"})
+    assert [open_images(tmp_path)[i]["key"] for i in range(2)] == ["a.jpg", "b.JFIF"]
+    assert f"Files in {tmp_path} that are not read: 2 .heic, " in caplog.text and "1 no suffix" in caplog.text
+    assert ".txt" not in caplog.text and "itself" not in caplog.text
+    write(tmp_path, {"train/f.jpg": "F"})
+    assert len(open_images(tmp_path)) == 1
+    assert f"3 images in {tmp_path} itself, such as a.jpg, are not read" in caplog.text
+
+
+def test_images_that_differ_in_their_suffix_have_their_own_captions(tmp_path):
+    captions = {"a.txt": "of either", "a.PNG.TXT": "of the PNG", "b.txt": "first", "b.jpg.txt": "second"}
+    write(tmp_path, {"a.jpg": "A", "a.PNG": "P", "b.jpg": "B", "sub/b.png": "C", "sub/b.txt": "x"} | captions)
+    source = open_images(tmp_path)
+    texts = {source[i]["key"]: source[i]["texts"] for i in range(4)}
+    assert texts == {"a.jpg": ["of either"], "a.PNG": ["of the PNG"], "b.jpg": ["first"], "sub/b.png": ["x"]}
+    sidecars = Sidecars()
+    assert len(list(image_folder.list_images(tmp_path, Skips(), sidecars))) == 4
+    assert image_folder.sidecar(tmp_path / "a.PNG", sidecars) == ("of the PNG",)
+
+
+def test_rows_of_one_image_are_one_record_however_its_path_is_spelled(tmp_path):
+    rows = "image,caption,label\n./a.jpg,one,1\na.jpg,two,1\nx/../b.jpg,three,\nx//c.jpg,four,1\nx/./c.jpg,five,2\n"
+    write(tmp_path, {"t.csv": rows, "a.jpg": "A", "b.jpg": "B", "x/c.jpg": "C"})
+    source = open_images(tmp_path / "t.csv")
+    assert len(source) == 3
+    assert (source[0]["key"], source[0]["texts"], source[1]["key"]) == ("a.jpg", ["one", "two"], "x/../b.jpg")
+    assert cause_of(source, 2) == "unusable label"
+    gathered = tables.gather(tmp_path / "t.csv", tables.csv_rows, Columns(), Skips())
+    assert {key: entry.texts for key, entry in gathered.items()} == {
+        "a.jpg": ["one", "two"], "x/../b.jpg": ["three"], "x/c.jpg": ["four", "five"]
+    }  # fmt: skip
+    foreign = {r"photos\a.jpg": "write folders with /", "https://x/a.jpg": "URLs are not fetched"}
+    for path, cure in foreign.items():
+        with pytest.raises(RecordError, match=cure):
+            open_images(write(tmp_path, {"u.csv": f"image,caption\n{path},x\n"}) / "u.csv")[0]
+    assert [one_spelling(path) for path in (" /a//b.jpg", "./", "..", "")] == ["/a/b.jpg", "", "..", ""]
 
 
 def test_images_without_or_with_unreadable_captions_are_bad_records(tmp_path):

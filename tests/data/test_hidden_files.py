@@ -4,7 +4,7 @@ import pytest
 
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import FolderConfig, WebDatasetConfig, open_source
-from clipjax.data.sources.folder import Sidecars
+from clipjax.data.sources.image_files import Sidecars
 from clipjax.files import glob_visible, hidden
 from data_pipelines.command import Skips
 from data_pipelines.image_folder import build, list_images
@@ -80,6 +80,7 @@ def test_folders_and_patterns_name_no_hidden_tars(tmp_path):
     assert tars(tmp_path) == tars(tmp_path / "*.tar") == [str(tmp_path / "a.tar")]
     assert tars(tmp_path / "*" / "*.tar") == [str(tmp_path / "x/b.tar")]
     both = [str(tmp_path / "a.tar"), str(tmp_path / "x/b.tar")]
+    assert tars(tmp_path / "**" / "*.tar") == both
     for name in (tmp_path, tmp_path / "**" / "*.tar"):
         assert input_files(Options(reader="webdataset", input=(str(name),)), (".tar",)) == both
     (unit, _) = READERS["webdataset"].units(Options(reader="webdataset", input=(str(tmp_path),))).units

@@ -28,7 +28,8 @@ NAMES = ClassNames(("cat", "dog", "crane", "crane", "caf\u00e9", "6", "5"), "nam
 @pytest.mark.parametrize(
     "value, label",
     [
-        (7, 7), ("7", 7), (" 7\n", 7), ("007", 7), ("7.0", 7), ("7.", 7), (7.0, 7), (b"7\n", 7), (np.int32(7), 7),
+        (7, 7), ("7", 7), (" 7\n", 7), ("7\r\n".encode("utf-16"), 7), ("007", 7),
+        ("7.0", 7), ("7.", 7), (7.0, 7), (b"7\n", 7), (np.int32(7), 7),
         (np.float32(7), 7), (decimal.Decimal("7.00"), 7), (0, 0), (-0.0, 0), ("\ufeff7", 7), (2**31 - 1, 2**31 - 1),
         ("cat", "cat"), (b"cat\r\n", "cat"), ("\ufeffcat", "cat"), ("1_000", "1_000"), ("7 up", "7 up"),
         ("a\u2028b", "a\u2028b"), (None, None), ("", None), ("  ", None), (b"\n", None), (-1, None), ("-1", None),
@@ -75,7 +76,7 @@ def test_texts_are_their_own_names_and_numbers_have_none():
     assert found(0, 10, None, 2) == () == found()
     with pytest.raises(ManifestError, match=r"t.csv has numbers and texts as labels: 3 \(line 1\) and 'cat' \(line"):
         found("cat", 3)
-    for text in ("7.5", "nan", "NaN", "1e3", "-inf"):
+    for text in ("7.5", "7,0", "nan", "NaN", "1e3", "-inf"):
         with pytest.raises(ManifestError, match=f"line 1: the label is {text}, expected a whole number or a class"):
             found("cat", text)
 
@@ -97,6 +98,9 @@ def test_a_file_of_names_is_read_as_all_numbered_files_are(tmp_path, caplog):
     assert "more than once, which only numbers can tell apart: 'crane' in lines 2, 3" in caplog.text
     path.write_text("0: cat\n1: dog\n")
     assert names_beside(tmp_path).names == ("0: cat", "1: dog") and "begins with its number" in caplog.text
+    for content, message in (("'cat',\n'dog',", "stands in quotation marks"), ("cat,\ndog,\n", "ends with a comma")):
+        path.write_text(content)
+        assert names_beside(tmp_path).names == tuple(content.split()) and message in caplog.text
     for content, message in (("cat\n\ndog\n", "line 2 is empty"), ("", "is empty"), ("caf\xe9\n", "not UTF-8")):
         path.write_bytes(content.encode("latin-1"))
         with pytest.raises(ManifestError, match=message):

@@ -351,6 +351,32 @@ def test_odd_tars_have_the_samples_of_the_webdataset_package(tmp_path):
         assert (ours[i]["image"], ours[i]["texts"]) == (image, [sample["txt"].decode()])
 
 
+def test_compressed_tars_and_tars_in_subfolders_are_told(tmp_path, warnings):  # noqa: F811
+    (tmp_path / "sub").mkdir()
+    write_tar(tmp_path / "sub/b.tar", pairs([1]))
+    (tmp_path / "c.tar.gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(ManifestError, match="no .tar file, but 1 like .*c.tar.gz and 1 like .*sub/b.tar"):
+        open_tars(tmp_path)
+    write_tar(tmp_path / "a.tar", pairs([0]))
+    assert len(open_tars(tmp_path)) == 1
+    assert any("Not read in" in line and "c.tar.gz" in line and "sub/b.tar" in line for line in warnings)
+
+
+@pytest.mark.parametrize("names", [("cc3m-train-0000", "cc3m-Validation-0000"), ("train0", "validation0")])
+def test_a_split_may_be_a_word_within_the_names(tmp_path, warnings, names):  # noqa: F811
+    for number, name in enumerate((*names, "extra")):
+        write_tar(tmp_path / f"{name}.tar", pairs([number]))
+    assert [open_tars(tmp_path, split=split).files for split in ("train", "validation")] == [
+        [str(tmp_path / f"{name}.tar")] for name in names
+    ]
+    assert len([line for line in warnings if "such as extra.tar, are not read" in line]) == 2
+    with pytest.raises(ManifestError, match="named after the split 'val'.*train, validation"):
+        open_tars(tmp_path, split="val")
+    (tmp_path / f"{names[0]}.tar").unlink()
+    with pytest.raises(ManifestError, match="named after the split 'train'.*validation"):
+        open_tars(tmp_path)
+
+
 def test_a_tar_that_grows_while_it_is_indexed_is_refused(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     index_tar = tar_index.index_tar

@@ -115,6 +115,17 @@ def test_columns_of_a_type_that_cannot_be_used_are_refused(tmp_path):
         prepared(path, image_column="path")
 
 
+def test_pair_ids_are_whole_numbers_or_none_and_another_column_is_told(tmp_path, caplog):
+    source = open_source(ParquetConfig(path=str(write(tmp_path / "a", {"text": ["x", "y"], "pair_id": [1.0, 1.5]}))))
+    assert source[0]["pair_id"] == 1
+    with pytest.raises(RecordError, match="column 'pair_id' is 1.5, expected a whole number"):
+        source[1]
+    assert "pair_id" not in caplog.text
+    source = open_source(ParquetConfig(path=str(write(tmp_path / "b", {"text": ["x", "y"], "pair_id": ["1", "2"]}))))
+    assert source[0]["pair_id"] == -1
+    assert "column 'pair_id' holds string, expected whole numbers; it is not read" in caplog.text
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays([IMAGES, TEXTS, TEXTS], ["image", "text", "text"]), tmp_path / "0.parquet")
     with pytest.raises(ManifestError, match="has 2 columns 'text'"):

@@ -65,6 +65,21 @@ def test_records_that_readers_would_refuse_cannot_be_written():
         encode_record(b"x", [], key="k")
     with pytest.raises(RecordError, match="pair_id"):
         encode_record(b"x", ["a"], key="k", pair_id=1 << 40)
+    for pair_id in (1.5, "7", True):
+        with pytest.raises(RecordError, match="field 'pair_id'"):
+            encode_record(b"x", ["a"], key="k", pair_id=pair_id)
+    for texts, message in ((["", " "], "has no caption"), (["a\ud83d"], "record 'k': 'utf-8' codec can't encode")):
+        with pytest.raises(RecordError, match=message):
+            encode_record(b"x", texts, key="k")
+    assert decode_record(encode_record(b"x", "a dog", key="k", pair_id=7.0))["texts"] == ["a dog"]
+
+
+def test_names_that_are_one_text_and_splits_that_are_paths_are_refused(tmp_path):
+    records = [encode_record(b"x", "a dog", key="k")]
+    for splits, names, message in (("train", "cat", "class_names='cat'"), ("a/b", (), "'a/b'"), ("", (), "''")):
+        with pytest.raises(ManifestError, match=message):
+            write_records(tmp_path / "out", {splits: records}, name="n", class_names=names, source={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_has_the_manifest_its_shards_say(tmp_path):

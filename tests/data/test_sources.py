@@ -11,7 +11,7 @@ import pytest
 from clipjax.config import ConfigError, SourceConfig, default_config, from_config_dict, from_json_dict
 from clipjax.config.fields import declarations
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import SOURCES, TfdsConfig, WebDatasetConfig, open_source
+from clipjax.data.sources import SOURCES, FolderConfig, ParquetConfig, TfdsConfig, WebDatasetConfig, open_source
 from tests.data.samples import example, open_folder, write_folder
 
 
@@ -132,3 +132,9 @@ def test_any_damage_to_a_shard_costs_records_and_is_never_silent(copy):
                 assert error.cause == "unreadable record" and i < 10
                 lost += 1
     assert 30 <= lost < 30 * 10
+
+
+@pytest.mark.parametrize("config", [SourceConfig, FolderConfig, ParquetConfig, WebDatasetConfig])
+def test_an_empty_path_is_not_the_current_folder(config):
+    with pytest.raises(ConfigError, match="needs a path"):
+        open_source(config(path=""))

@@ -156,6 +156,16 @@ def test_swallowed_rows_without_image_suffixes_are_noticed_by_their_number(tmp_p
     assert "line 2: a quotation mark" in refusal(written(tmp_path / "t.csv", f'image,caption\nx,"open\n{lines}y,z"\n'))
 
 
+@pytest.mark.parametrize("paths", [("9", "10", "11", "12"), ("9f86d081", "c0ffee00", "1b4f0e98", "a3c024f0")])
+def test_swallowed_rows_without_image_suffixes_are_noticed_by_paths_like_their_own(tmp_path, paths):
+    first, *swallowed, last = paths
+    lines = "".join(f"{path},text\n" for path in swallowed)
+    message = refusal(written(tmp_path / "t.csv", f'image,caption\n{first},"open\n{lines}{last},z"\n'))
+    assert "line 2: a quotation mark" in message
+    verse = f'{first},"a dog, 2 cats\nand, at last, birds\nand frogs, asleep"\n'
+    assert len(rows_of(written(tmp_path / "t.csv", f"image,caption\n{verse}{last},z\n"))) == 2
+
+
 def test_a_stray_quotation_mark_spoils_its_row_alone(tmp_path):
     content = 'image,caption\na.jpg,"say "hi" now"\nb.jpg,it is 5" wide\n"c.jpg" ,"spaces, after" \n'
     path = written(tmp_path / "t.csv", content)
@@ -189,7 +199,10 @@ def test_a_jsonl_without_the_columns_asked_for_is_refused_as_csv_is(tmp_path):
     assert "no column 'caption'. It has 'image', 'meta'" in refusal(path)
     assert "no column 'meta/txt'" in refusal(path, text_key="meta/txt")
     assert rows_of(path, text_key="meta/text,meta/tags/t") == [("a.jpg", ("x", "y"))]
-    assert "Line 1 is not JSON" in refusal(written(tmp_path / "t.jsonl", as_csv()))
+    for text in (as_csv(), '[{"image": "a.jpg",\n"caption": "x"}]'):
+        assert "not a table of JSON objects, one a line. Line 1 is not JSON" in refusal(
+            written(tmp_path / "t.jsonl", text)
+        )
     twice = written(
         tmp_path / "t.jsonl", '{"image": "a", "caption": "x", "caption": "y"}\n{"image": "b", "caption": "z"}'
     )

@@ -178,6 +178,24 @@ def test_shares_that_do_not_add_up_are_refused(splits):
         split_by_share(splits)
 
 
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".x"])
+def test_splits_that_cannot_name_files_are_refused(name):
+    with pytest.raises(PipelineError, match="cannot name a split"):
+        split_by_share(f"{name}=0.5,b=0.5")
+
+
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path):
+    for index, name in enumerate(("train/cat", "train/dog", "val/cat")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.png").write_bytes(encoded(index))
+    with pytest.raises(PipelineError, match="train, val are named as splits.*--splits=folders"):
+        image_folder.build(tmp_path / "out", images=tmp_path / "in", captions="folders")
+    options = {"images": tmp_path / "in", "captions": "folders", "splits": "folders"}
+    assert image_folder.build(tmp_path / "out", **options)["class_names"] == ["cat", "dog"]
+    with pytest.raises(PipelineError, match="--shorter_side=-8 is negative"):
+        image_folder.build(tmp_path / "out2", **options, shorter_side=-8)
+
+
 def test_larger_images_are_shrunk_to_the_shorter_side_and_smaller_ones_kept(tmp_path):
     for name, size in (("large.png", (90, 60)), ("small.png", (30, 20))):
         (tmp_path / name).write_bytes(encoded(0, size=size))

@@ -228,6 +228,15 @@ def test_the_command_line_takes_beams_flags_behind_two_dashes(tars, tmp_path, ca
     assert 4 <= report["written"] <= 20
 
 
+def test_labels_that_are_no_classes_stop_it_in_one_line(tmp_path, caplog):
+    members = {f"{i}.{kind}": data for i, label in enumerate((b"cat", b"1")) for kind, data in
+               {"jpg": encoded(picture(i), "JPEG"), "txt": b"a good dog", "cls": label}.items()}  # fmt: skip
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(PipelineError, match="The pipeline failed: The input has numbers and texts as labels.*'0/0'"):
+        build(tmp_path / "0.tar", tmp_path / "out")
+    assert "Traceback" not in caplog.text and "numbers and texts" not in caplog.text
+
+
 def test_nothing_left_is_an_error_that_says_why(tars, tmp_path):
     with pytest.raises(PipelineError, match="Nothing is left of 60 examples. .*57 captions: no caption left: too few"):
         build(tars, tmp_path / "set", min_words=9)

@@ -37,7 +37,7 @@ def test_webdataset_samples_are_files_of_one_name(tmp_path):
     sample = {
         "a/0.jpg": b"zero", "a/0.txt": b"caption of zero",
         "a/0.json": b'{"caption": ["more", "yet more"], "kind": "x"}',
-        "a/1.seg.png": b"mask", "a/1.png": b"one", "a/1.json": b'{"caption": "one"}',
+        "a/1.seg.png": b"mask", "a/1.png": b"one", "a/1.json": b'{"caption": "one", "meta": {"alt": "1"}}',
         "a/2.txt": b"no image here",
         "a/3.JPG": b"three", "a/3.txt": b"\xff",
         "../4.jpg": b"evil", "link.jpg": "/etc/passwd",
@@ -59,6 +59,7 @@ def test_webdataset_samples_are_files_of_one_name(tmp_path):
         ("name climbs out of the archive", "00.tar", 1),
         ("no image", "00/a/2", 1),
     ]
+    assert read("webdataset", tmp_path / "in", caption_columns=("meta/alt",))[1]["00/a/1"].texts == ("1",)
     (tmp_path / "empty").mkdir()
     with pytest.raises(PipelineError, match="empty: no file in it named \\*.tar"):
         read("webdataset", tmp_path / "empty")
@@ -137,6 +138,7 @@ def test_parquet_holds_bytes_or_hugging_faces_images(tmp_path):
     }
     assert notes == [("no image", "t/00000001", 1)]
     assert set(read("parquet", tmp_path, key_column="id")[1]) == {"7", "9"}
+    assert set(read("parquet", tmp_path, key_column="name")[1]) == {"x", "t/00000002"}
     pq.write_table(pa.table({"png": [b"0"], "text": ["a dog"]}), tmp_path / "u.parquet")
     _, found, _ = read("parquet", tmp_path / "u.parquet", image_column="png", caption_columns=("text",))
     assert found["u/00000000"].texts == ("a dog",)

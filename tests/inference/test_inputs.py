@@ -222,6 +222,7 @@ def test_ids_are_taken_as_they_are():
         (np.zeros((2, 5), np.int32), ValueError, r"texts are ids \[2, 5\]; expected \[B, L\] with L from 1 to 4"),
         (np.zeros((1, 1, 4), np.int32), ValueError, r"texts are ids \[1, 1, 4\]"),
         ([[1, 2], [1, 50]], ValueError, r"texts\[1\] has ids from 1 to 50; the vocabulary is 0 to 49"),
+        (["a", "a\ud83d"], ValueError, r"texts\[1\] is not Unicode: 'a.ud83d' has half a surrogate pair"),
         ([[-1, 2]], ValueError, r"texts\[0\] has ids from -1 to 2"),
     ],
 )

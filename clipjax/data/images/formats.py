@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = (
     ".avif",
     ".jp2",
     ".j2k",
+    ".jfif",
+    ".jpe",
 )
 # Pillow's name of a format -> the name of the library that it needs. A Pillow may be built without these.
 OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}

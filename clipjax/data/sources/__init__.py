@@ -69,8 +69,8 @@ SOURCES: dict[str, Part] = {
 def open_source(config: SourceConfig) -> Source:
     """Opens the source that config.name selects.
 
-    Raises ConfigError for an unknown name or the options of another kind, ManifestError for data that is missing or
-    damaged.
+    Raises ConfigError for an unknown name, the options of another kind or an empty path, ManifestError for data that is
+    missing or damaged.
     """
     require(config.name in SOURCES, f"Source name '{config.name}' is unknown.{nearest(config.name, SOURCES)}")
     row = SOURCES[config.name]
@@ -78,7 +78,7 @@ def open_source(config: SourceConfig) -> Source:
         isinstance(config, row.config),
         f"Source '{config.name}' needs a {row.config.__name__}, but got a {type(config).__name__}.",
     )
-    require(bool(config.path), f"path='' names no data; set it for source '{config.name}' (docs/data.md).")
+    require(bool(config.path), f"Source '{config.name}' needs a path; '' is none.")
     source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")

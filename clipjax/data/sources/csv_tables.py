@@ -220,13 +220,23 @@ def _check_swallowed(
     for name, field in itertools.zip_longest(names, fields, fillvalue=""):
         inner = re.split("\r\n|\r|\n", field)[1:]
         rows = [pieces for pieces in (line.split(style.delimiter) for line in inner) if len(pieces) == len(names)]
-        has_paths = any(is_image_name(pieces[image]) or "://" in pieces[image] for pieces in rows)
+        own = fields[image] if image < len(fields) else ""
+        has_paths = any(_is_path(pieces[image], own) for pieces in rows)
         if has_paths or len(rows) >= max(MANY_LINES, len(inner) - 1):
             raise ManifestError(
                 f"{table} line {lines.first + _opened(lines.of_row, style)}: a quotation mark that opens here, in "
                 f"column '{name}', closes only after lines that look like rows, in line {lines.number}. "
                 f"{CURE}.{_tsv_cure(style)}"
             )
+
+
+def _is_path(text: str, own: str) -> bool:
+    """Whether a text is an image's path or URL, or an identifier like the row's own: 000123, 9f86d081."""
+    text, own = text.strip(), own.strip()
+    if is_image_name(text) or "://" in text:
+        return True
+    plain = all(not re.search(r"\s", each) and re.search(r"[0-9]", each) for each in (text, own))
+    return plain and (len(text) == len(own) or (text.isdecimal() and own.isdecimal()))
 
 
 def _tsv_cure(style: _Style) -> str:

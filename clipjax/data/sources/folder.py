@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
-from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of_texts, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.csv_tables import table_rows
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
+from clipjax.data.sources.image_files import Sidecars, folder_of_split, image_files, tell_unread
 from clipjax.data.sources.tables import TABLES, Columns
-from clipjax.files import hidden
 
 MAX_IMAGE = 1 << 30  # bytes of a file
-SIDECARS = (".txt", ".caption")  # suffixes of caption files
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,13 @@ class FolderSource:
             self.entries, names = _table_entries(path, config)
             self.class_names = names.names
         elif path.is_dir():
-            self.table, root = "", path / config.split if config.split and (path / config.split).is_dir() else path
-            images = sorted(image_files(root, other=self.sidecars.add))
+            self.table, root = "", folder_of_split(path, config.split)
+            others: list[str] = []
+            images = sorted(image_files(root, other=others.append))
+            for name in (*images, *others):
+                self.sidecars.add(name)
+            self.sidecars.names.clear()
+            tell_unread(root, others)
             self.entries = [Entry(name, number) for number, name in enumerate(images)]
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
@@ -121,7 +123,8 @@ class FolderSource:
                 raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
             # Reading a pipe would never return.
             if not whole.is_file():
-                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}")
+                cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
+                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}{cure}")
             size = whole.stat().st_size
             if size > limit:
                 raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
@@ -132,54 +135,13 @@ class FolderSource:
             raise RecordError("unreadable record", f"'{path}': {error}") from error
 
 
-class Sidecars:
-    """Finds the caption file of an image: NAME.txt, NAME.caption, NAME.jpg.txt or NAME.jpg.caption beside NAME.jpg.
-
-    The suffix may have capitals if the file was told with `add`, as image_files does.
-    """
-
-    def __init__(self) -> None:
-        self.capitals: dict[str, str] = {}  # path with a small suffix -> path
-
-    def add(self, path: str) -> None:
-        stem, suffix = os.path.splitext(path)
-        if suffix.lower() in SIDECARS and suffix != suffix.lower():
-            self.capitals[stem + suffix.lower()] = path
-
-    def find(self, image: str, exists: Callable[[str], bool]) -> str:
-        """The path of the image's caption file, "" without one. exists: whether there is a file of this path."""
-        stem = os.path.splitext(image)[0]
-        for path in (f"{stem}.txt", f"{stem}.caption", f"{image}.txt", f"{image}.caption"):
-            if exists(path):
-                return path
-            if path in self.capitals:
-                return self.capitals[path]
-        return ""
-
-
-def image_files(
-    root: Path, *, follow_links: bool = False, other: Callable[[str], None] = lambda path: None
-) -> Iterator[str]:
-    """Paths from root of the files with an image's suffix, at any depth: each folder's own files first, by name.
-
-    Hidden files and folders (clipjax.files.hidden) are left out.
-
-    follow_links: enter linked folders too. other: called with the path of every other file. Raises ManifestError for a
-    folder that cannot be listed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise ManifestError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
-        folders[:] = sorted(name for name in folders if not hidden(name))
-        inner = os.path.relpath(folder, root)
-        for name in sorted(name for name in names if not hidden(name)):
-            path = name if inner == "." else f"{inner}/{name}"
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield path
-            else:
-                other(path)
+def one_spelling(path: str) -> str:
+    """A table's path as all rows of an image shall spell it: "./a//b.jpg " -> "a/b.jpg"; URLs and ".." stay."""
+    if "://" in path:
+        return path.strip()
+    parts = path.strip().split("/")
+    kept = [part for number, part in enumerate(parts) if part not in ("", ".") or not (number or part)]
+    return "/".join(kept)
 
 
 def value_of(row: Mapping[str, Any], column: str) -> Any:
@@ -205,7 +167,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
     columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
     for row in table_rows(table, columns):
         path = row.values.get(config.image_key)
-        path = path.strip() if isinstance(path, str) else ""
+        path = one_spelling(path) if isinstance(path, str) else ""
         fault = Fault("corrupt record", f"{row.fault} {row.detail}".strip()) if row.fault else None
         own_texts: list[str] = []
         value, where = value_of(row.values, config.label_key), f"label of line {row.line}"

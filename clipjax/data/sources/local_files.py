@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from absl import logging
+
 from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import glob_visible, hidden
@@ -19,6 +21,7 @@ from clipjax.files import glob_visible, hidden
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
+PACKED = re.compile(r"\.(tgz|tar\.\w+)$")  # a tar that cannot be read in any order
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 
@@ -26,9 +29,10 @@ NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
-    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]) or a folder. A split selects within a folder: the
-    subfolder of its name, or the files whose names begin with it. For "train" that is all files, unless some are named
-    after another split. Where files are numbered like -00003-of-00128, all of them must be there.
+    config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; ** for folders at any depth) or a folder. A split
+    selects within a folder: the subfolder of its name, or the files whose names begin with it or have it as a word. For
+    "train" that is all files, unless some are named after another split. Where files are numbered like -00003-of-00128,
+    all of them must be there.
     """
     path = config.path
     if "://" in path or path.startswith("pipe:"):
@@ -118,19 +122,43 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     files = sorted(
         file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
     )
+    others = _others(folder, suffixes)
     if not files:
-        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file.")
-    named = [file for file in files if _begins(file, split)] if split else files
+        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.")
+    if others:
+        logging.warning("Not read in %s: %s. Name all files by a pattern in path to read others.", folder, others)
+    of = {file: split if _begins(file, split) else split_in(file.name) for file in files} if split else {}
+    named = [file for file in files if of.get(file, split) == split]
     if named:
+        unnamed = [file.name for file in files if of.get(file) == ""]
+        if unnamed:
+            logging.warning(
+                "%d files in %s, such as %s, are not read, because others are named after the split '%s'",
+                len(unnamed), folder, unnamed[0], split,
+            )  # fmt: skip
         return named
-    others = sorted({name for name in SPLITS for file in files if _begins(file, name)})
+    others = ", ".join(sorted({*of.values()} - {""}))
     if split != "train" or others:
         raise ManifestError(
             f"{folder} has no file named after the split '{split}', but {files[0].name}"
-            + (f" and files of the split(s) {', '.join(others)}" if others else "")
+            + (f" and files of the split(s) {others}" if others else "")
             + ". Set split, or name the files by a pattern in path."
         )
     return files
+
+
+def _others(folder: Path, suffixes: Sequence[str]) -> str:
+    """What looks like data in a folder and is not read: compressed tars, and files in its subfolders. "": nothing."""
+    root = glob.escape(str(folder))
+    packed = [name for name in glob_visible(f"{root}/*") if ".tar" in suffixes and PACKED.search(name)]
+    inner = [name for name in glob_visible(f"{root}/*/*") if name.lower().endswith(tuple(suffixes))]
+    return " and ".join(f"{len(names)} like {min(names)}" for names in (packed, inner) if names)
+
+
+def split_in(name: str) -> str:
+    """The first of SPLITS that is a word of a file's or folder's name: "cc3m-Val_0.tar", "val2017" -> "val"; or ""."""
+    words = (word.rstrip("0123456789").lower() for word in re.split("[-_. ]", name))
+    return next((word for word in words if word in SPLITS), "")
 
 
 def _begins(file: Path, split: str) -> bool:
@@ -138,7 +166,7 @@ def _begins(file: Path, split: str) -> bool:
 
 
 def _matches(pattern: str, whole: str) -> list[str]:
-    matches = glob_visible(pattern) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
+    matches = glob_visible(pattern, recursive=True) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
     if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
         raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")

@@ -21,7 +21,7 @@ from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import find_files
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
-from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts
+from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
 
 if TYPE_CHECKING:
     import pyarrow
@@ -222,6 +222,7 @@ def _describe(path: Path, config: ParquetConfig, first: _Description | None = No
     for text in texts:
         if not (names and (from_names or text == config.label_key)):
             check_text(path, schema, text, "the source's text_key", config.label_key if names else "")
+    warn_unless_number(path, schema, PAIR_ID)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
     if largest > MAX_GROUP:
@@ -252,9 +253,12 @@ def _distinct(path: Path, column: str) -> list[Any]:
 
 
 def _int(value: Any, name: str) -> int:
-    """-1: none. A value that is not an integer counts as none; one that does not fit int32 is an error."""
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return class_number(int(value), f"column '{name}'") if whole else -1
+    """-1: none, as for NaN and in a column of another type. Raises RecordError for 1.5, and for what no int32 holds."""
+    if not isinstance(value, int | float) or value != value:
+        return -1
+    if isinstance(value, float) and not value.is_integer():
+        raise RecordError("corrupt record", f"column '{name}' is {value}, expected a whole number")
+    return class_number(int(value), f"column '{name}'")
 
 
 def _import_parquet() -> Any:

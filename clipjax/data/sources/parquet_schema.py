@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from absl import logging
+
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.fields import missing_column
 
@@ -53,6 +55,15 @@ def check_text(path: str | Path, schema: pyarrow.Schema, key: str, option: str, 
 def has_texts(schema: pyarrow.Schema, but: Sequence[str]) -> bool:
     """Whether any column but these has the type of a text, or of lists of texts."""
     return any(_is_text(_element(field.type)) for field in schema if field.name not in but)
+
+
+def warn_unless_number(path: str | Path, schema: pyarrow.Schema, name: str) -> None:
+    """Warns of a column of this name whose type is no number: it is not read."""
+    import pyarrow.types as types
+
+    kind = _bare(schema.field(name).type) if schema.names.count(name) == 1 else None
+    if kind and not (types.is_integer(kind) or types.is_floating(kind) or _is_null(kind)):
+        logging.warning("%s: column '%s' holds %s, expected whole numbers; it is not read", path, name, kind)
 
 
 def check_same(first: str | Path, columns: Sequence[str], other: str | Path, others: Sequence[str]) -> None:

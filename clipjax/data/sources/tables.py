@@ -101,19 +101,22 @@ def json_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
 
     Raises ManifestError for a file that cannot be read, and at its end for a required column that no row has.
     """
-    missing, seen, fault = set(columns.required), {}, ""
+    missing, seen, fault, rows = set(columns.required), {}, "", 0
     with open_table(table) as file:
         for line, text in enumerate(file, 1):
             if not text.strip():
                 continue
             row = _json_row(line, text)
             seen |= dict.fromkeys(row.values)
+            rows += not row.fault
             missing -= {name for name in missing if has_field(row.values, name)}
             fault = fault or (f" Line {line} is {row.fault}." if row.fault else "")
             yield row
+    if fault and not rows:
+        raise ManifestError(f"{table} is not a table of JSON objects, one a line.{fault}")
     for name in columns.required:
         if name in missing:
-            raise ManifestError(columns.missing(table, name, seen) + ("" if seen else fault))
+            raise ManifestError(columns.missing(table, name, seen))
 
 
 def is_image_name(text: str) -> bool:

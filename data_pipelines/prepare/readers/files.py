@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clipjax.data.sources.folder import Sidecars
+from clipjax.data.sources.image_files import Sidecars
 from clipjax.data.sources.tables import Columns
 from data_pipelines.archives import MAX_MEMBER
 from data_pipelines.command import Skips

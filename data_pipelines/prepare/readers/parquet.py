@@ -57,7 +57,7 @@ def units(options: Options) -> Listing:
 
 
 def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
-    """Keys are those of --key_column, or the file's name and the row's number."""
+    """Keys are those of --key_column, or the file's name and the row's number, also where that has none."""
     name, group, first = unit.payload
     file, *names_files = unit.files
     with open_file(file) as table:
@@ -65,7 +65,8 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
     names = names_in(names_files[0]) if names_files else names
     try:
         for number, row in enumerate(stream_rows(unit.files[0], group, _columns(options)), first):
-            key = str(row[options.key_column]) if options.key_column else f"{name}/{number:08d}"
+            key = row[options.key_column] if options.key_column else None
+            key = f"{name}/{number:08d}" if key in (None, "") else str(key)
             yield from _example(key, row, options, names, note)
     except RecordError as error:
         raise PipelineError(f"{error}.") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import RecordError
-from clipjax.data.sources.fields import texts_of
+from clipjax.data.sources.fields import pick, texts_of
 from clipjax.data.sources.tar_captions import SIDECARS
 from clipjax.data.sources.webdataset import (
     Parts,
@@ -110,7 +110,7 @@ def _texts(parts: Parts, options: Options) -> tuple[str, ...] | None:
         return None
     fields = fields if isinstance(fields, dict) else {}
     for column in options.caption_columns:
-        texts += texts_of(fields.get(column))
+        texts += texts_of(pick(fields, column))
     return tuple(dict.fromkeys(texts))
 
 
