@@ -18,8 +18,9 @@ NOISES = (0.3, None)
 SEEDS = range(4)
 MESHES = {1: (1, 1, 1), 3: (3, 1, 1), 8: (4, 2, 1)}
 BATCH, DIM = 96, 64
-# Relative to the largest element. Where NumPy's float32 happens to be more precise, these few roundings are allowed.
-FLOORS = {"value": 4e-7, "image": 5e-7, "text": 5e-7, "scale": 5e-6, "bias": 5e-7}
+# (how many times NumPy's error; an error that is allowed where NumPy's float32 happens to be more precise), relative to
+# the largest element. NumPy's sums depend on the processor, and devices add up all pairs in another order than NumPy.
+ALLOWED = {"value": (3, 3e-6), "image": (2, 2e-6), "text": (2, 2e-6), "scale": (3, 1e-5), "bias": (3, 3e-6)}
 COMMS = ["dense", "all_gather", "chunked", "ring"]
 TWO_PASSES = [name for name in LOSSES if name != "sigmoid"]
 
@@ -65,7 +66,7 @@ def errors(found, exact):
     )
 
 
-def assert_within_twice_float32s_own_error(name, comm, devices, repeats):
+def assert_near_float32s_own_error(name, comm, devices, repeats):
     mesh = make_mesh(MeshConfig(*MESHES[devices]), jax.devices()[:devices])
     rows = batch_sharding(mesh)
     loss_fn = make_loss(LOSSES[name].config(name, comm, repeats=repeats), mesh)
@@ -85,19 +86,19 @@ def assert_within_twice_float32s_own_error(name, comm, devices, repeats):
                 value, grads = run(*jax.device_put((x, y), rows), jnp.float32(scale), others)
                 ours.append(errors((value, *grads), exact))
                 own.append(float32)
-        worst, allowed = np.max(ours, 0), 2 * np.max(own, 0)
-        for found, twice, (what, floor) in zip(worst, allowed, FLOORS.items(), strict=True):
-            assert found <= max(twice, floor), f"{what} at scale {scale}: {found:.1e}, twice NumPy's: {twice:.1e}"
+        worst = zip(np.max(ours, 0), np.max(own, 0), ALLOWED.items(), strict=True)
+        for found, numpys, (what, (times, floor)) in worst:
+            assert found <= max(times * numpys, floor), f"{what} at scale {scale}: {found:.1e}, NumPy's: {numpys:.1e}"
 
 
 @pytest.mark.parametrize("name", ["softmax", "ntxent"])
 def test_both_passes_see_the_same_logits_on_eight_devices(name):
-    assert_within_twice_float32s_own_error(name, "all_gather", 8, "positives")
+    assert_near_float32s_own_error(name, "all_gather", 8, "positives")
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "cyclip"])
 def test_a_loss_is_as_precise_as_numpys_float32(name):
-    assert_within_twice_float32s_own_error(name, "all_gather", 8, "negatives")
+    assert_near_float32s_own_error(name, "all_gather", 8, "negatives")
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_a_loss_is_as_precise_as_numpys_float32(name):
 @pytest.mark.parametrize("comm", COMMS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_as_precise_as_numpys_float32(name, comm, devices, repeats):
-    assert_within_twice_float32s_own_error(name, comm, devices, repeats)
+    assert_near_float32s_own_error(name, comm, devices, repeats)
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.01, 0.001])
