@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, text files of any origin, JSON lines, and which files are no data."""
+"""Files that are written whole or not at all, text files of any origin, JSON lines, and which files are hidden."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def text_encoding(head: bytes) -> str:
 def split_lines(text: str) -> list[str]:
     r"""The lines of a text, which end in "\n", "\r\n" or "\r" and in nothing else.
 
-    str.splitlines also ends a line at U+2028, U+0085, form feeds and others, which stand inside captions and names.
+    str.splitlines also ends a line at U+2028, U+0085, form feeds and others, which occur inside captions and names.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines

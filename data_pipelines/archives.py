@@ -49,7 +49,7 @@ def tar_members(
 ) -> Iterator[Member]:
     """The regular files for which keep(name), in the archive's order; plain, gzip, xz or bzip2.
 
-    Archives that were joined into one file by `cat` are read on, with a warning.
+    Archives that were joined into one file by `cat` are all read, with a warning.
     refused(cause, name) is called for members that are left out: names that climb out of the folder, links and devices,
     and files larger than max_member; and once for bytes after the end that are no archive. Raises ArchiveError, after
     the members before that place, for damage and for more than max_total bytes or MAX_RATIO times the size of the file.

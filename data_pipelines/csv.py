@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("csv", __doc__)
     add_table_flags(parser)
     parser.add_argument(
-        "--delimiter", default="", help="separates fields: one character or 'tab'; without, found from the header"
+        "--delimiter", default="", help="separates fields: one character or 'tab'; default: detected from the header"
     )
     command.run(build, parser, argv)
 

@@ -84,7 +84,7 @@ def build(
         classes = {folder for _, _, (folder,) in items}
         if classes and classes <= set(SPLITS):
             raise PipelineError(
-                f"--images={images}: the folders {', '.join(sorted(classes))} are named as splits, not as classes. Set "
+                f"--images={images}: the folders {', '.join(sorted(classes))} are named after splits, not classes. Set "
                 "--splits=folders to take them as splits, or --images to one of them."
             )
         names, labels = class_folders(images, dict.fromkeys(folder for _, _, (folder,) in items), class_names)
@@ -152,8 +152,8 @@ def class_folders(
                 raise PipelineError(f"--images={root}: folder '{largest}' is not the number of a class.")
             names = ClassNames(tuple(map(str, range(largest + 1))), f"the folders of {root}")
             logging.warning(
-                "The class folders of %s are numbers, and captions will say so: '%s'. Give the classes' names with "
-                "--class_names=FILE, one per line; the number is the line, counted from 0.", root, names.names[-1:]
+                "The class folders of %s are numbers, which the captions will contain: '%s'. Give the classes' names "
+                "with --class_names=FILE, one per line; the number is the line, counted from 0.", root, names.names[-1:]
             )  # fmt: skip
     labels = {}
     for folder, name in spelled.items():

@@ -99,7 +99,7 @@ def run(
 
 
 def report_check(name: str, refuse: Callable[[], str], errors: Errors, *, collect: bool = False) -> None:
-    """Runs a check and prints a line about it; nothing for a check that has nothing to do here."""
+    """Runs a check and prints a line about it, or nothing for a check that does not apply."""
     before = len(errors.messages)
     line, new = errors.caught(refuse, collect=collect)
     if line:
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
 
     values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
     if values.workdir == "":
-        cli.fail("--workdir= names nothing.")
+        cli.fail("--workdir= is empty; give it a value.")
 
     def body() -> None:
         errors = Errors()

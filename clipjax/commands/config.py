@@ -65,7 +65,7 @@ def show(config: ExperimentConfig, *, only: tuple[str, ...] = (), changed: bool 
     for section in only:
         require(
             any(_is_in(line.name, section) for line in every),
-            f"--only={section}: no such section or field. There is {', '.join(sections)}.",
+            f"--only={section}: no such section or field. Expected {', '.join(sections)}.",
         )
     chosen = [
         line

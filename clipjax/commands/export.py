@@ -38,7 +38,7 @@ def run(
 ) -> None:
     """Writes weights (float32), configuration, preprocessing and tokenizer to destination, all of it or nothing.
 
-    step: "latest", "best" or a number. nearest_pixels: write also where the format cannot say how images are prepared,
+    step: "latest", "best" or a number. nearest_pixels: write even if the format cannot express how images are prepared,
     and print what is lost. tokenizer: write it as well. Raises InteropError naming what the format cannot
     express, such as a tokenizer that would give other ids there, or for a destination that exists.
     """
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("format", None, f"One of {', '.join(formats())}.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
-        nearest = "Write the nearest pixel options where the format cannot say config.data.pixels."
+        nearest = "Write the nearest pixel options if the format cannot express config.data.pixels."
         flags.DEFINE_bool("nearest_pixels", False, nearest, flag_values=values)
         flags.DEFINE_bool("tokenizer", True, "Write the tokenizer as well.", flag_values=values)
 

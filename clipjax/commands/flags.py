@@ -58,7 +58,8 @@ def parse(
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
     for name in required:
         if values[name].value in (None, ""):
-            fail(f"--{name} is missing. Try --help." if values[name].value is None else f"--{name}= names nothing.")
+            missing = values[name].value is None
+            fail(f"--{name} is missing. Try --help." if missing else f"--{name}= is empty; give it a value.")
     return values
 
 

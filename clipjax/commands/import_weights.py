@@ -78,7 +78,7 @@ def run(
             if document.get("differences"):
                 listed = "".join(f"\n  {difference}" for difference in document["differences"])
                 raise InteropError(
-                    f"{source} is not computed as by the original library:{listed}\n{summary}\n"
+                    f"{source}: clipjax computes other results than the original library:{listed}\n{summary}\n"
                     "Nothing was imported. --noparity imports it without comparing."
                 )
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))

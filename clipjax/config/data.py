@@ -104,7 +104,7 @@ class DataConfig:
     teacher_embeddings: str = experiment("")
     # decodes JPEGs in training; evaluation always uses Pillow. auto: simplejpeg where it is installed
     decoder: Literal["auto", "simplejpeg", "pillow"] = experiment("auto")
-    num_threads: int = runtime(2, within=WORKERS)  # that read and decode, in each worker
+    num_threads: int = runtime(2, within=WORKERS)  # threads that read and decode, in each worker
     prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
     worker_count: int = runtime(0, within=WORKERS_OR_ZERO)  # processes; 0: threads of this process
     # share of the records read that may be bad; a larger one stops the run

@@ -55,7 +55,7 @@ class ScheduleConfig:
     """The learning rate over the steps, as a share of its peak."""
 
     name: str = experiment("cosine")  # a row of clipjax.optim.schedules.SCHEDULES
-    warmup_steps: int = experiment(0, within=STEPS)  # the rate rises linearly from 0 over these steps
+    warmup_steps: int = experiment(0, within=STEPS)  # the rate rises linearly over these steps
     final_fraction: float = experiment(0.0, within=SHARE)  # cosine and linear end at this fraction of the learning rate
     rsqrt_timescale: int = experiment(10_000, within=COUNT)  # steps
     cooldown_steps: int = experiment(0, within=STEPS)  # rsqrt and constant: linear to zero over the last steps
@@ -97,7 +97,7 @@ class EvaluatorConfig:
         return class_names
 
     def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
-        """The texts that stand for the classes, for evaluators that make such; class_names: the source's."""
+        """The prompts of the classes, for evaluators that make prompts; class_names: the source's."""
         return ()
 
 

@@ -67,7 +67,7 @@ def require_field(config: ConfigDict, name: str) -> None:
             table = rows(section._table) if isinstance(section, SectionDict) and section._table else {}
             chosen = section["name"] if table else ""
             elsewhere = [field for field in _names(config) if field.rpartition(".")[2] == key][:3]
-            hint = f" There is {', '.join(f'config.{field}' for field in elsewhere)}." if elsewhere else ""
+            hint = f" Fields of that name: {', '.join(f'config.{field}' for field in elsewhere)}." if elsewhere else ""
             raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path) + hint)
         section, path = section[key], f"{path}.{key}"
     if isinstance(section, ConfigDict):
@@ -175,7 +175,7 @@ def _convert(kind: Any, value: Any, path: str, declared: Mapping[str, Any] = typ
     if origin is dict and is_tree:
         for key in value:
             if not isinstance(key, str) or not key or "/" in key:
-                raise ConfigError(f"{path} has the name {shown(key)}; expected a text that is not empty, without '/'.")
+                raise ConfigError(f"{path} has the name {shown(key)}; expected a non-empty name without '/'.")
         return {key: _convert(args[1], value[key], f"{path}.{key}", declared) for key in value}
     if is_tree and declared.get("table"):
         return _build_part(declared, value, path)

@@ -139,7 +139,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     for first in (0, 1):
         if names[1:] and all(re.match(rf"{line}[\s:,;.)]", name) for line, name in enumerate(names, first)):
             logging.warning("Every line of %s begins with its number, which becomes part of the class's name", path)
-    for what, written in {"stands in quotation marks": r"""(["']).*\1[,;]?""", "ends with a comma": ".*,"}.items():
+    for what, written in {"is in quotation marks": r"""(["']).*\1[,;]?""", "ends with a comma": ".*,"}.items():
         if names[1:] and all(re.fullmatch(written, name) for name in names):
             logging.warning("Every line of %s %s, which becomes part of the class's name", path, what)
             break

@@ -123,7 +123,7 @@ def check_records(state: dict, source: Source) -> None:
     records = len(source)
     if state.get("records", records) != records:
         raise DataError(
-            f"The checkpoint was trained on {state['records']} records, and the data have {records} now: their "
+            f"The checkpoint was trained on {state['records']} records, but the data now has {records}: the "
             "order would change. Give the run the data it began with, or use a new --workdir with "
             "--config.init_from set to this one."
         )
@@ -143,7 +143,7 @@ def changed_data(state: dict, source: Source) -> str:
         return ""
     return (
         f"The records of {', '.join(changed)} are not those that the checkpoint was trained on (their checksums "
-        "differ): from here on the curve is that of other data."
+        "differ): from this step on, the run trains on other data."
     )
 
 

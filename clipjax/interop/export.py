@@ -29,7 +29,7 @@ HABITS = {
 }
 NEAREST = (
     "Choose a format that stores how images are prepared (hf, open_clip), or add --nearest_pixels to write the nearest "
-    "that the format can say; whoever uses the files must then prepare images as config.data.pixels says."
+    "that the format can express; whoever uses the files must then prepare images as config.data.pixels says."
 )
 
 
@@ -39,8 +39,8 @@ def choose_family(
     """(name, family, shapes of its tensors): the first family of the format that can express the whole model.
 
     A family can do so if its table has a place for every parameter, and the configuration it writes is read back as
-    the same model, and as images that are prepared in the same way but for HABITS. nearest_pixels: do not ask for the
-    latter. parameters: name -> anything with a shape, as clipjax.interop.names.flatten returns.
+    the same model, and as images that are prepared in the same way, except for HABITS. nearest_pixels: do not require
+    the latter. parameters: name -> anything with a shape, as clipjax.interop.names.flatten returns.
     Raises InteropError with every family's reason if none can, or for an unknown format.
     """
     reasons, advice = [], ""

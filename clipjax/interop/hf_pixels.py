@@ -178,7 +178,7 @@ def statistics(processor: Processor) -> dict[str, tuple[float, ...]]:
 def write_square(kind: str, pixels: PixelConfig, image_size: int) -> dict[str, Any]:
     """The content of preprocessor_config.json; kind: the processor's class, a row of CLASSES.
 
-    What it cannot say is found when it is read back (clipjax.interop.export).
+    What it cannot express is noticed when it is read back (clipjax.interop.export).
     """
     side = {"height": image_size, "width": image_size}
     scale_to = pixels.scale_to or image_size

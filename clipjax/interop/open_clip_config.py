@@ -104,7 +104,7 @@ def read_pixels(description: Description, image_size: int, default: PixelConfig 
 
 
 def write_pixels(pixels: PixelConfig, size: int) -> dict[str, Any]:
-    """preprocess_cfg; size: of the image, in pixels. What it cannot say is found when it is read back."""
+    """preprocess_cfg; size: of the image, in pixels. What it cannot express is noticed when it is read back."""
     mode = {ours: theirs for theirs, ours in MODES.items()}[pixels.resize]
     shared = dict(mean=list(pixels.mean), std=list(pixels.std), interpolation=pixels.interpolation)
     return dict(size=[size, size], mode="RGB", resize_mode=mode, fill_color=pixels.fill, **shared)

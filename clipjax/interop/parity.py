@@ -62,8 +62,9 @@ def parity_report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tu
         for name, error in errors.items()
         if not error["cosine_error"] <= COSINE
     ]
-    if not errors["logits"]["max_abs_error"] <= RELATIVE * max(1.0, float(np.abs(theirs["logits"]).max())):
-        differences.append(f"logits of the same random inputs: {errors['logits']['max_abs_error']:.1e}")
+    error, tolerance = errors["logits"]["max_abs_error"], RELATIVE * max(1.0, float(np.abs(theirs["logits"]).max()))
+    if not error <= tolerance:
+        differences.append(f"logits of the same random inputs: difference {error:.1e}, tolerance {tolerance:.1e}")
     pictures, seen, more = _compare_picture(foreign.config, original, run, text)
     texts, read, others = _compare_captions(foreign.config, original, run, image)
     differences += [*more, *others]
@@ -103,7 +104,7 @@ def _compare_picture(
     try:
         theirs, pixels = original.process(picture)
     except Exception as error:  # whatever their code raises, the report says it
-        why = f"the original's image processor cannot be had ({type(error).__name__}: {error})"
+        why = f"the original's image processor cannot be loaded or run ({type(error).__name__}: {error})"
         return {"compared": False, "why": why}, f"no picture compared: {why}", []
     ours, what = _prepared(picture, config), "a picture of {} x {} pixels".format(*PICTURE)
     found, wanted = (_values(each) for each in (ours, pixels))
@@ -141,7 +142,7 @@ def _compare_captions(
         try:
             tokens = original.tokenize(caption, length)
         except Exception as error:  # whatever their code raises, the report says it
-            why = f"the original's tokenizer cannot be had ({type(error).__name__}: {error})"
+            why = f"the original's tokenizer cannot be loaded or run ({type(error).__name__}: {error})"
             return {"compared": False, "why": why}, f"no caption compared: {why}", []
         ours = tokenizer([caption])
         equal = tokens.ids.shape == ours.shape and bool((tokens.ids == ours)[tokens.inside].all())

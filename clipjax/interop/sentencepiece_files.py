@@ -20,12 +20,12 @@ from clipjax.interop.names import InteropError
 UNIGRAM, BPE, CHAR = 1, 2, 4  # TrainerSpec.ModelType; 3 splits at spaces alone
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # SentencePiece.Type; 4 is defined by the user
 MOST_REPLACEMENTS = 400
-PRIVATE = 0xF0000  # characters from here on stand for others for a while
+PRIVATE = 0xF0000  # characters from here on are temporary stand-ins for others
 
 
 @dataclass
 class SentencePieceModel:
-    """What of a .model decides ids."""
+    """The parts of a .model that decide ids."""
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)  # (text, score, type)
     kind: int = UNIGRAM
@@ -76,7 +76,7 @@ def to_pipeline(data: bytes, changed_before: Any = None) -> Any:
         (any(kind == UNUSED for *_, kind in model.pieces), "has pieces that are marked as unused"),
     ):
         if refused:
-            raise InteropError(f"the SentencePiece model {why}, which a tokenizer.json cannot say")
+            raise InteropError(f"the SentencePiece model {why}, which a tokenizer.json cannot express")
     pipeline = tokenizers.Tokenizer(_model(tokenizers, model))
     steps = _normalization(tokenizers, model, changed_before or (lambda text: text))
     if model.join_spaces:
@@ -118,7 +118,7 @@ def _normalization(tokenizers: Any, model: SentencePieceModel, changed_before: A
     """Normalizers that do what a table does: NFKC, and other replacements of single characters.
 
     NFKC also sorts combining marks. Those that the vocabulary has and that are part of no letter (the vowels of Arabic
-    and Hebrew) are kept from it, as are the characters that the table leaves alone.
+    and Hebrew) are exempt from it, as are the characters that the table leaves alone.
     """
     if not model.charsmap:
         return []
@@ -144,7 +144,7 @@ def _normalization(tokenizers: Any, model: SentencePieceModel, changed_before: A
     unstable = [value for value in other if nfkc.normalize_str(value) != value]
     if len(other) + 2 * len(kept) > MOST_REPLACEMENTS or unstable:
         raise InteropError(
-            "the SentencePiece model has a normalisation that a tokenizer.json cannot say: beside NFKC, "
+            "the SentencePiece model has a normalisation that a tokenizer.json cannot express: besides NFKC, "
             f"{len(other)} replacements and {len(kept)} characters that are exempt from it"
         )
     shield = [(character, chr(PRIVATE + i)) for i, character in enumerate(kept)]

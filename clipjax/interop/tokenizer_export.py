@@ -49,7 +49,7 @@ TEXTS = (
 
 
 class Export(NamedTuple):
-    """How a tokenizer goes out: what the configuration says of it, and the function that writes its files."""
+    """How a tokenizer is exported: what the configuration says of it, and the function that writes its files."""
 
     described: TokenizerConfig
     write: Callable[[Path], None]
@@ -209,7 +209,7 @@ def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False
     config = tokenizer.config
     if config.clean and not cleaned:
         raise InteropError(
-            "config.tokenizer.clean repairs wrong encodings and HTML entities (ftfy), which a tokenizer.json cannot say"
+            "a tokenizer.json cannot express config.tokenizer.clean, which repairs wrong encodings and HTML entities"
         )
     pipeline = json_pipeline(tokenizer)
     check_same(tokenizer, pipeline)
@@ -230,7 +230,7 @@ def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False
 def json_pipeline(tokenizer: Any) -> Any:
     """A tokenizers.Tokenizer with all rules of a tokenizer except config.clean, padding and truncation.
 
-    Raises InteropError for what it cannot say.
+    Raises InteropError for what it cannot express.
     """
     library, config = import_tokenizers(), tokenizer.config
     normalizers, regex = library.normalizers, library.Regex

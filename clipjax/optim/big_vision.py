@@ -1,4 +1,4 @@
-"""big_vision's Adam, Adafactor and Lion, with its dialects of weight decay (updates.py) and warm-up (schedules.py)."""
+"""big_vision's Adam, Adafactor and Lion, with its kinds of weight decay (updates.py) and warm-up (schedules.py)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def hint(path: Path) -> str:
         return f" {path} is a run's folder of checkpoints: name the run's folder {path.absolute().parent}."
     files = [path] if path.is_file() else path.glob("*")
     if any(file.suffix in PUBLISHED for file in files):
-        return f" {path} seems to be published weights: make a directory of them with clipjax import, and name that."
+        return f" {path} seems to be published weights: import it with clipjax import, and name the new directory."
     return ""
 
 

@@ -33,7 +33,7 @@ HELP = {
     "split": "records and tfds: which split to read",
     "data_dir": "tfds: folder of the datasets that are given by name",
     "image_root": "csv and jsonl: folder that paths start from; default the table's",
-    "delimiter": "csv: separates fields, one character or 'tab'; without, found from the header",
+    "delimiter": "csv: separates fields, one character or 'tab'; default: detected from the header",
     "shorter_side": "store larger images shrunk to this shorter side; 0: as they are",
     "longest_side": "store larger images shrunk to this longest side; 0: as they are",
     "quality": "of JPEGs that are encoded again",

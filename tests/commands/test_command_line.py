@@ -33,7 +33,7 @@ def test_help_shows_examples_and_every_flag(command, capsys):
         (["--config=experiments/quickstart.py"], "--workdir is missing"),
         (["--workdir=x"], "--config is missing"),
         (["--workdir=x", "--config.seed=1"], "--config.NAME=value goes with --config=FILE"),
-        (["--config=experiments/quickstart.py", "--workdir="], "--workdir= names nothing"),
+        (["--config=experiments/quickstart.py", "--workdir="], "--workdir= is empty; give it a value"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):

@@ -97,7 +97,8 @@ def test_a_field_of_another_section_is_named(capsys):
     with pytest.raises(SystemExit):
         train.main(["train", "--config=experiments/quickstart.py", "--config.learning_rate=1", "--workdir=x"])
     shown = capsys.readouterr().err
-    assert "no such field config.learning_rate" in shown and "There is config.optimizer.learning_rate." in shown
+    assert "no such field config.learning_rate" in shown
+    assert "Fields of that name: config.optimizer.learning_rate." in shown
     with pytest.raises(SystemExit):
         train.main(["train", "--config=experiments/quickstart.py", "--config.optimizer.lr=1", "--workdir=x"])
     assert "Known: b1, b2, ema_decay" in capsys.readouterr().err
@@ -148,7 +149,7 @@ def test_config_shows_what_changed_and_one_section(capsys):
     assert shown and all(line.startswith(("* optimizer.", "     ")) for line in shown)
     with pytest.raises(SystemExit):
         command.main(["config", "--config=experiments/quickstart.py", "--only=optimiser"])
-    assert "--only=optimiser: no such section or field. There is accumulation_steps," in capsys.readouterr().err
+    assert "--only=optimiser: no such section or field. Expected accumulation_steps," in capsys.readouterr().err
     assert command.show(ExperimentConfig(), changed=True) == "Every field has its default."
 
 

@@ -98,7 +98,7 @@ def test_a_file_of_names_is_read_as_all_numbered_files_are(tmp_path, caplog):
     assert "more than once, which only numbers can tell apart: 'crane' in lines 2, 3" in caplog.text
     path.write_text("0: cat\n1: dog\n")
     assert names_beside(tmp_path).names == ("0: cat", "1: dog") and "begins with its number" in caplog.text
-    for content, message in (("'cat',\n'dog',", "stands in quotation marks"), ("cat,\ndog,\n", "ends with a comma")):
+    for content, message in (("'cat',\n'dog',", "is in quotation marks"), ("cat,\ndog,\n", "ends with a comma")):
         path.write_text(content)
         assert names_beside(tmp_path).names == tuple(content.split()) and message in caplog.text
     for content, message in (("cat\n\ndog\n", "line 2 is empty"), ("", "is empty"), ("caf\xe9\n", "not UTF-8")):

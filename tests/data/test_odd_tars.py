@@ -88,7 +88,7 @@ def test_bytes_after_the_end_are_told_by_place_unless_members_are_lost_in_them(t
             assert len(open_tars(path)) == 3
             byte = len(tar + trailing) - len(trailing.lstrip(b"\0"))
             assert [
-                line for line in warnings if f"a.tar goes on after its end mark: what follows byte {byte} is" in line
+                line for line in warnings if f"a.tar continues after its end mark: what follows byte {byte} is" in line
             ]
     end = len(tar.rstrip(b"\0")) + -len(tar.rstrip(b"\0")) % 512
     for trailing, message in (

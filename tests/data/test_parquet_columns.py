@@ -135,7 +135,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_files_with_different_columns_are_refused_naming_both(tmp_path):
     write(tmp_path / "0.parquet", {"text": TEXTS, "label": pa.array([0, 1]), "other": TEXTS})
     write(tmp_path / "1.parquet", {"text": TEXTS})
-    with pytest.raises(ManifestError, match=r"0.parquet has the column 'label', and .*1.parquet has not"):
+    with pytest.raises(ManifestError, match=r"0.parquet has the column 'label', but .*1.parquet does not"):
         texts(tmp_path)
     write(tmp_path / "1.parquet", {"text": KINDS["binary"], "label": pa.array([1, 0]), "more": TEXTS})
     assert len(texts(tmp_path)) == 4

@@ -234,7 +234,7 @@ def test_resuming_late_reads_nothing_of_what_came_before():
 
 def test_a_checkpoint_of_a_source_with_another_number_of_records_is_refused():
     _, state = next(stream([example(i) for i in range(10)]))
-    with pytest.raises(DataError, match="trained on 10 records, and the data have 11 now"):
+    with pytest.raises(DataError, match="trained on 10 records, but the data now has 11"):
         stream([example(i) for i in range(11)]).set_state(state)
 
 

@@ -188,7 +188,7 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path):
     for index, name in enumerate(("train/cat", "train/dog", "val/cat")):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "a.png").write_bytes(encoded(index))
-    with pytest.raises(PipelineError, match="train, val are named as splits.*--splits=folders"):
+    with pytest.raises(PipelineError, match="train, val are named after splits.*--splits=folders"):
         image_folder.build(tmp_path / "out", images=tmp_path / "in", captions="folders")
     options = {"images": tmp_path / "in", "captions": "folders", "splits": "folders"}
     assert image_folder.build(tmp_path / "out", **options)["class_names"] == ["cat", "dog"]

@@ -209,10 +209,10 @@ def test_what_would_have_other_ids_is_refused(models, clip_folder, bert_folder, 
     folded = TokenizerConfig(path=train(tmp_path / "folded.model", "bpe", normalization_rule_name="nmt_nfkc_cf"))
     symbols = TokenizerConfig(path=train(tmp_path / "symbols.model", "bpe", user_defined_symbols=["<sep>"]))
     refused = [
-        ("hf", "hf_clip", openai, "config.tokenizer.clean repairs wrong encodings"),
-        ("hf", "hf_clip", replace(spm, clean=True), "config.tokenizer.clean repairs wrong encodings"),
+        ("hf", "hf_clip", openai, "cannot express config.tokenizer.clean, which repairs"),
+        ("hf", "hf_clip", replace(spm, clean=True), "cannot express config.tokenizer.clean, which repairs"),
         ("hf", "hf_clip", replace(bert, eos_to_pad=True), "tokenizer.json itself adds the end of text"),
-        ("hf", "hf_clip", replace(folded, lowercase=False), "normalisation that a tokenizer.json cannot say"),
+        ("hf", "hf_clip", replace(folded, lowercase=False), "normalisation that a tokenizer.json cannot express"),
         ("hf", "hf_clip", symbols, "symbols defined by the user, such as .'<sep>'"),
         ("hf", "hf_siglip2", spm, "Siglip2Tokenizer"),
         ("hf", "hf_siglip2", bert, "Siglip2Tokenizer"),

@@ -38,8 +38,8 @@ FROM_THE_END = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)
 def open_image(picture: Picture, at_least: int | None = None, alpha: str = "white") -> Image.Image:
     """A decoded RGB image: upright by its EXIF orientation; of an animation the first frame.
 
-    picture: an encoded file, or an image of any mode. One that Pillow opened gives the pixels of its file, and at the
-    frame where it stands; one that still carries an orientation in its EXIF data is turned, as its file would be.
+    picture: an encoded file, or an image of any mode. One that Pillow opened gives the pixels of its file, at its
+    current frame; one that still carries an orientation in its EXIF data is turned, as its file would be.
     at_least: a JPEG file is decoded at a half, a quarter or an eighth of its size while both sides stay that long.
     alpha, and how each mode becomes RGB: see modes.to_rgb.
     Raises RecordError for a file that is empty, truncated, damaged where its format has a checksum, of an unknown

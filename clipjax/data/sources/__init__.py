@@ -78,7 +78,7 @@ def open_source(config: SourceConfig) -> Source:
         isinstance(config, row.config),
         f"Source '{config.name}' needs a {row.config.__name__}, but got a {type(config).__name__}.",
     )
-    require(bool(config.path), f"Source '{config.name}' needs a path; '' is none.")
+    require(bool(config.path), f"Source '{config.name}' needs a path; its path is empty.")
     source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")

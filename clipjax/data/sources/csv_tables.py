@@ -1,6 +1,6 @@
 """Rows of CSV and TSV tables.
 
-CSV is RFC 4180's: a field may stand in quotation marks, within which separators and line ends are text and a quotation
+CSV is RFC 4180's: a field may be enclosed in quotation marks; inside, separators and line ends are text and a quotation
 mark is doubled. Any of DELIMITERS may separate the fields. In TSV, a table named .tsv whose fields are separated by
 tabs, quotation marks are text like other characters, and a row is a line.
 """
@@ -113,7 +113,7 @@ def _header(table: Path, lines: _Lines, columns: Columns) -> tuple[_Style, list[
     if not line:
         raise ManifestError(f"{table} is empty. Its first line must name the columns, such as image,caption.")
     if not is_unicode(line) or "\0" in line:
-        raise ManifestError(f"{table} line {lines.number} is not UTF-8, or no text. Save it as UTF-8.")
+        raise ManifestError(f"{table} line {lines.number} is not UTF-8 text. Save it as UTF-8.")
     first = "\t" if is_tsv else ","
     tried = [delimiter] if delimiter else [first, *(each for each in DELIMITERS if each != first)]
     styles = [_Style(each, not (is_tsv and each == "\t")) for each in tried]

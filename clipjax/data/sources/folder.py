@@ -28,7 +28,7 @@ class FolderConfig(SourceConfig):
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
     text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
-    # what separates the fields of a .csv or .tsv: one character or "tab"; "": found from the header
+    # what separates the fields of a .csv or .tsv: one character or "tab"; "": detected from the header
     delimiter: str = experiment("", fixed=ORDER)
 
 

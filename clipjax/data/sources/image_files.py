@@ -96,7 +96,7 @@ def folder_of_split(folder: Path, split: str) -> Path:
     surely = {split_in(name) for name in others}
     if split and (surely.intersection(name.lower().rstrip("0123456789") for name in others) or len(surely) > 1):
         raise ManifestError(
-            f"{folder} has no folder '{split}' for the split of this name, but {', '.join(others)}. Set split to one "
+            f"{folder} has no folder '{split}' for the split of this name, only {', '.join(others)}. Set split to one "
             "of these, or to '' to read all images in it and below."
         )
     return folder

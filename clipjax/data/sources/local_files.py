@@ -126,7 +126,7 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     if not files:
         raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.")
     if others:
-        logging.warning("Not read in %s: %s. Name all files by a pattern in path to read others.", folder, others)
+        logging.warning("Not read in %s: %s. To read them, set path to a pattern that names all files.", folder, others)
     of = {file: split if _begins(file, split) else split_in(file.name) for file in files} if split else {}
     named = [file for file in files if of.get(file, split) == split]
     if named:
@@ -140,7 +140,7 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     others = ", ".join(sorted({*of.values()} - {""}))
     if split != "train" or others:
         raise ManifestError(
-            f"{folder} has no file named after the split '{split}', but {files[0].name}"
+            f"{folder} has no file named after the split '{split}', only {files[0].name}"
             + (f" and files of the split(s) {others}" if others else "")
             + ". Set split, or name the files by a pattern in path."
         )

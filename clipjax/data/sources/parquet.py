@@ -43,7 +43,7 @@ class ParquetConfig(SourceConfig):
     name: str = "parquet"
     image_key: str = experiment("image", fixed=ORDER)  # column of bytes, or of Hugging Face's {bytes, path}
     # columns of texts or of lists of texts, joined by commas; "items/text" is a field inside another. The default may
-    # be missing where label_key has class names and no column has texts; the column of label_key stands for the names
+    # be missing where label_key has class names and no column has texts; to caption with class names, name its column
     text_key: str = experiment("text", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names, if there is one; "": none
 

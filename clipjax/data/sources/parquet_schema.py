@@ -72,7 +72,7 @@ def check_same(first: str | Path, columns: Sequence[str], other: str | Path, oth
         if (name in columns) != (name in others):
             has, lacks = (first, other) if name in columns else (other, first)
             raise ManifestError(
-                f"{has} has the column '{name}', and {lacks} has not. Write both with the same columns, or read them "
+                f"{has} has the column '{name}', but {lacks} does not. Write both with the same columns, or read them "
                 "as two sources of a mixture."
             )
 

@@ -56,7 +56,7 @@ class Columns:
     captions: tuple[str, ...] = (CAPTION_COLUMN,)  # "meta/text" is a field inside another
     label: str = ""  # "": none
     label_is_optional: bool = False  # the table may be without the column
-    delimiter: str = ""  # of CSV; "": found from the header
+    delimiter: str = ""  # of CSV; "": detected from the header
     options: OptionNames = OptionNames()
 
     @property
@@ -87,7 +87,7 @@ def open_table(table: Path) -> Iterator[TextIO]:
             head = file.read(HEAD)
         encoding = text_encoding(head)
         if encoding == "utf-8" and head.count(0) > len(head) // 5:
-            raise ManifestError(f"{table} line 1 is UTF-16 without a byte order mark, or no text. Save it as UTF-8.")
+            raise ManifestError(f"{table} line 1 is UTF-16 without a byte order mark, or not text. Save it as UTF-8.")
         with open(table, encoding=encoding, errors="surrogateescape", newline="") as file:
             yield file
     except OSError as error:

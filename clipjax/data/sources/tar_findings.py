@@ -1,4 +1,4 @@
-"""What is odd about the tars of a source is told once, at each start, or refused."""
+"""What is odd about the tars of a source: reported once at each start, or refused."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def tell(path: str, files: Sequence[str], indexes: Sequence[TarIndex]) -> None:
         _warn(some, "%s is %d archives joined into one file, and all of them are read; the second one begins at byte "
               "%d.", file, index.joined + 1, index.joined_at)  # fmt: skip
     if some := having(lambda index: index.garbage >= 0):
-        _warn(some, "%s goes on after its end mark: what follows byte %d is neither zeros nor a tar, and is not read.",
-              some[0][0], some[0][1].garbage)  # fmt: skip
+        _warn(some, "%s continues after its end mark: what follows byte %d is neither zeros nor a tar, and is not "
+              "read.", some[0][0], some[0][1].garbage)  # fmt: skip
     if some := having(lambda index: index.zeros == 0):
         _warn(some, "%s has no end mark: it may have been cut between two files.", some[0][0])
     if some := having(lambda index: index.zeros > MAX_ZEROS):

@@ -73,7 +73,7 @@ def allowed(member: Member) -> bool:
 def members(file: BinaryIO, size: int, start: int = 0, ending: Ending | None = None) -> Iterator[Member]:
     """The members in bytes start..size of a tar; start is where a header is.
 
-    Blocks of zeros end an archive; if another archive follows them, it is read on. ending: is told what follows the
+    Blocks of zeros end an archive; if another archive follows them, it is read too. ending: is told what follows the
     last member. Raises TarError, also where members follow that would be lost behind damage.
     """
     position, header_at, part, seen, extended = start, start, 0, False, {}

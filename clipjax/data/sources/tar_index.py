@@ -55,7 +55,7 @@ def load_index(path: str, folder: str = "") -> TarIndex:
                 return index
             else:
                 logging.warning(
-                    "%s has other samples than its index %s, though the size and time that the index is of: it is "
+                    "%s has other samples than its index %s, although its size and time are the same: it is "
                     "indexed again.", path, saved,
                 )  # fmt: skip
         with open(path, "rb") as file:

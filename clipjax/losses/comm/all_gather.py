@@ -27,7 +27,7 @@ def differentiate(
     tiles: Tiles, rows: Side, columns: Side, row_sums: RowSums, column_gradients: Any, kept: Side | None
 ) -> tuple[RowSums, Any]:
     if kept is None:
-        # Sums over pairs alone: no tile's derivative leans on another tile's products.
+        # Sums over pairs alone: no tile's derivative depends on another tile's products.
         return _both_ways(tiles, rows, columns, _of_all_devices(tiles, columns), row_sums, column_gradients)
     all_columns = kept._replace(slopes=all_gather(columns.slopes, tiles.axis_name))
     with products_in_squares():

@@ -32,7 +32,7 @@ from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _TEXTS = tuple(dict.fromkeys(("txt", "caption", "text", *SIDECARS)))
-_UNSORTED = "files of one key apart: the tar is not sorted; unpack it into a folder and pack that by tar --sort=name"
+_UNSORTED = "files of one key apart: the tar is not sorted; unpack it into a folder, pack that with tar --sort=name"
 
 
 def units(options: Options) -> Listing:
