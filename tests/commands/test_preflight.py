@@ -384,7 +384,10 @@ def test_a_configuration_on_other_devices_is_still_refused_first(folder, no_comp
 def test_a_workdir_without_a_name_or_with_one_too_long_is_one_line(folder, no_compiling, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = runs.write_experiment(folder)
-    for workdir, code, message in (("", 2, "--workdir= is empty;"), ("a" * 300, 1, "File name too long.")):
+    for workdir, code, message in (
+        ("", 2, "--workdir= is empty; give it a value."),
+        ("a" * 300, 1, "File name too long."),
+    ):
         with pytest.raises(SystemExit) as end:
             train.main(["train", f"--config={experiment}", f"--workdir={workdir}"])
         shown = capsys.readouterr().err.strip()
