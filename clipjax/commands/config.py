@@ -10,7 +10,10 @@ Any field shown can be set: --config.optimizer.learning_rate=1e-3. Nothing is ru
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -22,6 +25,8 @@ from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, from_config_dict, require
 from clipjax.config.comments import field_comments
 from clipjax.config.fields import metadata, rows
+
+TABLE = re.compile(r"a row of ([\w.]+)\.([A-Z_]+)")  # in a comment: the table of a field's choices
 
 
 class Line(NamedTuple):
@@ -50,6 +55,7 @@ def lines(config: Any, default: Any, prefix: str = "") -> Iterator[Line]:
                 yield from _section(section, None, f"{name}.{key}", table)
         else:
             comment = field_comments(type(config)).get(field.name, "")
+            comment = TABLE.sub(lambda match: " | ".join(rows(f"{match[1]}:{match[2]}")), comment)
             choices = typing.get_args(kinds[field.name]) if typing.get_origin(kinds[field.name]) is Literal else ()
             yield Line(name, value, base, "; ".join(filter(None, (" | ".join(choices), comment))))
 
@@ -80,11 +86,10 @@ def show(config: ExperimentConfig, *, only: tuple[str, ...] = (), changed: bool 
 
 
 def _section(section: Any, base: Any, name: str, table: str) -> Iterator[Line]:
-    """The lines of a section. If its name chooses a part, that line shows the default part and all that there are."""
+    """The lines of a section. If its name chooses a part, that line's default is the default part."""
     for line in lines(section, type(section)(), f"{name}."):
         if table and line.name == f"{name}.name":
-            default = section.name if base is None else base.name
-            line = line._replace(default=default, meaning=" | ".join(rows(table)))
+            line = line._replace(default=section.name if base is None else base.name)
         yield line
 
 
@@ -116,7 +121,11 @@ def main(argv: list[str]) -> None:
     values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
     only = tuple(filter(None, values.only.split(",")))
     width = shutil.get_terminal_size((120, 24)).columns
-    cli.run_command(
-        values,
-        lambda: print(show(from_config_dict(values.config), only=only, changed=values.changed, width=width)),
-    )
+
+    def body() -> None:
+        print(show(from_config_dict(values.config), only=only, changed=values.changed, width=width), flush=True)
+
+    try:
+        cli.run_command(values, body)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -39,12 +39,12 @@ class PatchBudget(NamedTuple):
 class BlockConfig:
     """The options of a block in the ViTs, the text transformer and the decoder. The defaults are CLIP's."""
 
-    width: int = weights(512, within=WIDTH)
+    width: int = weights(512, within=WIDTH)  # channels of a token
     depth: int = weights(12, within=DEPTH)  # number of blocks
     num_heads: int = meaning(8, within=WIDTH)  # of attention; a divisor of width
     mlp_dim: int = weights(2048, within=WIDTH)  # hidden units of a block's MLP
-    activation: Activation = meaning("gelu")
-    norm: Literal["layer", "rms"] = weights("layer")
+    activation: Activation = meaning("gelu")  # of the MLP, unless mlp="swiglu"
+    norm: Literal["layer", "rms"] = weights("layer")  # LayerNorm, or RMSNorm without a bias
     norm_eps: float = meaning(1e-5, within=SHARE)  # added to the variance in norms
     post_norm: bool = meaning(False)  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
     mlp: Literal["plain", "swiglu"] = weights("plain")  # swiglu: silu(gate) * up instead of the activation
@@ -53,7 +53,7 @@ class BlockConfig:
     mlp_norm: bool = weights(False)  # a norm before the MLP's last matrix (EVA-02's sub-LN)
     # initial value of a learned factor per channel on every branch; 0: none
     layer_scale: float = weights(0.0, within=WEIGHT)
-    init: Init = experiment("clip", at_start=True)
+    init: Init = experiment("clip", at_start=True)  # whose initial weights
     dropout: float = experiment(0.0, within=RATE)  # rate after each branch of a block, in training
     drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
     remat: Remat = runtime("none")
@@ -69,9 +69,9 @@ class ImageTowerConfig:
 
     name: str = weights("vit")  # a row of clipjax.models.IMAGE_TOWERS
     image_size: int = weights(224, within=PIXELS, converted=True)  # pixels; images are square
-    width: int = weights(768, within=WIDTH)
+    width: int = weights(768, within=WIDTH)  # channels of a token
     norm_eps: float = meaning(1e-5, within=SHARE)
-    remat: Remat = runtime("none")
+    remat: Remat = runtime("none")  # what the backward pass computes again to save memory (docs/mesh.md)
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ class TextTowerConfig:
     """The options of every text tower. The rest are in the dataclass of the row that `name` selects."""
 
     name: str = weights("transformer")  # a row of clipjax.models.TEXT_TOWERS
+    # rows of the token embedding; at least the tokenizer's pieces
     vocab_size: int = weights(49408, within=VOCABULARY)
     context_length: int = weights(77, within=POSITIONS, converted=True)  # tokens
-    width: int = weights(512, within=WIDTH)
+    width: int = weights(512, within=WIDTH)  # channels of a token
     norm_eps: float = meaning(1e-5, within=SHARE)
-    remat: Remat = runtime("none")
+    remat: Remat = runtime("none")  # what the backward pass computes again to save memory (docs/mesh.md)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from clipjax.models.transformer import check_dense, check_heads, check_rope, tra
 @dataclass(frozen=True)
 class TextTransformerConfig(BlockConfig, TextTowerConfig):
     name: str = "transformer"
-    causal: bool = meaning(True)
+    causal: bool = meaning(True)  # a token sees only those before it
     # eos: at eos_id. last: the last position, padding included (SigLIP). gap: the mean. cls: a token appended (CoCa)
     pool: Literal["eos", "last", "gap", "cls"] = meaning("eos")
     # where a text ends: the first position with this id; < 0: the largest id (OpenAI)
@@ -33,10 +33,10 @@ class TextTransformerConfig(BlockConfig, TextTowerConfig):
     pad_id: int = meaning(0, within=TOKEN_ID)  # pool="cls": the padding, which nothing attends to
     position: Literal["learned", "none"] = weights("learned")
     rope: bool = meaning(False)  # rotary positions
-    rope_theta: float = meaning(10_000.0, within=BASE)
+    rope_theta: float = meaning(10_000.0, within=BASE)  # base of the rotary frequencies
     projection: Literal["linear", "none"] = weights("linear")  # none: width == embed_dim
-    projection_bias: bool = weights(False)
-    scan_layers: bool = runtime(True, fixed=LAYOUT)
+    projection_bias: bool = weights(False)  # a bias in that map
+    scan_layers: bool = runtime(True, fixed=LAYOUT)  # one loop over stacked blocks: compiles faster
 
 
 class TextTransformer(nn.Module):

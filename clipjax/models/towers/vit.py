@@ -33,10 +33,10 @@ class PatchTowerConfig(BlockConfig, ImageTowerConfig):
     num_heads: int = 12
     mlp_dim: int = 3072
     pre_norm: bool = weights(True)  # CLIP's LayerNorm between the position embedding and the first block
-    patch_bias: bool = weights(False)
+    patch_bias: bool = weights(False)  # a bias after the patch embedding
     projection: bool = weights(True)  # linear map to embed_dim; False: width == embed_dim
-    projection_bias: bool = weights(False)
-    scan_layers: bool = runtime(True, fixed=LAYOUT)
+    projection_bias: bool = weights(False)  # a bias in that map
+    scan_layers: bool = runtime(True, fixed=LAYOUT)  # one loop over stacked blocks: compiles faster
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class ViTConfig(PatchTowerConfig):
     pool: Literal["cls", "gap", "map", "attentional", "parallel", "cascade"] = meaning("cls")  # docs/models.md
     # pools attentional, parallel, cascade: tokens that the pooler makes (CoCa)
     pooler_queries: int = weights(256, within=POSITIONS)
-    pooler_heads: int = meaning(8, within=WIDTH)
+    pooler_heads: int = meaning(8, within=WIDTH)  # of the pooler's attention
     class_token: bool = weights(False)  # one that is not pooled, if pool is not "cls" (CLIPA, CoCa)
     norm_after_pool: bool = meaning(False)  # ln_post on the result of pool "cls" or "gap", not on all tokens (CLIPA)
     position: Literal["learned", "sincos", "none"] = meaning("learned")
     rope: bool = meaning(False)  # rotary positions in two dimensions (EVA-02)
-    rope_theta: float = meaning(10_000.0, within=BASE)
+    rope_theta: float = meaning(10_000.0, within=BASE)  # base of the rotary frequencies
     # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
     rope_grid: int = meaning(16, within=PIXELS_OR_ZERO)
     # share of the patches left out, training only (FLIP, 2212.00794)
