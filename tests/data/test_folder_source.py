@@ -63,7 +63,7 @@ def test_a_split_is_a_subfolder(tmp_path):
 def test_a_split_without_a_folder_is_refused_where_other_splits_have_one(tmp_path):
     write(tmp_path, {"training/a.jpg": "A", "val/b.jpg": "B"})
     for split in ("train", "validation", "test"):
-        with pytest.raises(ManifestError, match=f"no folder '{split}' .*, but training, val. Set split to one"):
+        with pytest.raises(ManifestError, match=f"no folder '{split}' .*, only training, val. Set split to one"):
             open_images(tmp_path, split=split)
     assert [len(open_images(tmp_path, split=split)) for split in ("val", "")] == [1, 2]
     coco = write(tmp_path / "coco", {"train2017/a.jpg": "A", "val2017/b.jpg": "B", "Images/c.jpg": "C"})
