@@ -114,7 +114,7 @@ RESTARTS = {  # of the workdir `run`
     "another split": (lambda f: {"data__train__split": "validation"}, ConfigError, "split='train'"),
     "another loss": (lambda f: {"loss__name": "softmax"}, ConfigError, "loss.name='sigmoid'"),
     "averages": (lambda f: {"optimizer__ema_decay": 0.9}, CheckpointError, "has no 'ema_params'"),
-    "fewer records": (lambda f: {"data__train__path": str(f / "named")}, DataError, "trained on 64 records.* now has 12"),
+    "fewer records": (lambda f: {"data__train__path": str(f / "named")}, DataError, "on 64 records.* now has 12"),
 }
 STARTS = {  # of a new workdir
     "init_from nowhere": (lambda f: {"init_from": str(f / "no")}, CheckpointError, "init_from=.*no does not exist"),
