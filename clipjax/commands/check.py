@@ -13,18 +13,18 @@ each source.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.check_data import DataUse, report_source, uses_of_data
 from clipjax.commands.preflight import Preflight
-from clipjax.config import EvaluatorConfig, ExperimentConfig, collecting, from_config_dict, require
+from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, from_config_dict, require
 from clipjax.data import mixture
 from clipjax.data.probe import Labels
 from clipjax.data.sources import open_source
@@ -32,6 +32,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.inference.evaluate import check_with_data, errors_of
 from clipjax.processes import announce
 from clipjax.report.data import SourceReport
+from clipjax.training.check import part_checks
 
 
 class CheckError(RuntimeError):
@@ -44,22 +45,16 @@ class Errors:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def caught(self, body: Callable[[], Any], *, collect: bool = False) -> tuple[Any, list[str]]:
-        """(body(), or None where it raises an error of clipjax or of the file system; the errors that are new).
-
-        collect: go on after a failing `require`, for bodies that only compare values; see clipjax.config.collecting.
-        """
+    def caught(self, body: Callable[[], Any]) -> tuple[Any, list[str]]:
+        """(body(), or None where it raises an error of clipjax or of the file system; the errors that are new)."""
         before = len(self.messages)
-        result, found = None, []
         try:
-            with collecting() if collect else contextlib.nullcontext(found) as found:
-                result = body()
+            return body(), []
         except (ValueError, RuntimeError, OSError) as error:
             if not (type(error).__module__.startswith("clipjax.") or isinstance(error, OSError)):
                 raise
-            found = [str(error)]
-        self.add(*found)
-        return None if found else result, self.messages[before:] if found else []
+            self.add(str(error))
+        return None, self.messages[before:]
 
     def add(self, *messages: str) -> None:
         self.messages += [message for message in dict.fromkeys(messages) if message not in self.messages]
@@ -82,9 +77,16 @@ def run(
     require(records >= 0, f"--records={records} must be a number of records, or 0 for all.")
     errors, reports = Errors(), {}
     start_from = Preflight(config, workdir)
-    for number, (name, refuse) in enumerate(start_from.before_data()):
-        # The first check compares numbers alone; the others open files, and cannot go on without them.
-        report_check(name, refuse, errors, collect=number == 0)
+    machine = dict(num_devices=jax.device_count(), process_count=jax.process_count())
+    (name, refuse), *others = start_from.before_data()
+    try:
+        parts = part_checks(config, **machine)
+    except ConfigError:  # which `refuse` reports
+        parts = ()
+    report_check(name, refuse, errors, parts)
+    fits = not errors.messages
+    for name, refuse in others:
+        report_check(name, refuse, errors)
     tokenizer, _ = errors.caught(lambda: start_from.tokenizer)
     for use in uses_of_data(config):
         found, new = errors.caught(lambda use=use: check_source(use, config, tokenizer, errors, decode, records))
@@ -92,16 +94,25 @@ def run(
             announce(f"{use.name}: cannot be read: {new[0] if new else 'see above'}")
         else:
             reports[use.name] = found
-    report_check("training data", start_from.check_training_data, errors)
+    if fits:  # it makes examples, with settings that must have been checked
+        report_check("training data", start_from.check_training_data, errors)
     errors.raise_all()
     announce("OK")
     return reports
 
 
-def report_check(name: str, refuse: Callable[[], str], errors: Errors, *, collect: bool = False) -> None:
-    """Runs a check and prints a line about it, or nothing for a check that does not apply."""
+def report_check(
+    name: str, refuse: Callable[[], str], errors: Errors, parts: Sequence[Callable[[], object]] = ()
+) -> None:
+    """Runs a check and prints a line about it, or nothing for a check that does not apply.
+
+    parts: what `refuse` checks, one by one, so that each adds its error.
+    """
     before = len(errors.messages)
-    line, new = errors.caught(refuse, collect=collect)
+    for part in parts:
+        errors.caught(part)
+    line, _ = errors.caught(refuse)
+    new = errors.messages[before:]
     if line:
         announce(f"{name}: {line}")
     elif new:
@@ -150,7 +161,7 @@ def main(argv: list[str]) -> None:
 
     def body() -> None:
         errors = Errors()
-        config, _ = errors.caught(lambda: from_config_dict(values.config), collect=True)
+        config, _ = errors.caught(lambda: from_config_dict(values.config))
         errors.raise_all()
         run(config, values.workdir, decode=values.decode, records=values.records)
 

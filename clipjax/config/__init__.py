@@ -23,7 +23,7 @@ from clipjax.config.data import (
     SourceConfig,
     TokenizerConfig,
 )
-from clipjax.config.errors import ConfigError, collecting, nearest, require
+from clipjax.config.errors import ConfigError, nearest, require
 from clipjax.config.experiment import (
     CheckpointConfig,
     EvalConfig,
@@ -80,7 +80,6 @@ __all__ = [
     "TokenizerConfig",
     "build",
     "check_values",
-    "collecting",
     "declared",
     "default_config",
     "differences",

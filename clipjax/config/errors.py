@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import difflib
-from collections.abc import Iterable, Iterator
-
-_collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("collected", default=None)
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -15,33 +11,9 @@ class ConfigError(ValueError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ConfigError(message) unless condition holds; within `collecting`, notes the message instead."""
-    if condition:
-        return
-    collected = _collected.get()
-    if collected is None:
+    """Raises ConfigError(message) unless condition holds."""
+    if not condition:
         raise ConfigError(message)
-    collected.append(message)
-
-
-@contextlib.contextmanager
-def collecting() -> Iterator[list[str]]:
-    """Collects the messages of all failing `require` calls in the block, and goes on after each.
-
-    Code after a failed check may meet values that it was promised not to meet. So an exception ends the block, and is
-    raised only if nothing was collected before it; an error of clipjax is added to the list.
-    """
-    messages: list[str] = []
-    token = _collected.set(messages)
-    try:
-        yield messages
-    except ConfigError as error:
-        messages.append(str(error))
-    except Exception:
-        if not messages:
-            raise
-    finally:
-        _collected.reset(token)
 
 
 def shown(value: object) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from clipjax.config import ExperimentConfig, check_values, require
+from clipjax.config import ExperimentConfig, ModelConfig, check_values, require
 from clipjax.data.images import check_augment, check_pixels
 from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
@@ -15,45 +17,81 @@ from clipjax.optim import check_optimizer
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
-    """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError."""
+    """Refuses combinations that cannot run, before anything is compiled. Raises ConfigError at the first."""
+    for refuse in part_checks(config, num_devices=num_devices, process_count=process_count):
+        refuse()
+
+
+def part_checks(
+    config: ExperimentConfig, *, num_devices: int, process_count: int = 1
+) -> tuple[Callable[[], object], ...]:
+    """The checks of `check`, none of which depends on another: each raises ConfigError.
+
+    Raises ConfigError itself for numbers out of range and a mesh that does not fit, with which none could go on.
+    """
     check_values(config)
     shape = mesh_shape(config.mesh, num_devices)
-    model, image = config.model, config.model.image
-    batch_shards = shape[0] * shape[1]
+    shards, model = shape[0] * shape[1], config.model
+    sizes = {"global_batch_size": config.global_batch_size, "eval.batch_size": config.eval.batch_size}
+    return (
+        partial(check_processes, shape, process_count),
+        *(partial(check_batch, name, size, shape, process_count) for name, size in sizes.items()),
+        partial(check_towers, config, tensor=shape[2]),
+        partial(check_accumulation, config, shards),
+        partial(check_loss, config.loss, model, config.global_batch_size // shards),
+        partial(check_decoder, model),
+        partial(check_embeddings, config),
+        partial(check_pixels, config.data.pixels, model.image.image_size),
+        partial(check_augment, config.data.augment),
+        partial(check_mixture, config.data),
+        partial(check_optimizer, config.optimizer, config.total_steps),
+        partial(check_temperature, model),
+        partial(check_best_metric, config),
+    )
+
+
+def check_processes(shape: tuple[int, int, int], process_count: int) -> None:
+    """Refuses a mesh (data, fsdp, tensor) in which processes would share rows of a batch. Raises ConfigError."""
+    shards = shape[0] * shape[1]
     require(
-        batch_shards % process_count == 0,
-        f"config.mesh.tensor={shape[2]} leaves {batch_shards} part(s) of a batch, which {process_count} processes "
+        shards % process_count == 0,
+        f"config.mesh.tensor={shape[2]} leaves {shards} part(s) of a batch, which {process_count} processes "
         "cannot share: each reads rows of its own. Use a tensor axis no longer than one process has devices.",
     )
-    for name, size in (
-        ("global_batch_size", config.global_batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        require(
-            size % batch_shards == 0 and size % process_count == 0,
-            f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
-            f"{batch_shards} devices in {process_count} process(es). Use a multiple of {batch_shards}, "
-            f"such as {max(1, round(size / batch_shards)) * batch_shards}.",
-        )
-    check_towers(config, tensor=shape[2])
+
+
+def check_batch(name: str, size: int, shape: tuple[int, int, int], process_count: int) -> None:
+    """Refuses a batch that does not divide over the mesh (data, fsdp, tensor). Raises ConfigError."""
+    shards = shape[0] * shape[1]
+    require(
+        size % shards == 0 and size % process_count == 0,
+        f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
+        f"{shards} devices in {process_count} process(es). Use a multiple of {shards}, "
+        f"such as {max(1, round(size / shards)) * shards}.",
+    )
+
+
+def check_accumulation(config: ExperimentConfig, shards: int) -> None:
+    """Refuses micro-batches that do not divide the rows of one of `shards` devices. Raises ConfigError."""
     micro = config.accumulation_steps
     require(
-        config.global_batch_size % (batch_shards * micro) == 0,
-        f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // batch_shards} rows of one "
-        f"device (global_batch_size={config.global_batch_size} over {batch_shards}); use a divisor of it.",
+        config.global_batch_size % (shards * micro) == 0,
+        f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // shards} rows of one "
+        f"device (global_batch_size={config.global_batch_size} over {shards}); use a divisor of it.",
     )
-    check_loss(config.loss, model, config.global_batch_size // batch_shards)
-    check_decoder(model)
-    check_embeddings(config)
-    check_pixels(config.data.pixels, image.image_size)
-    check_augment(config.data.augment)
-    check_mixture(config.data)
-    check_optimizer(config.optimizer, config.total_steps)
+
+
+def check_temperature(model: ModelConfig) -> None:
+    """Refuses a logit_scale that the first step would cut. Raises ConfigError."""
     require(
         not 0 < model.logit_scale_max < model.logit_scale_init * (1 - 1e-3),
         f"config.model.logit_scale_init={model.logit_scale_init} is above logit_scale_max={model.logit_scale_max}, to "
         "which the first step would cut it; use a smaller one, or a larger logit_scale_max (0: no limit).",
     )
+
+
+def check_best_metric(config: ExperimentConfig) -> None:
+    """Refuses a best_metric that no evaluator of this name reports in time. Raises ConfigError."""
     best = config.checkpoint.best_metric
     require(
         not best or best.split("/")[0] in config.eval.evaluators,

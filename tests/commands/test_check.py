@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
 
 from clipjax.commands import check, check_data
-from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig, TokenizerConfig, collecting, require
+from clipjax.config import AugmentConfig, DataConfig, MixturePart, SourceConfig, TokenizerConfig
 from clipjax.data.probe import read_labels, some_of
 from clipjax.data.records import RecordError, encode_record, write_records
 from clipjax.data.tokenizers import make_tokenizer
@@ -217,14 +218,12 @@ def test_samples_are_short_lines_and_name_bad_records():
     assert all(len(line) < 330 for line in lines)
 
 
-def test_collecting_goes_on_after_a_failed_check_and_stops_at_an_exception():
-    with collecting() as messages:
-        require(False, "one")
-        require(True, "good")
-        require(False, "two")
-        raise ZeroDivisionError
-    assert messages == ["one", "two"]
-    with pytest.raises(ConfigError, match="three"):
-        require(False, "three")
-    with pytest.raises(ZeroDivisionError), collecting():
-        raise ZeroDivisionError
+def test_every_part_s_error_is_listed_and_no_other_exception_is_hidden_by_it(folder, monkeypatch, capsys):
+    config = config_of(folder, accumulation_steps=5)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=AugmentConfig(scale=(1.0, 0.5))))
+    with pytest.raises(check.CheckError, match=r"(?s)^2 errors found.*1\. config\.accumulation_steps=5.*2\. .*scale="):
+        check.run(config)
+    assert "configuration: wrong\n  config.accumulation_steps=5" in capsys.readouterr().out
+    monkeypatch.setattr(importlib.import_module("clipjax.training.check"), "check_augment", lambda augment: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check.run(config)
