@@ -5,13 +5,15 @@ docs/evaluation.md describes the arguments.
 """
 
 from clipjax.config import Part
-from clipjax.eval import retrieval, zero_shot
+from clipjax.eval import multilabel, retrieval, zero_shot
+from clipjax.eval.multilabel import MultilabelConfig
 from clipjax.eval.retrieval import RetrievalConfig
 from clipjax.eval.zero_shot import ZeroShotConfig
 
-__all__ = ["EVALUATORS", "RetrievalConfig", "ZeroShotConfig"]
+__all__ = ["EVALUATORS", "MultilabelConfig", "RetrievalConfig", "ZeroShotConfig"]
 
 EVALUATORS: dict[str, Part] = {
     "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
+    "multilabel": Part(MultilabelConfig, multilabel.evaluate, multilabel.check),
     "retrieval": Part(RetrievalConfig, retrieval.evaluate),
 }
