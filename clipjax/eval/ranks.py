@@ -32,7 +32,8 @@ def ranks(
 
     A rank is 1 + the number of non-matches before the best match: those that do not score below it, or, with ties
     "first", those above it and those with an equal score and a lower index. Non-matches whose score is NaN are before
-    every match, and all non-matches are before a match whose score is NaN. A query without a match has the rank M + 1.
+    every match, and all of them before the match where no match has a score. A query without a match has the rank
+    M + 1.
 
     query: [N, D] float32, pair_id: [N] int. candidate: [M, D], candidate_id: [M]; None: pair_id. Both lie on the host.
     Tiles of queries, spread over the mesh's batch axes, meet blocks of at most gallery_block candidates
@@ -99,8 +100,9 @@ def _best_match(
     best: jax.Array,
     place: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """(the best score of a match up to this block, the lowest index that has it), [T] each; NaN stays."""
-    scores = jnp.where(ids[:, None] == candidate_ids[None, :], _scores(query, candidate), -jnp.inf)
+    """(the best score of a match up to this block, the lowest index that has it), [T] each."""
+    scores = _scores(query, candidate)
+    scores = jnp.where((ids[:, None] == candidate_ids[None, :]) & ~jnp.isnan(scores), scores, -jnp.inf)
     here = jnp.max(scores, axis=1)
     return jnp.maximum(best, here), jnp.where(here > best, start + jnp.argmax(scores, axis=1), place)
 
