@@ -320,8 +320,8 @@ def test_slurm_gets_one_job_per_cell_and_no_second_one_while_it_is_queued(experi
 
 def test_what_no_machine_can_run_is_refused_without_its_devices():
     assert not errors_elsewhere(tiny_config(mesh=(4, 2, 1)))
-    (error,) = errors_elsewhere(tiny_config(mesh=(3, 1, 1)))
-    assert "config.global_batch_size=16 does not divide" in error
+    errors = errors_elsewhere(tiny_config(mesh=(3, 1, 1)))
+    assert "config.global_batch_size=16 does not divide" in errors[0] and "config.eval.batch_size=256" in errors[1]
 
 
 def test_the_check_of_the_cells_tells_which_cell_is_wrong_and_starts_none(experiment, tmp_path, monkeypatch):
