@@ -124,7 +124,10 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     )
     others = _others(folder, suffixes)
     if not files:
-        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.")
+        splits = _splits(folder, suffixes)
+        no = f" It has no folder '{split}' for the split." if split else ""
+        cure = f"{no} Set split to one of the folders that it has: {splits}." if splits else ""
+        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.{cure}")
     if others:
         logging.warning("Not read in %s: %s. To read them, set path to a pattern that names all files.", folder, others)
     of = {file: split if _begins(file, split) else split_in(file.name) for file in files} if split else {}
@@ -138,6 +141,8 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
             )  # fmt: skip
         return named
     others = ", ".join(sorted({*of.values()} - {""}))
+    if not others and re.search(rf"(^|[-_.]){re.escape(split)}$", folder.name):  # wds_cars_test, or the folder "test"
+        return files
     if split != "train" or others:
         raise ManifestError(
             f"{folder} has no file named after the split '{split}', only {files[0].name}"
@@ -155,6 +160,13 @@ def _others(folder: Path, suffixes: Sequence[str]) -> str:
     return " and ".join(f"{len(names)} like {min(names)}" for names in (packed, inner) if names)
 
 
+def _splits(folder: Path, suffixes: Sequence[str]) -> str:
+    """The folders of a folder that have data themselves, as text; "": none."""
+    inner = glob_visible(f"{glob.escape(str(folder))}/*/*")
+    names = {Path(name).parent.name for name in inner if name.lower().endswith(tuple(suffixes))}
+    return ", ".join(f"'{name}'" for name in sorted(names)[:10]) + (" ..." if len(names) > 10 else "")
+
+
 def split_in(name: str) -> str:
     """The first of SPLITS that is a word of a file's or folder's name: "cc3m-Val_0.tar", "val2017" -> "val"; or ""."""
     words = (word.rstrip("0123456789").lower() for word in re.split("[-_. ]", name))
@@ -169,7 +181,11 @@ def _matches(pattern: str, whole: str) -> list[str]:
     matches = glob_visible(pattern, recursive=True) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
     if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
-        raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")
+        near = [] if glob.has_magic(pattern) else glob_visible(f"{glob.escape(pattern.rstrip('/'))}[-_.]*")
+        hint = f" There is '{min(near)}'." if near else ""
+        raise ManifestError(
+            f"There is no file '{pattern}'{of}.{hint} Build or copy it, or name the files that there are."
+        )
     return matches
 
 
