@@ -21,6 +21,7 @@ from clipjax.files import glob_visible, hidden
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
+HUB_FOLDER = "data"  # in which repositories of Hugging Face's hub have their files
 PACKED = re.compile(r"\.(tgz|tar\.\w+)$")  # a tar that cannot be read in any order
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
@@ -30,9 +31,9 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
     config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; ** for folders at any depth) or a folder. A split
-    selects within a folder: the subfolder of its name, or the files whose names begin with it or have it as a word. For
-    "train" that is all files, unless some are named after another split. Where files are numbered like -00003-of-00128,
-    all of them must be there.
+    selects within a folder, or its subfolder HUB_FOLDER if only that has files: the subfolder of its name, or the files
+    whose names begin with it or have it as a word. For "train" that is all files, unless some are named after another
+    split. Where files are numbered like -00003-of-00128, all of them must be there.
     """
     path = config.path
     if "://" in path or path.startswith("pipe:"):
@@ -77,6 +78,29 @@ def expand_braces(pattern: str) -> Iterator[str]:
     return ("".join(parts) for parts in itertools.product(*choices))
 
 
+def read_below(root: Path, path: str, limit: int) -> bytes:
+    """The bytes of a file below a folder whose links are resolved.
+
+    Raises RecordError for a file outside it, above limit, or not readable.
+    """
+    try:
+        whole = (root / path).resolve()
+        if not whole.is_relative_to(root):
+            raise RecordError("path outside the folder", f"'{path}' is not in {root}")
+        # Reading a pipe would never return.
+        if not whole.is_file():
+            cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
+            raise RecordError("unreadable record", f"'{path}' is not a file in {root}{cure}")
+        size = whole.stat().st_size
+        if size > limit:
+            raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
+        return whole.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("unreadable record", f"'{path}': {error}") from error
+
+
 class OpenFiles:
     """Reads pieces of files and keeps the MAX_OPEN last used open. Thread-safe; a pickled copy opens files itself."""
 
@@ -119,9 +143,9 @@ class OpenFiles:
 def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     if split and (folder / split).is_dir():
         folder, split = folder / split, ""
-    files = sorted(
-        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
-    )
+    elif (folder / HUB_FOLDER).is_dir() and not _files(folder, suffixes) and _files(folder / HUB_FOLDER, suffixes):
+        folder = folder / HUB_FOLDER
+    files = _files(folder, suffixes)
     others = _others(folder, suffixes)
     if not files:
         splits = _splits(folder, suffixes)
@@ -150,6 +174,12 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
             + ". Set split, or name the files by a pattern in path."
         )
     return files
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
+    )
 
 
 def _others(folder: Path, suffixes: Sequence[str]) -> str:
