@@ -101,6 +101,12 @@ def read_layout(tars: Sequence[Path], config: SourceConfig) -> tuple[list[Path],
     return sorted(tars, key=lambda tar: (str(tar.parent), _number(tar), tar.name)), found[0]
 
 
+def has_caption_lines(tar: str | Path) -> bool:
+    """Whether the files around a tar say that a .txt in it has a caption a line. Raises ManifestError."""
+    layout = _layout_of(Path(tar).parent)
+    return layout is not None and layout.task == CAPTIONS
+
+
 def caption_lines(data: bytes, where: str) -> list[str]:
     """The captions of a .txt, one a line, in which backslash-n is a newline inside a caption; without empty ones.
 
