@@ -173,7 +173,7 @@ BAD_ROWS = {
     "cut": (npy([1, 0, 1])[:-1], "corrupt record", "has 23 bytes of data, expected 24"),
     "cut in its header": (npy([1, 0, 1])[:40], "corrupt record", "is not a .npy file"),
     "longer than it says": (npy([1, 0, 1]) + b"x", "corrupt record", "has 25 bytes of data"),
-    "huge": (HUGE, "corrupt record", "has 24 bytes of data, expected 240000000000000"),
+    "huge": (HUGE, "corrupt record", "bytes of data, expected 240000000000000 for"),
     "empty": (b"", "corrupt record", "is not a .npy file"),
     "an archive": (b"PK\3\4" + bytes(60), "corrupt record", "is not a .npy file"),
 }
@@ -182,7 +182,6 @@ BAD_ROWS = {
 @pytest.mark.parametrize("kind", BAD_ROWS)
 def test_a_wrong_row_is_a_bad_record_that_says_why(tmp_path, kind):
     row, cause, message = BAD_ROWS[kind]
-    assert len(HUGE) > 24 and b"30000" in HUGE
     folder = wds_sets.write_multilabel(tmp_path)
     write_split(folder, "test", [{"png": image(0), "npy": npy([0, 1, 0])}, {"png": image(1), "npy": row}])
     source = open_set(folder)
