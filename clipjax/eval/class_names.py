@@ -12,9 +12,9 @@ from absl import logging
 from clipjax.config import ConfigError, EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.data.labels import are_numbers, first_difference, match_names
-from clipjax.data.labels import read_class_names as read_names_file
 from clipjax.eval.class_prompts import class_prompts
 from clipjax.eval.embeddings import NotFinite
+from clipjax.eval.prompt_files import read_class_names
 from clipjax.files import TextFileError
 
 Ties = Literal["against", "first"]
@@ -24,11 +24,16 @@ Ties = Literal["against", "first"]
 class ClassesConfig(EvaluatorConfig):
     """The options of evaluators that compare images with classes, each embedded from prompts with its name."""
 
-    class_names: str = runtime("")  # text file, one name per line; "": the names that come with the source
+    # A text file with one name per line, or a JSON file or folder that `dataset` and `language` select from. "": the
+    # names that come with the source.
+    class_names: str = runtime("")
     rename: bool = runtime(False)  # class_names gives other names to the source's classes, line by line
     # Prompts; "{}" stands for the class name. (): the source's own templates, or ("{}",) where it has none.
     templates: tuple[str, ...] = runtime(())
-    templates_file: str = runtime("")  # a file of templates, or of each class's own prompts, instead of templates
+    templates_file: str = runtime("")  # a file of templates, read as class_names is, instead of templates
+    class_prompts: str = runtime("")  # a JSON file with the prompts of each class (CuPL), instead of templates
+    dataset: str = runtime("")  # the key of these files for this set, such as "imagenet1k"
+    language: str = runtime("")  # the language of class_names and templates_file, such as "it"
     ties: Ties = runtime("against")  # equal scores: against the model, or the class with the lowest index is first
     not_finite: NotFinite = runtime("error")  # NaN embeddings: refused, or counted as wrong answers
 
@@ -59,7 +64,7 @@ def resolve_names(config: ClassesConfig, own: Sequence[str]) -> tuple[Sequence[s
         if are_numbers(own):
             logging.warning("The classes of %s are named by their numbers: '%s' ...", config.source.path, own[0])
         return own, list(range(len(own)))
-    names = _read_file(config.class_names)
+    names = _read_file(config)
     if not own:
         return names, list(range(len(names)))
     if config.rename:
@@ -84,16 +89,17 @@ def resolve_names(config: ClassesConfig, own: Sequence[str]) -> tuple[Sequence[s
     return names, lines
 
 
-def _read_file(path: str) -> Sequence[str]:
+def _read_file(config: ClassesConfig) -> Sequence[str]:
+    path = config.class_names
+    several = Path(path).is_dir() or Path(path).suffix.lower() == ".json"
     require(
-        Path(path).is_file(), f"class_names='{path}' is not a file; expected a text file with one class name per line."
+        several or Path(path).is_file(),
+        f"class_names='{path}' is not a file; expected a text file with one class name per line.",
     )
     try:
-        names = read_names_file(path)
-    except (OSError, TextFileError) as error:
+        return read_class_names(path, *((config.dataset, config.language) if several else ()))
+    except (ConfigError, OSError, TextFileError) as error:
         raise ConfigError(f"class_names='{path}' cannot be read: {error}") from error
-    require(len(names) > 0, f"class_names='{path}' is empty; expected one class name per line.")
-    return names
 
 
 def names_of(config: ClassesConfig) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from absl import logging
 
 from clipjax.config import require
 from clipjax.eval.embeddings import NotFinite, broken_rows, not_finite_error
+from clipjax.eval.prompt_files import prompts_of_classes, read_class_prompts, read_templates
 from clipjax.eval.prompts import fill
 
 PROMPTS_AT_A_TIME = 8192  # bounds host memory: the embeddings of 21,000 classes in 80 prompts are 5 GB
@@ -43,11 +45,16 @@ def class_prompts(config: Any, names: Sequence[str], templates: Sequence[str] = 
 
     Raises ConfigError for a template without a place for the name, and for two of the options at once.
     """
-    require(
-        not (config.templates and config.templates_file),
-        f"templates and templates_file='{config.templates_file}' are both set; use one of them.",
-    )
+    options = {name: getattr(config, name) for name in ("templates", "templates_file", "class_prompts")}
+    given = [f"{name}={value!r}" for name, value in options.items() if value]
+    require(len(given) <= 1, f"{' and '.join(given)} are both set; use one of them.")
+    if path := config.class_prompts:
+        prompts = read_class_prompts(path, config.dataset, config.language)
+        return ClassPrompts([list(own) for own in prompts_of_classes(prompts, names)], ())
     chosen = tuple(config.templates) or tuple(templates) or BARE
+    if path := config.templates_file:
+        several = Path(path).is_dir() or Path(path).suffix.lower() == ".json"
+        chosen = read_templates(path, *((config.dataset, config.language) if several else ()))
     return _filled(chosen, names)
 
 

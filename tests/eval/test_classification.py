@@ -1,17 +1,23 @@
 """Zero-shot classification's tables, calibration, tie rules and prompts, on embeddings whose answers are known."""
 
+import dataclasses
 import hashlib
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from clipjax.config import ConfigError, MeshConfig, SourceConfig
+from clipjax.data.sources import WebDatasetConfig
 from clipjax.eval import MultilabelConfig, ZeroShotConfig, multilabel, zero_shot
 from clipjax.eval.classification import Predictions, calibration, shares, tables
 from clipjax.eval.embeddings import EmbeddingError
-from clipjax.mesh import make_mesh
+from clipjax.inference.evaluate import make_evaluate
+from clipjax.mesh import batch_sharding, make_mesh
 from tests.eval.toy import DIM, Texts, run, unit
+from tests.eval.wds_sets import TEMPLATES, write_classification, write_multilabel
+from tests.tiny import tiny_config
 
 SOURCE = SourceConfig(path="set", split="test")
 NAMES = ("cat", "dog", "eel", "fox", "gnu", "hen")
@@ -164,3 +170,51 @@ def test_a_multilabel_model_that_says_the_same_of_everything_is_no_better_than_t
     assert found["mean_average_precision_low"] < found["mean_average_precision"] < found["mean_average_precision_high"]
     assert found["chance"] == pytest.approx(8 / 120) and found["without_positives"] == 1
     assert label_images(mesh, texts, targets, ties="first")["mean_average_precision"] == pytest.approx(2 / 3)
+
+
+def test_names_templates_and_prompts_come_from_the_files_in_which_sets_have_them(mesh, texts, tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps({"en": {"set": NAMES}, "it": {"set": ["gatto", *NAMES[1:]]}}))
+    (tmp_path / "templates.txt").write_text("a photo of a {c}.\nart of the {c}.\n")
+    own = {name: [f"a {name}", f"the {name}, an animal"][: 1 + n % 2] for n, name in enumerate(NAMES)}
+    (tmp_path / "cupl.json").write_text(json.dumps({"set": own}))
+    image, label = texts.of(*(own[name][0] for name in NAMES)), np.arange(6)
+
+    def details(**options):
+        options = {name: str(tmp_path / value) for name, value in options.items()}
+        return classify(mesh, texts, image, label, dataset="set", **options)["details"]
+
+    assert details(templates_file="templates.txt")["prompts"]["templates"] == ["a photo of a {c}.", "art of the {c}."]
+    found = details(class_prompts="cupl.json")
+    assert found["prompts"] == {
+        "templates": [],
+        "number": 9,
+        "sha256": hashlib.sha256("\n".join(prompt for name in NAMES for prompt in own[name]).encode()).hexdigest(),
+    }
+    assert [row["recall"] for row in found["per_class"][::2]] == [1.0] * 3, "a class with one prompt is that prompt"
+    italian = ZeroShotConfig(class_names=str(tmp_path / "names.json"), dataset="set", language="it", rename=True)
+    assert italian.prompts(NAMES)[0] == "gatto"
+    with pytest.raises(ConfigError, match="are both set; use one of them"):
+        details(templates_file="templates.txt", class_prompts="cupl.json")
+    (tmp_path / "cupl.json").write_text(json.dumps({"set": {"cat": ["a cat"]}}))
+    with pytest.raises(ConfigError, match="5 of 6 classes have no prompts"):
+        details(class_prompts="cupl.json")
+
+
+def test_a_published_set_is_evaluated_with_its_own_templates_and_targets(tmp_path, monkeypatch):
+    several, one = write_multilabel(tmp_path), write_classification(tmp_path, "vtab/cifar10")
+    sources = [WebDatasetConfig(path=str(path), split="test") for path in (several, one)]
+    evaluators = {"several": MultilabelConfig(source=sources[0]), "one": ZeroShotConfig(source=sources[1])}
+    config = tiny_config()
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8, evaluators=evaluators))
+    mesh, words = make_mesh(config.mesh), Texts()
+    image = np.random.default_rng(0).normal(size=(8, DIM)).astype(np.float32)
+    embed = (lambda _, pixels: jax.device_put(image, batch_sharding(mesh)), lambda _, tokens: words.embed(tokens))
+    monkeypatch.setattr("clipjax.inference.evaluate.make_embed", lambda *_: embed)
+    found = make_evaluate(config, mesh, words.tokenizer)({"params": {"logit_scale": np.float32(np.log(50))}})
+    for result in found.values():
+        assert result["details"]["prompts"]["templates"] == list(TEMPLATES)
+        json.dumps(result, allow_nan=False)
+    assert found["one"]["details"]["calibration"]["logit_scale"] == pytest.approx(50)
+    assert 0 < found["several"]["mean_average_precision"] <= 1 and found["several"]["positives"] > 0
+    assert set(found["several"]) == {*evaluators["several"].metrics, "details"}
+    assert set(found["one"]) == {*(m for m in evaluators["one"].metrics if not m.startswith("top5")), "details"}
