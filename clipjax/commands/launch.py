@@ -18,6 +18,7 @@ from typing import Any
 from clipjax.config import ConfigError
 from clipjax.files import split_lines
 from clipjax.processes import duration
+from clipjax.runs.lock import lock_owner
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import LOG, Cell, saved_step
 
@@ -38,6 +39,7 @@ class Task:
     total_steps: int
     process: subprocess.Popen | None = field(default=None, repr=False)
     started: float = 0.0
+    held: bool = False  # another run had its workdir
     log_start: int = 0  # where this try's part of the log begins
 
     @property
@@ -63,14 +65,26 @@ class Local:
         """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
         with _signals(self._on_signal) as received:
             while self.running or (self.waiting and not self.stopping):
-                while self.waiting and len(self.running) < self.jobs and not self.stopping:
-                    self._start(self.waiting.pop(0))
+                while len(self.running) < self.jobs and not self.stopping and (task := self._next()):
+                    self._start(task)
                 time.sleep(POLL_SECONDS)
                 for task in [task for task in self.running if task.process.poll() is not None]:
                     self._end(task)
                 if time.monotonic() - self.shown > SHOW_SECONDS:
                     self._show_running()
             return received[0] if received else 0
+
+    def _next(self) -> Task | None:
+        """The next waiting cell that no other run holds, such as one that outlived a sweep that was killed."""
+        for task in self.waiting:
+            owner = lock_owner(task.workdir)
+            if not owner:
+                self.waiting.remove(task)
+                return task
+            if not task.held:
+                task.held = True
+                _say(f"{self._label(task)}: waits for the end of another run in it: {owner}")
+        return None
 
     def _on_signal(self) -> None:
         """The first signal lets the running cells save; the second ends them."""

@@ -1,5 +1,6 @@
 """clipjax sweep: the grid that --vary gives, what is refused before a cell begins, and cells that end in every way."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from clipjax.commands.sweep_check import errors_elsewhere
 from clipjax.commands.vary import build_settings, parse_axes, parse_seeds
 from clipjax.config import ConfigError, to_json_dict
 from clipjax.config.metrics import smaller_is_better
-from clipjax.runs.lock import RunLockError, folder_lock
+from clipjax.runs.lock import RunLockError, folder_lock, run_lock
 from clipjax.runs.sweep import cell_name, read_sweep, short_names
 from tests.runs import ROOT, build_data, write_experiment
 from tests.tiny import tiny_config
@@ -269,6 +270,22 @@ def test_two_sweeps_in_one_folder_are_refused(experiment, trainer, tmp_path):
         pytest.raises(RunLockError, match="in use by another sweep"),
     ):
         sweep.run([experiment], ["global_batch_size=8"], tmp_path / "sweep")
+
+
+def test_a_cell_that_another_run_holds_waits_for_its_end_while_others_are_trained(experiment, trainer, tmp_path, capfd):
+    folder, held = tmp_path / "sweep", contextlib.ExitStack()
+    held.enter_context(run_lock(folder / "global_batch_size=8" / "seed0"))
+
+    def let_go():
+        while not (folder / "global_batch_size=16" / "seed0" / "checkpoints" / "20").exists():
+            time.sleep(0.02)
+        held.close()
+
+    threading.Thread(target=let_go, daemon=True).start()
+    assert sweep.run([experiment], ["global_batch_size=8,16"], folder) == 0
+    shown = capfd.readouterr().out
+    assert shown.index("=8/seed0: waits for the end of another run in it: {") < shown.index("=16/seed0: finished")
+    assert shown.index("=16/seed0: finished") < shown.index("=8/seed0: finished")
 
 
 def test_a_runs_folder_is_no_sweeps_folder(experiment, tmp_path):
