@@ -19,7 +19,7 @@ class RunRecord:
     path: str  # the workdir, as it was given
     config: ExperimentConfig
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl, in order
-    seconds: float = 0.0  # that its processes took, where a sweep measured it; 0: unknown
+    seconds: float = 0.0  # that its processes took, where a sweep measured all of them; otherwise 0 or less
     fields: tuple[str, ...] = ()  # that its sweep varies
 
     @property
