@@ -79,7 +79,7 @@ def _curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> Fi
     share = "/" in name and len(values) and 0 <= values.min() and values.max() <= 1 and not name.endswith("rank")
     layout: Figure = {
         "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-        "yaxis": {"tickformat": ".0%"} if share else {},
+        "yaxis": {"tickformat": ".2~%"} if share else {},
         "margin": {"l": 52, "r": 12, "t": 8, "b": 40},
         "showlegend": False,
         "hovermode": "closest",
@@ -134,11 +134,11 @@ def similarity(captions: Sequence[str], thumbnails: Sequence[str]) -> Figure:
         "images": images,
         "shapes": own,
         "xaxis": {
-            "tickvals": list(range(n)), "ticktext": short, "tickangle": -45, "side": "bottom", "showgrid": False,
+            "tickvals": list(range(n)), "ticktext": short, "tickangle": -60, "side": "bottom", "showgrid": False,
             "zeroline": False, "range": [-0.5, n - 0.5],
         },
         "yaxis": {"showticklabels": False, "showgrid": False, "zeroline": False, "range": [n - 0.5, -0.5]},
-        "margin": {"l": 56, "r": 8, "t": 8, "b": 130},
+        "margin": {"l": 92, "r": 8, "t": 8, "b": 156},
     }  # fmt: skip
     return {"data": [heat], "layout": layout}
 

@@ -5,8 +5,7 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const touch = matchMedia("(pointer: coarse)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-    displayModeBar: touch.matches ? false : "hover" };
+  const settings = { responsive: true, displayModeBar: false }; // drag to zoom, double click to go back
   const drawn = new Set();
   const at = {}; // run -> the shown step's place
 
