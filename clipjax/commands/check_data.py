@@ -78,8 +78,10 @@ def uses_of_data(config: ExperimentConfig) -> list[DataUse]:
         part = name.removeprefix("train, ")
         fields.setdefault(source, "config.data.train" if part == name else f"config.data.mixture.{part}.source")
     for name, evaluator in config.eval.evaluators.items():
-        fields.setdefault(evaluator.source, f"config.eval.evaluators.{name}")
-        names[evaluator.source].append(f"evaluator {name}" if name in training else name)
+        for field, source in evaluator.sources.items():
+            key = name if field == "source" else f"{name}.{field}"
+            fields.setdefault(source, f"config.eval.evaluators.{key}")
+            names[source].append(f"evaluator {key}" if key in training else key)
     return [
         DataUse(
             " and ".join(of_source),

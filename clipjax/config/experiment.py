@@ -92,6 +92,11 @@ class EvaluatorConfig:
         """The names of the numbers that it reports; () where only an evaluation tells."""
         return ()
 
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The data that it reads, by the field that names them: "source", which is evaluated, and others."""
+        return {"source": self.source}
+
     def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
         """The name of each label; class_names: the source's. Raises ConfigError."""
         return class_names

@@ -29,6 +29,7 @@ from clipjax.data.records import ManifestError
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
+from clipjax.eval.split import Split
 from clipjax.inference.embed import global_batches, make_embed
 from clipjax.mesh import make_mesh
 from clipjax.models.pixels import image_of
@@ -61,19 +62,27 @@ def check_evaluators(config: ExperimentConfig) -> None:
 
 
 def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
-    """{evaluator: its source}; equal sources are opened once.
+    """{evaluator: its source, "evaluator.field": another of its sources}; equal sources are opened once.
 
     Raises ConfigError for an evaluator that cannot use its data, such as labels beyond the class names, as far as
     PROBED of the records show it; and as open_source does.
     """
     check_evaluators(config)
     opened: dict[SourceConfig, Source] = {}
+    sources = {}
     for name, evaluator in config.eval.evaluators.items():
+        for field, source in evaluator.sources.items():
+            with errors_of(key := _key(name, field)):
+                if source not in opened:
+                    opened[source] = open_source(source)
+                sources[key] = opened[source]
         with errors_of(name):
-            if evaluator.source not in opened:
-                opened[evaluator.source] = open_source(evaluator.source)
-            check_with_data(evaluator, opened[evaluator.source])
-    return {name: opened[evaluator.source] for name, evaluator in config.eval.evaluators.items()}
+            check_with_data(evaluator, sources[name])
+    return sources
+
+
+def _key(evaluator: str, field: str) -> str:
+    return evaluator if field == "source" else f"{evaluator}.{field}"
 
 
 def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
@@ -113,8 +122,13 @@ def make_evaluate(
     sources = open_evaluators(config) if sources is None else sources
     embed_images, embed_texts = embed or make_embed(config, mesh)
 
+    def split_of(source: Source) -> Split:
+        batches = functools.partial(global_batches, config, mesh, tokenizer, source)
+        return Split(len(source), batches, source.__getitem__, source.class_names, source.where)
+
     def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
         evaluator, source = config.eval.evaluators[name], sources[name]
+        others = {field: split_of(sources[_key(name, field)]) for field in evaluator.sources if field != "source"}
         return EVALUATORS[evaluator.name](
             evaluator,
             batches=lambda: global_batches(config, mesh, tokenizer, source),
@@ -124,12 +138,15 @@ def make_evaluate(
             class_names=source.class_names,
             where=source.where,
             captions=lambda index: source[index]["texts"],
+            record=source.__getitem__,
+            templates=getattr(source, "templates", ()),
             mesh=mesh,
+            **others,
         )
 
     def evaluate(variables: Any) -> Results:
         results = {}
-        for name in sources:
+        for name in config.eval.evaluators:
             started = time.perf_counter()
             results[name] = evaluate_one(name, variables)
             logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)

@@ -27,7 +27,8 @@ class Row(NamedTuple):
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
-    """An evaluator's metrics in their order, each with its interval and chance."""
+    """An evaluator's metrics in their order, each with its interval and chance; without its details."""
+    result = {metric: value for metric, value in result.items() if not isinstance(value, dict | list)}
     bounds = {metric: (f"{metric}_low", f"{metric}_high") for metric in result}
     bounds = {metric: pair for metric, pair in bounds.items() if all(bound in result for bound in pair)}
     shown_beside = {bound for pair in bounds.values() for bound in pair}
