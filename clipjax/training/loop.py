@@ -59,7 +59,10 @@ def loop(
     started_at = int(state.step)
     window = Window(config.global_batch_size)
     in_flight: collections.deque = collections.deque()
-    results = evaluate(eval_variables(state)) if started_at >= total else {}
+    results: dict[str, float] = {}
+    if started_at >= total:
+        results = evaluate(eval_variables(state))
+        evaluated(eval_variables(state), started_at)
     data_state = None
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
