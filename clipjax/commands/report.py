@@ -79,9 +79,10 @@ def with_predictions(found: RunData, config: ExperimentConfig | None, step: str)
             held_out = HeldOut(config, mesh, tokenizer, sources, make_embed(config, mesh))
             variables = opened.variables(mesh)
             snapshots, pairs = found.snapshots, found.pairs
-            if not snapshots:
+            if not snapshots and len(held_out.indices):
                 snapshots, pairs = [held_out.snapshot(variables, opened.step)], held_out.pairs
-            missing = {name: why for name, why in found.missing.items() if name == "curves"}
+            made = {"predictions", *(["pairs"] if snapshots else [])}
+            missing = {name: why for name, why in found.missing.items() if name not in made}
             predictions = held_out.predictions(variables, opened.step)
             return dataclasses.replace(
                 found, predictions=predictions, snapshots=snapshots, pairs=pairs, missing=missing

@@ -51,7 +51,7 @@ def curves(runs: Mapping[str, Sequence[dict[str, float]]]) -> list[dict[str, Any
 def _evaluation_metrics(names: Sequence[str]) -> set[str]:
     """Each evaluator's accuracies and recalls, or its first three metrics where it reports none."""
     shown: set[str] = set()
-    for evaluator in {name.partition("/")[0] for name in names if "/" in name} - {"bad_records", "epochs", "examples"}:
+    for evaluator in {name.partition("/")[0] for name in names if "/" in name} - {"bad_records", "epoch", "examples"}:
         own = [name for name in names if name.startswith(f"{evaluator}/")]
         shown |= set([name for name in own if name.endswith(FIRST)] or own[:3])
     return shown

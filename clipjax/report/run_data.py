@@ -16,7 +16,7 @@ from clipjax.runs.snapshots import PAIRS, PREDICTIONS, Snapshot, read_document, 
 NO_METRICS = "No curves: this directory has no metrics.jsonl, as weights that were imported."
 NO_PAIRS = (
     "No held-out pairs are stored: the run had no evaluators, or config.log.figures was off, or it was made before "
-    "clipjax kept snapshots."
+    "clipjax kept snapshots, or none of its held-out records could be read."
 )
 NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
 
@@ -70,7 +70,7 @@ def read_run(workdir: str | Path, name: str = "") -> RunData:
     results, results_step = last_results(workdir, metrics, config)
     missing = {
         "curves": "" if metrics else NO_METRICS,
-        "pairs": "" if snapshots else NO_PAIRS,
+        "pairs": "" if snapshots and len(snapshots[0].image) else NO_PAIRS,
         "predictions": "" if predictions else NO_PREDICTIONS,
     }
     return RunData(

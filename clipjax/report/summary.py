@@ -52,7 +52,7 @@ class Recorder:
         if not self.held_out:
             return
         snapshot = self.held_out.snapshot(variables, step)
-        if self.first:
+        if self.first and len(snapshot.image):
             write_snapshot(self.workdir, snapshot, self.held_out.pairs["id"])
             rows = some_pairs(len(snapshot.image))
             entries = [self.held_out.pairs["pairs"][row] for row in rows]
