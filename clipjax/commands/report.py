@@ -25,11 +25,14 @@ from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import prepare_evaluation
 from clipjax.processes import announce
+from clipjax.report.compare import compare
+from clipjax.report.compare_table import FORMATS
 from clipjax.report.held_out import HeldOut
 from clipjax.report.page import write_report
 from clipjax.report.run_data import RunData, read_runs
 from clipjax.report.summary import REPORT
 from clipjax.runs import CheckpointError, FingerprintError, open_run
+from clipjax.runs.record import read_records
 
 USAGE = "clipjax report RUN... [--out=report.html]"
 
@@ -59,9 +62,18 @@ def run(
         raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
     if compute:
         runs = [with_predictions(found, config, step) for found in runs]
-    write_report(out, runs)
+    write_report(out, runs, comparison_of(workdirs) if len(runs) > 1 else "")
     announce(f"Wrote {out}")
     return out
+
+
+def comparison_of(workdirs: Sequence[str | Path]) -> str:
+    """The table of `clipjax compare` about these runs, or why there is none."""
+    try:
+        records, notes = read_records([str(workdir) for workdir in workdirs])
+        return FORMATS["text"](compare(records, notes=notes))
+    except ConfigError as error:
+        return f"The runs cannot be compared: {error}"
 
 
 def with_predictions(found: RunData, config: ExperimentConfig | None, step: str) -> RunData:

@@ -151,6 +151,14 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path, folder):
         report.run([folder], out=tmp_path, compute=False)
 
 
+def test_several_runs_come_with_the_table_of_compare_or_the_reason_why_not(folder, tmp_path):
+    other = fake_run(tmp_path / "second", seed=3)
+    report.run([folder, other], out=tmp_path / "both.html", compute=False)
+    text = Page((tmp_path / "both.html").read_text()).text
+    assert "zoo/top1 at the end of training" in text and "80.00% ± 0.00%" in text
+    assert "The runs cannot be compared: " in report.comparison_of([folder, tmp_path / "nowhere"])
+
+
 def test_command_writes_beside_the_run_and_says_what_it_could_not_make(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run/snapshots/predictions.json").unlink()
