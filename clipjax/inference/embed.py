@@ -1,4 +1,4 @@
-"""Functions that run a model on a mesh: make_embed for embeddings, make_encode for single towers and their layers."""
+"""Functions that run a model on a mesh: make_embed for embeddings, make_encode for single towers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
@@ -78,6 +79,33 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
         return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
 
     return embed_images, embed_texts
+
+
+def make_image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
+    """image_features(variables, image_of(batch)) -> [B, width] float32: what enters the image tower's projection.
+
+    A global array sharded as the batch, not of unit length; linear probes read it. None where the tower has no
+    projection. All processes call it together.
+    """
+    variables = eval_variables(abstract_state(config, mesh))
+    if "projection" not in variables["params"]["image"]:
+        return None
+    model, pixels, sharding = DualEncoder(config.model, batch_sharding(mesh)), config.data.pixels, batch_sharding(mesh)
+
+    def features(variables: Any, image: jax.Array) -> jax.Array:
+        entered = []
+
+        def keep(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+            if context.module.path == ("image", "projection"):
+                entered.append(args[0])
+            return call(*args, **kwargs)
+
+        image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        with nn.intercept_methods(keep):
+            model.apply(variables, image=image, text=None)
+        return entered[0].astype(jnp.float32)
+
+    return jax.jit(features, in_shardings=(param_shardings(variables, mesh), sharding), out_shardings=sharding)
 
 
 class Encoded(NamedTuple):
