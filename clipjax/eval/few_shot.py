@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
-from clipjax.config import ConfigError, require
+from clipjax.config import require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, Range
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, ProbeConfig
+from clipjax.eval.features import Embed, Features, ProbeConfig
 from clipjax.eval.split import Split
 from clipjax.eval.zero_shot import wilson_interval
 
@@ -31,6 +32,7 @@ class FewShotConfig(ProbeConfig):
     shots: tuple[int, ...] = runtime((1, 5, 10, 25), within=COUNT)  # training examples of each class
     seeds: int = runtime(3, within=COUNT)  # draws of training examples, which are averaged
     l2: float = runtime(2.0**10, within=PENALTY)  # penalty of the squared weights
+    dtype: Literal["float32", "float64"] = runtime("float32")  # of the least squares; big_vision's is float32
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -55,7 +57,6 @@ def evaluate(
     embed_images: Embed,
     class_names: Sequence[str],
     train: Split,
-    mesh: Mesh,
     image_features: Embed | None = None,
     where: Callable[[int], tuple[str, int]] | None = None,
     **_: object,
@@ -88,8 +89,7 @@ def evaluate(
         accuracies, balanced = [], []
         for seed in range(config.seeds):
             chosen = draw(labels, data.classes, shots, seed)
-            kernel, bias = least_squares(x[chosen], labels[chosen], data.classes, config.l2)
-            hits = scores.linear_ranks(data.test.x, kernel, bias, data.test.labels, mesh) == 0
+            hits = least_squares_hits(x[chosen], labels[chosen], data.test, data.classes, config.l2, config.dtype)
             accuracies.append(float(np.mean(hits)))
             balanced.append(scores.mean_per_class(hits, data.test.labels))
         name, examples = f"top1_{shots}shot", len(data.test.labels)
@@ -111,24 +111,53 @@ def draw(labels: np.ndarray, classes: int, shots: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(np.flatnonzero(labels == own))[:shots] for own in range(classes)])
 
 
-def least_squares(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """(kernel [D, C], bias [C]) float64 of the ridge regression to 1 for an example's class and -1 for the others.
+def least_squares_hits(
+    x: np.ndarray, labels: np.ndarray, test: Features, classes: int, l2: float, dtype: str = "float32"
+) -> np.ndarray:
+    """[M] bool: the test examples whose class the ridge regression to 1 for it and -1 for the others scores highest.
 
     minimise  |Z W - T|^2 + l2 |W|^2,  Z = [(x - mean) / (std + 1e-5), 100]
 
-    The constant is a bias that is hardly penalised. x: [N, D], labels: [N]. The system that is solved has the smaller
-    of N and D + 1 unknowns for each class. Raises ConfigError where it has no solution.
+    The constant is a bias that is hardly penalised. x: [N, D], labels: [N]. It is solved on the processor, in dtype,
+    with the eigenvalues of Z^T Z or Z Z^T, whichever is smaller, as big_vision does: its float32 decides which of two
+    nearly equal classes is first. Raises ConfigError where the solution is not finite.
     """
-    x = x.astype(np.float64)
-    mean, std = x.mean(axis=0), x.std(axis=0) + EPSILON
-    z = np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS)
-    targets = 2.0 * (labels[:, None] == np.arange(classes)) - 1.0
+    with jax.enable_x64(dtype == "float64"), jax.default_device(_processor()):
+        weights, mean, std = _least_squares(jnp.asarray(x, dtype), labels.astype(np.int32), classes, l2)
+        require(
+            bool(jnp.isfinite(weights).all()),
+            f"few_shot: the least squares of {len(x)} examples with l2={l2:g} have no finite solution in {dtype}.",
+        )
+        return np.asarray(_predict(weights, mean, std, jnp.asarray(test.x, dtype))) == test.labels
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _least_squares(x: jax.Array, labels: jax.Array, classes: int, l2: float) -> tuple[jax.Array, ...]:
+    """(weights [D + 1, C], mean [1, D], std [1, D])."""
+    mean, std = jnp.mean(x, axis=0, keepdims=True), jnp.std(x, axis=0, keepdims=True) + EPSILON
+    z = _with_bias((x - mean) / std)
+    targets = 2.0 * jax.nn.one_hot(labels, classes, dtype=x.dtype) - 1.0
+    if z.shape[0] >= z.shape[1]:
+        eigenvalues, vectors = jnp.linalg.eigh(z.T @ z)
+        left, right = vectors, vectors.T @ (z.T @ targets)
+    else:
+        eigenvalues, vectors = jnp.linalg.eigh(z @ z.T)
+        left, right = z.T @ vectors, vectors.T @ targets
+    return (left * (1.0 / (eigenvalues + l2))[None]) @ right, mean, std
+
+
+@jax.jit
+def _predict(weights: jax.Array, mean: jax.Array, std: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.argmax(_with_bias((x - mean) / std) @ weights, axis=1)
+
+
+def _with_bias(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, 1)), constant_values=BIAS)
+
+
+def _processor() -> jax.Device:
+    """The host's processor, or an accelerator where JAX was started without it."""
     try:
-        if len(z) >= z.shape[1]:
-            weights = np.linalg.solve(z.T @ z + l2 * np.eye(z.shape[1]), z.T @ targets)
-        else:
-            weights = z.T @ np.linalg.solve(z @ z.T + l2 * np.eye(len(z)), targets)
-    except np.linalg.LinAlgError as error:
-        raise ConfigError(f"The least squares of {len(x)} examples have no solution with l2={l2}: {error}") from error
-    kernel = weights[:-1] / std[:, None]
-    return kernel, BIAS * weights[-1] - mean @ kernel
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,7 +52,7 @@ class LogisticRegression:
         # -1: padding
         targets = np.pad(targets, (0, pad), constant_values=-1).astype(np.int32).reshape(blocks, rows)
         self.targets = to_mesh(targets, sharding)
-        self.loss = jax.jit(_loss, out_shardings=replicated(mesh))
+        self.loss = _jitted(mesh)
 
     def fit(self, c: float, max_iterations: int = 1000) -> Classifier:
         """The classifier of the penalty 1 / c."""
@@ -81,6 +83,11 @@ class LogisticRegression:
         kernel, bias = np.zeros((width, self.classes)), np.full(self.classes, -np.inf)
         kernel[:, self.occur], bias[self.occur] = parameters[:-1], parameters[-1]
         return Classifier(kernel, bias, int(found.nit), bool(found.status == 0))
+
+
+@functools.cache
+def _jitted(mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    return jax.jit(_loss, out_shardings=replicated(mesh))
 
 
 def _loss(
