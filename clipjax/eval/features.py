@@ -26,7 +26,7 @@ class ProbeConfig(EvaluatorConfig):
     """What the probes share: `train` has the labelled images to learn from, `source` those to classify."""
 
     train: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
-    # before_projection: what enters the image tower's projection, not of unit length
+    # before_projection: what enters the image tower's projection (or the pooled output, if it has none), not normalised
     features: Literal["image_embedding", "before_projection"] = runtime("image_embedding")
 
     @property
@@ -147,7 +147,7 @@ def probe_data(
         config, {"source": class_names} | {field: split.class_names for field, split in splits.items()}
     )
     embed = image_features if config.needs_features else embed_images
-    require(embed is not None, "features='before_projection': this model has no projection to take them before.")
+    require(embed is not None, "features='before_projection': this model does not give them.")
     found: dict[str, Features] = {}
     for field, (read, place) in {
         **{field: (split.batches, split.where) for field, split in splits.items()},

@@ -17,8 +17,8 @@ from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, Range
 from clipjax.eval import features, scores
 from clipjax.eval.features import Embed, Features, ProbeConfig
+from clipjax.eval.intervals import wilson_interval
 from clipjax.eval.split import Split
-from clipjax.eval.zero_shot import wilson_interval
 
 BIAS, EPSILON = 100.0, 1e-5
 PENALTY = Range(0, 1e12, low_open=True)

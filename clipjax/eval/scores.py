@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.eval.features import ProbeData
-from clipjax.eval.zero_shot import wilson_interval
+from clipjax.eval.intervals import wilson_interval
 from clipjax.mesh import batch_sharding, batch_shards, replicated, to_host, to_mesh
 
 MAX_SCORES = 2**26  # scores that exist at a time, over all devices: 512 MiB in float64

@@ -84,26 +84,31 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
 def make_image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
     """image_features(variables, image_of(batch)) -> [B, width] float32: what enters the image tower's projection.
 
-    A global array sharded as the batch, not of unit length; linear probes read it. None where the tower has no
-    projection. All processes call it together.
+    A global array sharded as the batch, not of unit length; probes read it. Of a tower that is set to have no
+    projection it is the pooled output. None for a tower whose projection is no layer of its own, such as CLIP's
+    ResNet. All processes call it together.
     """
     variables = eval_variables(abstract_state(config, mesh))
-    if "projection" not in variables["params"]["image"]:
+    projects = "projection" in variables["params"]["image"]
+    if not projects and getattr(config.model.image, "projection", True):
         return None
     model, pixels, sharding = DualEncoder(config.model, batch_sharding(mesh)), config.data.pixels, batch_sharding(mesh)
 
     def features(variables: Any, image: jax.Array) -> jax.Array:
-        entered = []
+        found = []
 
         def keep(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-            if context.module.path == ("image", "projection"):
-                entered.append(args[0])
-            return call(*args, **kwargs)
+            result = call(*args, **kwargs)
+            if projects and context.module.path == ("image", "projection"):
+                found.append(args[0])
+            elif not projects and (context.module.path, context.method_name) == (("image",), "__call__"):
+                found.append(result.pooled)
+            return result
 
         image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         with nn.intercept_methods(keep):
             model.apply(variables, image=image, text=None)
-        return entered[0].astype(jnp.float32)
+        return found[0].astype(jnp.float32)
 
     return jax.jit(features, in_shardings=(param_shardings(variables, mesh), sharding), out_shardings=sharding)
 

@@ -169,8 +169,8 @@ def _image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any]
     features = make_image_features(config, mesh) if need else None
     require(
         not need or features is not None,
-        f"config.eval.evaluators.{(need or [''])[0]} needs what enters the image tower's projection, and image tower "
-        f"'{config.model.image.name}' has none; use features='image_embedding'.",
+        f"config.eval.evaluators.{(need or [''])[0]} needs what enters the image tower's projection, which image tower "
+        f"'{config.model.image.name}' does not give; use features='image_embedding'.",
     )
     return features
 
