@@ -93,7 +93,7 @@ def evaluate(
         results |= {
             f"{side}_uniformity": uniformity(x[chosen], mesh),
             f"{side}_effective_rank": effective_rank(products),
-            f"{side}_centred_effective_rank": effective_rank(covariance),
+            f"{side}_centred_effective_rank": effective_rank(covariance, rounded=np.trace(products) / len(x)),
             f"{side}_dead_dimensions": float(np.mean(spread < DEAD / np.sqrt(x.shape[1]))),
         }
     warnings = warnings_of(results)
@@ -129,12 +129,15 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return total, products
 
 
-def effective_rank(products: np.ndarray) -> float:
-    """exp(-sum p log p) with p the singular values of X divided by their sum; products: X^T X [D, D]. 0 for X = 0."""
+def effective_rank(products: np.ndarray, rounded: float = 0.0) -> float:
+    """exp(-sum p log p) with p the singular values of X divided by their sum; products: X^T X [D, D]. 0 for X = 0.
+
+    rounded: the scale of what products were the difference of, whose rounding they have.
+    """
     # A matrix of rank r has D - r eigenvalues that are 0 to within rounding; their roots would not be.
     values = np.linalg.eigvalsh(products)
-    values = np.where(values > values.max() * len(values) * np.finfo(np.float64).eps, values, 0)
-    singular = np.sqrt(values[values > 0])
+    limit = max(values.max(), rounded) * len(values) * np.finfo(np.float64).eps
+    singular = np.sqrt(values[values > limit])
     share = singular / singular.sum() if len(singular) else singular
     return float(np.exp(-np.sum(share * np.log(share)))) if len(share) else 0.0
 

@@ -93,7 +93,7 @@ def evaluate(
             accuracies.append(float(np.mean(hits)))
             balanced.append(scores.mean_per_class(hits, data.test.labels))
         name, examples = f"top1_{shots}shot", len(data.test.labels)
-        low, high = wilson_interval(np.mean(accuracies) * examples, examples)
+        low, high = wilson_interval(float(np.mean(accuracies)) * examples, examples)
         spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
         results |= {name: float(np.mean(accuracies)), f"{name}_low": low, f"{name}_high": high, f"{name}_std": spread}
         results |= {f"mean_per_class_{shots}shot": float(np.mean(balanced)), f"short_classes_{shots}shot": short}

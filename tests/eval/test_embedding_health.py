@@ -83,7 +83,7 @@ def test_collapse_is_told(caplog):
     found = health(point, point)
     assert found["image_uniformity"] == pytest.approx(0, abs=1e-12) and found["alignment"] == 0
     assert found["image_dead_dimensions"] == 1.0 and found["modality_accuracy"] == 0.5
-    assert found["image_effective_rank"] == pytest.approx(1)
+    assert found["image_effective_rank"] == pytest.approx(1) and found["image_centred_effective_rank"] < 1
     assert "the image embeddings have collapsed" in caplog.text
     assert "all images and captions have almost the same embedding" in found["details"]["warnings"]
     assert any("100.0% of the dimensions" in warning for warning in found["details"]["warnings"])
