@@ -12,7 +12,7 @@ from clipjax.inference.embed import make_embed, make_image_features
 from clipjax.inference.evaluate import make_evaluate, open_evaluators
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
-from clipjax.training.state import create_state, eval_variables
+from clipjax.training.state import abstract_state, create_state, eval_variables
 from tests.data.samples import LengthTokenizer, record, write_folder
 from tests.tiny import tiny_batches, tiny_config
 
@@ -73,13 +73,10 @@ def test_the_features_before_the_projection_are_what_it_multiplies(model):
 
 def test_a_tower_set_to_have_no_projection_gives_its_pooled_output_and_a_resnet_nothing():
     config = tiny_config()
-    shape = lambda c: (
-        jax.eval_shape(  # noqa: E731
-            make_image_features(c, mesh), eval_variables(create_state(c, mesh)), tiny_batches(1)[0]["image"]
-        ).shape
-    )
     mesh = make_mesh(config.mesh)
-    assert shape(config) == (16, 32)
+    variables, image = abstract_state(config, mesh), tiny_batches(1)[0]["image"]
+    found = jax.eval_shape(make_image_features(config, mesh), eval_variables(variables), image)
+    assert found.shape == (16, 32)
     resnet = dataclasses.replace(get_preset("clip_rn50"), dtype="float32")
     config = with_evaluators(dataclasses.replace(config, model=resnet), probe=LinearProbeConfig(
         train=SourceConfig(path="a"), source=SourceConfig(path="b"), features="before_projection"))  # fmt: skip
