@@ -99,7 +99,7 @@ def evaluate(
         for k in config.neighbours:
             classes = data.train.labels[index[:, :k]]
             ranks[k].append(vote_ranks(similarity[:, :k], classes, own, data.classes, config.temperature))
-    first, *_rest = found = {k: np.concatenate(parts) for k, parts in ranks.items()}
+    found, first = {k: np.concatenate(parts) for k, parts in ranks.items()}, config.neighbours[0]
     results = scores.with_interval("top1", found[first] == 0)
     results |= {
         "top5": float(np.mean(found[first] < 5)),
