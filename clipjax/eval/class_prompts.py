@@ -120,10 +120,9 @@ def embed_classes(
             "%d of %d classes have the same tokens in all prompts as another class, and are right only by the tie "
             "rule: %s", len(alike), len(names), ", ".join(f"'{name}'" for name in alike[:10]),
         )  # fmt: skip
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
-    if len(broken := broken_rows(unit, not_finite)):
-        raise not_finite_error(f"the class '{names[broken[0]]}', whose prompts cancel out,", broken, len(unit))
+    # Prompts whose embeddings cancel out, or are zeros, give zeros: a score that ties with every other such class.
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    unit = np.divide(mean, length, out=np.zeros_like(mean), where=length != 0).astype(np.float32)
     return unit, len(alike)
 
 
