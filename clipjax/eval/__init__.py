@@ -12,6 +12,7 @@ from clipjax.eval import (
     knn,
     linear_probe,
     linear_probe_adamw,
+    multilabel,
     retrieval,
     zero_shot,
 )
@@ -20,6 +21,7 @@ from clipjax.eval.few_shot import FewShotConfig
 from clipjax.eval.knn import KNNConfig
 from clipjax.eval.linear_probe import LinearProbeConfig
 from clipjax.eval.linear_probe_adamw import LinearProbeAdamWConfig
+from clipjax.eval.multilabel import MultilabelConfig
 from clipjax.eval.retrieval import RetrievalConfig
 from clipjax.eval.zero_shot import ZeroShotConfig
 
@@ -30,12 +32,14 @@ __all__ = [
     "KNNConfig",
     "LinearProbeAdamWConfig",
     "LinearProbeConfig",
+    "MultilabelConfig",
     "RetrievalConfig",
     "ZeroShotConfig",
 ]
 
 EVALUATORS: dict[str, Part] = {
     "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
+    "multilabel": Part(MultilabelConfig, multilabel.evaluate, multilabel.check),
     "retrieval": Part(RetrievalConfig, retrieval.evaluate),
     "linear_probe": Part(LinearProbeConfig, linear_probe.evaluate, features.check_probe),
     "linear_probe_adamw": Part(LinearProbeAdamWConfig, linear_probe_adamw.evaluate, features.check_probe),

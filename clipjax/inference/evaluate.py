@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -31,7 +32,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
 from clipjax.inference.embed import global_batches, make_embed, make_image_features
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, to_host
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
@@ -98,7 +99,11 @@ def check_with_data(
     sources by field, of which the check gets (class names, a function that reads labels).
     """
     check_row = EVALUATORS[evaluator.name].check
-    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
+    offered = {
+        "class_names": source.class_names,
+        "labels": labels or functools.partial(read_labels, source),
+        "templates": getattr(source, "templates", ()),
+    }
     if others is not None:
         offered["others"] = {
             field: (other.class_names, functools.partial(read_labels, other)) for field, other in others.items()
@@ -153,6 +158,7 @@ def make_evaluate(
             captions=lambda index: source[index]["texts"],
             record=source.__getitem__,
             templates=getattr(source, "templates", ()),
+            logit_scale=_logit_scale(variables),
             mesh=mesh,
             **others,
         )
@@ -166,6 +172,12 @@ def make_evaluate(
         return results
 
     return evaluate
+
+
+def _logit_scale(variables: Any) -> float | None:
+    """The scale of the cosines in the model's loss; None where the weights have none."""
+    log_scale = variables.get("params", {}).get("logit_scale")
+    return None if log_scale is None else float(np.exp(to_host(log_scale)))
 
 
 def _image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
