@@ -5,13 +5,16 @@ docs/evaluation.md describes the arguments.
 """
 
 from clipjax.config import Part
-from clipjax.eval import retrieval, zero_shot
+from clipjax.eval import compositional, retrieval, zero_shot
+from clipjax.eval.compositional import CompositionalConfig
+from clipjax.eval.multilingual import multilingual
 from clipjax.eval.retrieval import RetrievalConfig
 from clipjax.eval.zero_shot import ZeroShotConfig
 
-__all__ = ["EVALUATORS", "RetrievalConfig", "ZeroShotConfig"]
+__all__ = ["EVALUATORS", "CompositionalConfig", "RetrievalConfig", "ZeroShotConfig", "multilingual"]
 
 EVALUATORS: dict[str, Part] = {
     "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
     "retrieval": Part(RetrievalConfig, retrieval.evaluate),
+    "compositional": Part(CompositionalConfig, compositional.evaluate, compositional.check),
 }

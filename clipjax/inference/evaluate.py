@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,15 +86,29 @@ def _key(evaluator: str, field: str) -> str:
 
 
 def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
-    """Calls the check of the evaluator's row, with those of `class_names` and `labels` that it takes.
+    """Calls the check of the evaluator's row, with those of `class_names`, `labels` and `captions` that it takes.
 
     labels: reads the source's labels; None: some of them, see clipjax.data.probe.
     """
+    require(
+        not (getattr(source, "has_false_captions", False) and getattr(evaluator, "all_captions", False)),
+        f"{evaluator.source.path} is a set of true and false captions; all_captions=True would count the false ones as "
+        "right. Use the evaluator 'compositional'.",
+    )
     check_row = EVALUATORS[evaluator.name].check
-    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
+    offered = {
+        "class_names": source.class_names,
+        "labels": labels or functools.partial(read_labels, source),
+        "captions": captions_of(source),
+    }
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
+
+
+def captions_of(source: Source) -> Callable[[int], Sequence[str]]:
+    """(index of a record) -> all its texts, without reading the image from sources that can."""
+    return getattr(source, "captions", None) or (lambda index: source[index]["texts"])
 
 
 @contextlib.contextmanager
@@ -132,7 +146,7 @@ def make_evaluate(
             tokenizer=tokenizer,
             class_names=source.class_names,
             where=source.where,
-            captions=lambda index: source[index]["texts"],
+            captions=captions_of(source),
             record=source.__getitem__,
             templates=getattr(source, "templates", ()),
             mesh=mesh,

@@ -116,23 +116,31 @@ class FolderSource:
         return caption_lines(decode(self.read(path, MAX_CAPTION), f"'{path}'")) if path else []
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
-        try:
-            whole = (self.root / path).resolve()
-            if not whole.is_relative_to(self.root):
-                raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
-            # Reading a pipe would never return.
-            if not whole.is_file():
-                cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
-                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}{cure}")
-            size = whole.stat().st_size
-            if size > limit:
-                raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
-            return whole.read_bytes()
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, RecordError):
-                raise
-            raise RecordError("unreadable record", f"'{path}': {error}") from error
+        """The bytes of a file below the root. Raises RecordError as read_inside does."""
+        return read_inside(self.root, path, limit)
+
+
+def read_inside(root: Path, path: str, limit: int = MAX_IMAGE) -> bytes:
+    """The bytes of a file below root, a resolved folder.
+
+    Raises RecordError for a file outside it, above limit, or not readable.
+    """
+    try:
+        whole = (root / path).resolve()
+        if not whole.is_relative_to(root):
+            raise RecordError("path outside the folder", f"'{path}' is not in {root}")
+        # Reading a pipe would never return.
+        if not whole.is_file():
+            cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
+            raise RecordError("unreadable record", f"'{path}' is not a file in {root}{cure}")
+        size = whole.stat().st_size
+        if size > limit:
+            raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
+        return whole.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("unreadable record", f"'{path}': {error}") from error
 
 
 def one_spelling(path: str) -> str:
