@@ -314,9 +314,8 @@ def through_the_path(one, config, evaluate, knows=True, **options):
             yield jax.device_put(columns, batch_sharding(one))
 
     def tokenizer(texts):
-        return np.array(
-            [[int(text.split()[1]) + 12 * (text.startswith("picture") != knows)] for text in texts], np.int32
-        )
+        words = [text.split() or ["picture", "0"] for text in texts]  # a row beyond the last record has no text
+        return np.array([[int(w[1]) + 12 * ((w[0] == "picture") != knows)] for w in words], np.int32)
 
     return evaluate(
         config,
