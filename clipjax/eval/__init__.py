@@ -7,7 +7,7 @@ docs/evaluation.md describes the arguments.
 from clipjax.config import Part
 from clipjax.eval import compositional, retrieval, zero_shot
 from clipjax.eval.compositional import CompositionalConfig
-from clipjax.eval.multilingual import multilingual
+from clipjax.eval.languages import multilingual
 from clipjax.eval.retrieval import RetrievalConfig
 from clipjax.eval.zero_shot import ZeroShotConfig
 

@@ -1,4 +1,4 @@
-"""`clipjax check` and `clipjax check-data` read compositional and multilingual sets, and say what is wrong with them."""
+"""`clipjax check` and `clipjax check-data` read compositional and multilingual sets, and say what is wrong there."""
 
 import dataclasses
 
