@@ -262,6 +262,18 @@ def test_images_that_are_still_packed_are_told(tmp_path):
         opened(tmp_path)
 
 
+def test_paths_of_different_folders_are_not_taken_for_one_image(tmp_path):
+    rows = [{"image": f"{folder}/1.png", "caption": "a", "negative_caption": "b"} for folder in "xxy"]
+    sets.write_json(tmp_path / "my.json", rows)
+    sets.write_images(tmp_path, {"1.png": sets.picture(1)})
+    with pytest.raises(
+        ManifestError, match=r"record '2', field 'image': found 'y/1.png', expected another image than 'x/1"
+    ):
+        opened(tmp_path / "my.json")
+    (tmp_path / "my.json").write_text((tmp_path / "my.json").read_text().replace("y/", "x/"))
+    assert level(opened(tmp_path / "my.json")[2]) == 1
+
+
 def test_missing_images_are_counted(tmp_path):
     sets.sugarcrepe(tmp_path)
     for n in (2, 4):

@@ -46,6 +46,12 @@ def find_images(
     if missing:
         more = f" ({len(missing)} of {len(paths)} are missing)" if missing[1:] else ""
         raise error(missing[0], paths[missing[0]], f"the path of an image in {root}{more}. Copy it again")
+    of_own = dict(zip(own, found, strict=True))
+    if len(set(of_own.values())) < len(of_own):
+        first = {}  # the number of the path that has an image first
+        number = next(n for n, path in enumerate(own) if own[first.setdefault(found[n], n)] != path)
+        other = own[first[found[number]]]
+        raise error(number, paths[number], f"another image than '{other}': both are {root / found[number]}")
     return root, [path for path in found if path]
 
 

@@ -30,6 +30,7 @@ from clipjax.data.sources.hard_negative_layouts import (
 )
 from clipjax.data.sources.local_files import find_files
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource, open_file
+from clipjax.files import hidden
 
 JSON, PARQUET = (".json", ".jsonl"), (".parquet",)
 
@@ -195,9 +196,8 @@ def _suffixes(config: HardNegativesConfig) -> tuple[str, ...]:
     """What is read of a folder: .json files where there are any, or else .parquet files."""
     folder = Path(config.path)
     inner = folder / config.split if config.split and (folder / config.split).is_dir() else folder
-    if not inner.is_dir() or any(file.suffix.lower() in JSON for file in inner.iterdir()):
-        return JSON
-    return PARQUET if any(file.suffix.lower() in PARQUET for file in inner.iterdir()) else (*JSON, *PARQUET)
+    there = {file.suffix.lower() for file in inner.iterdir() if not hidden(file.name)} if inner.is_dir() else set()
+    return next((kind for kind in (JSON, PARQUET) if not there.isdisjoint(kind)), (*JSON, *PARQUET))
 
 
 def _entries(
