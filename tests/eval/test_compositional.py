@@ -18,8 +18,8 @@ from tests.data import hard_negative_sets as sets
 from tests.eval.test_evaluators import unit
 
 DIM, RECORDS = 12, 61
-CONFIG = CompositionalConfig(source=SourceConfig(path="toy"))
-FIRST = CompositionalConfig(source=SourceConfig(path="toy"), ties="first")
+CONFIG = CompositionalConfig(source=SourceConfig(path="toy", split=""))
+FIRST = CompositionalConfig(source=SourceConfig(path="toy", split=""), ties="first")
 
 
 @pytest.fixture(scope="module", params=[(1, 1, 1), (8, 1, 1), (2, 2, 2)], ids=str)
