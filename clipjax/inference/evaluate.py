@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
-from clipjax.inference.embed import global_batches, make_embed
+from clipjax.inference.embed import global_batches, make_embed, make_image_features
 from clipjax.mesh import make_mesh
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
@@ -76,8 +76,9 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
                 if source not in opened:
                     opened[source] = open_source(source)
                 sources[key] = opened[source]
+        others = {field: sources[_key(name, field)] for field in evaluator.sources if field != "source"}
         with errors_of(name):
-            check_with_data(evaluator, sources[name])
+            check_with_data(evaluator, sources[name], others=others)
     return sources
 
 
@@ -85,10 +86,16 @@ def _key(evaluator: str, field: str) -> str:
     return evaluator if field == "source" else f"{evaluator}.{field}"
 
 
-def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
-    """Calls the check of the evaluator's row, with those of `class_names`, `labels` and `captions` that it takes.
+def check_with_data(
+    evaluator: EvaluatorConfig,
+    source: Source,
+    labels: Callable[[], Labels] | None = None,
+    others: Mapping[str, Source] | None = None,
+) -> None:
+    """Calls the check of the evaluator's row, with what it takes of `class_names`, `labels`, `captions` and `others`.
 
-    labels: reads the source's labels; None: some of them, see clipjax.data.probe.
+    labels: reads the source's labels; None: some of them, see clipjax.data.probe. others: the evaluator's other
+    sources by field, of which the check gets (class names, a function that reads labels).
     """
     require(
         not (getattr(source, "has_false_captions", False) and getattr(evaluator, "all_captions", False)),
@@ -101,6 +108,10 @@ def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable
         "labels": labels or functools.partial(read_labels, source),
         "captions": captions_of(source),
     }
+    if others is not None:
+        offered["others"] = {
+            field: (other.class_names, functools.partial(read_labels, other)) for field, other in others.items()
+        }
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
@@ -135,6 +146,7 @@ def make_evaluate(
     """
     sources = open_evaluators(config) if sources is None else sources
     embed_images, embed_texts = embed or make_embed(config, mesh)
+    image_features = _image_features(config, mesh)
 
     def split_of(source: Source) -> Split:
         batches = functools.partial(global_batches, config, mesh, tokenizer, source)
@@ -148,6 +160,7 @@ def make_evaluate(
             batches=lambda: global_batches(config, mesh, tokenizer, source),
             embed_images=lambda batch: embed_images(variables, image_of(batch)),
             embed_texts=lambda tokens: embed_texts(variables, tokens),
+            image_features=image_features and (lambda batch: image_features(variables, image_of(batch))),
             tokenizer=tokenizer,
             class_names=source.class_names,
             where=source.where,
@@ -167,6 +180,18 @@ def make_evaluate(
         return results
 
     return evaluate
+
+
+def _image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
+    """What enters the image tower's projection, if an evaluator needs it. Raises ConfigError where there is none."""
+    need = [name for name, evaluator in config.eval.evaluators.items() if evaluator.needs_features]
+    features = make_image_features(config, mesh) if need else None
+    require(
+        not need or features is not None,
+        f"config.eval.evaluators.{(need or [''])[0]} needs what enters the image tower's projection, which image tower "
+        f"'{config.model.image.name}' does not give; use features='image_embedding'.",
+    )
+    return features
 
 
 def numbers_of(results: Results) -> dict[str, float]:

@@ -48,6 +48,10 @@ class Source(Protocol):
     recorded checksums. `sha256()` returns a checksum of all records, if one is recorded. `captions(index)` returns a
     record's texts without reading its image. Where the attribute `has_false_captions` is there and True, only the
     first text of a record is true, and training refuses the source.
+
+    Two attributes are optional: `templates`, the prompts that come with the data, with {} or {c} for the class name;
+    and `task`, what the data say that they are for: "classification", "retrieval" or "multilabel". Sources without them
+    have no templates and no known task.
     """
 
     class_names: tuple[str, ...]  # what labels index; empty where labels are numbers without names, or there are none
@@ -58,6 +62,7 @@ class Source(Protocol):
         """{"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}; -1 means no label or id.
 
         Labels are read by the rule of clipjax.data.labels, and are below len(class_names) where there are names.
+        Records with several classes have "targets", uint8 [C] of 0 and 1, and -1 as label.
         Raises RecordError for a record that cannot be used, IndexError beyond the last one.
         """
 

@@ -19,7 +19,7 @@ from clipjax.data.images.decode import open_image
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.annotated_images import find_images
 from clipjax.data.sources.annotations import AnnotationRow, read_rows
-from clipjax.data.sources.folder import read_inside
+from clipjax.data.sources.folder import MAX_IMAGE
 from clipjax.data.sources.hard_negative_layouts import (
     Box,
     Example,
@@ -28,7 +28,7 @@ from clipjax.data.sources.hard_negative_layouts import (
     examples,
     layout_of,
 )
-from clipjax.data.sources.local_files import find_files
+from clipjax.data.sources.local_files import find_files, read_below
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource, open_file
 from clipjax.files import hidden
 
@@ -111,7 +111,7 @@ class HardNegativesSource:
         else:
             # The annotations' folder may be one of links, as a hub's cache is.
             file = (self.root / entry.image).resolve()
-            image = read_inside(file.parent, file.name)
+            image = read_below(file.parent, file.name, MAX_IMAGE)
         if entry.box:
             image = _crop(image, entry.box, self.config.clip_boxes, entry.key)
         texts, label, pair_id = list(entry.texts), entry.label, entry.pair_id

@@ -19,7 +19,8 @@ from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.annotated_images import find_images
 from clipjax.data.sources.annotations import AnnotationRow, read_json, read_rows, shown
-from clipjax.data.sources.folder import read_inside
+from clipjax.data.sources.folder import MAX_IMAGE
+from clipjax.data.sources.local_files import read_below
 from clipjax.files import hidden
 
 PLACE = "{language}"  # in a path, stands for the language
@@ -90,7 +91,7 @@ class MultilingualSource:
         # The annotations' folder may be one of links, as a hub's cache is.
         file = (self.root / entry.image).resolve()
         return {
-            "image": read_inside(file.parent, file.name),
+            "image": read_below(file.parent, file.name, MAX_IMAGE),
             "texts": list(entry.texts),
             "key": f"{Path(self.file).stem}/{entry.position}",
             "label": -1,
