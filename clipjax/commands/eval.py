@@ -2,9 +2,14 @@
 
     clipjax eval --checkpoint=runs/quickstart
     clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other_eval.py --out=results/
+    clipjax eval --checkpoint=weights/vit_b32 --config=experiments/eval/clip_benchmark.py:/data/wds
+    clipjax eval --checkpoint=runs/quickstart --watch
 
-The checkpoint may come from any mesh. --config names the file whose mesh, eval and data sections to use; the default
-is the run's own configuration.
+The checkpoint may come from any mesh, and may be an import. --config names a file of evaluators (eval_config), which
+are run with the checkpoint's model, tokenizer and pixels, or an experiment whose mesh, eval and data sections to use;
+the default is the run's own configuration. Each evaluator's result is written when it is there, and started again, the
+command goes on with those that are missing; --redo evaluates all again. --watch follows a run from another process and
+evaluates each new checkpoint until the run has made all its steps.
 """
 
 from __future__ import annotations
@@ -17,55 +22,138 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ExperimentConfig, from_config_dict
-from clipjax.inference.evaluate import evaluate_run
-from clipjax.report.evaluation import results_document, write_report
+from clipjax.config import EvaluationConfig, EvaluatorConfig, ExperimentConfig, from_eval_config, nearest, require
+from clipjax.inference.session import EvalSession, Record
+from clipjax.processes import announce, gather_json
+from clipjax.report.evaluation import ResultFolder, headline, results_document, write_report
+from clipjax.report.suites import SUITES
 from clipjax.report.table import format_table
-from clipjax.runs import open_run
+from clipjax.runs import Run, open_run
+
+
+class EvaluationError(RuntimeError):
+    """Some evaluators have no result; the message names them. Those of the others are written."""
 
 
 def run(
     checkpoint: str | Path,
     *,
-    config: ExperimentConfig | None = None,
+    config: ExperimentConfig | EvaluationConfig | None = None,
     step: str = "latest",
     out: str | Path | None = None,
+    model: str = "",
+    pretrained: str = "",
+    redo: bool = False,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of a training run and writes `out`/results.json and report.html.
 
     Args:
-      checkpoint: the workdir of a training run, trained on any mesh.
-      config: whose mesh, eval and data sections to use; its model and tokenizer must be the checkpoint's
-        (FingerprintError lists what differs). None: the checkpoint's own.
+      checkpoint: the workdir of a training run, trained on any mesh, or a directory that clipjax import wrote.
+      config: an evaluation, or an experiment whose mesh, eval and data sections to use; the experiment's model and
+        tokenizer must be the checkpoint's (FingerprintError lists what differs). None: the checkpoint's own.
       step: "latest", "best" or a step number.
       out: folder; None: checkpoint/eval/<step>.
-    Returns: what results.json holds.
+      model, pretrained: what result files of published formats call the weights; "": the checkpoint's folder, its step.
+      redo: also run evaluators whose results are in `out` already, with the same weights, settings and data.
+    Returns: what results.json holds; "broken" names evaluators that failed where config.broken is "skip".
     """
+    check_suite(config)
     with open_run(checkpoint, step) as opened:
         out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
         if jax.process_index() == 0:
             check_folder(out, "--out")
-        evaluation = evaluate_run(opened, config)
+        session = EvalSession(opened, config)
+        return evaluate_into(out, opened, session, model=model, pretrained=pretrained, redo=redo)
+
+
+def evaluate_into(
+    out: Path, opened: Run, session: EvalSession, *, model: str = "", pretrained: str = "", redo: bool = False
+) -> dict[str, Any]:
+    """Evaluates an open checkpoint, writes its files and prints its table; see run."""
+    first = jax.process_index() == 0
+    folder = ResultFolder(
+        out,
+        session.config.eval.evaluators,
+        model=model or opened.directory.absolute().name,
+        pretrained=pretrained or f"step{opened.step}",
+        suite=session.policy.suite,
+    )
+    several = len(session.sources) > 1
+    tell_missing(session)
+
+    def done(name: str, evaluator: EvaluatorConfig, record: Record, stored: bool) -> None:
+        if first:
+            folder.write(name, evaluator, record)
+        if several or stored:
+            announce(headline(name, record) + (", evaluated before; --redo evaluates it again" if stored else ""))
+
+    evaluation = session.evaluate(opened, stored=None if redo else shared(folder.stored() if first else {}), done=done)
     document = results_document(opened, evaluation)
-    if jax.process_index() == 0:
+    if first:
         write_report(out, opened, evaluation, document)
-        print(format_table(evaluation.results))
-        print(f"Wrote {out / 'results.json'} and {out / 'report.html'}")
+        print("\n".join(filter(None, [format_table(evaluation.results), *folder.summary()])))
+        print(f"Wrote {out / 'results.json'} and {out / 'report.html'}", flush=True)
     return document
+
+
+def shared(stored: dict[str, Record]) -> dict[str, Record]:
+    """The first process's records, on every process."""
+    return {name: Record(*fields) for name, fields in gather_json(stored)[0].items()}
+
+
+def tell_missing(session: EvalSession) -> None:
+    """Prints what will not be evaluated."""
+    total = len(session.config.eval.evaluators)
+    if session.absent or session.broken:
+        announce(f"{total} evaluators: {len(session.sources)} have their data.")
+    if session.absent:
+        announce(f"Absent, {len(session.absent)}: " + ", ".join(session.absent))
+    for name, message in session.broken.items():
+        announce(f"Broken: {name}: {message}")
+
+
+def refuse_broken(document: dict[str, Any]) -> None:
+    """Raises EvaluationError where a document of results names evaluators without a result."""
+    if broken := document.get("broken"):
+        count = len(document["results"])
+        raise EvaluationError(
+            f"{len(broken)} evaluators have no result ({count} have):\n"
+            + "".join(f"  {name}: {message}\n" for name, message in broken.items())
+            + "Repair their data and run the command again: it evaluates only what is missing."
+        )
+
+
+def check_suite(config: ExperimentConfig | EvaluationConfig | None) -> None:
+    """Refuses a suite that is not known. Raises ConfigError."""
+    suite = config.suite if isinstance(config, EvaluationConfig) else ""
+    require(not suite or suite in SUITES, f"config.suite='{suite}' is unknown.{nearest(suite, SUITES)}")
 
 
 def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.", flag_values=values)
+        flags.DEFINE_string("checkpoint", None, "A run's --workdir, or an import's directory.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
         flags.DEFINE_string("out", None, "Result folder; default CHECKPOINT/eval/STEP.", flag_values=values)
+        flags.DEFINE_string("model", "", "The weights' name in published result files.", flag_values=values)
+        flags.DEFINE_string("pretrained", "", "Their second name there; default stepN.", flag_values=values)
+        flags.DEFINE_bool("redo", False, "Also repeat what has its result.", flag_values=values)
+        flags.DEFINE_bool("watch", False, "Follow the run; evaluate each new checkpoint.", flag_values=values)
+        flags.DEFINE_float("poll_seconds", 10.0, "--watch: seconds between two looks.", 0.01, flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("checkpoint",))
+    values = cli.parse(argv, __doc__, define, required=("checkpoint",), evaluation=True)
+    if values.watch and (values.out or values["step"].present):
+        cli.fail("--watch evaluates every checkpoint into CHECKPOINT/eval/STEP: leave out --step and --out.")
 
     def body() -> None:
-        config = None if values.config is None else from_config_dict(values.config)
-        run(values.checkpoint, config=config, step=values.step, out=values.out)
+        config = None if values.config is None else from_eval_config(values.config)
+        names = {"model": values.model, "pretrained": values.pretrained, "redo": values.redo}
+        if values.watch:
+            from clipjax.commands.watch import watch
+
+            watch(values.checkpoint, config=config, poll_seconds=values.poll_seconds, **names)
+        else:
+            refuse_broken(run(values.checkpoint, config=config, step=values.step, out=values.out, **names))
 
     cli.run_command(values, body)

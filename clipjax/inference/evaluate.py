@@ -1,4 +1,4 @@
-"""An experiment's evaluators as one function of the variables, and the evaluation of a checkpoint with it."""
+"""An experiment's evaluators as functions of the variables; session.py evaluates checkpoints with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
@@ -16,10 +16,12 @@ from jax.sharding import Mesh
 
 from clipjax.config import (
     ConfigError,
+    EvaluationConfig,
     EvaluatorConfig,
     ExperimentConfig,
     ModelConfig,
     SourceConfig,
+    evaluated,
     nearest,
     require,
 )
@@ -35,7 +37,8 @@ from clipjax.mesh import make_mesh
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
-from clipjax.training.check import check, check_tokenizer
+from clipjax.training.check import check_evaluation, check_tokenizer
+from clipjax.training.state import RAW, TrainState, variables_to_evaluate
 
 Results = dict[str, dict[str, Any]]  # evaluator -> metric -> value
 
@@ -52,6 +55,10 @@ def check_evaluators(config: ExperimentConfig) -> None:
         require(
             isinstance(evaluator, row.config),
             f"{where} is a {type(evaluator).__name__}; '{evaluator.name}' takes a {row.config.__name__}.",
+        )
+        require(
+            config.eval.weights != "both" or f"{name}{RAW}" not in config.eval.evaluators,
+            f"{where}{RAW} has the name that config.eval.weights='both' gives to results of {where}; use another name.",
         )
         if row.check:
             with errors_of(name):
@@ -71,13 +78,20 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
     opened: dict[SourceConfig, Source] = {}
     sources = {}
     for name, evaluator in config.eval.evaluators.items():
-        for field, source in evaluator.sources.items():
-            with errors_of(key := _key(name, field)):
-                if source not in opened:
-                    opened[source] = open_source(source)
-                sources[key] = opened[source]
-        with errors_of(name):
-            check_with_data(evaluator, sources[name])
+        sources |= open_evaluator(name, evaluator, opened)
+    return sources
+
+
+def open_evaluator(name: str, evaluator: EvaluatorConfig, opened: dict[SourceConfig, Source]) -> dict[str, Source]:
+    """The sources of one evaluator, as open_evaluators returns those of all; opened: those that are open, and grows."""
+    sources = {}
+    for field, source in evaluator.sources.items():
+        with errors_of(key := _key(name, field)):
+            if source not in opened:
+                opened[source] = open_source(source)
+            sources[key] = opened[source]
+    with errors_of(name):
+        check_with_data(evaluator, sources[name])
     return sources
 
 
@@ -108,20 +122,42 @@ def errors_of(evaluator: str) -> Iterator[None]:
 
 
 def make_evaluate(
-    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, sources: dict[str, Source] | None = None
+    config: ExperimentConfig,
+    mesh: Mesh,
+    tokenizer: Any,
+    sources: dict[str, Source] | None = None,
+    embed: tuple[Callable, Callable] | None = None,
 ) -> Callable[[Any], Results]:
     """A function from {"params", "batch_stats"} to {evaluator: result}. All processes call it together.
 
     sources: what open_evaluators returned; None: it is called here, and raises ConfigError before anything is compiled.
+    embed: what make_embed returned, to share its compiled functions; None: it is called here.
     """
     sources = open_evaluators(config) if sources is None else sources
-    embed_images, embed_texts = make_embed(config, mesh)
+    evaluate_one = make_evaluate_one(config, mesh, tokenizer, embed)
+
+    def evaluate(variables: Any) -> Results:
+        results = {}
+        for name in config.eval.evaluators:
+            started = time.perf_counter()
+            results[name] = evaluate_one(name, sources, variables)
+            logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
+        return results
+
+    return evaluate
+
+
+def make_evaluate_one(
+    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, embed: tuple[Callable, Callable] | None = None
+) -> Callable[[str, dict[str, Source], Any], dict[str, Any]]:
+    """The function (evaluator's name, open sources, variables) -> its result; see make_evaluate."""
+    embed_images, embed_texts = embed or make_embed(config, mesh)
 
     def split_of(source: Source) -> Split:
         batches = functools.partial(global_batches, config, mesh, tokenizer, source)
         return Split(len(source), batches, source.__getitem__, source.class_names, source.where)
 
-    def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
+    def evaluate_one(name: str, sources: dict[str, Source], variables: Any) -> dict[str, Any]:
         evaluator, source = config.eval.evaluators[name], sources[name]
         others = {field: split_of(sources[_key(name, field)]) for field in evaluator.sources if field != "source"}
         return EVALUATORS[evaluator.name](
@@ -139,21 +175,23 @@ def make_evaluate(
             **others,
         )
 
-    def evaluate(variables: Any) -> Results:
-        results = {}
-        for name in config.eval.evaluators:
-            started = time.perf_counter()
-            results[name] = evaluate_one(name, variables)
-            logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
-        return results
-
-    return evaluate
+    return evaluate_one
 
 
-def numbers_of(results: Results) -> dict[str, float]:
-    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
+def numbers_of_state(
+    config: ExperimentConfig, evaluate: Callable[[Any], Results], state: TrainState
+) -> dict[str, float]:
+    """The numbers of a training state, of the weights that config.eval.weights names; evaluate: of make_evaluate."""
+    numbers = {}
+    for suffix, variables in variables_to_evaluate(state, config.eval.weights).items():
+        numbers |= numbers_of(evaluate(variables), suffix)
+    return numbers
+
+
+def numbers_of(results: Results, suffix: str = "") -> dict[str, float]:
+    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only; suffix: of the evaluators' names."""
     return {
-        f"{name}/{metric}": float(value)
+        f"{name}{suffix}/{metric}": float(value)
         for name, result in results.items()
         for metric, value in result.items()
         if isinstance(value, int | float)
@@ -168,39 +206,38 @@ def check_best_metric(config: ExperimentConfig, numbers: Collection[str]) -> Non
     )
 
 
-class Evaluation(NamedTuple):
-    """The results of one checkpoint's evaluation, and the configuration that was used."""
+def prepare_evaluation(
+    run: Run, config: ExperimentConfig | EvaluationConfig | None = None
+) -> tuple[ExperimentConfig, Mesh, Any, dict[str, Source]]:
+    """(config to evaluate with, mesh, tokenizer, opened sources) for an open run; see evaluate_run."""
+    config, mesh, tokenizer = prepare_model(run, config)
+    return config, mesh, tokenizer, open_evaluators(config)
 
-    config: ExperimentConfig  # what was evaluated, and how
-    mesh: Mesh
-    results: Results
-    seconds: float
 
-
-def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation:
-    """Runs the evaluators on an open run's weights, on the mesh of this machine.
-
-    config: whose mesh, eval and data sections to use; its model and tokenizer must be the run's (FingerprintError
-    lists what differs). None: the run's own, on all devices.
-    """
+def prepare_model(
+    run: Run, config: ExperimentConfig | EvaluationConfig | None = None
+) -> tuple[ExperimentConfig, Mesh, Any]:
+    """(config to evaluate with, mesh, tokenizer) for an open run; opens no data. See evaluate_run."""
     trained = run.config
-    config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
-    require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
+    config = evaluated(trained, config)
+    require(
+        config.eval.evaluators,
+        f"config.eval.evaluators is empty, and {run.directory} has none of its own: there is nothing to evaluate. Name "
+        "an evaluation with --config, such as --config=experiments/eval/clip_benchmark.py:FOLDER.",
+    )
     check_evaluators(config)
+    require(
+        bool(config.tokenizer.path),
+        f"{run.directory} has no tokenizer, without which no text can be embedded: import the weights again with one.",
+    )
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)
     where = f"{run.directory} step {run.step}"
     check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
-    check(config, num_devices=jax.device_count(), process_count=jax.process_count())
-    sources = open_evaluators(config)
-    mesh = make_mesh(config.mesh)
+    check_evaluation(config, num_devices=jax.device_count(), process_count=jax.process_count())
     # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
     model = with_runtime_options(trained.model, config.model)
-    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
-    variables = run.variables(mesh)
-    started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer, sources)(variables)
-    return Evaluation(config, mesh, results, time.perf_counter() - started)
+    return dataclasses.replace(config, model=model, optimizer=trained.optimizer), make_mesh(config.mesh), tokenizer
 
 
 def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -12,7 +12,7 @@ from absl import logging
 from clipjax.config import ExperimentConfig
 from clipjax.processes import announce, progress_line
 from clipjax.training.preemption import Preemption
-from clipjax.training.state import TrainState, eval_variables
+from clipjax.training.state import TrainState
 
 # How many steps the host may run ahead of the devices: enough to hide dispatch, few enough to notice a non-finite
 # loss soon.
@@ -35,7 +35,7 @@ def loop(
     step_fn: Callable,
     stream: Iterator[tuple[Any, dict[str, Any], float]],
     *,
-    evaluate: Callable[[Any], dict[str, float]],
+    evaluate: Callable[[TrainState], dict[str, float]],
     save: Callable[..., None],
     log: Callable[[int, dict[str, float]], None],
     step_done: Callable[[int], None],
@@ -46,7 +46,7 @@ def loop(
     Args:
       step_fn: (state, batch) -> (state, metrics), see training/step.py.
       stream: (batch on the mesh, data state after it, seconds waited for it).
-      evaluate: {"params", "batch_stats"} -> {"evaluator/metric": value}.
+      evaluate: state -> {"evaluator/metric": value}.
       save: called as save(state, data_state=..., metrics=results of this step's evaluation, or None).
       log: (step, values), for every line of metrics.jsonl.
       step_done: (step), after each step.
@@ -57,7 +57,7 @@ def loop(
     started_at = int(state.step)
     window = Window(config.global_batch_size)
     in_flight: collections.deque = collections.deque()
-    results = evaluate(eval_variables(state)) if started_at >= total else {}
+    results = evaluate(state) if started_at >= total else {}
     data_state = None
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
@@ -77,7 +77,7 @@ def loop(
             evaluates = step == total or (every > 0 and step % every == 0)
             saves = step == total or preempted or step % config.checkpoint.every_steps == 0
             if evaluates:
-                results = evaluate(eval_variables(state))
+                results = evaluate(state)
                 log(step, results)
                 if results:  # empty without evaluators
                     announce(f"evaluated step {step}: {headline(results)}")
