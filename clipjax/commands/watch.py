@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from clipjax.commands.eval import EvaluationError, check_suite, evaluate_into
-from clipjax.config import EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
+from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
+from clipjax.data.records import ManifestError
 from clipjax.files import write_text
 from clipjax.inference.evaluate import numbers_of
 from clipjax.inference.session import EvalSession
 from clipjax.processes import announce, gather_json
-from clipjax.runs import CheckpointError, open_run, read_metrics
+from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
 from clipjax.runs.checkpoint import open_read_only, read_meta
 from clipjax.runs.metrics_log import FILE
 from clipjax.runs.run import hint
@@ -51,9 +53,9 @@ def watch(
 ) -> list[int]:
     """Evaluates each checkpoint of a run, until the one of config.total_steps; returns the steps evaluated here.
 
-    A workdir without checkpoints is waited for. Checkpoints whose results have been written with the same evaluators are
-    not evaluated again, unless redo. Raises EvaluationError at the end for checkpoints that could not be evaluated, and
-    at once what evaluate_run raises for the evaluators and their data. Ctrl-C exits with 130.
+    A workdir without checkpoints is waited for. Checkpoints that the same evaluators have evaluated are not evaluated
+    again, unless redo. Raises EvaluationError at the end for checkpoints that could not be evaluated, and at once what
+    evaluate_run raises for the evaluators and their data. Ctrl-C exits with 130.
     """
     check_suite(config)
     watcher = Watcher(Path(workdir), config, {"model": model, "pretrained": pretrained, "redo": redo})
@@ -137,9 +139,10 @@ class Watcher:
                     self.session = EvalSession(run, self.config)
                 announce(f"Step {step}:")
                 document = evaluate_into(self.workdir / "eval" / str(step), run, self.session, **self.options)
+        except (ConfigError, FingerprintError, ManifestError):
+            raise
         except Exception as error:
-            if self._is_whole(step) and not isinstance(error, CheckpointError):
-                raise
+            # While a checkpoint is being removed, Orbax raises whatever it meets first.
             self._not_read(step, error)
             return
         self.log(step, document)
@@ -156,13 +159,10 @@ class Watcher:
             return
         self.tries[step] = self.tries.get(step, 0) + 1
         if self.tries[step] >= TRIES:
-            message = (str(error).splitlines() or [type(error).__name__])[0]
-            announce(f"Step {step} cannot be read: {error}")
-            self.failed[step] = message
-
-    def _is_whole(self, step: int) -> bool:
-        folder = self.workdir / "checkpoints" / str(step)
-        return (folder / "meta").is_dir() and (folder / "params").is_dir()
+            if not type(error).__module__.startswith("clipjax."):
+                logging.error("Step %d", step, exc_info=error)
+            announce(f"Step {step} cannot be evaluated: {error}")
+            self.failed[step] = (str(error).splitlines() or [type(error).__name__])[0]
 
     def _has_results(self, step: int) -> bool:
         """Whether RUN/eval/STEP has the results of all evaluators, with today's options."""
@@ -182,9 +182,7 @@ class Watcher:
             return
         folder = self.workdir / "eval"
         numbers = numbers_of(document["results"])
-        lines = {line["step"]: line for line in read_metrics(folder) if "step" in line} | {
-            step: {"step": step, **numbers}
-        }
+        lines = {line["step"]: line for line in read_metrics(folder)} | {step: {"step": step, **numbers}}
         write_text(folder / FILE, "".join(_to_line(lines[key]) for key in sorted(lines)))
         from tensorboardX import SummaryWriter
 

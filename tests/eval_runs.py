@@ -1,0 +1,53 @@
+"""Runs that were never trained, with checkpoints of a tiny model, for tests of what evaluates them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipjax.config import ExperimentConfig, from_config_dict
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.mesh import make_mesh
+from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs.fingerprint import fingerprint
+from clipjax.training.state import TrainState, create_state
+from tests.runs import run_config
+
+
+def run_of(data: Path, **changes: Any) -> ExperimentConfig:
+    """The configuration of a run on build_data's data; changes: of its fields, by dotted name with "__"."""
+    config = run_config(data)
+    for name, value in changes.items():
+        section = config
+        *sections, last = name.split("__")
+        for key in sections:
+            section = section[key]
+        section[last] = value
+    return from_config_dict(config)
+
+
+def start_of(config: ExperimentConfig) -> TrainState:
+    """The run's first state, on all devices."""
+    return create_state(config, make_mesh(config.mesh))
+
+
+def save_steps(
+    workdir: Path, config: ExperimentConfig, state: TrainState, steps: list[int], metrics: dict | None = None
+) -> None:
+    """Writes checkpoints of these steps: the state's weights, a little larger at each step.
+
+    metrics: step -> the results that the checkpoint is saved with.
+    """
+    own = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
+    with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
+        for step in steps:
+            params = jax.tree.map(lambda leaf, step=step: leaf * (1 + step / 100), state.params)
+            at = dataclasses.replace(state, step=jnp.int32(step), params=params)
+            checkpoints.save(
+                manager, at, data_state={"bad": {}}, config=config, fingerprint=own, metrics=(metrics or {}).get(step)
+            )
+            manager.wait_until_finished()
