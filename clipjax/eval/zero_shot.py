@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from clipjax.config import ConfigError, EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.data.labels import are_numbers, first_difference, match_names
 from clipjax.data.labels import read_class_names as read_names_file
+from clipjax.eval.intervals import wilson_interval
 from clipjax.eval.prompts import fill
 from clipjax.files import TextFileError
 from clipjax.mesh import replicated, to_mesh
@@ -246,14 +246,6 @@ def _read_file(path: str) -> Sequence[str]:
 
 def _names_of(config: ZeroShotConfig) -> str:
     return config.class_names or f"the class names of {config.source.path}"
-
-
-def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95% confidence interval of the share hits / total (Wilson 1927), which also holds near 0 and 1."""
-    share = hits / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @jax.jit

@@ -117,9 +117,3 @@ def test_missing_names_templates_and_labels_are_refused(mesh, data, tmp_path):
         call(zero_shot.evaluate, ZeroShotConfig(), mesh, word, unlabelled, ["1"])
     with pytest.raises(ConfigError, match="is not a file"):
         call(zero_shot.evaluate, ZeroShotConfig(class_names=str(tmp_path / "none.txt")), mesh, word, columns)
-
-
-def test_wilson_interval_equals_the_textbook():
-    # Agresti & Coull (1998): 15 of 20 gives (0.531, 0.888).
-    assert zero_shot.wilson_interval(15, 20) == pytest.approx((0.531, 0.888), abs=5e-4)
-    assert zero_shot.wilson_interval(0, 10)[0] == 0.0
