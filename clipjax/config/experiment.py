@@ -89,6 +89,7 @@ class EvaluatorConfig:
     published_as: str = runtime("")  # the set's name in published result files; "": the evaluator's own
     # What CLIP_benchmark calls what this measures; "": it has no such measurement.
     published_task: ClassVar[str] = ""
+    published_names: ClassVar[Mapping[str, str]] = {}  # its name of a metric -> ours
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -109,8 +110,8 @@ class EvaluatorConfig:
         return ()
 
     def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """A result of this evaluator under CLIP_benchmark's names of metrics; {} where it has none for them."""
-        return {}
+        """A result of this evaluator under CLIP_benchmark's names; None where the result lacks a metric."""
+        return {theirs: result.get(ours) for theirs, ours in self.published_names.items()}
 
 
 @dataclass(frozen=True)

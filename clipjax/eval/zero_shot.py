@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,12 @@ class ZeroShotConfig(EvaluatorConfig):
     """The options of zero-shot classification."""
 
     name: str = "zero_shot"
+    published_task: ClassVar[str] = "zeroshot_classification"
+    published_names: ClassVar[Mapping[str, str]] = {
+        "acc1": "top1",
+        "acc5": "top5",
+        "mean_per_class_recall": "mean_per_class_recall",
+    }
     class_names: str = runtime("")  # text file, one name per line; "": the names that come with the source
     rename: bool = runtime(False)  # class_names gives other names to the source's classes, line by line
     templates: tuple[str, ...] = runtime(("{}",))  # prompts; "{}" stands for the class name

@@ -31,7 +31,7 @@ def clip_benchmark_entry(
         "pretrained": pretrained,
         "task": evaluator.published_task,
         "metrics": {metric: finite(value) for metric, value in metrics.items()},
-        "language": getattr(evaluator, "language", "") or "en",
+        "language": getattr(evaluator.source, "language", "") or "en",
     }
 
 

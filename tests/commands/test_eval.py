@@ -11,14 +11,19 @@ from clipjax.config import ConfigError, SourceConfig, eval_config, from_eval_con
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import WebDatasetConfig
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
-from clipjax.inference import comparable
+from clipjax.inference import comparable, evaluate
 from clipjax.runs import open_run
 from clipjax.runs.checkpoint import save_weights
 from tests.eval import wds_sets
-from tests.eval_runs import run_of, save_steps, start_of
+from tests.eval_runs import fake_embed, run_of, save_steps, start_of
 from tests.runs import build_data
 
 NAMES = {"templates": ("a {}",)}
+
+
+@pytest.fixture(autouse=True)
+def no_layers(monkeypatch):
+    monkeypatch.setattr(evaluate, "make_embed", fake_embed)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +126,8 @@ def test_results_are_not_computed_twice_unless_something_changed_or_redo_asks(tr
 
 def test_absent_sets_are_listed_and_a_broken_one_does_not_stop_the_others(trained, tmp_path, capsys):
     wds_sets.write_classification(tmp_path)
-    wds_sets.write_classification(tmp_path, "late", labels=[0, 1, 7])  # seen when its labels are read
+    late = wds_sets.write_classification(tmp_path, "late")
+    wds_sets.write_split(late, "test", [{"png": b"no image", "cls": b"0"}])  # seen when it is evaluated
     broken = wds_sets.write_classification(tmp_path, "cut")
     shutil.rmtree(broken / "test")
     more = {name: ZeroShotConfig(source=wds(tmp_path, name), **NAMES) for name in ("cut", "late", "gone", "other_gone")}
