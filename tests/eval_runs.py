@@ -17,7 +17,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.fingerprint import fingerprint
-from clipjax.training.state import TrainState, create_state
+from clipjax.training.state import TrainState, abstract_state
 from tests.runs import run_config
 
 
@@ -51,8 +51,10 @@ def run_of(data: Path, **changes: Any) -> ExperimentConfig:
 
 
 def start_of(config: ExperimentConfig) -> TrainState:
-    """The run's first state, on all devices."""
-    return create_state(config, make_mesh(config.mesh))
+    """A state of random numbers in host memory: nothing is compiled, neither here nor where it is saved."""
+    rng = np.random.default_rng(0)
+    shapes = abstract_state(config, make_mesh(config.mesh))
+    return jax.tree.map(lambda leaf: rng.uniform(0, 2, leaf.shape).astype(leaf.dtype), shapes)
 
 
 def save_steps(
@@ -65,8 +67,8 @@ def save_steps(
     own = fingerprint(config, make_tokenizer(config.tokenizer, config.model.text.context_length))
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         for step in steps:
-            params = jax.tree.map(lambda leaf, step=step: leaf * (1 + step / 100), state.params)
-            at = dataclasses.replace(state, step=jnp.int32(step), params=params)
+            params = jax.tree.map(lambda leaf, step=step: np.float32(leaf * (1 + step / 100)), state.params)
+            at = dataclasses.replace(state, step=np.int32(step), params=params)
             checkpoints.save(
                 manager, at, data_state={"bad": {}}, config=config, fingerprint=own, metrics=(metrics or {}).get(step)
             )

@@ -80,7 +80,8 @@ def entries(left_out=()):
         if task.main_metric == datacomp.BOTH_WAYS:
             evaluator, result = RetrievalConfig(published_as=key), PAIRS
         elif task.main_metric.startswith(("acc_", "F1")):
-            evaluator = GroupedConfig(published_as=key, group=0, worst_as=task.main_metric)
+            group = 0 if task.main_metric.startswith("acc_") else -1
+            evaluator = GroupedConfig(published_as=key, group=group, worst_as=task.main_metric)
             result = {**result, "f1_macro": 0.3, "worst_group": 0.2}
         if task.name not in left_out and key != "misc/winogavil":
             found[key] = datacomp.entry(key, evaluator, result)
