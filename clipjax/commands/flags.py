@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from clipjax.commands.config_file import load_config_file
-from clipjax.config import ConfigError, require_field
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.mesh import initialize_distributed
 from clipjax.processes import stopping_together
 
@@ -46,6 +47,8 @@ def parse(
     try:
         argv = _define_config(values, list(argv), evaluation) if config else list(argv)
         rest = values(argv)[1:]
+    except ConfigError as error:
+        fail(error)
     except (flags.Error, TypeError, ValueError, OSError) as error:
         message = _expected(str(error))
         if isinstance(error, flags.UnrecognizedFlagError):
@@ -72,6 +75,7 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
     """Defines --config, with the fields of the parts that argv itself chooses; returns argv without --config=FILE.
 
     `--config.loss.name=cyclip` gives the section cyclip's fields, which later arguments may then set.
+    Raises ConfigError.
     """
     place = next((i for i, arg in enumerate(argv) if arg == "--config" or arg.startswith("--config=")), None)
     if place is None:
@@ -82,7 +86,9 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
     try:
         config = load_config_file(path, evaluation=evaluation)
     except ConfigError as error:
-        fail(f"--config={error}" if "no such file" in str(error) else error)
+        if "no such file" not in str(error):
+            raise
+        raise ConfigError(f"--config={error}") from error
     overrides = [arg for arg in argv if arg.startswith("--config.")]
     # Names of parts come first, because they decide which other fields there are.
     for arg in sorted(overrides, key=lambda arg: not arg.partition("=")[0].endswith(".name")):
@@ -90,7 +96,7 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
         try:
             require_field(config, field)
         except ConfigError as error:
-            fail(f"{arg}: {error}")
+            raise ConfigError(f"{arg}: {error}") from error
         if field.endswith(".name"):
             *sections, last = field.split(".")
             functools.reduce(getattr, sections, config)[last] = _value_of(arg, argv)
@@ -103,6 +109,33 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
     return argv
 
 
+def config_arguments(argv: Sequence[str]) -> list[str]:
+    """Those of argv that choose the experiment: --config=FILE first, then its overrides as they were given."""
+    place = next(i for i, arg in enumerate(argv) if arg == "--config" or arg.startswith("--config="))
+    file = argv[place] if "=" in argv[place] else f"--config={argv[place + 1]}"
+    overrides = []
+    for arg in argv:
+        if arg.lstrip("-").startswith(("config.", "noconfig.")) and arg.startswith("-"):
+            bare_name = "=" not in arg and arg.endswith(".name")
+            overrides.append(f"{arg}={_value_of(arg, argv)}" if bare_name else arg)
+    return [file, *overrides]
+
+
+def read_config(arguments: Sequence[str]) -> ExperimentConfig:
+    """The experiment that --config=FILE and overrides of its fields give, as every command reads them.
+
+    Raises ConfigError for a file, a field or a value that is wrong.
+    """
+    values = flags.FlagValues()
+    try:
+        values(_define_config(values, ["clipjax", *arguments]))
+    except ConfigError:
+        raise
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(_expected(str(error))) from error
+    return from_config_dict(values.config)
+
+
 def _value_of(arg: str, argv: Sequence[str]) -> str:
     """The value of --name=value, or of --name value."""
     _, equals, value = arg.partition("=")
@@ -110,7 +143,7 @@ def _value_of(arg: str, argv: Sequence[str]) -> str:
         return value
     following = argv[argv.index(arg) + 1 :]
     if not following:
-        fail(f"{arg} has no value; expected {arg}=value.")
+        raise ConfigError(f"{arg} has no value; expected {arg}=value.")
     return following[0]
 
 
@@ -137,9 +170,15 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
+    with one_line_errors(), stopping_together():
+        body()
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors of clipjax and of files become one line and exit code 1."""
     try:
-        with stopping_together():
-            body()
+        yield
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.startswith("clipjax."):
             fail(error, code=1)

@@ -36,18 +36,35 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
+    with folder_lock(
+        workdir,
+        FILE,
+        user="run",
+        harm="Two runs would overwrite each other's checkpoints",
+        keeps="a run keeps its checkpoints and metrics there",
+    ):
+        yield
+
+
+@contextmanager
+def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: str) -> Iterator[None]:
+    """Holds workdir/name as run_lock does, in this process; asks JAX nothing.
+
+    user: what holds such a lock; harm: what two of them would do; keeps: why the folder must be writable. Raises
+    RunLockError.
+    """
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        with open(Path(workdir) / FILE, "a+", encoding="utf-8") as file:
-            _lock(file, workdir)
+        with open(Path(workdir) / name, "a+", encoding="utf-8") as file:
+            _lock(file, workdir, user, harm)
             _write_owner(file)
             held = os.dup(
                 file.fileno()
             )  # the same lock, kept outside this `try`, which must not catch errors of the run
     except OSError as error:
         raise RunLockError(
-            f"--workdir={workdir} cannot be written to ({error.strerror or error}); a run keeps its checkpoints and "
-            "metrics there. Use a folder that this user may write to, on a disk with room."
+            f"--workdir={workdir} cannot be written to ({error.strerror or error}); {keeps}. "
+            "Use a folder that this user may write to, on a disk with room."
         ) from error
     try:
         yield
@@ -55,19 +72,19 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         os.close(held)
 
 
-def _lock(file: TextIO, workdir: str | Path) -> None:
+def _lock(file: TextIO, workdir: str | Path, user: str, harm: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         raise RunLockError(
-            f"--workdir={workdir} is in use by another run: {file.read().strip() or 'unknown'}. "
-            "Two runs would overwrite each other's checkpoints: use another --workdir, or stop that one first."
+            f"--workdir={workdir} is in use by another {user}: {file.read().strip() or 'unknown'}. "
+            f"{harm}: use another --workdir, or stop that one first."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logging.warning("%s is on a file system without locks: a second run in it would not be refused.", workdir)
+        logging.warning("%s is on a file system without locks: a second %s in it would not be refused.", workdir, user)
 
 
 def _write_owner(file: TextIO) -> None:

@@ -1,0 +1,243 @@
+"""Starts the cells of a sweep: as processes of this machine, as lines to copy, or as jobs of Slurm."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipjax.config import ConfigError
+from clipjax.files import split_lines
+from clipjax.processes import duration
+from clipjax.runs.metrics_log import read_metrics
+from clipjax.runs.sweep import LOG, Cell, saved_step
+
+PROGRAM = (sys.executable, "-m", "clipjax")  # what runs a cell, whatever is on the PATH
+POLL_SECONDS = 0.2
+SHOW_SECONDS = 60.0  # between two lines about cells that are running
+
+
+@dataclass
+class Task:
+    """A cell that is to be trained."""
+
+    cell: Cell
+    number: int  # of the cell in the sweep, from 1
+    workdir: Path
+    arguments: list[str]  # of clipjax train, without --workdir
+    images: float  # that are left to train on
+    total_steps: int
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    started: float = 0.0
+    log_start: int = 0  # where this try's part of the log begins
+
+    @property
+    def log(self) -> Path:
+        return self.workdir / LOG
+
+    @property
+    def command(self) -> list[str]:
+        return ["clipjax", "train", *self.arguments, f"--workdir={self.workdir}"]
+
+
+class Local:
+    """Trains tasks as processes, `jobs` at a time. `save` is called when a cell's status has changed."""
+
+    def __init__(self, tasks: Sequence[Task], total: int, jobs: int, save: Callable[[], None]):
+        self.waiting, self.total, self.jobs, self.save = list(tasks), total, jobs, save
+        self.running: list[Task] = []
+        self.done: list[tuple[float, float]] = []  # (images, seconds) of the cells that finished
+        self.stopping = 0  # signals received
+        self.shown = time.monotonic()
+
+    def run(self) -> int:
+        """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
+        with _signals(self._on_signal) as received:
+            while self.running or (self.waiting and not self.stopping):
+                while self.waiting and len(self.running) < self.jobs and not self.stopping:
+                    self._start(self.waiting.pop(0))
+                time.sleep(POLL_SECONDS)
+                for task in [task for task in self.running if task.process.poll() is not None]:
+                    self._end(task)
+                if time.monotonic() - self.shown > SHOW_SECONDS:
+                    self._show_running()
+            return received[0] if received else 0
+
+    def _on_signal(self) -> None:
+        """The first signal lets the running cells save; the second ends them."""
+        self.stopping += 1
+        for task in self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(task.process.pid, signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
+        if self.stopping == 1:
+            _say(f"Stopping: {len(self.running)} running cell(s) save their state first. Once more: end them at once.")
+
+    def _start(self, task: Task) -> None:
+        task.workdir.mkdir(parents=True, exist_ok=True)
+        command = [*PROGRAM, *task.command[1:]]
+        with open(task.log, "ab") as log:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+            log.write(f"# {stamp}: {shlex.join(task.command)}\n".encode())
+            log.flush()
+            task.log_start = log.tell()
+            # In a session of its own, so that Ctrl-C reaches it only as the SIGTERM with which it saves.
+            task.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        task.started, task.cell.status, task.cell.error = time.monotonic(), "running", ""
+        self.running.append(task)
+        self.save()
+        step = saved_step(task.workdir)
+        _say(f"{self._label(task)}: {f'goes on at step {step}' if step else 'starts'}; log {task.log}")
+
+    def _end(self, task: Task) -> None:
+        seconds, cell, code = time.monotonic() - task.started, task.cell, task.process.returncode
+        self.running.remove(task)
+        cell.seconds = round(cell.seconds + seconds, 1)
+        step = saved_step(task.workdir)
+        if code == 0 and step >= task.total_steps:
+            cell.status = "finished"
+            self.done.append((task.images, seconds))
+            line = f"finished in {duration(seconds)}{_headline(task.workdir)}{self._outlook()}"
+        elif self.stopping and code in (0, -signal.SIGTERM, -signal.SIGKILL):
+            cell.status = "stopped"
+            line = f"stopped, {f'saved at step {step}' if step else 'before its first checkpoint'}"
+        elif code == 0:
+            cell.status = "stopped"
+            line = f"stopped by a signal of others, at step {step} of {task.total_steps}{self._outlook()}"
+        else:
+            cell.status, cell.error = "failed", last_error(task.log, task.log_start, code)
+            line = f"FAILED after {duration(seconds)}: {cell.error}\n    log: {task.log}"
+        self.save()
+        _say(f"{self._label(task)}: {line}")
+
+    def _outlook(self) -> str:
+        left = len(self.waiting) + len(self.running)
+        eta = self.eta()
+        return f"; {left} left" + (f", ETA {duration(eta)}" if eta is not None else "") if left else ""
+
+    def eta(self) -> float | None:
+        """Seconds until all cells are done, at the rate of those that finished; None before the first."""
+        images, seconds = (sum(values) for values in zip(*self.done, strict=True)) if self.done else (0, 0)
+        if not images:
+            return None
+        now = time.monotonic()
+        per_image = seconds / images
+        left = sum(task.images * per_image for task in self.waiting)
+        left += sum(max(0.0, task.images * per_image - (now - task.started)) for task in self.running)
+        return left / min(self.jobs, len(self.waiting) + len(self.running) or 1)
+
+    def _show_running(self) -> None:
+        self.shown = time.monotonic()
+        for task in self.running:
+            line = next((text for text in reversed(_tail(task.log, task.log_start)) if text.startswith("step ")), "")
+            _say(f"{self._label(task)}: {line or 'getting ready'}")
+
+    def _label(self, task: Task) -> str:
+        return f"[{task.number}/{self.total}] {task.cell.path}"
+
+
+def print_commands(tasks: Sequence[Task]) -> None:
+    """A line for each cell, to copy; nothing else, so that the output is a script."""
+    for task in tasks:
+        task.cell.status = "printed"
+        print(shlex.join(task.command), flush=True)
+
+
+def submit(tasks: Sequence[Task], sbatch: str, save: Callable[[], None]) -> None:
+    """Submits one job for each cell. Raises ConfigError when sbatch refuses one; those before it stay submitted."""
+    queued = _queued()
+    for task in tasks:
+        if task.cell.job and task.cell.job in queued:
+            _say(f"{task.cell.path}: still queued or running as job {task.cell.job}")
+            continue
+        task.workdir.mkdir(parents=True, exist_ok=True)
+        # The command replaces the job's shell, so that the signal before the time limit reaches it, and it saves.
+        script = "exec " + shlex.join([*PROGRAM, *task.command[1:]])
+        options = ["--parsable", f"--job-name={task.cell.path}", f"--output={task.log}", "--open-mode=append"]
+        command = ["sbatch", *options, "--signal=B:TERM@120", *shlex.split(sbatch), f"--wrap={script}"]
+        try:
+            process = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise ConfigError("--launch=slurm: there is no sbatch here; run it where jobs are submitted.") from error
+        if process.returncode:
+            text = (process.stderr or process.stdout).strip()
+            raise ConfigError(f"sbatch refused {task.cell.path} (exit code {process.returncode}): {text}")
+        task.cell.job, task.cell.status, task.cell.error = process.stdout.strip().split(";")[0], "submitted", ""
+        save()
+        _say(f"{task.cell.path}: job {task.cell.job}")
+
+
+def last_error(log: Path, start: int, code: int) -> str:
+    """The last line of the error that ended a process, from its log; `start`: where its part of the log begins."""
+    lines = [line for line in _tail(log, start) if line.strip()]
+    ours = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+    if ours:
+        return ours.removeprefix("error: ")
+    if code < 0:
+        with suppress(ValueError):
+            name = signal.Signals(-code).name
+            return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
+    return lines[-1].strip() if lines else f"exit code {code}"
+
+
+def _tail(log: Path, start: int, most: int = 65536) -> list[str]:
+    with open(log, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(start, end - most))
+        return split_lines(file.read().decode("utf-8", "replace"))
+
+
+def _headline(workdir: Path) -> str:
+    """The last evaluation's accuracies and recalls at 1."""
+    shown: dict[str, float] = {}
+    for line in read_metrics(workdir):
+        shown |= {name: value for name, value in line.items() if name.endswith(("/top1", "_r1"))}
+    return "".join(f"; {name} {value:.1%}" for name, value in list(shown.items())[:2])
+
+
+def _queued() -> set[str]:
+    """The numbers of this user's jobs that Slurm still has; empty where it cannot be asked."""
+    try:
+        command = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A"]
+        return set(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split())
+    except (OSError, KeyError, subprocess.TimeoutExpired):
+        return set()
+
+
+@contextmanager
+def _signals(act: Callable[[], None]) -> Iterator[list[int]]:
+    """Calls act at Ctrl-C, SIGTERM or a closed terminal; the list holds the signals received."""
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        received.append(number)
+        act()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, old in before.items():
+        if old != signal.SIG_IGN or number == signal.SIGTERM:  # nohup ignores SIGHUP
+            signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
