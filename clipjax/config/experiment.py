@@ -105,8 +105,8 @@ class EvaluatorConfig:
         """The name of each label; class_names: the source's. Raises ConfigError."""
         return class_names
 
-    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
-        """The prompts of the classes, for evaluators that make prompts; class_names: the source's."""
+    def prompts(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Sequence[str]:
+        """The prompts of the classes, for evaluators that make prompts; class_names, templates: the source's."""
         return ()
 
     def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:

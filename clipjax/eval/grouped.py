@@ -19,8 +19,10 @@ from jax.sharding import Mesh
 from clipjax.config import ConfigError, require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT
+from clipjax.eval.class_names import Ties, resolve_names
+from clipjax.eval.class_prompts import class_prompts, embed_classes
 from clipjax.eval.intervals import wilson_interval
-from clipjax.eval.zero_shot import ZeroShotConfig, class_embeddings, resolve_names
+from clipjax.eval.zero_shot import ZeroShotConfig
 from clipjax.mesh import replicated, to_host, to_mesh
 
 ACCURACIES = (1, 5)
@@ -31,6 +33,7 @@ class GroupedConfig(ZeroShotConfig):
     """The options of classification by groups."""
 
     name: str = "grouped"
+    ties: Ties = runtime("first")
     group: int = runtime(-1)  # the number of a record's metadata that is its group, counted from 0; -1: no groups
     top: int = runtime(1, within=COUNT)  # an image of a group is right if its class is among this many nearest
     worst_as: str = runtime("acc_wg")  # the worst group's accuracy in published result files
@@ -53,10 +56,15 @@ class GroupedConfig(ZeroShotConfig):
         return super().published_metrics(result) | worst
 
 
-def check(config: GroupedConfig, *, class_names: Sequence[str] | None = None) -> None:
-    """Refuses class names that are not the source's. Raises ConfigError."""
+def check(config: GroupedConfig, *, class_names: Sequence[str] | None = None, templates: Sequence[str] = ()) -> None:
+    """Refuses templates without a place for the name, class names that are not the source's, and another tie rule.
+
+    class_names, templates: the source's; None while it is not open yet. Raises ConfigError.
+    """
+    require(config.ties == "first", f"ties='{config.ties}': a prediction is one class; set ties='first'.")
+    class_prompts(config, (), templates)
     if class_names is not None or config.class_names:
-        resolve_names(config, class_names or ())
+        class_prompts(config, resolve_names(config, class_names or ())[0], templates)
 
 
 def evaluate(
@@ -82,8 +90,8 @@ def evaluate(
     Raises ConfigError for missing class names, labels or metadata, and labels beyond the names.
     """
     names, lines = resolve_names(config, class_names)
-    chosen = tuple(config.templates) or tuple(templates) or ("{}",)
-    classes, _ = class_embeddings(names, chosen, tokenizer, embed_texts)
+    prompts = class_prompts(config, names, templates)
+    classes, _ = embed_classes(names, prompts, tokenizer, embed_texts, config.not_finite)
     nearest = functools.partial(_nearest, count=min(len(names), max(*ACCURACIES, config.top)))
     nearest = jax.jit(nearest, out_shardings=replicated(mesh))
     classes = to_mesh(np.asarray(classes, np.float32), replicated(mesh))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -33,7 +34,7 @@ from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
 from clipjax.inference.embed import global_batches, make_embed
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, to_host
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
@@ -105,7 +106,11 @@ def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable
     labels: reads the source's labels; None: some of them, see clipjax.data.probe.
     """
     check_row = EVALUATORS[evaluator.name].check
-    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
+    offered = {
+        "class_names": source.class_names,
+        "labels": labels or functools.partial(read_labels, source),
+        "templates": getattr(source, "templates", ()),
+    }
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
@@ -171,11 +176,18 @@ def make_evaluate_one(
             captions=lambda index: source[index]["texts"],
             record=source.__getitem__,
             templates=getattr(source, "templates", ()),
+            logit_scale=_logit_scale(variables),
             mesh=mesh,
             **others,
         )
 
     return evaluate_one
+
+
+def _logit_scale(variables: Any) -> float | None:
+    """The scale of the cosines in the model's loss; None where the weights have none."""
+    log_scale = variables.get("params", {}).get("logit_scale")
+    return None if log_scale is None else float(np.exp(to_host(log_scale)))
 
 
 def numbers_of_state(

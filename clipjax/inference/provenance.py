@@ -177,8 +177,9 @@ def _code(evaluator: EvaluatorConfig) -> str:
 
 
 def _prompts(evaluator: EvaluatorConfig, source: Source) -> dict[str, Any]:
-    prompts = list(evaluator.prompts(source.class_names))
-    templates = list(getattr(evaluator, "templates", ()))
+    own = tuple(getattr(source, "templates", ()))
+    prompts = list(evaluator.prompts(source.class_names, own))
+    templates = list(getattr(evaluator, "templates", ())) or list(own)
     return {"count": len(prompts), "templates": templates, "sha256": _sha256(prompts)} if prompts else {"count": 0}
 
 

@@ -47,7 +47,7 @@ def write_html(
     parts = [f"<h1>{html.escape(title)}</h1>", _line(_pixels(config))]
     for evaluator, result in results.items():
         settings = config.get("eval", {}).get("evaluators", {}).get(evaluator, {})
-        parts += [f"<h2>{html.escape(evaluator)}</h2>", _line(_source(settings)), _prompts(settings)]
+        parts += [f"<h2>{html.escape(evaluator)}</h2>", _line(_source(settings)), _prompts(settings, result)]
         body = "".join(_row(row) for row in rows(result))
         parts.append(f"<table><tr><th>metric<th>value<th>95% interval<th></tr>{body}</table>")
     parts.append(f'<p class="key">{KEY}</p>')
@@ -74,8 +74,9 @@ def _source(settings: dict[str, Any]) -> str:
     return f"{settings.get('name', '')} on {source.get('path', '')}, split {source.get('split', '')}{names}"
 
 
-def _prompts(settings: dict[str, Any]) -> str:
-    quoted = ", ".join(f"<q>{html.escape(template)}</q>" for template in settings.get("templates", ()))
+def _prompts(settings: dict[str, Any], result: dict[str, Any]) -> str:
+    used = result.get("details", {}).get("prompts", settings).get("templates", ())
+    quoted = ", ".join(f"<q>{html.escape(template)}</q>" for template in used)
     return f"<p>Prompts: {quoted}</p>" if quoted else ""
 
 

@@ -54,7 +54,7 @@ def is_share(metric: str, value: Any) -> bool:
 
 def _chance(metric: str, chance: float | None) -> float | None:
     """The value of guessing among the classes; top5 has five guesses."""
-    tries = {"top1": 1, "mean_per_class": 1, "top5": 5}.get(metric)
+    tries = {"top1": 1, "mean_per_class_recall": 1, "mean_average_precision": 1, "top5": 5}.get(metric)
     return None if chance is None or tries is None else min(1.0, tries * chance)
 
 

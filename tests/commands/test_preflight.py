@@ -149,7 +149,11 @@ STARTS = {  # of a new workdir
     "no embeddings": (lambda f: lit(f, "no"), ConfigError, "image_embeddings=.*no is not a finished.*clipjax embed"),
     "no class names": (lambda f: zero_shot(f, "numbered"), ConfigError, "evaluators.x: .*names no classes"),
     "no labels": (lambda f: zero_shot(f, "unlabelled"), ConfigError, "evaluators.x: "),
-    "no templates": (lambda f: zero_shot(f, templates=()), ConfigError, "evaluators.x: .*templates are empty"),
+    "two kinds of prompts": (
+        lambda f: zero_shot(f, templates=("{}",), templates_file="x.txt"),
+        ConfigError,
+        "evaluators.x: templates=.* and templates_file='x.txt' are both set",
+    ),
     "a template without braces": (lambda f: zero_shot(f, templates=("a",)), ConfigError, "Template 'a' has no {}"),
     "no file of names": (lambda f: zero_shot(f, class_names=str(f / "no.txt")), ConfigError, "no.txt' is not a file"),
     "a short file of names": (

@@ -40,6 +40,10 @@ class Source(Protocol):
     Three methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
     the full shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from their
     recorded checksums. `sha256()` returns a checksum of all records, if one is recorded.
+
+    Two attributes are optional: `templates`, the prompts that come with the data, with {} or {c} for the class name;
+    and `task`, what the data say that they are for: "classification", "retrieval" or "multilabel". Sources without them
+    have no templates and no known task.
     """
 
     class_names: tuple[str, ...]  # what labels index; empty where labels are numbers without names, or there are none
@@ -50,6 +54,7 @@ class Source(Protocol):
         """{"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}; -1 means no label or id.
 
         Labels are read by the rule of clipjax.data.labels, and are below len(class_names) where there are names.
+        Records with several classes have "targets", uint8 [C] of 0 and 1, and -1 as label.
         Raises RecordError for a record that cannot be used, IndexError beyond the last one.
         """
 
