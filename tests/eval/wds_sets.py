@@ -64,7 +64,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Sample]]) -> None:
 
 
 def write_split(folder: Path, split: str, samples: Sequence[Sample], shards: int = 2) -> None:
-    """folder/split/{0.tar, 1.tar, ..., nshards.txt}, the samples in order and dealt out evenly; instead of those there."""
+    """folder/split/{0.tar, 1.tar, ..., nshards.txt}, the samples in order, dealt out evenly, in place of old ones."""
     (folder / split).mkdir(parents=True, exist_ok=True)
     for tar in (folder / split).glob("*.tar"):
         tar.unlink()
