@@ -3,11 +3,13 @@
     clipjax eval --checkpoint=runs/quickstart
     clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other_eval.py --out=results/
     clipjax eval --checkpoint=weights/vit_b32 --config=experiments/eval/clip_benchmark.py:/data/wds
+    clipjax eval --checkpoint=weights/vit_b32 --data=/data/photos --split=test
     clipjax eval --checkpoint=runs/quickstart --watch
 
 The checkpoint may come from any mesh, and may be an import. --config names a file of evaluators (eval_config), which
 are run with the checkpoint's model, tokenizer and pixels, or an experiment whose mesh, eval and data sections to use;
-the default is the run's own configuration. Each evaluator's result is written when it is there, and started again, the
+the default is the run's own configuration. --data names a folder of tars, Parquet files, records or captioned images,
+whose labels are classified and whose captions are retrieved. Each evaluator's result is written when it is there, and started again, the
 command goes on with those that are missing; --redo evaluates all again. --watch follows a run from another process and
 evaluates each new checkpoint until the run has made all its steps.
 """
@@ -23,6 +25,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
 from clipjax.config import EvaluationConfig, EvaluatorConfig, ExperimentConfig, from_eval_config, nearest, require
+from clipjax.inference.looking import evaluation_of
 from clipjax.inference.session import EvalSession, Record
 from clipjax.processes import announce, gather_json
 from clipjax.report.evaluation import ResultFolder, headline, results_document, write_report
@@ -138,6 +141,10 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("out", None, "Result folder; default CHECKPOINT/eval/STEP.", flag_values=values)
         flags.DEFINE_string("model", "", "The weights' name in published result files.", flag_values=values)
         flags.DEFINE_string("pretrained", "", "Their second name there; default stepN.", flag_values=values)
+        flags.DEFINE_string(
+            "data", "", "Data to evaluate on, found by looking, instead of --config.", flag_values=values
+        )
+        flags.DEFINE_string("split", "test", "The split of --data.", flag_values=values)
         flags.DEFINE_bool("redo", False, "Also repeat what has its result.", flag_values=values)
         flags.DEFINE_bool("watch", False, "Follow the run; evaluate each new checkpoint.", flag_values=values)
         flags.DEFINE_float("poll_seconds", 10.0, "--watch: seconds between two looks.", 0.01, flag_values=values)
@@ -145,9 +152,14 @@ def main(argv: list[str]) -> None:
     values = cli.parse(argv, __doc__, define, required=("checkpoint",), evaluation=True)
     if values.watch and (values.out or values["step"].present):
         cli.fail("--watch evaluates every checkpoint into CHECKPOINT/eval/STEP: leave out --step and --out.")
+    if values.data and values.config is not None:
+        cli.fail("--data and --config both say what to evaluate; leave one out.")
 
     def body() -> None:
-        config = None if values.config is None else from_eval_config(values.config)
+        if values.data:
+            config = evaluation_of(values.data, values.split)
+        else:
+            config = None if values.config is None else from_eval_config(values.config)
         names = {"model": values.model, "pretrained": values.pretrained, "redo": values.redo}
         if values.watch:
             from clipjax.commands.watch import watch
