@@ -9,9 +9,9 @@
 The checkpoint may come from any mesh, and may be an import. --config names a file of evaluators (eval_config), which
 are run with the checkpoint's model, tokenizer and pixels, or an experiment whose mesh, eval and data sections to use;
 the default is the run's own configuration. --data names a folder of tars, Parquet files, records or captioned images,
-whose labels are classified and whose captions are retrieved. Each evaluator's result is written when it is there, and started again, the
-command goes on with those that are missing; --redo evaluates all again. --watch follows a run from another process and
-evaluates each new checkpoint until the run has made all its steps.
+whose labels are classified and whose captions are retrieved. Each evaluator's result is written when it is there, and
+started again, the command goes on with those that are missing; --redo evaluates all again. --watch follows a run from
+another process and evaluates each new checkpoint until the run has made all its steps.
 """
 
 from __future__ import annotations
