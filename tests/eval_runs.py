@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig, from_config_dict
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.mesh import make_mesh
+from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.state import TrainState, abstract_state
@@ -24,16 +23,17 @@ from tests.runs import run_config
 def fake_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable]:
     """What make_embed returns, of a model without layers: nothing is compiled, and the weights still count."""
 
-    def unit(rows: Any, variables: Any) -> jax.Array:
-        rows = jnp.asarray(rows, jnp.float32) + 10 * jnp.sin(jnp.sum(jax.tree.leaves(variables["params"])[0]))
-        rows = rows * (1 + jnp.arange(rows.shape[1]))
-        return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    def unit(rows: Any, variables: Any) -> np.ndarray:
+        first = np.asarray(jax.tree.leaves(variables["params"])[0])
+        rows = (np.float32(rows) + 10 * np.sin(first.sum())) * (1 + np.arange(rows.shape[1]))
+        return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     def embed_images(variables: Any, image: jax.Array) -> jax.Array:
-        return unit(image.reshape(len(image), -1)[:, : 3 * 256 : 97], variables)
+        rows = np.asarray(image).reshape(len(image), -1)[:, : 8 * 97 : 97]
+        return jax.device_put(unit(rows, variables), batch_sharding(mesh))
 
     def embed_texts(variables: Any, tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(unit(np.sort(tokens, axis=1)[:, :8] * 2, variables))
+        return unit(np.sort(tokens, axis=1)[:, :8] * 2, variables)
 
     return embed_images, embed_texts
 
