@@ -141,9 +141,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("out", None, "Result folder; default CHECKPOINT/eval/STEP.", flag_values=values)
         flags.DEFINE_string("model", "", "The weights' name in published result files.", flag_values=values)
         flags.DEFINE_string("pretrained", "", "Their second name there; default stepN.", flag_values=values)
-        flags.DEFINE_string(
-            "data", "", "A folder to evaluate on, instead of --config.", flag_values=values
-        )
+        flags.DEFINE_string("data", "", "A folder to evaluate on, instead of --config.", flag_values=values)
         flags.DEFINE_string("split", "test", "The split of --data.", flag_values=values)
         flags.DEFINE_bool("redo", False, "Also repeat what has its result.", flag_values=values)
         flags.DEFINE_bool("watch", False, "Follow the run; evaluate each new checkpoint.", flag_values=values)

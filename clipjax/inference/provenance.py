@@ -91,7 +91,7 @@ def settings_of(
     transform = to_json_dict(config.data.pixels) | {"image_size": config.model.image.image_size}
     tokenizer = {key: value for key, value in run.fingerprint.items() if key.startswith("tokenizer.")}
     return {
-        "evaluator": _options(evaluator) | {"code_sha256": _code(evaluator)},
+        "evaluator": _options(evaluator),
         "prompts": _prompts(evaluator, sources[name]),
         "split": {
             field: {"path": source.path, "split": source.split, "records": len(opened)}
@@ -109,7 +109,7 @@ def settings_of(
             "fingerprint_sha256": _sha256(run.fingerprint),
             "weights_sha256": run.weights_sha256(average=average),
         },
-        "software": {name: importlib.metadata.version(name) for name in ("clipjax", "jax", "jaxlib")},
+        "software": _software(evaluator),
         "device": {"kind": device.device_kind, "count": jax.device_count(), "processes": jax.process_count()},
         "mesh": dict(mesh.shape),
     }
@@ -167,13 +167,14 @@ def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:
     return {key: value for key, value in to_json_dict(evaluator).items() if key not in left_out}
 
 
-def _code(evaluator: EvaluatorConfig) -> str:
-    """The SHA-256 of the evaluator's file, so that results of an evaluator that is being written are not reused."""
+def _software(evaluator: EvaluatorConfig) -> dict[str, str]:
+    """Versions, and the SHA-256 of the evaluator's file: results of one that is being written are not reused."""
+    versions = {name: importlib.metadata.version(name) for name in ("clipjax", "jax", "jaxlib")}
     try:
         source = inspect.getsource(inspect.getmodule(EVALUATORS[evaluator.name].make))
-        return hashlib.sha256(source.encode()).hexdigest()
     except (OSError, TypeError):
-        return ""
+        source = ""
+    return versions | {"evaluator_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
 def _prompts(evaluator: EvaluatorConfig, source: Source) -> dict[str, Any]:
