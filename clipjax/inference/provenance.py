@@ -169,12 +169,19 @@ def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:
 
 def _software(evaluator: EvaluatorConfig) -> dict[str, str]:
     """Versions, and the SHA-256 of the evaluator's file: results of one that is being written are not reused."""
-    versions = {name: importlib.metadata.version(name) for name in ("clipjax", "jax", "jaxlib")}
+    versions = {name: _version(name) for name in ("clipjax", "jax", "jaxlib")}
     try:
         source = inspect.getsource(inspect.getmodule(EVALUATORS[evaluator.name].make))
     except (OSError, TypeError):
         source = ""
     return versions | {"evaluator_sha256": hashlib.sha256(source.encode()).hexdigest()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
+        return "not installed"
 
 
 def _prompts(evaluator: EvaluatorConfig, source: Source) -> dict[str, Any]:
