@@ -30,9 +30,10 @@ def case():
     mesh = make_mesh(MeshConfig())
     rng = np.random.default_rng(1)
     image = rng.normal(size=(EXAMPLES, DIM)).astype(np.float32)
+    label = rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+    image[np.arange(EXAMPLES), label] += 1
     image[:5] = 0.5
     image[5, 2] = np.nan
-    label = rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     label[7] = -1
     region = rng.integers(0, 3, EXAMPLES)
 
