@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from clipjax.commands.eval import EvaluationError, check_suite, evaluate_into
+from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
 from clipjax.files import write_text
