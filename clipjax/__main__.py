@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
     "sweep": ("clipjax.commands.sweep", "train a grid of settings with several seeds, and continue it"),
+    "compare": ("clipjax.commands.compare", "a table of runs or of a sweep: means over seeds, and what differs"),
     "config": ("clipjax.commands.config", "every field of an experiment: value, default and meaning"),
     "embed": ("clipjax.commands.embed", "embed the training data with a frozen tower, once, to train from"),
     "eval": ("clipjax.commands.eval", "zero-shot classification and retrieval of a checkpoint"),

@@ -1,4 +1,4 @@
-"""What `clipjax eval` does with an open checkpoint, once or for each that a run writes: evaluate, print, write files."""
+"""What `clipjax eval` does with an open checkpoint, once or for each that a run writes."""
 
 from __future__ import annotations
 
