@@ -101,6 +101,11 @@ class EvaluatorConfig:
         """The data that it reads, by the field that names them: "source", which is evaluated, and others."""
         return {"source": self.source}
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether it reads what enters the image tower's projection, which not every tower has."""
+        return False
+
     def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
         """The name of each label; class_names: the source's. Raises ConfigError."""
         return class_names
@@ -143,7 +148,7 @@ class LogConfig:
 
     every_steps: int = runtime(50, within=COUNT)
     tensorboard: bool = runtime(True)  # write TensorBoard events too
-    figures: bool = runtime(True)  # the summary picture at the end of the run
+    figures: bool = runtime(True)  # snapshots of held-out pairs; at the end, report.html and summary.png
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+NO_SHARES = ("rank", "alignment", "uniformity", "cosine", "gap", "weight_decay", "C")  # what such metrics' names end in
+
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
     """{evaluator: {metric: value}} as aligned lines 'evaluator  metric  value', with shares as percentages.
@@ -48,8 +50,8 @@ def format_value(metric: str, value: Any) -> str:
 
 
 def is_share(metric: str, value: Any) -> bool:
-    """Whether a value is a share between 0 and 1. A rank may be 1.0, but is not a share."""
-    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith("rank")
+    """Whether a value is a share between 0 and 1. A rank or a distance may be, but is not a share."""
+    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith(NO_SHARES)
 
 
 def _chance(metric: str, chance: float | None) -> float | None:
