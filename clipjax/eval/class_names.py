@@ -12,7 +12,7 @@ from absl import logging
 from clipjax.config import ConfigError, EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.data.labels import are_numbers, first_difference, match_names
-from clipjax.eval.class_prompts import class_prompts
+from clipjax.eval.class_prompts import class_prompts, has_several
 from clipjax.eval.embeddings import NotFinite
 from clipjax.eval.prompt_files import read_class_names
 from clipjax.files import TextFileError
@@ -91,7 +91,7 @@ def resolve_names(config: ClassesConfig, own: Sequence[str]) -> tuple[Sequence[s
 
 def _read_file(config: ClassesConfig) -> Sequence[str]:
     path = config.class_names
-    several = Path(path).is_dir() or Path(path).suffix.lower() == ".json"
+    several = has_several(path)
     require(
         several or Path(path).is_file(),
         f"class_names='{path}' is not a file; expected a text file with one class name per line.",

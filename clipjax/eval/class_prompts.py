@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from clipjax.config import require
+from clipjax.config import ConfigError, require
 from clipjax.eval.embeddings import NotFinite, broken_rows, not_finite_error
 from clipjax.eval.prompt_files import prompts_of_classes, read_class_prompts, read_templates
 from clipjax.eval.prompts import fill
@@ -48,14 +48,28 @@ def class_prompts(config: Any, names: Sequence[str], templates: Sequence[str] = 
     options = {name: getattr(config, name) for name in ("templates", "templates_file", "class_prompts")}
     given = [f"{name}={value!r}" for name, value in options.items() if value]
     require(len(given) <= 1, f"{' and '.join(given)} are both set; use one of them.")
-    if path := config.class_prompts:
-        prompts = read_class_prompts(path, config.dataset, config.language)
-        return ClassPrompts([list(own) for own in prompts_of_classes(prompts, names)], ())
-    chosen = tuple(config.templates) or tuple(templates) or BARE
-    if path := config.templates_file:
-        several = Path(path).is_dir() or Path(path).suffix.lower() == ".json"
-        chosen = read_templates(path, *((config.dataset, config.language) if several else ()))
-    return _filled(chosen, names)
+    key = config.dataset, config.language
+    files = [config.class_names, config.templates_file, config.class_prompts]
+    require(
+        not any(key) or any(map(has_several, files)),
+        f"dataset='{key[0]}' and language='{key[1]}' select from JSON files or folders, but none of class_names, "
+        "templates_file and class_prompts is one.",
+    )
+    try:
+        if config.class_prompts:
+            prompts = prompts_of_classes(read_class_prompts(config.class_prompts, *key), names)
+            return ClassPrompts([list(own) for own in prompts], ())
+        if path := config.templates_file:
+            return _filled(read_templates(path, *(key if has_several(path) else ())), names)
+    except ConfigError as error:
+        option = "class_prompts" if config.class_prompts else "templates_file"
+        raise ConfigError(f"{option}: {error}") from error
+    return _filled(tuple(config.templates) or tuple(templates) or BARE, names)
+
+
+def has_several(path: str) -> bool:
+    """Whether a path is a folder or a file that may have names or templates of several data sets or languages."""
+    return bool(path) and (Path(path).is_dir() or Path(path).suffix.lower() == ".json")
 
 
 def _filled(templates: Sequence[str], names: Sequence[str]) -> ClassPrompts:
@@ -106,10 +120,9 @@ def embed_classes(
             "%d of %d classes have the same tokens in all prompts as another class, and are right only by the tie "
             "rule: %s", len(alike), len(names), ", ".join(f"'{name}'" for name in alike[:10]),
         )  # fmt: skip
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
-    if len(broken := broken_rows(unit, not_finite)):
-        raise not_finite_error(f"the class '{names[broken[0]]}', whose prompts cancel out,", broken, len(unit))
+    # Prompts whose embeddings cancel out, or are zeros, give zeros: a score that ties with every other such class.
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    unit = np.divide(mean, length, out=np.zeros_like(mean), where=length != 0).astype(np.float32)
     return unit, len(alike)
 
 

@@ -147,7 +147,7 @@ def test_eval_command_gives_the_results_of_the_run_on_one_device(folder, uninter
     found = numbers_of(document["results"])
     assert found == pytest.approx(results, abs=1e-6)
     assert "zero_shot" in output
-    assert "<table>" in (folder / "out" / "report.html").read_text()
+    assert "<table" in (folder / "out" / "report.html").read_text()
 
 
 def test_an_older_and_the_best_checkpoint_can_be_named(folder, uninterrupted):

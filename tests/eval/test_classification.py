@@ -180,8 +180,9 @@ def test_names_templates_and_prompts_come_from_the_files_in_which_sets_have_them
     image, label = texts.of(*(own[name][0] for name in NAMES)), np.arange(6)
 
     def details(**options):
+        key = "set" if "class_prompts" in options else ""
         options = {name: str(tmp_path / value) for name, value in options.items()}
-        return classify(mesh, texts, image, label, dataset="set", **options)["details"]
+        return classify(mesh, texts, image, label, dataset=key, **options)["details"]
 
     assert details(templates_file="templates.txt")["prompts"]["templates"] == ["a photo of a {c}.", "art of the {c}."]
     found = details(class_prompts="cupl.json")
@@ -193,6 +194,8 @@ def test_names_templates_and_prompts_come_from_the_files_in_which_sets_have_them
     assert [row["recall"] for row in found["per_class"][::2]] == [1.0] * 3, "a class with one prompt is that prompt"
     italian = ZeroShotConfig(class_names=str(tmp_path / "names.json"), dataset="set", language="it", rename=True)
     assert italian.prompts(NAMES)[0] == "gatto"
+    with pytest.raises(ConfigError, match="language='it' select from JSON files or folders, but none of"):
+        classify(mesh, texts, image, label, language="it")
     with pytest.raises(ConfigError, match="are both set; use one of them"):
         details(templates_file="templates.txt", class_prompts="cupl.json")
     (tmp_path / "cupl.json").write_text(json.dumps({"set": {"cat": ["a cat"]}}))

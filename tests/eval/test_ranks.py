@@ -95,9 +95,9 @@ def test_an_empty_gallery_and_broken_embeddings_are_refused(mesh):
 
 
 def test_retrieval_reports_both_ranks_and_intervals_of_everything(mesh):
-    texts, rng = Texts(seed=1), np.random.default_rng(1)
+    texts, rng = Texts(seed=1), np.random.default_rng(2)
     captions = [[f"caption {n}"] for n in range(60)]
-    image = unit(texts.of(*(own[0] for own in captions)) + 0.6 * rng.normal(size=(60, 16)))
+    image = unit(texts.of(*(own[0] for own in captions)) + 0.25 * rng.normal(size=(60, 16)))
     config = RetrievalConfig(source=SOURCE)
     found = run(retrieval.evaluate, config, mesh, texts, image, captions=captions)
     scores = image @ texts.of(*(own[0] for own in captions)).T
