@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,16 +107,22 @@ def check_with_data(
     labels: Callable[[], Labels] | None = None,
     others: Mapping[str, Source] | None = None,
 ) -> None:
-    """Calls the check of the evaluator's row, with those of `class_names`, `labels` and `others` that it takes.
+    """Calls the check of the evaluator's row, with what it takes of `class_names`, `labels`, `captions` and `others`.
 
     labels: reads the source's labels; None: some of them, see clipjax.data.probe. others: the evaluator's other
     sources by field, of which the check gets (class names, a function that reads labels).
     """
+    require(
+        not (getattr(source, "has_false_captions", False) and getattr(evaluator, "all_captions", False)),
+        f"{evaluator.source.path} is a set of true and false captions; all_captions=True would count the false ones as "
+        "right. Use the evaluator 'compositional'.",
+    )
     check_row = EVALUATORS[evaluator.name].check
     offered = {
         "class_names": source.class_names,
         "labels": labels or functools.partial(read_labels, source),
         "templates": getattr(source, "templates", ()),
+        "captions": captions_of(source),
     }
     if others is not None:
         offered["others"] = {
@@ -125,6 +131,11 @@ def check_with_data(
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
+
+
+def captions_of(source: Source) -> Callable[[int], Sequence[str]]:
+    """(index of a record) -> all its texts, without reading the image from sources that can."""
+    return getattr(source, "captions", None) or (lambda index: source[index]["texts"])
 
 
 @contextlib.contextmanager
@@ -186,7 +197,7 @@ def make_evaluate_one(
             tokenizer=tokenizer,
             class_names=source.class_names,
             where=source.where,
-            captions=lambda index: source[index]["texts"],
+            captions=captions_of(source),
             record=source.__getitem__,
             templates=getattr(source, "templates", ()),
             logit_scale=_logit_scale(variables),

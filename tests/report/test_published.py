@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipjax.config import EvaluatorConfig, SourceConfig
-from clipjax.eval import GroupedConfig, RetrievalConfig, ZeroShotConfig
+from clipjax.eval import CompositionalConfig, GroupedConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.report import datacomp
 from clipjax.report.published import clip_benchmark_entry, file_name, write_entry
 from clipjax.report.suites import SUITES
@@ -117,6 +117,15 @@ def test_an_average_over_fewer_sets_says_so():
     assert lines[2].endswith("over 12 of 13 sets, not the published average")
     assert lines[1].endswith("  6 sets")
     assert lines[-1] == "Not measured: ImageNet 1k, CIFAR-100, WinoGAViL."
+
+
+def test_choices_between_captions_have_clip_benchmarks_names():
+    names = {"model": "m", "pretrained": "p"}
+    pairs = {"text_score": 0.5, "image_score": 0.4, "group_score": 0.3}
+    entry = clip_benchmark_entry("winoground", CompositionalConfig(), pairs, **names)
+    assert entry["metrics"] == {"image_acc": 0.4, "text_acc": 0.5, "acc": 0.3}
+    entry = clip_benchmark_entry("sugar_crepe", CompositionalConfig(), {"text_score": 0.5}, **names)
+    assert entry["metrics"] == {"image_acc": 1.0, "text_acc": 0.5, "acc": 0.5}  # one image to choose from
 
 
 def test_language_is_that_of_the_source():
