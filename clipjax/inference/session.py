@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from clipjax.config import ConfigError, EvaluationConfig, EvaluatorConfig, ExperimentConfig, SourceConfig, require
 from clipjax.data.sources import Source
 from clipjax.inference import provenance
-from clipjax.inference.evaluate import Results, make_evaluate_one, open_evaluator, prepare_model
+from clipjax.inference.evaluate import Results, make_evaluate_one, open_evaluator
+from clipjax.inference.prepare import prepare_model
 from clipjax.processes import gather_json
 from clipjax.runs import Run
 from clipjax.training.state import weights_to_evaluate
