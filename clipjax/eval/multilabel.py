@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ class MultilabelConfig(ClassesConfig):
     """The options of multilabel classification."""
 
     name: str = "multilabel"
+    published_task: ClassVar[str] = "zeroshot_classification"
+    published_names: ClassVar[Mapping[str, str]] = {"mean_average_precision": "mean_average_precision"}
 
     @property
     def metrics(self) -> tuple[str, ...]:

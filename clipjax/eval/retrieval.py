@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,12 @@ class RetrievalConfig(EvaluatorConfig):
     """The options of image-to-text and text-to-image retrieval."""
 
     name: str = "retrieval"
+    published_task: ClassVar[str] = "zeroshot_retrieval"
+    published_names: ClassVar[Mapping[str, str]] = {
+        f"{theirs}_retrieval_recall@{k}": f"{ours}_r{k}"
+        for k in (5, 1, 10)
+        for theirs, ours in (("image", "text_to_image"), ("text", "image_to_text"))
+    }
     all_captions: bool = runtime(False)  # every caption of a record takes part (COCO, Flickr30k), not only its first
     ties: Ties = runtime("against")  # equal scores: against the model, or the candidate with the lowest index is first
     not_finite: NotFinite = runtime("error")  # NaN embeddings: refused, or counted as wrong answers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,12 @@ class ZeroShotConfig(ClassesConfig):
     """The options of zero-shot classification."""
 
     name: str = "zero_shot"
+    published_task: ClassVar[str] = "zeroshot_classification"
+    published_names: ClassVar[Mapping[str, str]] = {
+        "acc1": "top1",
+        "acc5": "top5",
+        "mean_per_class_recall": "mean_per_class_recall",
+    }
 
     @property
     def metrics(self) -> tuple[str, ...]:

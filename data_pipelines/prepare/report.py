@@ -58,16 +58,20 @@ def write_report(folder: Path, name: str, accounted: dict[str, Any], options: di
 
 def page(content: dict[str, Any]) -> str:
     """The report as one HTML file without links to others; all text from the data is escaped."""
-    return environment().get_template("prepare.html").render(
-        title=f"{content['name']}: {content['written']:,} of {content['read']:,} examples",
-        options=json.dumps(content["options"], indent=2, ensure_ascii=False),
-        causes=[
-            (f"{step['step']}, {heading}", cause, entry)
-            for step in content["steps"]
-            for heading, causes in (("left out", step["dropped"]), ("noted", step["noted"]))
-            for cause, entry in _by_count(causes)
-        ],
-        **{name: content[name] for name in ("splits", "steps", "read")},
+    return (
+        environment()
+        .get_template("prepare.html")
+        .render(
+            title=f"{content['name']}: {content['written']:,} of {content['read']:,} examples",
+            options=json.dumps(content["options"], indent=2, ensure_ascii=False),
+            causes=[
+                (f"{step['step']}, {heading}", cause, entry)
+                for step in content["steps"]
+                for heading, causes in (("left out", step["dropped"]), ("noted", step["noted"]))
+                for cause, entry in _by_count(causes)
+            ],
+            **{name: content[name] for name in ("splits", "steps", "read")},
+        )
     )
 
 
