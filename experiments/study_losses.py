@@ -1,9 +1,9 @@
-r"""A small model for comparing losses over batch sizes: docs/studies/losses.md.
+"""A small model for comparing losses over batch sizes: docs/studies/losses.md.
 
-    clipjax train --config=experiments/study_losses.py:emoji --workdir=runs/study
+    clipjax train --config=experiments/study_losses.py:emoji,256 --workdir=runs/study
 
-The argument is DATASET or DATASET,FOLDER: emoji or openclipart, and the folder that holds their records and tokenizers.
-`python -m docs.studies.losses sweep` trains all batch sizes; SETTINGS has what depends on the batch size.
+The argument is DATASET,BATCH or DATASET,BATCH,FOLDER: emoji or openclipart, the global batch size, and the folder that
+holds the records and tokenizers.
 """
 
 import math
@@ -22,29 +22,20 @@ SPLITS = {
 }
 
 
-def settings(batch_size: int) -> dict[str, float]:
-    """{field of the experiment: its value at a batch size}, fixed before any run, the same for all losses.
-
-    The learning rate grows with the square root of the batch size, a tenth of the steps warm up, and the bias starts
-    with the right share of positives, as SigLIP's does; softmax does not use it.
-    """
-    steps = IMAGES_SEEN // batch_size
-    return {
-        "global_batch_size": batch_size,
-        "total_steps": steps,
-        "optimizer.schedule.warmup_steps": round(steps / 10),
-        "optimizer.learning_rate": round(3e-3 * math.sqrt(batch_size / 256), 5),
-        "model.logit_bias_init": round(-math.log(batch_size), 2),
-    }
-
-
-def get_config(argument: str = "emoji") -> ConfigDict:
-    dataset, folder = (argument.split(",") + ["data/study"])[:2]
+def get_config(argument: str = "emoji,256") -> ConfigDict:
+    dataset, batch_size, folder = (argument.split(",") + ["data/study"])[:3]
     config = default_config()
+    config.global_batch_size = batch = int(batch_size)
+    config.total_steps = IMAGES_SEEN // batch
+    # The rules for batch sizes were fixed before any run, and are the same for all losses.
+    config.optimizer.schedule.warmup_steps = round(config.total_steps / 10)
+    config.optimizer.learning_rate = 3e-3 * math.sqrt(batch / 256)
 
     model = config.model
     model.embed_dim = 64
     model.logit_scale_init = 10.0
+    # The share of positives at the start, as SigLIP's -10 for 32,768. Softmax does not use it.
+    model.logit_bias_init = -math.log(batch)
     model.image.update(
         image_size=32, patch_size=8, width=64, depth=2, num_heads=2, mlp_dim=128, pool="gap",
         pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6, scan_layers=False,
@@ -66,10 +57,4 @@ def get_config(argument: str = "emoji") -> ConfigDict:
     }
     config.checkpoint.keep_last = 1
     config.log.update(every_steps=8, tensorboard=False, figures=False)
-    for field, value in settings(256).items():
-        *sections, name = field.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        section[name] = value
     return config

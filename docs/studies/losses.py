@@ -4,12 +4,12 @@ r"""Makes the study docs/studies/losses.md: data, runs, the JSON of all results,
     python -m docs.studies.losses --draw     # plots and tables from losses.json; trains nothing
 
 Data is written to data/study, runs to sweeps/study; both are used again where they are there. Needs npm and apt-get, as
-data_pipelines.emoji and data_pipelines.openclipart do. tests/project/test_studies.py checks that the page has the tables
-that the JSON gives.
+data_pipelines.emoji and data_pipelines.openclipart do. A test checks that the page has the tables of the JSON.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -25,8 +25,10 @@ from benchmarks.machine import machine
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
 from clipjax.files import read_json_lines, replacing, write_text
+from clipjax.report.statistics import Difference, difference, holm
+from clipjax.runs.sweep import is_sweep, read_sweep
 from docs.generate import with_part
-from experiments.study_losses import BATCH_SIZES, IMAGES_SEEN, SPLITS, settings
+from experiments.study_losses import BATCH_SIZES, IMAGES_SEEN, SPLITS
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS = FOLDER / "losses.md", FOLDER / "losses.json"
@@ -69,8 +71,8 @@ def main() -> None:
         for dataset in RECORDS:
             for words in commands(dataset):
                 print(shlex.join(words), flush=True)
-                program = [sys.executable, "-m", *words] if words[0] == "clipjax" else [sys.executable, *words[1:]]
-                subprocess.run(program, check=True)
+                program = words[1:] if words[0] == "python" else ["-m", *words]
+                subprocess.run([sys.executable, *program], check=True)
         write_text(RESULTS, as_json(collect(SWEEPS)))
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     for dataset in RECORDS:
@@ -81,32 +83,30 @@ def main() -> None:
 def commands(dataset: str) -> list[list[str]]:
     """The command lines that make a dataset, its tokenizer and all its runs, in order."""
     records = str(DATA / dataset)
-    by_batch = [settings(batch) for batch in BATCH_SIZES]
-    values = ",".join(":".join(map(str, row.values())) for row in by_batch)
     losses = ",".join(map(":".join, LOSSES[dataset]))
     return [
         ["python", "-m", *RECORDS[dataset].split(), f"--out={records}"],
         ["python", "-m", "data_pipelines.train_tokenizer", f"--records={records}", "--vocab_size=2048"]
         + [f"--out={records}.model"],
-        ["clipjax", "sweep", f"--config=experiments/study_losses.py:{dataset}", f"--workdir={SWEEPS / dataset}"]
-        + [f"--seeds={SEEDS}", f"--jobs={JOBS}", "--vary", f"loss.name,loss.repeats={losses}"]
-        + ["--vary", f"{','.join(by_batch[0])}={values}"],
+        *(
+            ["clipjax", "sweep", f"--config=experiments/study_losses.py:{dataset},{batch}", f"--seeds={SEEDS}"]
+            + [f"--workdir={SWEEPS}/{dataset}-{batch}", f"--jobs={JOBS}", "--vary", f"loss.name,loss.repeats={losses}"]
+            for batch in BATCH_SIZES
+        ),
     ]
 
 
 def collect(sweeps: str | Path) -> dict[str, Any]:
     """What losses.json holds: the metrics of every finished cell, and what they need to be understood."""
-    from clipjax.runs.sweep import read_sweep
-
     cells = []
-    for dataset in RECORDS:
-        folder = Path(sweeps) / dataset
-        for cell in read_sweep(folder).cells if (folder / "sweep.json").is_file() else ():
+    for dataset, batch in itertools.product(RECORDS, BATCH_SIZES):
+        folder = Path(sweeps) / f"{dataset}-{batch}"
+        for cell in read_sweep(folder).cells if is_sweep(folder) else ():
             lines = [line for line in read_json_lines(folder / cell.path / "metrics.jsonl") if METRICS[0] in line]
             if cell.status != "finished" or not lines:
                 continue
             row = {"dataset": dataset, "loss": cell.values["loss.name"], "repeats": cell.values["loss.repeats"]}
-            row |= {"batch_size": cell.values["global_batch_size"], "seed": cell.seed, "seconds": cell.seconds}
+            row |= {"batch_size": batch, "seed": cell.seed, "seconds": cell.seconds}
             cells.append(row | {"values": [round(lines[-1][name], 5) for name in METRICS]})
     key = lambda row: [row[name] for name in ("dataset", "repeats", "loss", "batch_size", "seed")]  # noqa: E731
     return {
@@ -159,21 +159,29 @@ def as_json(results: Mapping[str, Any]) -> str:
     return json.dumps(results | {"cells": []}, indent=1).replace('"cells": []', f'"cells": [\n{cells}\n ]') + "\n"
 
 
-def by_seed(
-    results: Mapping[str, Any], dataset: str, loss: tuple[str, str], batch_size: int, metric: str
-) -> np.ndarray:
-    """[seeds] the metric of one setting in percent, in the order of the seeds; empty where it was not trained."""
-    where = {"dataset": dataset, "loss": loss[0], "repeats": loss[1], "batch_size": batch_size}
-    rows = [cell for cell in results["cells"] if where.items() <= cell.items()]
-    place = results["metrics"].index(metric)
-    return 100 * np.array([cell["values"][place] for cell in sorted(rows, key=lambda cell: cell["seed"])])
+def of_seeds(
+    results: Mapping[str, Any], dataset: str, loss: tuple[str, str], batches: Sequence[int], metric: str
+) -> dict[int, float]:
+    """{seed: the metric in percent, its mean over the batch sizes}, of the seeds that were trained at all of them."""
+    place, by_batch = results["metrics"].index(metric), []
+    for batch in batches:
+        where = {"dataset": dataset, "loss": loss[0], "repeats": loss[1], "batch_size": batch}
+        rows = [cell for cell in results["cells"] if where.items() <= cell.items()]
+        by_batch.append({cell["seed"]: 100 * cell["values"][place] for cell in rows})
+    seeds = set.intersection(*map(set, by_batch))
+    return {seed: float(np.mean([values[seed] for values in by_batch])) for seed in sorted(seeds)}
 
 
 def page_with_tables(page: str, results: Mapping[str, Any]) -> str:
     """The page with the tables and commands that the results give, in the place of its own."""
+    shown = [line for dataset in RECORDS for line in results["commands"][dataset]]
+    lines = "".join(
+        line.replace(" --seeds", " \\\n  --seeds").replace(" --vary", " \\\n  --vary") + "\n" for line in shown
+    )
+    page = with_part(page, "commands", f"```bash\n{lines}```\n", "docs.studies.losses")
     for dataset in RECORDS:
-        page = with_part(page, f"{dataset} table", table(results, dataset), "docs.studies.losses --draw")
-        page = with_part(page, f"{dataset} differences", differences(results, dataset), "docs.studies.losses --draw")
+        page = with_part(page, f"{dataset} table", table(results, dataset), "docs.studies.losses")
+        page = with_part(page, f"{dataset} differences", differences(results, dataset), "docs.studies.losses")
     return page
 
 
@@ -183,50 +191,50 @@ def table(results: Mapping[str, Any], dataset: str) -> str:
     lines = [["recall at 5", "batch", *map(label, losses)], ["---"] * 2 + ["---:"] * len(losses)]
     for metric, title in SHOWN.items():
         for batch in BATCH_SIZES:
-            values = [by_seed(results, dataset, loss, batch, metric) for loss in losses]
-            first = f"{title} (chance {100 * results['chance'][dataset][metric]:.1f}%)" if batch == BATCH_SIZES[0] else ""
-            lines.append([first, f"{batch:,}", *(mean_and_spread(v) for v in values)])
+            values = [list(of_seeds(results, dataset, loss, [batch], metric).values()) for loss in losses]
+            chance = f"{title} (chance {100 * results['chance'][dataset][metric]:.1f})"
+            lines.append(
+                [chance if batch == BATCH_SIZES[0] else "", f"{batch:,}", *(mean_and_spread(v) for v in values)]
+            )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def differences(results: Mapping[str, Any], dataset: str) -> str:
-    """Paired differences in points, as Markdown; bold where the 95% interval of the mean leaves out zero."""
-    lines = [["difference, recall at 5", *(f"{batch:,}" for batch in BATCH_SIZES), "all"]]
+    """Paired differences in points, as Markdown, at each batch size and of the means over the batch sizes.
+
+    Bold: the 95% interval of the mean leaves out zero; with a star, so does Holm's correction over the whole table.
+    """
+    compared = [pair for pair in COMPARED if pair[0] in LOSSES[dataset]]
+    cells = [
+        difference(*(of_seeds(results, dataset, loss, batches, metric) for loss in pair))
+        for pair in compared
+        for metric in SHOWN
+        for batches in (*((batch,) for batch in BATCH_SIZES), BATCH_SIZES)
+    ]
+    texts = iter(interval(cell) for cell in holm(cells))
+    lines = [["recall at 5", *(f"{batch:,}" for batch in BATCH_SIZES), "mean"]]
     lines.append(["---"] + ["---:"] * (len(BATCH_SIZES) + 1))
-    for one, other in COMPARED:
-        if one not in LOSSES[dataset]:
-            continue
-        for metric, title in SHOWN.items():
-            pairs = [
-                paired(by_seed(results, dataset, one, batch, metric), by_seed(results, dataset, other, batch, metric))
-                for batch in BATCH_SIZES
-            ]
-            lines.append([f"{label(one)} - {label(other)}: {title}", *map(interval, [*pairs, np.concatenate(pairs)])])
+    for one, other in compared:
+        for title in SHOWN.values():
+            lines.append(
+                [f"{label(one)} - {label(other)}: {title}", *(next(texts) for _ in range(len(BATCH_SIZES) + 1))]
+            )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def paired(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """one - other, seed by seed; empty unless both have all seeds."""
-    return one - other if len(one) == len(other) else np.zeros(0)
-
-
-def interval(values: Sequence[float]) -> str:
-    """ "+1.2 ± 0.4": the mean and half its 95% interval (Student's t), bold where that leaves out zero."""
-    from scipy.stats import t
-
-    if len(values) < 2:
+def interval(found: Difference) -> str:
+    """ "+1.2 ± 0.4": the mean difference and half its 95% interval, bold where that leaves out zero."""
+    if not found.test:
         return "-"
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    text = f"{mean:+.1f} ± {half:.1f}"
-    return f"**{text}**" if abs(mean) > half else text
+    text = f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
+    return f"**{text}**{'*' * found.significant}" if found.p < 0.05 else text
 
 
-def mean_and_spread(values: np.ndarray) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """ "12.3 ± 0.4": mean and standard deviation; "-" without values."""
-    if not len(values):
+    if not values:
         return "-"
-    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def label(loss: tuple[str, str]) -> str:
@@ -240,10 +248,10 @@ def draw(results: Mapping[str, Any], dataset: str, path: str | Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(2, 2).flat, SHOWN.items(), strict=True):
         for place, loss in enumerate(LOSSES[dataset]):
-            points = [(batch, by_seed(results, dataset, loss, batch, metric)) for batch in BATCH_SIZES]
-            points = [(batch * 1.03 ** (place - 1), values) for batch, values in points if len(values)]
+            points = [(b, list(of_seeds(results, dataset, loss, [b], metric).values())) for b in BATCH_SIZES]
+            points = [(batch * 1.03 ** (place - 1), values) for batch, values in points if values]
             style = {"color": COLOURS[loss[0]], "linestyle": "-" if loss[1] == "negatives" else "--"}
-            axes.plot([x for x, _ in points], [y.mean() for _, y in points], label=label(loss), **style)
+            axes.plot([x for x, _ in points], [np.mean(y) for _, y in points], label=label(loss), **style)
             for x, values in points:
                 hollow = {} if loss[1] == "negatives" else {"markerfacecolor": "white"}
                 axes.plot([x] * len(values), values, "o", color=style["color"], markersize=4, **hollow)
