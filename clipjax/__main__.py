@@ -9,9 +9,11 @@ import sys
 COMMANDS = {
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
     "sweep": ("clipjax.commands.sweep", "train a grid of settings with several seeds, and continue it"),
+    "compare": ("clipjax.commands.compare", "a table of runs or of a sweep: means over seeds, and what differs"),
     "config": ("clipjax.commands.config", "every field of an experiment: value, default and meaning"),
     "embed": ("clipjax.commands.embed", "embed the training data with a frozen tower, once, to train from"),
     "eval": ("clipjax.commands.eval", "zero-shot classification and retrieval of a checkpoint"),
+    "report": ("clipjax.commands.report", "a page about one or more runs, with everything they have stored"),
     "import": ("clipjax.commands.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
     "check": ("clipjax.commands.check", "check an experiment and its data, list all errors, show samples"),

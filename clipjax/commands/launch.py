@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipjax.config import ConfigError
 from clipjax.files import split_lines
 from clipjax.processes import duration
+from clipjax.runs.lock import lock_owner
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import LOG, Cell, saved_step
 
@@ -38,6 +41,8 @@ class Task:
     total_steps: int
     process: subprocess.Popen | None = field(default=None, repr=False)
     started: float = 0.0
+    shown: str | None = None  # its progress, when it was last shown
+    held: bool = False  # another run had its workdir
     log_start: int = 0  # where this try's part of the log begins
 
     @property
@@ -63,14 +68,26 @@ class Local:
         """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
         with _signals(self._on_signal) as received:
             while self.running or (self.waiting and not self.stopping):
-                while self.waiting and len(self.running) < self.jobs and not self.stopping:
-                    self._start(self.waiting.pop(0))
+                while len(self.running) < self.jobs and not self.stopping and (task := self._next()):
+                    self._start(task)
                 time.sleep(POLL_SECONDS)
                 for task in [task for task in self.running if task.process.poll() is not None]:
                     self._end(task)
                 if time.monotonic() - self.shown > SHOW_SECONDS:
                     self._show_running()
             return received[0] if received else 0
+
+    def _next(self) -> Task | None:
+        """The next waiting cell that no other run holds, such as one that outlived a sweep that was killed."""
+        for task in self.waiting:
+            owner = lock_owner(task.workdir)
+            if not owner:
+                self.waiting.remove(task)
+                return task
+            if not task.held:
+                task.held = True
+                _say(f"{self._label(task)}: waits for the end of another run in it: {owner}")
+        return None
 
     def _on_signal(self) -> None:
         """The first signal lets the running cells save; the second ends them."""
@@ -107,7 +124,8 @@ class Local:
     def _end(self, task: Task) -> None:
         seconds, cell, code = time.monotonic() - task.started, task.cell, task.process.returncode
         self.running.remove(task)
-        cell.seconds = round(cell.seconds + seconds, 1)
+        if cell.seconds >= 0:
+            cell.seconds = round(cell.seconds + seconds, 1)
         step = saved_step(task.workdir)
         if code == 0 and step >= task.total_steps:
             cell.status = "finished"
@@ -131,21 +149,32 @@ class Local:
         return f"; {left} left" + (f", ETA {duration(eta)}" if eta is not None else "") if left else ""
 
     def eta(self) -> float | None:
-        """Seconds until all cells are done, at the rate of those that finished; None before the first."""
-        images, seconds = (sum(values) for values in zip(*self.done, strict=True)) if self.done else (0, 0)
-        if not images:
+        """Seconds until all cells are done, as long as those that finished took; None before the first."""
+        if not self.done:
             return None
         now = time.monotonic()
-        per_image = seconds / images
-        left = sum(task.images * per_image for task in self.waiting)
-        left += sum(max(0.0, task.images * per_image - (now - task.started)) for task in self.running)
+        left = sum(self._expected(task) for task in self.waiting)
+        left += sum(max(0.0, self._expected(task) - (now - task.started)) for task in self.running)
         return left / min(self.jobs, len(self.waiting) + len(self.running) or 1)
+
+    def _expected(self, task: Task) -> float:
+        """Seconds that a cell takes: the mean of those as long as it, or what their images and starts suggest."""
+        alike = [seconds for images, seconds in self.done if images == task.images]
+        if alike:
+            return sum(alike) / len(alike)
+        images, seconds = np.array(self.done, np.float64).T
+        if images.std() == 0:  # the start counts as much as the images, until two sizes tell them apart
+            return float(seconds.mean()) * (1 + task.images / images.mean()) / 2
+        slope, start = np.polyfit(images, seconds, 1)
+        return max(float(seconds.min()), slope * task.images + start)
 
     def _show_running(self) -> None:
         self.shown = time.monotonic()
         for task in self.running:
             line = next((text for text in reversed(_tail(task.log, task.log_start)) if text.startswith("step ")), "")
-            _say(f"{self._label(task)}: {line or 'getting ready'}")
+            if line != task.shown:
+                task.shown = line
+                _say(f"{self._label(task)}: {line or 'getting ready'}")
 
     def _label(self, task: Task) -> str:
         return f"[{task.number}/{self.total}] {task.cell.path}"

@@ -170,7 +170,10 @@ def tasks_of(folder: Path, sweep: Sweep, asked: Sequence[tuple[Cell, ExperimentC
     tasks = []
     for number, (cell, config) in enumerate(asked, 1):
         workdir = folder / cell.path
-        left = config.total_steps - saved_step(workdir)
+        saved = saved_step(workdir)
+        left = config.total_steps - saved
+        if cell.status == "running" or (saved and not cell.seconds):
+            cell.seconds = -1.0  # a try was killed together with its sweep, or somebody else trained it
         if left <= 0:
             cell.status, cell.error = "finished", ""
             continue

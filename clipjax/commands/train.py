@@ -26,10 +26,12 @@ from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.files import write_text
+from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of
 from clipjax.mesh import batch_sharding
 from clipjax.processes import announce, gather_json
-from clipjax.report.summary import SUMMARY, draw_summary, lacks_summary, make_held_out, record_before
+from clipjax.report.held_out import HeldOut
+from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.runs.integrity import set_aside_damaged
@@ -48,7 +50,8 @@ from clipjax.training.step import compile_step
 def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """Trains to config.total_steps, from the last checkpoint in workdir if there is one.
 
-    Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, summary.png.
+    Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, snapshots/,
+    summary.png and report.html.
     Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
 
     Raises before compiling, and before it changes a checkpoint: ConfigError, FingerprintError, CheckpointError,
@@ -69,10 +72,9 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     start_from = Preflight(config, workdir)
     for _, refuse in start_from.before_data():
         refuse()
-    draws = bool(config.log.figures and config.eval.evaluators)
     if start_from.finished:
         announce(describe_finished(config, workdir, start_from.restart.step))
-        if not (draws and lacks_summary(workdir)):
+        if not (config.log.figures and lacks_report(workdir)):
             return last_results(config, workdir, start_from.restart.step)
     for _, refuse in start_from.of_data():
         refuse()
@@ -80,9 +82,10 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
 
     mesh, tokenizer, own_fingerprint = start_from.mesh, start_from.tokenizer, start_from.fingerprint
     batches = start_from.batches
-    results_of = make_evaluate(config, mesh, tokenizer, start_from.eval_sources)
+    sources, embed = start_from.eval_sources, make_embed(config, mesh)
+    results_of = make_evaluate(config, mesh, tokenizer, sources, embed)
     evaluate = lambda variables: numbers_of(results_of(variables))  # noqa: E731
-    held_out = make_held_out(config, mesh, tokenizer) if draws else None
+    held_out = HeldOut(config, mesh, tokenizer, sources, embed) if config.log.figures and sources else None
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, own_fingerprint, batches)
         check_image_embeddings(config, state, own_fingerprint)
@@ -93,12 +96,12 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         if jax.process_index() == 0:
             write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
+            recorder = Recorder(workdir, held_out, log.picture, start)
             if start == 0:
                 results = evaluate(eval_variables(state))
                 check_best_metric(config, results)
                 log.write(0, results)
-                if held_out:
-                    record_before(workdir, held_out(eval_variables(state)), results)
+                recorder.record(eval_variables(state), 0)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             with contextlib.closing(stream), bad_log.kept_on(DataError):
                 state, results, data_state = loop(
@@ -107,27 +110,27 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     step_fn,
                     stream,
                     evaluate=evaluate,
+                    evaluated=recorder.record,
                     save=functools.partial(checkpoints.save, manager, config=config, fingerprint=own_fingerprint),
                     log=log.write,
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),
                 )
-        with checkpoints.clear_errors(manager):
-            manager.wait_until_finished()
-
-    if int(state.step) < config.total_steps:
-        announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command continues from there.")
-        return {}
-    if data_state:
-        announce(describe_bad_records(workdir, all_causes(data_state)))
-    if held_out:
-        draw_summary(workdir, held_out(eval_variables(state)), results)
+            with checkpoints.clear_errors(manager):
+                manager.wait_until_finished()
+            if int(state.step) < config.total_steps:
+                announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command continues from there.")
+                return {}
+            if data_state:
+                announce(describe_bad_records(workdir, all_causes(data_state)))
+            if config.log.figures:
+                recorder.finish(eval_variables(state), int(state.step))
     return results
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
     """The line that a restart of a finished run prints."""
-    shown = [str(path) for path in (workdir / SUMMARY, workdir / "metrics.jsonl") if path.exists()]
+    shown = [str(path) for path in (workdir / SUMMARY, workdir / REPORT, workdir / "metrics.jsonl") if path.exists()]
     return (
         f"{workdir} is finished at step {step} (config.total_steps={config.total_steps}); nothing to train: raise "
         f"config.total_steps to go on{', or see ' + ' and '.join(shown) if shown else ''}. "

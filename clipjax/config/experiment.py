@@ -131,7 +131,7 @@ class LogConfig:
 
     every_steps: int = runtime(50, within=COUNT)
     tensorboard: bool = runtime(True)  # write TensorBoard events too
-    figures: bool = runtime(True)  # the summary picture at the end of the run
+    figures: bool = runtime(True)  # snapshots of held-out pairs; at the end, report.html and summary.png
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,19 @@ def errors_of(evaluator: str) -> Iterator[None]:
 
 
 def make_evaluate(
-    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, sources: dict[str, Source] | None = None
+    config: ExperimentConfig,
+    mesh: Mesh,
+    tokenizer: Any,
+    sources: dict[str, Source] | None = None,
+    embed: tuple[Callable, Callable] | None = None,
 ) -> Callable[[Any], Results]:
     """A function from {"params", "batch_stats"} to {evaluator: result}. All processes call it together.
 
     sources: what open_evaluators returned; None: it is called here, and raises ConfigError before anything is compiled.
+    embed: what make_embed returned, to share its compiled functions; None: it is called here.
     """
     sources = open_evaluators(config) if sources is None else sources
-    embed_images, embed_texts = make_embed(config, mesh)
+    embed_images, embed_texts = embed or make_embed(config, mesh)
 
     def split_of(source: Source) -> Split:
         batches = functools.partial(global_batches, config, mesh, tokenizer, source)
@@ -183,6 +188,17 @@ def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation
     config: whose mesh, eval and data sections to use; its model and tokenizer must be the run's (FingerprintError
     lists what differs). None: the run's own, on all devices.
     """
+    config, mesh, tokenizer, sources = prepare_evaluation(run, config)
+    variables = run.variables(mesh)
+    started = time.perf_counter()
+    results = make_evaluate(config, mesh, tokenizer, sources)(variables)
+    return Evaluation(config, mesh, results, time.perf_counter() - started)
+
+
+def prepare_evaluation(
+    run: Run, config: ExperimentConfig | None = None
+) -> tuple[ExperimentConfig, Mesh, Any, dict[str, Source]]:
+    """(config to evaluate with, mesh, tokenizer, opened sources) for an open run; see evaluate_run."""
     trained = run.config
     config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
     require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
@@ -196,11 +212,7 @@ def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation
     mesh = make_mesh(config.mesh)
     # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
     model = with_runtime_options(trained.model, config.model)
-    config = dataclasses.replace(config, model=model, optimizer=trained.optimizer)
-    variables = run.variables(mesh)
-    started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer, sources)(variables)
-    return Evaluation(config, mesh, results, time.perf_counter() - started)
+    return dataclasses.replace(config, model=model, optimizer=trained.optimizer), mesh, tokenizer, sources
 
 
 def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.files import replacing
+from clipjax.report.pictures import pixels_of
 from clipjax.report.table import rows
 
 BLUE, GREY, ORANGE, INK = "#2b6cb0", "#a0aec0", "#c05621", "#1f2733"
@@ -54,6 +55,49 @@ def training_summary(
             figure.savefig(temporary, dpi=DPI, format="png")
 
 
+def draw_similarity(matrix: np.ndarray, entries: Sequence[dict[str, str]]) -> np.ndarray:
+    """[H, W, 3] uint8: the cosines of held-out pairs, for TensorBoard.
+
+    matrix: [n, n], image by text. entries: n of {"caption", "image"} with a thumbnail each.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6.4), dpi=DPI, layout="constrained")
+    images, captions = [pixels_of(entry["image"]) for entry in entries], [entry["caption"] for entry in entries]
+    limit = float(np.nan_to_num(np.abs(matrix)).max(initial=0)) or 1.0
+    _draw_similarity(figure.subplots(), "Held-out pairs", matrix, captions, images, limit)
+    return _pixels(figure)
+
+
+def draw_projection(image: np.ndarray, text: np.ndarray, share: np.ndarray, limit: float) -> np.ndarray:
+    """[H, W, 3] uint8: held-out pairs on a plane of the embedding space, for TensorBoard.
+
+    image, text: [n, 2] coordinates of the pairs. share: [2], of the variance. limit: the axes' ends.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for a, b in zip(image, text, strict=True):
+        axes.plot([a[0], b[0]], [a[1], b[1]], color=GREY, linewidth=0.8, zorder=1)
+    axes.scatter(*image.T, color=BLUE, s=24, label="images", zorder=2)
+    axes.scatter(*text.T, color=ORANGE, s=24, marker="D", label="captions", zorder=2)
+    ends = (-1.08 * limit, 1.08 * limit)
+    labels = [f"component {i + 1} ({part:.0%} of the variance)" for i, part in enumerate(share)]
+    axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel=labels[0], ylabel=labels[1])
+    axes.set_title("Held-out pairs on the plane of the last evaluation")
+    axes.legend(frameon=False, loc="upper right")
+    return _pixels(figure)
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _draw_curve(axes: Any, curve: Sequence[dict[str, float]]) -> None:
     steps = np.array([line["step"] for line in curve], float)
     loss = np.array([line["loss"] for line in curve], float)
@@ -65,7 +109,7 @@ def _draw_curve(axes: Any, curve: Sequence[dict[str, float]]) -> None:
     if not len(loss):
         axes.text(0.5, 0.5, "no loss was logged", ha="center", va="center", color=GREY, transform=axes.transAxes)
         return
-    smooth = _running_mean(loss) if len(loss) >= SMOOTH_FROM else loss
+    smooth = running_mean(loss) if len(loss) >= SMOOTH_FROM else loss
     if smooth is not loss:
         axes.plot(steps, loss, color=BLUE, alpha=0.25, linewidth=1)
     axes.plot(steps, smooth, color=BLUE, linewidth=2, marker="o" if len(loss) == 1 else None)
@@ -80,8 +124,8 @@ def _draw_curve(axes: Any, curve: Sequence[dict[str, float]]) -> None:
     axes.annotate(label, (steps[-1], smooth[-1]), (6, 0), textcoords="offset points", va="center", color=BLUE)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """The mean over a twentieth of the curve around each point, and over less at its ends."""
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """[n] -> [n]: the mean over a twentieth of the curve around each point, and over less at its ends."""
     window = max(1, len(values) // 20)
     weight = np.convolve(np.ones_like(values), np.ones(window), mode="same")
     return np.convolve(values, np.ones(window), mode="same") / weight

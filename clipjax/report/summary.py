@@ -1,100 +1,123 @@
-"""The picture at the end of a run: its loss curve, and held-out pairs and zero-shot accuracy before and after."""
+"""What a run leaves for people: snapshots of held-out pairs while it trains, then summary.png and report.html."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig
-from clipjax.data.images.naflex import from_patches
-from clipjax.data.sources import open_source
-from clipjax.data.tokenizers import Tokenizer
-from clipjax.files import write_text
-from clipjax.inference.embed import global_batches, make_embed
-from clipjax.mesh import to_host
-from clipjax.models import patch_budget
-from clipjax.models.pixels import image_of
-from clipjax.report.figures import training_summary
+from clipjax.report.figures import draw_projection, draw_similarity, training_summary
+from clipjax.report.held_out import HeldOut
+from clipjax.report.page import write_report
+from clipjax.report.pictures import pixels_of
+from clipjax.report.projection import plane_of
+from clipjax.report.run_data import read_run
 from clipjax.runs.metrics_log import read_metrics
+from clipjax.runs.snapshots import (
+    FOLDER,
+    PAIRS,
+    PREDICTIONS,
+    drop_snapshots,
+    read_document,
+    read_snapshots,
+    write_document,
+    write_snapshot,
+)
 
-NUM_PAIRS = 8
-BEFORE, SUMMARY = "before.json", "summary.png"
+SUMMARY, REPORT = "summary.png", "report.html"
+SHOWN = 8  # pairs in pictures
+Show = Callable[[str, int, np.ndarray], None]  # (name, step, [H, W, 3] uint8), to TensorBoard
 
 
-def record_before(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
-    """Stores the untrained model's similarities and results, for the picture at the end."""
-    if jax.process_index() == 0:
-        document = {"similarity": pairs["similarity"].tolist(), "results": results}
-        write_text(workdir / BEFORE, json.dumps(document))
+class Recorder:
+    """Writes a run's snapshots and, at its end, its pictures. All processes call its methods together.
+
+    held_out: None for a run without evaluators, which has curves only. show: takes pictures for TensorBoard.
+    resume_step: snapshots beyond it are dropped first, so that a resumed run has a single history.
+    """
+
+    def __init__(self, workdir: Path, held_out: HeldOut | None, show: Show, resume_step: int):
+        self.workdir, self.held_out, self.show = workdir, held_out, show
+        self.first = jax.process_index() == 0
+        if self.first:
+            drop_snapshots(workdir, resume_step)
+            if held_out:
+                write_document(workdir, PAIRS, held_out.pairs)
+
+    def record(self, variables: Any, step: int) -> None:
+        """Stores the held-out pairs as these weights embed them."""
+        if not self.held_out:
+            return
+        snapshot = self.held_out.snapshot(variables, step)
+        if self.first and len(snapshot.image):
+            write_snapshot(self.workdir, snapshot, self.held_out.pairs["id"])
+            rows = some_pairs(len(snapshot.image))
+            entries = [self.held_out.pairs["pairs"][row] for row in rows]
+            picture = draw_similarity(snapshot.similarity[np.ix_(rows, rows)], entries)
+            self.show("held_out/similarity", step, picture)
+
+    def finish(self, variables: Any, step: int) -> None:
+        """Writes what the last weights predict, summary.png and report.html, and prints where they are."""
+        predictions = self.held_out.predictions(variables, step) if self.held_out else None
+        if not self.first:
+            return
+        if predictions:
+            write_document(self.workdir, PREDICTIONS, predictions)
+            self.show_projections()
+        draw_summary(self.workdir)
+        write_report(self.workdir / REPORT, [read_run(self.workdir)])
+        print(f"Wrote {self.workdir / REPORT}", flush=True)
+
+    def show_projections(self) -> None:
+        """Draws every snapshot on the plane of the last one, for TensorBoard."""
+        snapshots = read_snapshots(self.workdir, self.held_out.pairs["id"])
+        if not snapshots:
+            return
+        plane = plane_of(snapshots)
+        points = [(plane.project(found.image), plane.project(found.text)) for found in snapshots]
+        limit = float(np.nan_to_num(np.abs(points)).max()) or 1.0
+        for found, (image, text) in zip(snapshots, points, strict=True):
+            self.show("held_out/projection", found.step, draw_projection(image, text, plane.share, limit))
 
 
-def draw_summary(workdir: Path, pairs: dict, results: dict[str, float]) -> None:
-    """Writes workdir/summary.png from metrics.jsonl, before.json, and the trained model's pairs and results."""
-    if jax.process_index() != 0 or not (workdir / BEFORE).exists():
+def draw_summary(workdir: Path) -> None:
+    """Writes workdir/summary.png from the run's metrics and its first and last snapshot; nothing without snapshots."""
+    pairs = read_document(workdir, PAIRS)
+    snapshots = read_snapshots(workdir, pairs["id"]) if pairs else []
+    if not snapshots or not len(snapshots[0].image):
         return
-    before = json.loads((workdir / BEFORE).read_text())
+    metrics = read_metrics(workdir)
+    rows = some_pairs(len(snapshots[0].image))
+    entries = [pairs["pairs"][row] for row in rows]
     training_summary(
         workdir / SUMMARY,
-        curve=[line for line in read_metrics(workdir) if "loss" in line],
-        similarity_before=np.asarray(before["similarity"]),
-        similarity_after=pairs["similarity"],
-        captions=pairs["captions"],
-        images=pairs["images"],
-        zero_shot_before=_zero_shot(before["results"]),
-        zero_shot_after=_zero_shot(results),
+        curve=[line for line in metrics if "loss" in line],
+        similarity_before=snapshots[0].similarity[np.ix_(rows, rows)],
+        similarity_after=snapshots[-1].similarity[np.ix_(rows, rows)],
+        captions=[entry["caption"] for entry in entries],
+        images=[pixels_of(entry["image"]) for entry in entries],
+        zero_shot_before=_zero_shot(metrics, snapshots[0].step),
+        zero_shot_after=_zero_shot(metrics, snapshots[-1].step),
     )
     print(f"Wrote {workdir / SUMMARY}", flush=True)
 
 
-def lacks_summary(workdir: Path) -> bool:
-    """Whether the picture of a finished run is still to be drawn, because the run was killed before it."""
-    return (workdir / BEFORE).exists() and not (workdir / SUMMARY).exists()
+def some_pairs(count: int, shown: int = SHOWN) -> np.ndarray:
+    """The rows, spread over all pairs, that a picture shows."""
+    return np.unique(np.linspace(0, count - 1, min(shown, count)).astype(int)) if count else np.zeros(0, int)
 
 
-def make_held_out(config: ExperimentConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Any], dict]:
-    """The function {"params", "batch_stats"} -> {"similarity" [n, n], "images", "captions"} of n held-out pairs.
-
-    images: n of [H, W, 3] uint8. The pairs come from all over the first evaluation batch and have different captions.
-    All processes call it together.
-    """
-    source = open_source(next(iter(config.eval.evaluators.values())).source)
-    embed_images, embed_texts = make_embed(config, mesh)
-
-    def held_out(variables: Any) -> dict:
-        with contextlib.closing(global_batches(config, mesh, tokenizer, source)) as batches:
-            batch = next(batches)
-        image_embedding = to_host(embed_images(variables, image_of(batch)))
-        batch = to_host(batch)
-        text, index, valid = (batch[k] for k in ("text", "index", "valid"))
-        _, first = np.unique(text[valid], axis=0, return_index=True)
-        rows = np.flatnonzero(valid)[np.sort(first)]
-        rows = rows[np.linspace(0, len(rows) - 1, min(NUM_PAIRS, len(rows))).astype(int)]
-        return {
-            "similarity": image_embedding[rows] @ embed_texts(variables, text[rows]).T,
-            "images": [_picture(batch, row, config) for row in rows],
-            "captions": [source[int(i)]["texts"][0] for i in index[rows]],
-        }
-
-    return held_out
+def lacks_report(workdir: Path) -> bool:
+    """Whether the report of a finished run is still to be made, because the run was killed before it."""
+    return (workdir / FOLDER).exists() and not (workdir / REPORT).exists()
 
 
-def _picture(batch: dict[str, np.ndarray], row: int, config: ExperimentConfig) -> np.ndarray:
-    budget = patch_budget(config.model.image)
-    if budget is None:
-        return batch["image"][row]
-    columns = {name: batch[name][row] for name in ("image", "spatial_shape")}
-    return from_patches(columns, budget.patch_size)
-
-
-def _zero_shot(results: dict[str, float]) -> dict[str, float]:
-    """The metrics of the first evaluator that reports top1, without the evaluator's name; {} if none does."""
-    name = next((key.removesuffix("/top1") for key in results if key.endswith("/top1")), None)
+def _zero_shot(metrics: list[dict[str, float]], step: int) -> dict[str, float]:
+    """The metrics at a step of the first evaluator that reports top1, without its name; {} if none does."""
+    line = {key: value for line in metrics if line["step"] == step for key, value in line.items()}
+    name = next((key.removesuffix("/top1") for key in line if key.endswith("/top1")), None)
     prefix = f"{name}/"
-    return {key.removeprefix(prefix): value for key, value in results.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}

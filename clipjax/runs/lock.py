@@ -72,6 +72,19 @@ def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: 
         os.close(held)
 
 
+def lock_owner(workdir: str | Path) -> str:
+    """What workdir/run.lock says about the run that holds it now, from any process; "" where none does."""
+    try:
+        with open(Path(workdir) / FILE, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except OSError:
+        pass
+    return ""
+
+
 def _lock(file: TextIO, workdir: str | Path, user: str, harm: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

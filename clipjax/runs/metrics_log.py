@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from clipjax.files import read_json_lines, write_text
 
@@ -42,6 +43,11 @@ class MetricsLog:
         self.file.flush()
         for name, value in values.items() if self.events else ():
             self.events.add_scalar(name, value, step)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """Adds a picture, [H, W, 3] uint8, to the TensorBoard events, if there are any."""
+        if self.events:
+            self.events.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         for sink in (self.file, self.events):

@@ -32,7 +32,7 @@ class Cell:
     set: dict[str, str]  # varied field -> its value as --config.FIELD=... takes it; without fields that are left out
     values: dict[str, Any]  # varied field -> its value
     status: Status = "waiting"  # when sweep.json was written
-    seconds: float = 0.0  # that its processes took, over all tries; 0 where another machine ran them
+    seconds: float = 0.0  # that its processes took, over all tries; 0: none has ended; -1: some were not measured
     error: str = ""  # the last line of a failed try
     job: str = ""  # Slurm's number of the job
 

@@ -36,6 +36,7 @@ def loop(
     stream: Iterator[tuple[Any, dict[str, Any], float]],
     *,
     evaluate: Callable[[Any], dict[str, float]],
+    evaluated: Callable[[Any, int], None] = lambda variables, step: None,
     save: Callable[..., None],
     log: Callable[[int, dict[str, float]], None],
     step_done: Callable[[int], None],
@@ -47,6 +48,7 @@ def loop(
       step_fn: (state, batch) -> (state, metrics), see training/step.py.
       stream: (batch on the mesh, data state after it, seconds waited for it).
       evaluate: {"params", "batch_stats"} -> {"evaluator/metric": value}.
+      evaluated: (variables, step), after each evaluation.
       save: called as save(state, data_state=..., metrics=results of this step's evaluation, or None).
       log: (step, values), for every line of metrics.jsonl.
       step_done: (step), after each step.
@@ -57,7 +59,10 @@ def loop(
     started_at = int(state.step)
     window = Window(config.global_batch_size)
     in_flight: collections.deque = collections.deque()
-    results = evaluate(eval_variables(state)) if started_at >= total else {}
+    results: dict[str, float] = {}
+    if started_at >= total:
+        results = evaluate(eval_variables(state))
+        evaluated(eval_variables(state), started_at)
     data_state = None
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
@@ -79,6 +84,7 @@ def loop(
             if evaluates:
                 results = evaluate(eval_variables(state))
                 log(step, results)
+                evaluated(eval_variables(state), step)
                 if results:  # empty without evaluators
                     announce(f"evaluated step {step}: {headline(results)}")
             if saves:

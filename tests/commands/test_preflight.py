@@ -352,10 +352,10 @@ def test_a_finished_run_that_was_killed_before_its_picture_draws_it_without_comp
     shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")
     lines = [{"step": step, "loss": 1.0 / step} for step in range(1, 7)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "before.json").write_text(json.dumps({"similarity": [[0.0] * 8] * 8, "results": {}}))
+    (tmp_path / "snapshots").mkdir()
     config = from_config_dict(changed(folder, total_steps=6, log__figures=True))
     results = train.run(config, tmp_path)
-    assert (tmp_path / "summary.png").exists()
+    assert (tmp_path / "summary.png").exists() and (tmp_path / "report.html").exists()
     for name, evaluator in config.eval.evaluators.items():
         own = {key.partition("/")[2] for key in results if key.startswith(f"{name}/")}
         assert own == set(evaluator.metrics), "evaluators report what they declare"

@@ -1,7 +1,9 @@
 """clipjax sweep: the grid that --vary gives, what is refused before a cell begins, and cells that end in every way."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from clipjax.commands import launch, sweep
+from clipjax.commands.launch import Task
 from clipjax.commands.sweep_check import errors_elsewhere
 from clipjax.commands.vary import build_settings, parse_axes, parse_seeds
 from clipjax.config import ConfigError, to_json_dict
 from clipjax.config.metrics import smaller_is_better
-from clipjax.runs.lock import RunLockError, folder_lock
-from clipjax.runs.sweep import cell_name, read_sweep, short_names
+from clipjax.runs.lock import RunLockError, folder_lock, run_lock
+from clipjax.runs.sweep import Cell, cell_name, read_sweep, short_names
 from tests.runs import ROOT, build_data, write_experiment
 from tests.tiny import tiny_config
 
@@ -263,12 +266,51 @@ def test_a_signal_lets_the_running_cell_save_and_the_same_command_goes_on(experi
     assert "global_batch_size=128/seed0: goes on at step 7" in capfd.readouterr().out
 
 
+def test_the_eta_is_that_of_cells_as_long_and_knows_that_a_start_takes_time(tmp_path):
+    cells = [Task(Cell("x", seed, {}, {}), 1, tmp_path, [], images, 1) for seed, images in enumerate((100, 300, 500))]
+    local = launch.Local(cells, 5, 1, lambda: None)
+    assert local.eta() is None
+    local.done = [(100, 10.0), (100, 12.0)]
+    assert local.eta() == pytest.approx(11 + 22 + 33)
+    local.done = [(100, 10.0), (100, 12.0), (300, 15.0)]
+    assert local.eta() == pytest.approx(11 + 15 + 19)
+    local.jobs = 2
+    assert local.eta() == pytest.approx(45 / 2)
+
+
+def test_the_time_of_a_cell_whose_sweep_was_killed_is_unknown_and_stays_so(experiment, trainer, tmp_path):
+    arguments = [experiment], ["global_batch_size=8,16"], tmp_path / "sweep"
+    assert sweep.run(*arguments) == 0
+    assert all(cell.seconds > 0 for cell in read_sweep(tmp_path / "sweep").cells)
+    path = tmp_path / "sweep" / "sweep.json"
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"', 1))
+    shutil.rmtree(tmp_path / "sweep/global_batch_size=8/seed0/checkpoints")
+    assert sweep.run(*arguments) == 0
+    assert [cell.seconds > 0 for cell in read_sweep(tmp_path / "sweep").cells] == [False, True]
+
+
 def test_two_sweeps_in_one_folder_are_refused(experiment, trainer, tmp_path):
     with (
         folder_lock(tmp_path / "sweep", "sweep.lock", user="sweep", harm="", keeps=""),
         pytest.raises(RunLockError, match="in use by another sweep"),
     ):
         sweep.run([experiment], ["global_batch_size=8"], tmp_path / "sweep")
+
+
+def test_a_cell_that_another_run_holds_waits_for_its_end_while_others_are_trained(experiment, trainer, tmp_path, capfd):
+    folder, held = tmp_path / "sweep", contextlib.ExitStack()
+    held.enter_context(run_lock(folder / "global_batch_size=8" / "seed0"))
+
+    def let_go():
+        while not (folder / "global_batch_size=16" / "seed0" / "checkpoints" / "20").exists():
+            time.sleep(0.02)
+        held.close()
+
+    threading.Thread(target=let_go, daemon=True).start()
+    assert sweep.run([experiment], ["global_batch_size=8,16"], folder) == 0
+    shown = capfd.readouterr().out
+    assert shown.index("=8/seed0: waits for the end of another run in it: {") < shown.index("=16/seed0: finished")
+    assert shown.index("=16/seed0: finished") < shown.index("=8/seed0: finished")
 
 
 def test_a_runs_folder_is_no_sweeps_folder(experiment, tmp_path):

@@ -1,0 +1,131 @@
+"""Writes a page about one or more runs: curves, embedding space, predictions, confusions. It opens from disk.
+
+    clipjax report runs/quickstart
+    clipjax report runs/a runs/b --out=both.html
+    clipjax report imported/clip-b32 --config=experiments/my_eval.py
+
+The page shows what the runs have stored. Where predictions are missing or older than the last checkpoint, the weights
+are loaded and make them, if the evaluators' data is there; --nocompute leaves them out. --config names the file whose
+mesh, eval and data sections to use; the default is the run's own configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from clipjax.commands import flags as cli
+from clipjax.commands.preflight import check_folder
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict
+from clipjax.data.records import ManifestError
+from clipjax.inference.embed import make_embed
+from clipjax.inference.evaluate import prepare_evaluation
+from clipjax.processes import announce
+from clipjax.report.compare import compare
+from clipjax.report.compare_table import FORMATS
+from clipjax.report.held_out import HeldOut
+from clipjax.report.page import write_report
+from clipjax.report.run_data import RunData, read_runs
+from clipjax.report.summary import REPORT
+from clipjax.runs import CheckpointError, FingerprintError, open_run
+from clipjax.runs.record import read_records
+
+USAGE = "clipjax report RUN... [--out=report.html]"
+
+
+def run(
+    workdirs: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    config: ExperimentConfig | None = None,
+    step: str = "latest",
+    compute: bool = True,
+) -> Path:
+    """Writes the page and returns its path.
+
+    Args:
+      workdirs: of training runs, or directories of imported weights.
+      out: the file; None: report.html in the run's folder or, for several runs, in the current one.
+      config: whose mesh, eval and data sections predictions are made with; None: each run's own.
+      step: of the checkpoint that makes predictions where none are stored: "latest", "best" or a number.
+      compute: whether weights may be loaded to make what is not stored.
+    Raises ConfigError for a folder that is no run.
+    """
+    runs = read_runs(list(workdirs))
+    out = Path(out) if out else (Path(workdirs[0]) / REPORT if len(runs) == 1 else Path(REPORT))
+    check_folder(out.parent, "--out")
+    if out.is_dir():
+        raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
+    if compute:
+        runs = [with_predictions(found, config, step) for found in runs]
+    write_report(out, runs, comparison_of(workdirs) if len(runs) > 1 else "")
+    announce(f"Wrote {out}")
+    return out
+
+
+def comparison_of(workdirs: Sequence[str | Path]) -> str:
+    """The table of `clipjax compare` about these runs, or why there is none."""
+    try:
+        records, notes = read_records([str(workdir) for workdir in workdirs])
+        return FORMATS["text"](compare(records, notes=notes))
+    except ConfigError as error:
+        return f"The runs cannot be compared: {error}"
+
+
+def with_predictions(found: RunData, config: ExperimentConfig | None, step: str) -> RunData:
+    """A run with the predictions of a checkpoint, where it has stored none of that step; else with the reason."""
+    try:
+        with open_run(found.directory, step) as opened:
+            stored = found.predictions
+            if config is None and stored and stored.get("step") == opened.step:
+                return found
+            if not (config or opened.config).eval.evaluators:
+                why = "There are no predictions, because the configuration has no evaluators"
+                return _without(found, f"{why}. --config names a file with some." if config is None else f"{why}.")
+            announce(f"Loading {found.directory}, step {opened.step}, for predictions")
+            config, mesh, tokenizer, sources = prepare_evaluation(opened, config)
+            held_out = HeldOut(config, mesh, tokenizer, sources, make_embed(config, mesh))
+            variables = opened.variables(mesh)
+            snapshots, pairs = found.snapshots, found.pairs
+            if not snapshots and len(held_out.indices):
+                snapshots, pairs = [held_out.snapshot(variables, opened.step)], held_out.pairs
+            made = {"predictions", *(["pairs"] if snapshots else [])}
+            missing = {name: why for name, why in found.missing.items() if name not in made}
+            predictions = held_out.predictions(variables, opened.step)
+            return dataclasses.replace(
+                found, predictions=predictions, snapshots=snapshots, pairs=pairs, missing=missing
+            )
+    except (CheckpointError, ConfigError, FingerprintError, ManifestError, OSError) as error:
+        older = f" What is shown is of step {found.predictions['step']}." if found.predictions else ""
+        return _without(found, f"No predictions could be made of the checkpoint: {error}{older}")
+
+
+def _without(found: RunData, why: str) -> RunData:
+    if found.predictions:
+        announce(f"{found.directory}: {why}")
+        return found
+    return dataclasses.replace(found, missing={**found.missing, "predictions": why})
+
+
+def main(argv: list[str]) -> None:
+    """The command line; see the module's docstring."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", None, "The HTML file; default RUN/report.html.", flag_values=values)
+        flags.DEFINE_string("step", "latest", "Checkpoint for predictions: latest, best, a number.", flag_values=values)
+        flags.DEFINE_bool("compute", True, "Load weights to make predictions that are not stored.", flag_values=values)
+
+    places = list(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
+    values = cli.parse([argv[0], *argv[1 + len(places) :]], __doc__, define, processes=False)
+    if not places:
+        cli.fail(f"usage: {USAGE}. Try --help.")
+
+    def body() -> None:
+        config = None if values.config is None else from_config_dict(values.config)
+        run(places, out=values.out, config=config, step=values.step, compute=values.compute)
+
+    cli.run_command(values, body)

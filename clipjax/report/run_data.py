@@ -1,0 +1,154 @@
+"""What a workdir holds for a report: read once, with a sentence about everything that is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clipjax.config import ConfigError, flat, from_json_dict
+from clipjax.runs.bad_records_log import read_bad_records
+from clipjax.runs.metrics_log import read_metrics
+from clipjax.runs.run import hint
+from clipjax.runs.snapshots import PAIRS, PREDICTIONS, Snapshot, read_document, read_snapshots
+
+NO_METRICS = "No curves: this directory has no metrics.jsonl, as weights that were imported."
+NO_PAIRS = (
+    "No held-out pairs are stored: the run had no evaluators, or config.log.figures was off, or it was made before "
+    "clipjax kept snapshots, or none of its held-out records could be read."
+)
+NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """A run as its report shows it."""
+
+    name: str  # as the legend says it
+    directory: str
+    config: dict[str, Any]  # as JSON; {} where there is none
+    metrics: list[dict[str, float]]
+    snapshots: list[Snapshot]
+    pairs: dict[str, Any] | None  # pairs.json
+    predictions: dict[str, Any] | None  # predictions.json
+    bad_records: list[dict[str, Any]]
+    results: dict[str, dict[str, Any]]  # {evaluator: {metric: value}} of the last evaluation
+    results_step: int | None
+    missing: dict[str, str]  # section -> why it is not there: "curves", "pairs", "predictions"
+
+    @property
+    def step(self) -> int | None:
+        """The last step that anything is known of."""
+        steps = [line["step"] for line in self.metrics] + [found.step for found in self.snapshots]
+        steps += [self.predictions["step"]] if self.predictions else []
+        return max(steps, default=None)
+
+    @property
+    def total_steps(self) -> int | None:
+        return self.config.get("total_steps") if self.metrics else None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """{dotted name: value} of the configuration."""
+        return flat_fields(self.config)
+
+
+def read_run(workdir: str | Path, name: str = "") -> RunData:
+    """Everything that workdir stores. Raises ConfigError for a folder that is neither a run nor imported weights."""
+    workdir = Path(workdir)
+    config = _read_config(workdir)
+    metrics = read_metrics(workdir)
+    if not (config or metrics or (workdir / "checkpoints").is_dir()):
+        raise ConfigError(
+            f"{workdir} is no run: expected the --workdir of a training run, or a directory that clipjax import wrote, "
+            f"with config.json.{hint(workdir)}"
+        )
+    pairs = read_document(workdir, PAIRS)
+    snapshots = read_snapshots(workdir, pairs["id"]) if pairs else []
+    predictions = read_document(workdir, PREDICTIONS)
+    results, results_step = last_results(workdir, metrics, config)
+    missing = {
+        "curves": "" if metrics else NO_METRICS,
+        "pairs": "" if snapshots and len(snapshots[0].image) else NO_PAIRS,
+        "predictions": "" if predictions else NO_PREDICTIONS,
+    }
+    return RunData(
+        name=name or workdir.absolute().name,
+        directory=str(workdir),
+        config=config,
+        metrics=metrics,
+        snapshots=snapshots,
+        pairs=pairs,
+        predictions=predictions,
+        bad_records=read_bad_records(workdir),
+        results=results,
+        results_step=results_step,
+        missing={section: why for section, why in missing.items() if why},
+    )
+
+
+def read_runs(workdirs: list[str | Path]) -> list[RunData]:
+    """read_run of each, under names that differ: the folder's, or the whole path where two folders share a name."""
+    names = [Path(workdir).absolute().name for workdir in workdirs]
+    return [
+        read_run(workdir, name if names.count(name) == 1 else str(workdir))
+        for workdir, name in zip(workdirs, names, strict=True)
+    ]
+
+
+def last_results(
+    workdir: Path, metrics: list[dict[str, float]], config: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """({evaluator: {metric: value}}, step): the last evaluation in metrics.jsonl, or else the last of clipjax eval."""
+    evaluators = config.get("eval", {}).get("evaluators", {})
+    results: dict[str, dict[str, Any]] = {}
+    last = None
+    for line in metrics:
+        own = {key.partition("/")[0] for key in line if "/" in key} & set(evaluators)
+        if own:
+            last, results = line["step"], {}
+            for key, value in line.items():
+                name, _, metric = key.partition("/")
+                if name in own:
+                    results.setdefault(name, {})[metric] = _as_number(metric, value)
+    if results:
+        return results, last
+    files = sorted(workdir.glob("eval/*/results.json"), key=lambda path: path.stat().st_mtime)
+    document = _read_json(files[-1]) if files else {}
+    stored = document.get("results", {})
+    return {name: result for name, result in stored.items() if isinstance(result, dict)}, document.get("step")
+
+
+def _as_number(metric: str, value: float) -> float | int:
+    """Counts, which metrics.jsonl holds as floats, as whole numbers."""
+    is_count = value == value and value == int(value) and (value > 1 or metric in ("unlabelled", "indistinguishable"))
+    return int(value) if is_count and not metric.endswith("rank") else value
+
+
+def flat_fields(tree: dict[str, Any]) -> dict[str, Any]:
+    """{dotted name: value} of a configuration as JSON, also of a version of clipjax with other fields."""
+    try:
+        return flat(from_json_dict(tree)) if tree else {}
+    except (ConfigError, TypeError, ValueError):
+        return dict(_flat(tree))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        inside = isinstance(value, dict)
+        found += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    return _read_json(workdir / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
