@@ -93,16 +93,16 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def numbered_lines(path: str | Path) -> list[str]:
+def numbered_lines(path: str | Path, *, gaps: bool = False) -> list[str]:
     """The lines of a file whose line numbers mean something, such as class names by label: stripped, from 0.
 
     Empty lines at the end are dropped. Raises TextFileError for an empty line before the last name, where one reader
-    would count the line and another not, and as read_text does.
+    would count the line and another not, unless gaps says that empty lines count; and as read_text does.
     """
     lines = [line.strip() for line in split_lines(read_text(path))]
     while lines and not lines[-1]:
         lines.pop()
-    if "" in lines:
+    if "" in lines and not gaps:
         raise TextFileError(
             f"{path}, line {lines.index('') + 1} is empty, and the lines after it would change their numbers. "
             "Remove the line, or write the missing name."

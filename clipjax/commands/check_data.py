@@ -112,7 +112,7 @@ def report_source(
     announce(describe(report, context_length=length, class_names=names))
     for name, evaluator in use.evaluators.items() if tokenizer else ():
         with contextlib.suppress(ConfigError):  # told where evaluators are checked
-            if prompts := evaluator.prompts(opened.class_names):
+            if prompts := evaluator.prompts(opened.class_names, getattr(opened, "templates", ())):
                 announce(describe_prompts(name, prompts, tokenizer, length))
     return report
 

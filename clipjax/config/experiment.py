@@ -97,12 +97,17 @@ class EvaluatorConfig:
         """The data that it reads, by the field that names them: "source", which is evaluated, and others."""
         return {"source": self.source}
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether it reads what enters the image tower's projection, which not every tower has."""
+        return False
+
     def names_of_labels(self, class_names: Sequence[str]) -> Sequence[str]:
         """The name of each label; class_names: the source's. Raises ConfigError."""
         return class_names
 
-    def prompts(self, class_names: Sequence[str]) -> Sequence[str]:
-        """The prompts of the classes, for evaluators that make prompts; class_names: the source's."""
+    def prompts(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Sequence[str]:
+        """The prompts of the classes, for evaluators that make prompts; class_names, templates: the source's."""
         return ()
 
 

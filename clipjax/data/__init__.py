@@ -30,6 +30,8 @@ _MODULES = {
     "sources": (
         "SOURCES",
         "FolderConfig",
+        "HardNegativesConfig",
+        "MultilingualConfig",
         "ParquetConfig",
         "Source",
         "TfdsConfig",

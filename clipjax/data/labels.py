@@ -27,9 +27,12 @@ from absl import logging
 
 from clipjax.config import nearest
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.templates import TEMPLATES_FILE
 from clipjax.files import TextFileError, decode_text, numbered_lines
 
 NAMES_FILE = "classnames.txt"
+TYPE_FILE = "dataset_type.txt"
+PUBLISHED_FILES = (TEMPLATES_FILE, TYPE_FILE)  # which CLIP_benchmark writes beside NAMES_FILE
 CAUSE = "unusable label"
 MAX_LABEL = 2**31 - 1  # of a batch's int32
 MAX_CLASSES = 1 << 20  # different texts of a column; more are captions, not classes
@@ -130,9 +133,13 @@ class ClassNames:
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """The lines of a file of class names; a name that is there twice is logged, as no text can mean either of them.
 
-    Raises TextFileError as clipjax.files.numbered_lines does.
+    An empty line is a class with an empty name where CLIP_benchmark's other files lie beside the names, as in its
+    vtab/clevr_closest_object_distance; it is logged. Raises TextFileError as clipjax.files.numbered_lines does.
     """
-    names = tuple(numbered_lines(path))
+    published = Path(path).name == NAMES_FILE and any((Path(path).parent / name).is_file() for name in PUBLISHED_FILES)
+    names = tuple(numbered_lines(path, gaps=published))
+    if "" in names:
+        logging.warning("%s, line %d is empty: class %d has an empty name", path, names.index("") + 1, names.index(""))
     repeated = repeated_names(names)
     if repeated:
         logging.warning("%s has names that occur more than once, which only numbers can tell apart: %s", path, repeated)

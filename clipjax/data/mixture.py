@@ -30,7 +30,7 @@ def open_train(data: DataConfig) -> Source:
     if data.mixture:
         return open_mixture(data.mixture)
     with errors_of("config.data.train"):
-        return open_source(data.train)
+        return _of_true_captions(open_source(data.train), data.train.path)
 
 
 def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
@@ -38,8 +38,17 @@ def open_mixture(mixture: Mapping[str, MixturePart]) -> Mixture:
     sources = {}
     for name, part in mixture.items():
         with errors_of(f"config.data.mixture.{name}.source"):
-            sources[name] = open_source(part.source)
+            sources[name] = _of_true_captions(open_source(part.source), part.source.path)
     return Mixture(sources, {name: part.weight for name, part in mixture.items()})
+
+
+def _of_true_captions(source: Source, path: str) -> Source:
+    require(
+        not getattr(source, "has_false_captions", False),
+        f"{path} is a set of true and false captions, which only the evaluator 'compositional' can tell apart: trained "
+        "on, false captions would count as right. Name data of true captions.",
+    )
+    return source
 
 
 @contextlib.contextmanager

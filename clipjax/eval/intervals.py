@@ -22,7 +22,7 @@ def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, floa
     share = hits / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def bootstrap_interval(
@@ -85,3 +85,19 @@ def _percentiles(found: list[float]) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.percentile(numbers, [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_of_shares_interval(hits: np.ndarray, totals: np.ndarray, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of the unweighted mean of the shares hits / totals of several groups.
+
+    Combines the groups' Wilson intervals (MOVER: Newcombe 1998; Zou and Donner 2008): the squares of their lower halves
+    add up to that of the mean's, and so do the upper ones. Of one group it is Wilson's; it has a width even where every
+    group is all right or all wrong. The groups themselves count as given, not as drawn.
+
+    hits, totals: [G] int, right answers and examples of each group, at least one.
+    """
+    shares = np.asarray(hits) / np.asarray(totals)
+    bounds = np.array([wilson_interval(int(hit), int(total), z) for hit, total in zip(hits, totals, strict=True)])
+    half = np.sqrt(np.sum((bounds - shares[:, None]) ** 2, axis=0)) / len(shares)
+    mean = float(np.mean(shares))
+    return max(0.0, mean - float(half[0])), min(1.0, mean + float(half[1]))

@@ -1,21 +1,28 @@
-"""Image -> text and text -> image retrieval: recall at 1, 5 and 10, and the median rank."""
+"""Image -> text and text -> image retrieval: recall at 1, 5 and 10, median and mean rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.config import EvaluatorConfig, require
 from clipjax.config.fields import runtime
-from clipjax.mesh import batch_sharding, replicated, to_host, to_mesh
+from clipjax.eval.class_names import Ties
+from clipjax.eval.embeddings import NotFinite, Where, broken_rows, not_finite_error, record_name
+from clipjax.eval.intervals import mean_interval, median_interval, wilson_interval
+from clipjax.eval.ranks import MAX_SCORES, ranks
+from clipjax.mesh import to_host
 
-RANKS = ("r1", "r5", "r10", "median_rank")
-MAX_SCORES = 2**26  # similarities that exist at a time, over all devices: 256 MiB
+__all__ = ["MAX_SCORES", "RetrievalConfig", "evaluate", "ranks"]
+
+RECALLS = (1, 5, 10)
+NAMES = (*(f"r{k}" for k in RECALLS), "median_rank", "mean_rank")
+MEAN_RECALL = "mean_recall@1"  # DataComp's name
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,15 @@ class RetrievalConfig(EvaluatorConfig):
 
     name: str = "retrieval"
     all_captions: bool = runtime(False)  # every caption of a record takes part (COCO, Flickr30k), not only its first
+    ties: Ties = runtime("against")  # equal scores: against the model, or the candidate with the lowest index is first
+    not_finite: NotFinite = runtime("error")  # NaN embeddings: refused, or counted as wrong answers
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports."""
-        both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in RANKS]
-        return (*both, "examples", *(("captions",) if self.all_captions else ()))
+        both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in NAMES]
+        shown = [f"{name}{bound}" for name in (*both, MEAN_RECALL) for bound in ("", "_low", "_high")]
+        return (*shown, "examples", *(("captions",) if self.all_captions else ()))
 
 
 def evaluate(
@@ -41,85 +51,113 @@ def evaluate(
     mesh: Mesh,
     tokenizer: Callable[[Sequence[str]], np.ndarray] | None = None,
     captions: Callable[[int], Sequence[str]] | None = None,
+    where: Where | None = None,
     **_: object,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Recalls of every record's image against every record's caption, both ways. All processes call it together.
 
     By default only a record's first caption takes part. With config.all_captions, `captions` gives all captions of a
     record by its index: each is a query of its own, and an image's match is the best of its captions.
 
     Records with the same pair_id match each other (several images of one caption, or repeats); one with -1 matches
-    only itself. A rank is 1 + the number of non-matches that do not score below the best match, so ties, and scores
-    that are not finite, count against the model. Returns image_to_text_r1, _r5, _r10, _median_rank, the same for
-    text_to_image, examples and, with all_captions, captions. Raises ConfigError when no record could be read.
+    only itself. See clipjax.eval.ranks for the rank of a match, and for ties and scores that are not finite.
+    Returns image_to_text_r1, _r5, _r10, _median_rank, _mean_rank, the same for text_to_image, mean_recall@1 (the mean
+    of both r1), each with a 95% interval (_low, _high), examples and, with all_captions, captions. Intervals: Wilson's
+    for recalls, order statistics for the median, a normal approximation for the mean rank, and for mean_recall@1 a
+    bootstrap over records with their captions. Raises ConfigError when no record could be read or none has a caption,
+    EmbeddingError for an embedding that is not finite.
     """
-    all_captions = captions if config.all_captions else None
+    found = _embedded(config, batches, embed_images, embed_texts, tokenizer, captions, where)
+    text_id = np.repeat(found.image_id, found.counts)
+    numbers: dict[str, Any] = {}
+    first: list[np.ndarray] = []
+    for name, query, query_id, candidate, candidate_id in (
+        ("image_to_text", found.image, found.image_id, found.text, text_id),
+        ("text_to_image", found.text, text_id, found.image, found.image_id),
+    ):
+        rank = ranks(query, candidate, query_id, mesh, candidate_id=candidate_id, ties=config.ties)
+        numbers |= {f"{name}_{key}": value for key, value in summary(rank).items()}
+        first.append(rank == 1)
+    numbers |= mean_recall(first[0], first[1], found.counts)
+    numbers |= {"examples": len(found.image), **({"captions": len(found.text)} if config.all_captions else {})}
+    return {**numbers, "details": {"ties": config.ties, "not_finite": config.not_finite}}
+
+
+def summary(rank: np.ndarray) -> dict[str, float]:
+    """r1, r5, r10, median_rank and mean_rank of [N] ranks from 1, each with its 95% interval (_low, _high)."""
+    values: dict[str, tuple[float, tuple[float, float]]] = {}
+    for k in RECALLS:
+        values[f"r{k}"] = float(np.mean(rank <= k)), wilson_interval(int(np.sum(rank <= k)), len(rank))
+    values["median_rank"] = float(np.median(rank)), median_interval(rank)
+    low, high = mean_interval(rank)
+    values["mean_rank"] = float(np.mean(rank)), (max(1.0, low), high)
+    return {
+        key: number
+        for name, (value, (low, high)) in values.items()
+        for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high))
+    }
+
+
+def mean_recall(image_first: np.ndarray, text_first: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """mean_recall@1, the mean of the recalls at 1 of both directions, with its interval over records.
+
+    image_first: [N] bool, text_first: [sum of counts] bool, counts: [N], the captions of each record.
+    """
+    text_hits = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=text_first, minlength=len(counts))
+    records = np.stack([image_first, text_hits, counts], axis=1).astype(np.int64)
+    kinds, number = np.unique(records, axis=0, return_counts=True)
+
+    def recall(times: np.ndarray) -> float:
+        images, texts, captions = times @ kinds
+        return float("nan") if captions == 0 else (images / times.sum() + texts / captions) / 2
+
+    # Records of a kind are alike: a resample of them is a draw of how many there are of each kind.
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(records), number / len(records), size=1000)
+    low, high = np.nanpercentile([recall(times) for times in drawn], [2.5, 97.5])
+    return {MEAN_RECALL: recall(number), f"{MEAN_RECALL}_low": float(low), f"{MEAN_RECALL}_high": float(high)}
+
+
+class _Embedded(NamedTuple):
+    image: np.ndarray  # [N, D]
+    text: np.ndarray  # [M, D], the captions of the first image, then those of the second, ...
+    counts: np.ndarray  # [N] int, the captions of each image; M in all
+    image_id: np.ndarray  # [N] int; images of one id match each other's captions
+
+
+def _embedded(
+    config: RetrievalConfig,
+    batches: Callable[[], Iterator[dict[str, jax.Array]]],
+    embed_images: Callable[[dict[str, jax.Array]], jax.Array],
+    embed_texts: Callable[[np.ndarray], np.ndarray],
+    tokenizer: Callable[[Sequence[str]], np.ndarray] | None,
+    captions: Callable[[int], Sequence[str]] | None,
+    where: Where | None,
+) -> _Embedded:
+    """The embeddings of all records that could be read. Raises as evaluate does."""
+    data = f"{config.source.path}, split '{config.source.split}'"
     images, texts, counts, pair_ids = [], [], [], []
     for batch in batches():
-        embedding, text, pair_id, valid, *index = to_host(
-            (embed_images(batch), batch["text"], batch["pair_id"], batch["valid"])
-            + ((batch["index"],) if all_captions else ())
-        )
-        images.append(embedding[valid])
+        columns = (batch["text"], batch["pair_id"], batch["valid"], batch.get("index", batch["pair_id"]))
+        image, text, pair_id, valid, index = to_host((embed_images(batch), *columns))
+        image, text, index = image[valid], text[valid], index[valid]
+        own = [1] * len(index)
+        if config.all_captions and captions:
+            of_records = [captions(int(i)) for i in index]
+            own = [len(texts_of_one) for texts_of_one in of_records]
+            text = tokenizer([caption for texts_of_one in of_records for caption in texts_of_one])
+        embedding = embed_texts(text)
+        for what, rows, record in (("image", image, index), ("caption", embedding, np.repeat(index, own))):
+            if len(broken := broken_rows(rows, config.not_finite)):
+                place = record_name(int(record[broken[0]]), where)
+                raise not_finite_error(f"the {what} of {config.source.path}, {place}", broken, len(rows))
+        images.append(image)
+        texts.append(embedding)
+        counts += own
         pair_ids.append(pair_id[valid])
-        if all_captions:
-            of_records = [all_captions(int(i)) for i in index[0][valid]]
-            counts += [len(own) for own in of_records]
-            text = tokenizer([caption for own in of_records for caption in own])
-        else:
-            counts += [1] * len(images[-1])
-            text = text[valid]
-        texts.append(embed_texts(text))
+    require(sum(map(len, images)) > 0, f"{data}: no record could be read.")
+    require(sum(map(len, texts)) > 0, f"{data}: the gallery is empty, because no record has a caption.")
     image, text, pair_id = (np.concatenate(part) for part in (images, texts, pair_ids))
-    require(len(image) > 0, f"{config.source.path}, split '{config.source.split}': no record could be read.")
     # A record without a pair_id gets one of its own, smaller than any that is given.
-    image_id = np.where(pair_id < 0, -2 - np.arange(len(pair_id)), pair_id).astype(np.int32)
-    text_id = np.repeat(image_id, counts)
-    metrics: dict[str, float] = {}
-    for name, query, query_id, candidate, candidate_id in (
-        ("image_to_text", image, image_id, text, text_id),
-        ("text_to_image", text, text_id, image, image_id),
-    ):
-        rank = ranks(query, candidate, query_id, mesh, candidate_id=candidate_id)
-        metrics |= {f"{name}_r{k}": float(np.mean(rank <= k)) for k in (1, 5, 10)}
-        metrics[f"{name}_median_rank"] = float(np.median(rank))
-    return {**metrics, "examples": len(image), **({"captions": len(text)} if all_captions else {})}
-
-
-def ranks(
-    query: np.ndarray,
-    candidate: np.ndarray,
-    pair_id: np.ndarray,
-    mesh: Mesh,
-    max_scores: int = MAX_SCORES,
-    candidate_id: np.ndarray | None = None,
-) -> np.ndarray:
-    """[N] int: the rank of each query's best match; candidates with the query's id match it.
-
-    query: [N, D] float32, pair_id: [N] int32. candidate: [M, D], candidate_id: [M]; None: pair_id. Queries are
-    compared in tiles, spread over the mesh's batch axes, with at most max_scores similarities (but at least one query
-    per device) at a time.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    tile = -(-min(max(1, max_scores // len(candidate)), len(query)) // shards) * shards
-    rows, everywhere = batch_sharding(mesh), replicated(mesh)
-    all_ids = to_mesh(pair_id if candidate_id is None else candidate_id, everywhere)
-    candidate = to_mesh(candidate, everywhere)
-    tiles = []
-    for start in range(0, len(query), tile):
-        stop = min(start + tile, len(query))
-        pad = tile - (stop - start)
-        block = np.pad(query[start:stop], ((0, pad), (0, 0)))
-        ids = np.pad(pair_id[start:stop], (0, pad), constant_values=-1)
-        rank = _rank_tile(to_mesh(block, rows), to_mesh(ids, rows), candidate, all_ids)
-        tiles.append(to_host(rank)[: stop - start])
-    return np.concatenate(tiles)
-
-
-@jax.jit
-def _rank_tile(query: jax.Array, ids: jax.Array, candidate: jax.Array, all_ids: jax.Array) -> jax.Array:
-    scores = jnp.matmul(query, candidate.T, precision="highest")
-    match = ids[:, None] == all_ids[None, :]
-    best = jnp.max(jnp.where(match, scores, -jnp.inf), axis=1, keepdims=True)
-    # Not "scores >= best": NaN is neither lower nor higher, and must count against the model.
-    return 1 + jnp.sum(~((scores < best) | match), axis=1)
+    image_id = np.where(pair_id < 0, -2 - np.arange(len(pair_id)), pair_id)
+    return _Embedded(image, text, np.asarray(counts, np.int64), image_id)

@@ -1,4 +1,4 @@
-"""Functions that run a model on a mesh: make_embed for embeddings, make_encode for single towers and their layers."""
+"""Functions that run a model on a mesh: make_embed for embeddings, make_encode for single towers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
@@ -78,6 +79,38 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
         return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
 
     return embed_images, embed_texts
+
+
+def make_image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
+    """image_features(variables, image_of(batch)) -> [B, width] float32: what enters the image tower's projection.
+
+    A global array sharded as the batch, not of unit length; probes read it. Of a tower that is set to have no
+    projection it is the pooled output. None for a tower whose projection is no layer of its own, such as CLIP's
+    ResNet. All processes call it together.
+    """
+    variables = eval_variables(abstract_state(config, mesh))
+    projects = "projection" in variables["params"]["image"]
+    if not projects and getattr(config.model.image, "projection", True):
+        return None
+    model, pixels, sharding = DualEncoder(config.model, batch_sharding(mesh)), config.data.pixels, batch_sharding(mesh)
+
+    def features(variables: Any, image: jax.Array) -> jax.Array:
+        found = []
+
+        def keep(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+            result = call(*args, **kwargs)
+            if projects and context.module.path == ("image", "projection"):
+                found.append(args[0])
+            elif not projects and (context.module.path, context.method_name) == (("image",), "__call__"):
+                found.append(result.pooled)
+            return result
+
+        image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
+        with nn.intercept_methods(keep):
+            model.apply(variables, image=image, text=None)
+        return found[0].astype(jnp.float32)
+
+    return jax.jit(features, in_shardings=(param_shardings(variables, mesh), sharding), out_shardings=sharding)
 
 
 class Encoded(NamedTuple):

@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -30,8 +31,8 @@ from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
-from clipjax.inference.embed import global_batches, make_embed
-from clipjax.mesh import make_mesh
+from clipjax.inference.embed import global_batches, make_embed, make_image_features
+from clipjax.mesh import make_mesh, to_host
 from clipjax.models.pixels import image_of
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
@@ -76,8 +77,9 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
                 if source not in opened:
                     opened[source] = open_source(source)
                 sources[key] = opened[source]
+        others = {field: sources[_key(name, field)] for field in evaluator.sources if field != "source"}
         with errors_of(name):
-            check_with_data(evaluator, sources[name])
+            check_with_data(evaluator, sources[name], others=others)
     return sources
 
 
@@ -85,16 +87,41 @@ def _key(evaluator: str, field: str) -> str:
     return evaluator if field == "source" else f"{evaluator}.{field}"
 
 
-def check_with_data(evaluator: EvaluatorConfig, source: Source, labels: Callable[[], Labels] | None = None) -> None:
-    """Calls the check of the evaluator's row, with those of `class_names` and `labels` that it takes.
+def check_with_data(
+    evaluator: EvaluatorConfig,
+    source: Source,
+    labels: Callable[[], Labels] | None = None,
+    others: Mapping[str, Source] | None = None,
+) -> None:
+    """Calls the check of the evaluator's row, with what it takes of `class_names`, `labels`, `captions` and `others`.
 
-    labels: reads the source's labels; None: some of them, see clipjax.data.probe.
+    labels: reads the source's labels; None: some of them, see clipjax.data.probe. others: the evaluator's other
+    sources by field, of which the check gets (class names, a function that reads labels).
     """
+    require(
+        not (getattr(source, "has_false_captions", False) and getattr(evaluator, "all_captions", False)),
+        f"{evaluator.source.path} is a set of true and false captions; all_captions=True would count the false ones as "
+        "right. Use the evaluator 'compositional'.",
+    )
     check_row = EVALUATORS[evaluator.name].check
-    offered = {"class_names": source.class_names, "labels": labels or functools.partial(read_labels, source)}
+    offered = {
+        "class_names": source.class_names,
+        "labels": labels or functools.partial(read_labels, source),
+        "templates": getattr(source, "templates", ()),
+        "captions": captions_of(source),
+    }
+    if others is not None:
+        offered["others"] = {
+            field: (other.class_names, functools.partial(read_labels, other)) for field, other in others.items()
+        }
     wanted = inspect.signature(check_row).parameters if check_row else {}
     if taken := {name: value for name, value in offered.items() if name in wanted}:
         check_row(evaluator, **taken)
+
+
+def captions_of(source: Source) -> Callable[[int], Sequence[str]]:
+    """(index of a record) -> all its texts, without reading the image from sources that can."""
+    return getattr(source, "captions", None) or (lambda index: source[index]["texts"])
 
 
 @contextlib.contextmanager
@@ -121,6 +148,7 @@ def make_evaluate(
     """
     sources = open_evaluators(config) if sources is None else sources
     embed_images, embed_texts = embed or make_embed(config, mesh)
+    image_features = _image_features(config, mesh)
 
     def split_of(source: Source) -> Split:
         batches = functools.partial(global_batches, config, mesh, tokenizer, source)
@@ -134,12 +162,14 @@ def make_evaluate(
             batches=lambda: global_batches(config, mesh, tokenizer, source),
             embed_images=lambda batch: embed_images(variables, image_of(batch)),
             embed_texts=lambda tokens: embed_texts(variables, tokens),
+            image_features=image_features and (lambda batch: image_features(variables, image_of(batch))),
             tokenizer=tokenizer,
             class_names=source.class_names,
             where=source.where,
-            captions=lambda index: source[index]["texts"],
+            captions=captions_of(source),
             record=source.__getitem__,
             templates=getattr(source, "templates", ()),
+            logit_scale=_logit_scale(variables),
             mesh=mesh,
             **others,
         )
@@ -153,6 +183,24 @@ def make_evaluate(
         return results
 
     return evaluate
+
+
+def _logit_scale(variables: Any) -> float | None:
+    """The scale of the cosines in the model's loss; None where the weights have none."""
+    log_scale = variables.get("params", {}).get("logit_scale")
+    return None if log_scale is None else float(np.exp(to_host(log_scale)))
+
+
+def _image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:
+    """What enters the image tower's projection, if an evaluator needs it. Raises ConfigError where there is none."""
+    need = [name for name, evaluator in config.eval.evaluators.items() if evaluator.needs_features]
+    features = make_image_features(config, mesh) if need else None
+    require(
+        not need or features is not None,
+        f"config.eval.evaluators.{(need or [''])[0]} needs what enters the image tower's projection, which image tower "
+        f"'{config.model.image.name}' does not give; use features='image_embedding'.",
+    )
+    return features
 
 
 def numbers_of(results: Results) -> dict[str, float]:

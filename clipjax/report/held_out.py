@@ -20,7 +20,8 @@ from clipjax.data.probe import some_of
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
-from clipjax.eval.zero_shot import class_embeddings, resolve_names
+from clipjax.eval.class_names import resolve_names
+from clipjax.eval.class_prompts import class_prompts, embed_classes
 from clipjax.inference.embed import global_batches
 from clipjax.mesh import to_host
 from clipjax.models.pixels import image_of
@@ -77,10 +78,11 @@ class HeldOut:
         gallery = gallery if other is source else self._gallery(variables, other)
         names, lines = resolve_names(evaluator, other.class_names)
         texts = lambda tokens: self.embed[1](variables, tokens)  # noqa: E731
-        classes, _ = class_embeddings(names, evaluator.templates, self.tokenizer, texts)
+        prompts = class_prompts(evaluator, names, getattr(other, "templates", ()))
+        classes, _ = embed_classes(names, prompts, self.tokenizer, texts, not_finite="against")
         found = classification(gallery, classes, names, lines, scale_of(variables))
         if found:
-            document["classification"] = {**found, "evaluator": self.of_classes, "prompts": list(evaluator.templates)}
+            document["classification"] = {**found, "evaluator": self.of_classes, "prompts": list(prompts.templates)}
         return document
 
     def _gallery(self, variables: Any, source: Source) -> Gallery:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+NO_SHARES = ("rank", "alignment", "uniformity", "cosine", "gap", "weight_decay", "C")  # what such metrics' names end in
+
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
     """{evaluator: {metric: value}} as aligned lines 'evaluator  metric  value', with shares as percentages.
@@ -36,7 +38,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     for metric, value in result.items():
         if metric not in shown_beside:
             interval = tuple(result[bound] for bound in bounds[metric]) if metric in bounds else None
-            table.append(Row(metric, value, interval, _chance(metric, result.get("chance"))))
+            table.append(Row(metric, value, interval, _chance(metric, result)))
     return table
 
 
@@ -48,13 +50,16 @@ def format_value(metric: str, value: Any) -> str:
 
 
 def is_share(metric: str, value: Any) -> bool:
-    """Whether a value is a share between 0 and 1. A rank may be 1.0, but is not a share."""
-    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith("rank")
+    """Whether a value is a share between 0 and 1. A rank or a distance may be, but is not a share."""
+    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith(NO_SHARES)
 
 
-def _chance(metric: str, chance: float | None) -> float | None:
-    """The value of guessing among the classes; top5 has five guesses."""
-    tries = {"top1": 1, "mean_per_class": 1, "top5": 5}.get(metric)
+def _chance(metric: str, result: dict[str, Any]) -> float | None:
+    """The value of guessing: METRIC_chance, or of guessing among the classes; top5 has five guesses."""
+    if f"{metric}_chance" in result:
+        return result[f"{metric}_chance"]
+    chance = result.get("chance")
+    tries = {"top1": 1, "mean_per_class_recall": 1, "mean_average_precision": 1, "top5": 5}.get(metric)
     return None if chance is None or tries is None else min(1.0, tries * chance)
 
 

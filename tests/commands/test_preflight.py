@@ -149,7 +149,11 @@ STARTS = {  # of a new workdir
     "no embeddings": (lambda f: lit(f, "no"), ConfigError, "image_embeddings=.*no is not a finished.*clipjax embed"),
     "no class names": (lambda f: zero_shot(f, "numbered"), ConfigError, "evaluators.x: .*names no classes"),
     "no labels": (lambda f: zero_shot(f, "unlabelled"), ConfigError, "evaluators.x: "),
-    "no templates": (lambda f: zero_shot(f, templates=()), ConfigError, "evaluators.x: .*templates are empty"),
+    "two kinds of prompts": (
+        lambda f: zero_shot(f, templates=("{}",), templates_file="x.txt"),
+        ConfigError,
+        "evaluators.x: templates=.* and templates_file='x.txt' are both set",
+    ),
     "a template without braces": (lambda f: zero_shot(f, templates=("a",)), ConfigError, "Template 'a' has no {}"),
     "no file of names": (lambda f: zero_shot(f, class_names=str(f / "no.txt")), ConfigError, "no.txt' is not a file"),
     "a short file of names": (
@@ -364,7 +368,7 @@ def test_a_finished_run_that_was_killed_before_its_picture_draws_it_without_comp
 def test_evaluators_report_the_metrics_that_they_declare(folder):
     """Otherwise config.checkpoint.best_metric would be refused, or accepted, wrongly."""
     names = RetrievalConfig(all_captions=True).metrics
-    assert len(names) == len(set(names)) == 10 and "captions" in names
+    assert len(names) == len(set(names)) == 3 * 11 + 2 and "captions" in names
     assert "captions" not in RetrievalConfig().metrics
 
 

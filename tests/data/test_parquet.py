@@ -83,7 +83,7 @@ def test_hugging_faces_images_and_class_names_are_read(tmp_path):
     source = open_parquet(tmp_path)
     assert source.class_names == ("cat", "dog")
     assert (source[0]["image"], source[0]["texts"], source[0]["label"]) == (b"one", ["dog"], 1)
-    assert cause_of(source, 1) == cause_of(source, 2) == "no image"
+    assert [cause_of(source, 1), cause_of(source, 2)] == ["path outside the folder", "no image"]
 
 
 def test_captions_of_several_and_of_inner_columns(tmp_path):

@@ -106,7 +106,7 @@ def test_the_report_has_every_step_and_escapes_what_came_from_the_data(built):
     assert {sample["text"] for sample in captions["noted"]["caption cleaned"]["samples"]} == {EVIL}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; a dog" in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; a dog" in page
     assert "captions, left out: no caption left: hardly a letter, 3" in page
 
 

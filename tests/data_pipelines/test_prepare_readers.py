@@ -18,6 +18,7 @@ from data_pipelines.prepare.staging import read_images, stage
 from tests.data.samples import encoded, picture, run_script, write_folder
 from tests.data.test_tfds import BUILDER
 from tests.data_pipelines.debs import tar_bytes
+from tests.eval.wds_sets import write_retrieval
 
 
 def read(reader: str, *inputs, **fields):
@@ -31,6 +32,12 @@ def read(reader: str, *inputs, **fields):
     found = {example.key: example for example in examples}
     assert len(found) == len(examples)
     return listing, found, notes
+
+
+def test_a_published_retrieval_set_keeps_its_captions_apart(tmp_path):
+    folder = write_retrieval(tmp_path, captions=(("a cat", "one\nline"), ("a dog",)))
+    found = read("webdataset", folder / "test")[1]
+    assert [found[key].texts for key in sorted(found)] == [("a cat", "one\nline"), ("a dog",)]
 
 
 def test_webdataset_samples_are_files_of_one_name(tmp_path):

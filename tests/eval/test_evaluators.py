@@ -72,7 +72,7 @@ def test_zero_shot_equals_numpy(mesh, data):
     assert found["top1"] == pytest.approx(hit[counted].mean(), abs=1e-9)
     assert found["top5"] == pytest.approx((order[:, :5] == columns["label"][:, None]).any(1)[counted].mean(), abs=1e-9)
     seen = np.unique(columns["label"][counted])
-    assert found["mean_per_class"] == pytest.approx(np.mean([hit[columns["label"] == c].mean() for c in seen]))
+    assert found["mean_per_class_recall"] == pytest.approx(np.mean([hit[columns["label"] == c].mean() for c in seen]))
     assert (found["examples"], found["unlabelled"], found["classes"]) == (52, 1, CLASSES)
     assert found["top1_low"] < found["top1"] < found["top1_high"]
     assert 0.2 < found["top1"] < 1, "neither chance nor perfect, or the comparison says little"

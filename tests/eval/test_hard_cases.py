@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipjax.config import ConfigError, MeshConfig, SourceConfig
-from clipjax.eval import RetrievalConfig, ZeroShotConfig, retrieval, zero_shot
+from clipjax.eval import RetrievalConfig, ZeroShotConfig, class_prompts, retrieval, zero_shot
 from clipjax.mesh import batch_sharding, make_mesh
 
 ROWS = 16
@@ -17,10 +17,11 @@ def mesh():
     return make_mesh(MeshConfig(4, 2, 1))
 
 
-def classify(mesh, image, label, names=None, templates=("{}",), class_names_file=""):
+def classify(mesh, image, label, names=None, templates=("{}",), class_names_file="", **options):
     """Zero-shot where every prompt of class c has the unit vector c as its embedding."""
     columns = {"image": image, "label": np.asarray(label, np.int32), "valid": np.ones(ROWS, bool)}
-    config = ZeroShotConfig(source=SourceConfig(path="toy"), templates=templates, class_names=class_names_file)
+    source = SourceConfig(path="toy")
+    config = ZeroShotConfig(source=source, templates=templates, class_names=class_names_file, **options)
     return zero_shot.evaluate(
         config,
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
@@ -32,7 +33,7 @@ def classify(mesh, image, label, names=None, templates=("{}",), class_names_file
     )
 
 
-def retrieve(mesh, image, text):
+def retrieve(mesh, image, text, **options):
     columns = {
         "image": image,
         "text": np.arange(ROWS, dtype=np.int32)[:, None],
@@ -40,7 +41,7 @@ def retrieve(mesh, image, text):
         "valid": np.ones(ROWS, bool),
     }
     return retrieval.evaluate(
-        RetrievalConfig(),
+        RetrievalConfig(source=SourceConfig(path="toy"), **options),
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
         embed_images=lambda batch: batch["image"],
         embed_texts=lambda tokens: text[tokens[:, 0]],
@@ -50,20 +51,20 @@ def retrieve(mesh, image, text):
 
 def test_a_model_that_gives_no_numbers_is_never_right(mesh):
     broken = np.full_like(EYE, np.nan)
-    for names in (None, ["0", "1", "2"]):  # of three classes, any would be among the first five
-        found = classify(mesh, broken, np.arange(ROWS) % 3, names)
-        assert found["top1"] == found["top5"] == found["mean_per_class"] == 0.0
+    for names in (None, ["0", "1", "2", "3", "4"]):  # of five classes, any would be among the first five
+        found = classify(mesh, broken, np.arange(ROWS) % 3, names, not_finite="against")
+        assert found["top1"] == found.get("top5", 0.0) == found["mean_per_class_recall"] == 0.0
     for image, text in ((broken, EYE), (EYE, broken), (broken, broken)):
-        found = retrieve(mesh, image, text)
+        found = retrieve(mesh, image, text, not_finite="against")
         assert found["image_to_text_r10"] == found["text_to_image_r10"] == 0.0
 
 
 def test_one_image_without_numbers_misses_alone_and_blocks_the_first_place(mesh):
     image = EYE.copy()
     image[3] = np.nan
-    found = classify(mesh, image, np.arange(ROWS))
+    found = classify(mesh, image, np.arange(ROWS), not_finite="against")
     assert found["top1"] == found["top5"] == (ROWS - 1) / ROWS
-    found = retrieve(mesh, image, EYE)
+    found = retrieve(mesh, image, EYE, not_finite="against")
     assert found["image_to_text_r1"] == (ROWS - 1) / ROWS
     assert found["text_to_image_r1"] == 0.0, "a candidate that cannot be compared stands before every match"
     assert found["text_to_image_r5"] == (ROWS - 1) / ROWS
@@ -103,7 +104,7 @@ def test_prompts_embedded_in_blocks_equal_all_at_once(mesh, monkeypatch):
     rng = np.random.default_rng(0)
     image = rng.normal(size=EYE.shape).astype(np.float32)
     whole = classify(mesh, image, np.arange(ROWS), templates=("{}", "a {}", "the {}"))
-    monkeypatch.setattr(zero_shot, "PROMPTS_AT_A_TIME", 7)  # two classes at a time
+    monkeypatch.setattr(class_prompts, "PROMPTS_AT_A_TIME", 7)  # two classes at a time
     assert classify(mesh, image, np.arange(ROWS), templates=("{}", "a {}", "the {}")) == whole
 
 

@@ -22,7 +22,7 @@ def test_every_set_of_the_table_can_be_used(name):
 
 
 def test_a_template_without_a_place_for_the_name_is_refused():
-    with pytest.raises(ConfigError, match="Template 'a photo' has no {} for the class name"):
+    with pytest.raises(ConfigError, match="Template 'a photo' has no {} or {c} for the class name"):
         fill(("{}", "a photo"), ("cat",))
     with pytest.raises(ConfigError, match="templates are empty"):
         fill((), ("cat",))

@@ -64,8 +64,10 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Sample]]) -> None:
 
 
 def write_split(folder: Path, split: str, samples: Sequence[Sample], shards: int = 2) -> None:
-    """folder/split/{0.tar, 1.tar, ..., nshards.txt}, the samples in order and dealt out evenly."""
+    """folder/split/{0.tar, 1.tar, ..., nshards.txt}, the samples in order, dealt out evenly, in place of old ones."""
     (folder / split).mkdir(parents=True, exist_ok=True)
+    for tar in (folder / split).glob("*.tar"):
+        tar.unlink()
     keyed = [(f"s{number:07d}", parts) for number, parts in enumerate(samples)]
     bounds = np.linspace(0, len(keyed), shards + 1).astype(int).tolist()
     for shard, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):

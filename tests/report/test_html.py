@@ -14,7 +14,7 @@ from clipjax.report.html import write_html
 
 RESULTS = {
     "zoo": {
-        "top1": 0.4, "top5": 0.9, "mean_per_class": 0.38, "chance": 0.125, "top1_low": 0.35, "top1_high": 0.45,
+        "top1": 0.4, "top5": 0.9, "mean_per_class_recall": 0.38, "chance": 0.125, "top1_low": 0.35, "top1_high": 0.45,
         "classes": 8, "examples": 1200, "unlabelled": 3, "indistinguishable": 0,
     },
     "pairs": {"image_to_text_r1": 0.5, "image_to_text_median_rank": 1.0, "examples": 1200},

@@ -14,6 +14,8 @@ from clipjax.config import Part, SourceConfig, nearest, require
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.array_record import ArrayRecordSource
 from clipjax.data.sources.folder import FolderConfig, FolderSource
+from clipjax.data.sources.hard_negatives import HardNegativesConfig, HardNegativesSource
+from clipjax.data.sources.multilingual import MultilingualConfig, MultilingualSource
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
 from clipjax.data.sources.tfds import TfdsConfig, TfdsSource
 from clipjax.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
@@ -23,6 +25,10 @@ __all__ = [
     "ArrayRecordSource",
     "FolderConfig",
     "FolderSource",
+    "HardNegativesConfig",
+    "HardNegativesSource",
+    "MultilingualConfig",
+    "MultilingualSource",
     "ParquetConfig",
     "ParquetSource",
     "Source",
@@ -37,9 +43,15 @@ __all__ = [
 class Source(Protocol):
     """Random access to encoded examples. Instances can be pickled for worker processes.
 
-    Three methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
+    Four methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
     the full shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from their
-    recorded checksums. `sha256()` returns a checksum of all records, if one is recorded.
+    recorded checksums. `sha256()` returns a checksum of all records, if one is recorded. `captions(index)` returns a
+    record's texts without reading its image. Where the attribute `has_false_captions` is there and True, only the
+    first text of a record is true, and training refuses the source.
+
+    Two attributes are optional: `templates`, the prompts that come with the data, with {} or {c} for the class name;
+    and `task`, what the data say that they are for: "classification", "retrieval" or "multilabel". Sources without them
+    have no templates and no known task.
     """
 
     class_names: tuple[str, ...]  # what labels index; empty where labels are numbers without names, or there are none
@@ -50,6 +62,7 @@ class Source(Protocol):
         """{"image": bytes, "texts": [str, ...], "key": str, "label": int, "pair_id": int}; -1 means no label or id.
 
         Labels are read by the rule of clipjax.data.labels, and are below len(class_names) where there are names.
+        Records with several classes have "targets", uint8 [C] of 0 and 1, and -1 as label.
         Raises RecordError for a record that cannot be used, IndexError beyond the last one.
         """
 
@@ -60,6 +73,8 @@ class Source(Protocol):
 SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
     "folder": Part(FolderConfig, FolderSource),
+    "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
+    "multilingual": Part(MultilingualConfig, MultilingualSource),
     "parquet": Part(ParquetConfig, ParquetSource),
     "tfds": Part(TfdsConfig, TfdsSource),
     "webdataset": Part(WebDatasetConfig, WebDatasetSource),

@@ -14,6 +14,7 @@ from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.csv_tables import table_rows
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
 from clipjax.data.sources.image_files import Sidecars, folder_of_split, image_files, tell_unread
+from clipjax.data.sources.local_files import read_below
 from clipjax.data.sources.tables import TABLES, Columns
 
 MAX_IMAGE = 1 << 30  # bytes of a file
@@ -117,22 +118,7 @@ class FolderSource:
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
-        try:
-            whole = (self.root / path).resolve()
-            if not whole.is_relative_to(self.root):
-                raise RecordError("path outside the folder", f"'{path}' is not in {self.root}")
-            # Reading a pipe would never return.
-            if not whole.is_file():
-                cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
-                raise RecordError("unreadable record", f"'{path}' is not a file in {self.root}{cure}")
-            size = whole.stat().st_size
-            if size > limit:
-                raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
-            return whole.read_bytes()
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, RecordError):
-                raise
-            raise RecordError("unreadable record", f"'{path}': {error}") from error
+        return read_below(self.root, path, limit)
 
 
 def one_spelling(path: str) -> str:

@@ -21,6 +21,7 @@ from clipjax.files import glob_visible, hidden
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test")
+HUB_FOLDER = "data"  # in which repositories of Hugging Face's hub have their files
 PACKED = re.compile(r"\.(tgz|tar\.\w+)$")  # a tar that cannot be read in any order
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
@@ -30,9 +31,9 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
     config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; ** for folders at any depth) or a folder. A split
-    selects within a folder: the subfolder of its name, or the files whose names begin with it or have it as a word. For
-    "train" that is all files, unless some are named after another split. Where files are numbered like -00003-of-00128,
-    all of them must be there.
+    selects within a folder, or its subfolder HUB_FOLDER if only that has files: the subfolder of its name, or the files
+    whose names begin with it or have it as a word. For "train" that is all files, unless some are named after another
+    split. Where files are numbered like -00003-of-00128, all of them must be there.
     """
     path = config.path
     if "://" in path or path.startswith("pipe:"):
@@ -77,6 +78,29 @@ def expand_braces(pattern: str) -> Iterator[str]:
     return ("".join(parts) for parts in itertools.product(*choices))
 
 
+def read_below(root: Path, path: str, limit: int) -> bytes:
+    """The bytes of a file below a folder whose links are resolved.
+
+    Raises RecordError for a file outside it, above limit, or not readable.
+    """
+    try:
+        whole = (root / path).resolve()
+        if not whole.is_relative_to(root):
+            raise RecordError("path outside the folder", f"'{path}' is not in {root}")
+        # Reading a pipe would never return.
+        if not whole.is_file():
+            cure = "; URLs are not fetched" if "://" in path else "; write folders with /" if "\\" in path else ""
+            raise RecordError("unreadable record", f"'{path}' is not a file in {root}{cure}")
+        size = whole.stat().st_size
+        if size > limit:
+            raise RecordError("record too large", f"'{path}' has {size} bytes, the limit is {limit}")
+        return whole.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("unreadable record", f"'{path}': {error}") from error
+
+
 class OpenFiles:
     """Reads pieces of files and keeps the MAX_OPEN last used open. Thread-safe; a pickled copy opens files itself."""
 
@@ -119,12 +143,15 @@ class OpenFiles:
 def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     if split and (folder / split).is_dir():
         folder, split = folder / split, ""
-    files = sorted(
-        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
-    )
+    elif (folder / HUB_FOLDER).is_dir() and not _files(folder, suffixes) and _files(folder / HUB_FOLDER, suffixes):
+        folder = folder / HUB_FOLDER
+    files = _files(folder, suffixes)
     others = _others(folder, suffixes)
     if not files:
-        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.")
+        splits = _splits(folder, suffixes)
+        no = f" It has no folder '{split}' for the split." if split else ""
+        cure = f"{no} Set split to one of the folders that it has: {splits}." if splits else ""
+        raise ManifestError(f"{folder} has no {' or '.join(suffixes)} file{others and f', but {others}'}.{cure}")
     if others:
         logging.warning("Not read in %s: %s. To read them, set path to a pattern that names all files.", folder, others)
     of = {file: split if _begins(file, split) else split_in(file.name) for file in files} if split else {}
@@ -138,6 +165,8 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
             )  # fmt: skip
         return named
     others = ", ".join(sorted({*of.values()} - {""}))
+    if not others and re.search(rf"(^|[-_.]){re.escape(split)}$", folder.name):  # wds_cars_test, or the folder "test"
+        return files
     if split != "train" or others:
         raise ManifestError(
             f"{folder} has no file named after the split '{split}', only {files[0].name}"
@@ -147,12 +176,25 @@ def _of_folder(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.name.lower().endswith(tuple(suffixes)) and not hidden(file.name)
+    )
+
+
 def _others(folder: Path, suffixes: Sequence[str]) -> str:
     """What looks like data in a folder and is not read: compressed tars, and files in its subfolders. "": nothing."""
     root = glob.escape(str(folder))
     packed = [name for name in glob_visible(f"{root}/*") if ".tar" in suffixes and PACKED.search(name)]
     inner = [name for name in glob_visible(f"{root}/*/*") if name.lower().endswith(tuple(suffixes))]
     return " and ".join(f"{len(names)} like {min(names)}" for names in (packed, inner) if names)
+
+
+def _splits(folder: Path, suffixes: Sequence[str]) -> str:
+    """The folders of a folder that have data themselves, as text; "": none."""
+    inner = glob_visible(f"{glob.escape(str(folder))}/*/*")
+    names = {Path(name).parent.name for name in inner if name.lower().endswith(tuple(suffixes))}
+    return ", ".join(f"'{name}'" for name in sorted(names)[:10]) + (" ..." if len(names) > 10 else "")
 
 
 def split_in(name: str) -> str:
@@ -169,7 +211,11 @@ def _matches(pattern: str, whole: str) -> list[str]:
     matches = glob_visible(pattern, recursive=True) if glob.has_magic(pattern) else [pattern] * os.path.exists(pattern)
     if not matches:
         of = "" if pattern == whole else f", of '{whole}'"
-        raise ManifestError(f"There is no file '{pattern}'{of}. Build or copy it, or name the files that there are.")
+        near = [] if glob.has_magic(pattern) else glob_visible(f"{glob.escape(pattern.rstrip('/'))}[-_.]*")
+        hint = f" There is '{min(near)}'." if near else ""
+        raise ManifestError(
+            f"There is no file '{pattern}'{of}.{hint} Build or copy it, or name the files that there are."
+        )
     return matches
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from clipjax.config.fields import ORDER, experiment
 from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, class_number
-from clipjax.data.sources.local_files import find_files
+from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
 
@@ -32,6 +33,7 @@ PAIR_ID = "pair_id"
 WINDOW_BYTES = 128 << 20  # of row groups whose rows are shuffled together
 KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups in each process; at the end of a window the next one begins
 MAX_GROUP = 2 << 30  # bytes of one row group
+MAX_IMAGE = 1 << 30  # bytes of a file
 OPENING_THREADS = 8
 ROWS_AT_A_TIME = 256  # decoded by stream_rows
 
@@ -104,7 +106,7 @@ class ParquetSource:
             raise RecordError("unreadable record", f"{type(error).__name__}: {error}") from error
         image = image_bytes(values[self.keys.image_key])
         if image is None:
-            raise RecordError("no image", f"column '{self.keys.image_key}' has no bytes; a path is not followed")
+            image = self.image_file(self.files[file], values[self.keys.image_key])
         label = self.names.number(values.get(self.keys.label_key), f"column '{self.keys.label_key}'")
         texts = captions(values, self.keys.text_key)
         if not texts and 0 <= label < len(self.class_names):
@@ -114,6 +116,19 @@ class ParquetSource:
         path, position = self.where(index)
         key, pair_id = f"{Path(path).name}/{position}", _int(values.get(PAIR_ID), PAIR_ID)
         return {"image": image, "texts": texts, "key": key, "label": label, "pair_id": pair_id}
+
+    def image_file(self, file: str, value: Any) -> bytes:
+        """The image that Hugging Face's {bytes, path} gives by its path only, from the folder of the Parquet file.
+
+        For a file in HUB_FOLDER, from the folder above, if it is not there. Raises RecordError.
+        """
+        path = value.get("path") if isinstance(value, dict) else None
+        if not path or not isinstance(path, str):
+            raise RecordError("no image", f"column '{self.keys.image_key}' has no bytes")
+        folder = Path(file).parent
+        if folder.name == HUB_FOLDER and not os.path.isfile(folder / path):
+            folder = folder.parent
+        return read_below(folder.resolve(), path, MAX_IMAGE)
 
     def where(self, index: int) -> tuple[str, int]:
         group, row = self.find(index)
@@ -185,7 +200,7 @@ def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterato
 
 
 def image_bytes(value: Any) -> bytes | None:
-    """The encoded image of a column of bytes, or of Hugging Face's {bytes, path}; a path is not followed."""
+    """The encoded image of a column of bytes, or of Hugging Face's {bytes, path}; None where there is only a path."""
     value = value.get("bytes") if isinstance(value, dict) else value
     return value if isinstance(value, bytes) else None
 

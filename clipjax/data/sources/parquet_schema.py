@@ -22,12 +22,14 @@ def check_image(path: str | Path, schema: pyarrow.Schema, name: str, option: str
     _check_once(path, schema, name)
     kind = _bare(schema.field(name).type)
     if _has_fields(kind):
-        inner = [kind.field(number) for number in range(kind.num_fields) if kind.field(number).name == "bytes"]
-        kind = _bare(inner[0].type) if inner else kind
+        inner = {kind.field(number).name: _bare(kind.field(number).type) for number in range(kind.num_fields)}
+        if "bytes" not in inner and _is_text(inner.get("path", kind)):  # Hugging Face's images in files
+            return
+        kind = inner.get("bytes", kind)
     if not (_is_binary(kind) or _is_null(kind)):
         raise ManifestError(
-            f"{path}, column '{name}', holds {schema.field(name).type}, expected the bytes of images: paths are not "
-            f"followed. Set {option}, or list the paths in a table for the source 'folder'."
+            f"{path}, column '{name}', holds {schema.field(name).type}, expected the bytes of images, or Hugging "
+            f"Face's {{bytes, path}}. Set {option}, or list the paths in a table for the source 'folder'."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipjax.data.images.decode import IMAGE_SUFFIXES
@@ -22,14 +22,20 @@ def text_keys(text_key: str) -> list[str]:
     return sorted(names, key=lambda name: name != "txt")
 
 
-def sample_texts(parts: dict[str, bytes], names: Sequence[str], key: str) -> list[str]:
+def sample_texts(
+    parts: dict[str, bytes], names: Sequence[str], key: str, read_txt: Callable[[bytes, str], list[str]] | None = None
+) -> list[str]:
     """The captions of a tar's sample, whose files are extension -> content. key: of the sample, for errors.
 
     names, of text_keys: extensions of files ("txt", "en.txt"), fields of the .json ("alt", "meta/long"), or fields of
     another JSON file ("meta.json/alt"). None: the .txt; without one, CAPTION_FIELDS of the .json; without them, the
-    first of SIDECARS. Raises RecordError for a file that cannot be read.
+    first of SIDECARS. read_txt: the captions of a .txt; None: all of it is one. Raises RecordError for a file that
+    cannot be read.
     """
-
+    if read_txt and "txt" in parts and "txt" in (names or ["txt"]):
+        found = read_txt(parts["txt"], f"'{key}.txt'")
+        others = [name for name in names if name != "txt"]
+        return found + (sample_texts(parts, others, key) if others else [])
     if not names:
         texts = _file_texts(parts, "txt", key) or _json_texts(parts, CAPTION_FIELDS, key)
         return texts or next(filter(None, (_file_texts(parts, name, key) for name in SIDECARS)), [])

@@ -172,6 +172,8 @@ def find_header(chunks: Iterable[bytes], position: int) -> int | None:
 
 def _no_header(data: bytes, position: int, problem: str) -> TarError:
     packed = packed_by(data) if position == 0 else ""
+    if position == 0 and data.startswith(b"version https://git-lfs"):
+        return TarError("it is Git LFS's pointer to the tar, not the tar; run `git lfs pull` in its repository")
     return TarError(
         f"it is compressed by {packed}, which has no random access; unpack it to a .tar first" if packed else problem
     )

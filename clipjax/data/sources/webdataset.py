@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import re
@@ -26,6 +27,16 @@ from clipjax.data.sources.tar_captions import SIDECARS, other_choice, parse_json
 from clipjax.data.sources.tar_findings import tell
 from clipjax.data.sources.tar_format import TarError, allowed, members, printable, split_name
 from clipjax.data.sources.tar_index import TarIndex, index_path, key_hash, load_index
+from clipjax.data.sources.wds_layout import (
+    CAPTIONS,
+    CLASSES,
+    PROBED,
+    SEVERAL_CLASSES,
+    caption_lines,
+    metadata,
+    read_layout,
+    read_targets,
+)
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 MAX_SAMPLE = 1 << 30  # bytes
@@ -56,8 +67,10 @@ class WebDatasetSource:
 
     Labels are read by the rule of clipjax.data.labels; class names are those of classnames.txt, which lies beside the
     tars or in the folder above. A sample without captions takes the name of its class. Reading a sample is one read of
-    the tar; it is a bad record unless all its files have the key that the index has for it. Raises ManifestError for
-    tars that are missing, cut, damaged, compressed, or unsorted.
+    the tar; it is a bad record unless all its files have the key that the index has for it. Sets in CLIP_benchmark's
+    layout are read as its files say (clipjax.data.sources.wds_layout): they give `task` and `templates`, and records
+    of a multilabel set have "targets", uint8 [C]. Raises ManifestError for tars that are missing, cut, damaged,
+    compressed, or unsorted.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -65,33 +78,44 @@ class WebDatasetSource:
         self.text_keys = text_keys(config.text_key)
         self.label = config.label_key
         self.index_folder = config.data_dir
-        files = find_files(config, (".tar",))
+        files, self.layout = read_layout(find_files(config, (".tar",)), config)
+        self.task, self.templates = self.layout.task, self.layout.templates
         self.files = [str(file) for file in files]
         indexes = _load_indexes(self.files, config)
         self.indexes = [(index.spans, index.keys) for index in indexes]
         self.starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
         self.refused = sum(index.refused for index in indexes)
         tell(config.path, self.files, indexes)
-        self.names = names_of(self.files)
+        self.names = ClassNames() if self.task == CAPTIONS else names_of(self.files)
         self.class_names = self.names.names
         self.open_files = OpenFiles()
+        self.needed = self.layout.needed(_extension(config.label_key), config.text_key, WebDatasetConfig.label_key)
+        self.width = self.layout.check(self._first(), self.needed, len(self.class_names), self.names.origin)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        file, number = self.find(index)
-        path, (spans, keys) = self.files[file], self.indexes[file]
-        start, end = spans[number].tolist()
-        key, parts = read_sample(self.open_files, path, start, end, int(keys[number]), self.index_folder)
+        key, parts = self.sample(index)
         image = find_image(parts, self.images)
         if image is None:
             other = other_choice(parts, "image_key", IMAGES, self.images)
             raise RecordError(
                 "no image", f"'{key}' has {_names(parts)}, none of them .{', .'.join(self.images)}{other}"
             )
-        label = class_of(parts, key, self.label, self.names)
-        return {"image": image, "texts": self.texts(parts, label, key), "key": key, "label": label, "pair_id": -1}
+        if self.task == SEVERAL_CLASSES:
+            return {"image": image, "key": key, "label": -1, "pair_id": -1, **self.targets(parts, key)}
+        label = self.class_of(parts, key)
+        texts = self.texts(parts, label, key)
+        more = metadata(parts) if self.task == CLASSES else {}
+        return {"image": image, "texts": texts, "key": key, "label": label, "pair_id": -1, **more}
+
+    def sample(self, index: int) -> tuple[str, Parts]:
+        """(key, files) of a sample. Raises RecordError."""
+        file, number = self.find(index)
+        path, (spans, keys) = self.files[file], self.indexes[file]
+        start, end = spans[number].tolist()
+        return read_sample(self.open_files, path, start, end, int(keys[number]), self.index_folder)
 
     def where(self, index: int) -> tuple[str, int]:
         file, number = self.find(index)
@@ -106,13 +130,43 @@ class WebDatasetSource:
 
     def texts(self, parts: Parts, label: int, key: str) -> list[str]:
         """The sample's captions. Raises RecordError where it has none."""
-        texts = sample_texts(parts, self.text_keys, key)
+        texts = sample_texts(parts, self.text_keys, key, caption_lines if self.task == CAPTIONS else None)
         if not texts and 0 <= label < len(self.class_names):
             texts = [self.class_names[label]]
         if not texts:
             other = other_choice(parts, "text_key", ("txt", "text", "caption"), self.text_keys or ("txt", *SIDECARS))
             raise RecordError("no caption", f"'{key}' has {_names(parts)} and no caption in them{other}")
         return texts
+
+    def class_of(self, parts: Parts, key: str) -> int:
+        """The sample's label, -1: none. Raises RecordError.
+
+        In CLIP_benchmark's layout, a whole number is a line of the class names even where another name is that number.
+        """
+        value, where = label_value(parts, key, self.label)
+        if self.task and isinstance(value, bytes) and re.fullmatch(rb"\s*[0-9]{1,9}\s*", value):
+            value = int(value)
+        return self.names.number(value, where)
+
+    def targets(self, parts: Parts, key: str) -> dict[str, Any]:
+        """{"targets": uint8 [C], "texts": the names of the classes that the image has, or one empty text}.
+
+        Raises RecordError.
+        """
+        if self.needed not in parts:
+            raise RecordError("no targets", f"'{key}' has {_names(parts)}, no .{self.needed}")
+        row = read_targets(parts[self.needed], f"'{key}.{self.needed}'", self.width)
+        texts = [self.class_names[line] for line in np.flatnonzero(row)] if self.class_names else []
+        return {"targets": row, "texts": texts or [""]}
+
+    def _first(self) -> list[tuple[str, Parts]]:
+        """The first samples of a set in CLIP_benchmark's layout that can be read, each with its place."""
+        found = []
+        for index in range(min(PROBED, len(self)) if self.task else 0):
+            with contextlib.suppress(RecordError):
+                key, parts = self.sample(index)
+                found.append((f"'{key}' in {self.where(index)[0]}", parts))
+        return found
 
 
 def samples(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
@@ -147,11 +201,6 @@ def label_value(parts: Parts, key: str, label_key: str) -> tuple[Any, str]:
     if "json" in parts and label_key not in ("", WebDatasetConfig.label_key):
         return pick(parse_json(parts["json"], f"'{key}.json'"), label_key), f"label '{label_key}' of '{key}.json'"
     return None, ""
-
-
-def class_of(parts: Parts, key: str, label_key: str, names: ClassNames) -> int:
-    """The sample's label, -1: none. Raises RecordError."""
-    return names.number(*label_value(parts, key, label_key))
 
 
 def names_of(tars: Sequence[str]) -> ClassNames:

@@ -15,6 +15,7 @@ from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import pick, texts_of
 from clipjax.data.sources.tar_captions import SIDECARS
+from clipjax.data.sources.wds_layout import caption_lines, has_caption_lines
 from clipjax.data.sources.webdataset import (
     Parts,
     WebDatasetConfig,
@@ -69,6 +70,7 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
     if stats:
         _note_failures(Path(stats), note)
     files = tar_members(unit.files[0], lambda member: True, lambda cause, member: note(cause, name, member))
+    lines = has_caption_lines(unit.files[0])
     seen: dict[str, bool] = {}  # key -> whether it had an image
     for _, members in itertools.groupby(files, lambda member: member.part):
         for key, parts in samples((member.name, member.data) for member in members):
@@ -78,12 +80,12 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
             has_image = find_image(dict(parts)) is not None
             if seen.setdefault(key, has_image) != has_image:
                 note(_UNSORTED, name, key)
-            yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, names, note)
+            yield from _example(f"{_without_suffix(name)}/{key}", dict(parts), options, names, note, lines)
 
 
-def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: Note) -> Iterator[Example]:
+def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: Note, lines: bool) -> Iterator[Example]:
     """None or one."""
-    image, texts = find_image(parts), _texts(parts, options)
+    image, texts = find_image(parts), _texts(parts, options, lines)
     if image is None:
         note("no image", key, ", ".join(parts))
     elif texts is None:
@@ -98,15 +100,16 @@ def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: 
         yield Example(key, image, texts, "" if label in (None, -1) else label)
 
 
-def _texts(parts: Parts, options: Options) -> tuple[str, ...] | None:
-    """The text file and the fields of the .json that --caption_columns names.
+def _texts(parts: Parts, options: Options, lines: bool) -> tuple[str, ...] | None:
+    """The text file and the fields of the .json that --caption_columns names. lines: the .txt has a caption a line.
 
     They stay as they are here: the step "captions" cleans them and tells what it changed. None: they cannot be read.
     """
     try:
-        texts = [decode_text(parts[kind], kind) for kind in _TEXTS if kind in parts]
+        texts = caption_lines(parts["txt"], "txt") if lines and "txt" in parts else []
+        texts += [decode_text(parts[kind], kind) for kind in _TEXTS if kind in parts and not (lines and kind == "txt")]
         fields = json.loads(parts["json"]) if "json" in parts else {}
-    except ValueError:
+    except (ValueError, RecordError):
         return None
     fields = fields if isinstance(fields, dict) else {}
     for column in options.caption_columns:
