@@ -9,6 +9,7 @@ data_pipelines.emoji and data_pipelines.openclipart do. A test checks that the p
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import os
@@ -97,7 +98,7 @@ def commands(dataset: str) -> list[list[str]]:
 
 
 def collect(sweeps: str | Path) -> dict[str, Any]:
-    """What losses.json holds: the metrics of every finished cell, and what they need to be understood."""
+    """What losses.json holds: the metrics of every setting whose seeds are all trained, and what explains them."""
     cells = []
     for dataset, batch in itertools.product(RECORDS, BATCH_SIZES):
         folder = Path(sweeps) / f"{dataset}-{batch}"
@@ -108,6 +109,8 @@ def collect(sweeps: str | Path) -> dict[str, Any]:
             row = {"dataset": dataset, "loss": cell.values["loss.name"], "repeats": cell.values["loss.repeats"]}
             row |= {"batch_size": batch, "seed": cell.seed, "seconds": cell.seconds}
             cells.append(row | {"values": [round(lines[-1][name], 5) for name in METRICS]})
+    trained = collections.Counter(setting_of(cell) for cell in cells)
+    cells = [cell for cell in cells if trained[setting_of(cell)] == SEEDS]
     key = lambda row: [row[name] for name in ("dataset", "repeats", "loss", "batch_size", "seed")]  # noqa: E731
     return {
         "machine": machine() | {"jobs": JOBS, "flags": os.environ.get("XLA_FLAGS", "")},
@@ -118,6 +121,11 @@ def collect(sweeps: str | Path) -> dict[str, Any]:
         "metrics": METRICS,
         "cells": sorted(cells, key=key),
     }
+
+
+def setting_of(cell: Mapping[str, Any]) -> tuple:
+    """(dataset, loss, how repeats count, batch size) of a row of the JSON."""
+    return tuple(cell[name] for name in ("dataset", "loss", "repeats", "batch_size"))
 
 
 def number_of_records(dataset: str) -> dict[str, int]:
@@ -202,7 +210,7 @@ def table(results: Mapping[str, Any], dataset: str) -> str:
 def differences(results: Mapping[str, Any], dataset: str) -> str:
     """Paired differences in points, as Markdown, at each batch size and of the means over the batch sizes.
 
-    Bold: the 95% interval of the mean leaves out zero; with a star, so does Holm's correction over the whole table.
+    Bold: the 95% interval of the mean leaves out zero; with a dagger, also after Holm's correction over the table.
     """
     compared = [pair for pair in COMPARED if pair[0] in LOSSES[dataset]]
     cells = [
@@ -227,7 +235,7 @@ def interval(found: Difference) -> str:
     if not found.test:
         return "-"
     text = f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
-    return f"**{text}**{'*' * found.significant}" if found.p < 0.05 else text
+    return f"**{text}**{' †' * found.significant}" if found.p < 0.05 else text
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -259,7 +267,7 @@ def draw(results: Mapping[str, Any], dataset: str, path: str | Path) -> None:
         axes.axhline(chance, color="#a0aec0", linestyle=":", label="chance")
         axes.set_xscale("log", base=2)
         axes.set_xticks(BATCH_SIZES, [f"{batch:,}" for batch in BATCH_SIZES])
-        axes.set(title=title, xlabel="batch size", ylabel="recall at 5 (%)", ylim=(0, None))
+        axes.set(title=title, xlabel="batch size", ylabel="recall at 5 (%)", xlim=(56, 1200), ylim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)

@@ -17,17 +17,17 @@ def test_the_page_has_the_tables_and_commands_of_the_json():
     assert page == losses.page_with_tables(page, RESULTS), "run python -m docs.studies.losses --draw"
 
 
-def test_the_json_has_every_setting_with_every_seed_once():
-    found = [
-        tuple(cell[name] for name in ("dataset", "loss", "repeats", "batch_size", "seed")) for cell in RESULTS["cells"]
-    ]
-    assert sorted(found) == sorted(
-        (dataset, *loss, batch, seed)
+def test_the_json_has_all_seeds_of_each_setting_once():
+    found = [(*losses.setting_of(cell), cell["seed"]) for cell in RESULTS["cells"]]
+    known = {
+        (dataset, *loss, batch)
         for dataset, pairs in losses.LOSSES.items()
         for loss in pairs
         for batch in study_losses.BATCH_SIZES
-        for seed in range(losses.SEEDS)
-    )
+    }
+    trained = {losses.setting_of(cell) for cell in RESULTS["cells"]}
+    assert trained and trained <= known
+    assert sorted(found) == sorted((*setting, seed) for setting in trained for seed in range(losses.SEEDS))
     assert all(len(cell["values"]) == len(RESULTS["metrics"]) for cell in RESULTS["cells"])
 
 
