@@ -292,8 +292,7 @@ def _skipped(config: CompositionalConfig) -> set[str]:
 
 
 def _data(config: CompositionalConfig) -> str:
-    split = f", split '{config.source.split}'" if config.source.split else ""
-    return f"{config.source.path}{split}"
+    return config.source.path + (f", split '{config.source.split}'" if config.source.split else "")
 
 
 def _place(indices: Sequence[int] | np.ndarray, where: Callable[[int], tuple[str, int]] | None) -> str:
