@@ -1,6 +1,6 @@
 """Whether a model prefers an image's true caption over false ones, and, of pairs, a caption's image over the other.
 
-Winoground's three scores are those of 2204.03162, section 3.2; the mean over groups is ARO's (2210.01936).
+Winoground's scores are those of 2204.03162, section 3.2; ARO (2210.01936) and SugarCrepe (2306.14610) average groups.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class CompositionalConfig(EvaluatorConfig):
 
     def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """CLIP_benchmark's names; with one image to choose from, it counts the image as right."""
-        chosen = {"image_acc": 1.0, "acc": result["text_score"]}
-        names = {"image_acc": "image_score", "text_acc": "text_score", "acc": "group_score"}
-        return chosen | {theirs: result[ours] for theirs, ours in names.items() if ours in result}
+        whole = {"image_score": 1.0, "group_score": result["text_score"]} | result
+        return {"image_acc": whole["image_score"], "text_acc": whole["text_score"], "acc": whole["group_score"]}
 
 
 class Scores(NamedTuple):
