@@ -3,6 +3,7 @@
     python -m data_pipelines.emoji --out=data/emoji
     python -m data_pipelines.emoji --out=data/emoji-openmoji --held_out=openmoji
     python -m data_pipelines.emoji --out=data/emoji --packages=node_modules
+    python -m data_pipelines.emoji --out=data/emoji-names --held_out_names=0.1
 
 Four styles: google (Noto), openmoji, fluentui and twitter (Twemoji). Packages that are not in --packages are fetched
 there with your own `npm pack` (165 MB in all). Splits:
@@ -10,6 +11,11 @@ there with your own `npm pack` (165 MB in all). Splits:
     train       drawings of all styles except the held-out one
     validation  one of these drawings for a tenth of the names, which train then lacks
     test        the held-out style: no drawing of it is in the other splits
+
+With --held_out_names, train, validation and test lack a share of the names, and there are two more splits:
+
+    names           drawings of these names in the other styles
+    names_and_style drawings of these names in the held-out style
 
 The names, tags and categories come from openmoji and emoji-datasource-google. SVG is drawn by CairoSVG:
 pip install 'clipjax[pipelines]'. Pictures are 64 x 64 PNG and keep their alpha channel.
@@ -45,15 +51,19 @@ def build(
     *,
     packages: str | Path | None = None,
     held_out: str = "twitter",
+    held_out_names: float = 0.0,
     skin_tones: bool = False,
     overwrite: bool = False,
 ) -> dict:
     """Writes the records and report.json to `out`, prints the report, returns the manifest.
 
     packages: folder with the npm tarballs or unpacked packages; missing ones are fetched into it.
+    held_out_names: share of the names in splits of their own, from 0 up to, but not including, 1.
     Raises PipelineError for an unknown style, a missing package without npm, or a missing CairoSVG.
     """
     out = Path(out)
+    if not 0 <= held_out_names < 1:
+        raise PipelineError(f"--held_out_names={held_out_names} is not a share; expected 0 to less than 1, like 0.1.")
     if held_out not in STYLES:
         raise PipelineError(f"--held_out={held_out} is not a style; the styles are {', '.join(STYLES)}.")
     files = {style: _read_style(Path(packages or default_cache()), style) for style in STYLES}
@@ -65,6 +75,8 @@ def build(
     names = _class_names(emoji, drawings[held_out])
     pair_ids = {name: i for i, name in enumerate(dict.fromkeys([*names, *(e.name for e in emoji.values())]))}
     splits = _split(drawings, emoji, held_out)
+    if held_out_names:
+        splits = _without_names(splits, held_out_names)
 
     manifest = write_records(
         out,
@@ -78,6 +90,7 @@ def build(
             "packages": {STYLES[style].name: version_of(files[style]) for style in STYLES},
             "held_out": held_out,
             "skin_tones": skin_tones,
+            **({"held_out_names": held_out_names} if held_out_names else {}),
         },
         overwrite=overwrite,
     )
@@ -95,6 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         "--packages", type=Path, help=f"folder of npm tarballs or unpacked packages; default {default_cache()}"
     )
     parser.add_argument("--held_out", default="twitter", help=f"style of the test split: {', '.join(STYLES)}")
+    parser.add_argument(
+        "--held_out_names", type=float, default=0.0, help="share of the names that no other split shows; default 0"
+    )
     parser.add_argument("--skin_tones", action="store_true", help="with the skin tone variants, as names of their own")
     command.run(build, parser, argv)
 
@@ -146,6 +162,19 @@ def _split(drawings: dict[str, dict[str, bytes]], emoji: dict[str, Emoji], held_
         if code in drawings[held_out] and one.unicode:
             splits["test"].append((held_out, one, drawings[held_out][code]))
     return splits
+
+
+def _without_names(splits: dict[str, list[Drawing]], share: float) -> dict[str, list[Drawing]]:
+    """The splits without the drawings of a share of the names, which go to the splits names and names_and_style."""
+
+    def held_out(drawing: Drawing) -> bool:
+        place = int.from_bytes(hashlib.sha256(f"name {drawing[1].name}".encode()).digest()[:8]) / 2**64
+        return place < share
+
+    result = {split: [item for item in items if not held_out(item)] for split, items in splits.items()}
+    result["names"] = [item for split in ("train", "validation") for item in splits[split] if held_out(item)]
+    result["names_and_style"] = [item for item in splits["test"] if held_out(item)]
+    return result
 
 
 def _validation_style(code: str, styles: list[str]) -> str | None:

@@ -2,6 +2,7 @@
 
     python -m data_pipelines.openclipart --fetch --out=data/openclipart
     python -m data_pipelines.openclipart --packages=debs --out=data/openclipart
+    python -m data_pipelines.openclipart --fetch --out=data/openclipart-artists --held_out_artists=0.1
 
 Pictures come from the package openclipart-png; titles, descriptions and tags from the RDF in the files of
 openclipart-svg. With --fetch, packages that are not in --packages are fetched with your own `apt-get download` (155 MB;
@@ -28,7 +29,7 @@ from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
 from data_pipelines import command
 from data_pipelines.archives import deb_members
-from data_pipelines.command import Skips
+from data_pipelines.command import PipelineError, Skips
 from data_pipelines.emoji_packages import default_cache
 from data_pipelines.files import split_by_share
 from data_pipelines.openclipart_packages import ROOT, NoWork, Work, find_package, read_works, version_of
@@ -51,15 +52,25 @@ def build(
     fetch: bool = False,
     longest_side: int = LONGEST_SIDE,
     splits: str = DEFAULT_SPLITS,
+    held_out_artists: float = 0.0,
     overwrite: bool = False,
 ) -> dict:
     """Writes the records and credits.jsonl to `out`, prints the report, returns the manifest.
 
     packages: folder with openclipart-png_*.deb and openclipart-svg_*.deb. longest_side: larger pictures are stored
-    shrunk, over white. Raises PipelineError for a missing or damaged package and for wrong shares.
+    shrunk, over white. held_out_artists: share of the artists whose drawings are all in the split "artists", from 0 up
+    to, but not including, 1; `splits` divides the others. Raises PipelineError for a missing or damaged package and
+    for wrong shares.
     """
     out, folder, skips = Path(out), Path(packages or default_cache().with_name("deb")), Skips()
     split_of = split_by_share(splits)
+    if not 0 <= held_out_artists < 1:
+        raise PipelineError(
+            f"--held_out_artists={held_out_artists} is not a share; expected 0 to less than 1, like 0.1."
+        )
+    if held_out_artists and "artists" in _names(splits):
+        raise PipelineError(f"--splits={splits} names a split 'artists', as --held_out_artists does; use another name.")
+    kept = split_by_share(f"artists={held_out_artists},others={1 - held_out_artists}")
     png, svg = (find_package(folder, kind, fetch) for kind in ("png", "svg"))
     works = _usable(read_works(svg, _refused_by(skips, "svg")), skips)
     counts = collections.Counter(text for work in works.values() for text in (work.title, work.description))
@@ -67,8 +78,12 @@ def build(
     categories = sorted({_category(path) for path, texts in captions.items() if texts} - {""})
 
     drawings: dict[str, list[tuple[str, bytes]]] = {name: [] for name in _names(splits)}
+    if held_out_artists:
+        drawings["artists"] = []
     for path, image in _pictures(png, captions, longest_side, skips):
-        drawings[split_of(_series(path))].append((path, image))
+        artist = works[path].creator
+        away = held_out_artists and artist and kept(f"artist {artist}") == "artists"
+        drawings["artists" if away else split_of(_series(path))].append((path, image))
     taken = [path for items in drawings.values() for path, _ in items]
     first = dict.fromkeys(captions[path][0].lower() for path in taken)
     pair_ids = {text: number for number, text in enumerate(first)}
@@ -97,6 +112,7 @@ def build(
             "packages": {"openclipart-png": version_of(png), "openclipart-svg": version_of(svg)},
             "longest_side": longest_side,
             "splits": splits,
+            **({"held_out_artists": held_out_artists} if held_out_artists else {}),
         },
         overwrite=overwrite,
     )
@@ -123,6 +139,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--splits", default=DEFAULT_SPLITS, help="shares with sum 1; drawings of a series stay together; %(default)s"
+    )
+    parser.add_argument(
+        "--held_out_artists", type=float, default=0.0, help="share of the artists that no other split shows; default 0"
     )
     command.run(build, parser, argv)
 

@@ -24,9 +24,9 @@ def main() -> None:
     (FOLDER / "api.md").write_text(api_page(), encoding="utf-8")
 
 
-def with_part(page: str, name: str, content: str) -> str:
+def with_part(page: str, name: str, content: str, by: str = "docs.generate") -> str:
     """The page with the text between the markers of the part `name` replaced. Raises ValueError without markers."""
-    begin, end = f"<!-- {name}: made by python -m docs.generate -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: made by python -m {by} -->", f"<!-- end of {name} -->"
     before, found, rest = page.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:

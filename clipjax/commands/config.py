@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import ExperimentConfig, from_config_dict, require
+from clipjax.config import EvaluationConfig, ExperimentConfig, from_eval_config, require
 from clipjax.config.comments import field_comments
 from clipjax.config.fields import metadata, rows
 
@@ -60,13 +60,15 @@ def lines(config: Any, default: Any, prefix: str = "") -> Iterator[Line]:
             yield Line(name, value, base, "; ".join(filter(None, (" | ".join(choices), comment))))
 
 
-def show(config: ExperimentConfig, *, only: tuple[str, ...] = (), changed: bool = False, width: int = 120) -> str:
+def show(
+    config: ExperimentConfig | EvaluationConfig, *, only: tuple[str, ...] = (), changed: bool = False, width: int = 120
+) -> str:
     """The fields as a table; a star marks those that differ from their defaults.
 
     only: the sections to show, () for all; changed: only fields with a star. Raises ConfigError for a section that does
     not exist.
     """
-    every = list(lines(config, ExperimentConfig()))
+    every = list(lines(config, type(config)()))
     sections = sorted({line.name.split(".")[0] for line in every})
     for section in only:
         require(
@@ -118,12 +120,12 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("only", "", "Sections or fields to show, joined by commas.", flag_values=values)
         flags.DEFINE_bool("changed", False, "Only fields that differ from their defaults.", flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
+    values = cli.parse(argv, __doc__, define, required=("config",), evaluation=True, processes=False)
     only = tuple(filter(None, values.only.split(",")))
     width = shutil.get_terminal_size((120, 24)).columns
 
     def body() -> None:
-        print(show(from_config_dict(values.config), only=only, changed=values.changed, width=width), flush=True)
+        print(show(from_eval_config(values.config), only=only, changed=values.changed, width=width), flush=True)
 
     try:
         cli.run_command(values, body)

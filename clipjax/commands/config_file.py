@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import traceback
@@ -11,15 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from clipjax.config import ConfigError, ExperimentConfig, build, require, to_config_dict
+from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, build, require, to_config_dict
 from clipjax.config.reading import SectionDict
 
 
-def load_config_file(path: str) -> ConfigDict:
+def load_config_file(path: str, *, evaluation: bool = False) -> ConfigDict:
     """What the file's get_config returns, as a ConfigDict that has every field.
 
     path: "path.py", or "path.py:argument" for get_config(argument). get_config may return default_config() with
-    changes, a ConfigDict or dict of the fields that differ from the defaults, or an ExperimentConfig.
+    changes, a ConfigDict or dict of the fields that differ from the defaults, or an ExperimentConfig. evaluation:
+    whether it may also return eval_config(), which has no model, with changes.
     Raises ConfigError naming the file, and the line where it fails.
     """
     name, colon, argument = path.partition(":")
@@ -50,22 +52,29 @@ def load_config_file(path: str) -> ConfigDict:
         config = get_config(*given)
     except (Exception, SystemExit) as error:
         raise ConfigError(_where(file, error)) from error
-    return _complete(config, name)
+    return _complete(config, name, evaluation)
 
 
-def _complete(config: Any, name: str) -> ConfigDict:
-    """config as default_config() would have it."""
+def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
+    """config as default_config() would have it, or, for an evaluation, eval_config()."""
+    if isinstance(config, ExperimentConfig | EvaluationConfig):
+        config = to_config_dict(config)
     if isinstance(config, SectionDict):
+        require(
+            evaluation or "model" in config,
+            f"{name} has evaluators and no model (clipjax.config.eval_config): use it with clipjax eval "
+            f"--checkpoint=... --config={name}. Other commands need clipjax.config.default_config().",
+        )
         return config
-    if isinstance(config, ExperimentConfig):
-        return to_config_dict(config)
     require(
         isinstance(config, ConfigDict | Mapping),
         f"{name}: get_config() returned {config!r:.80}"
         + (" (is its return statement missing?)" if config is None else "")
         + "; expected a ConfigDict, such as clipjax.config.default_config() with changes.",
     )
-    return to_config_dict(build(ExperimentConfig, config))
+    known = {field.name for field in dataclasses.fields(EvaluationConfig)}
+    only_eval = evaluation and "eval" in config and known.issuperset(config)
+    return to_config_dict(build(EvaluationConfig if only_eval else ExperimentConfig, config))
 
 
 def _where(file: Path, error: BaseException) -> str:

@@ -2,9 +2,16 @@
 
     clipjax eval --checkpoint=runs/quickstart
     clipjax eval --checkpoint=runs/quickstart --step=best --config=experiments/other_eval.py --out=results/
+    clipjax eval --checkpoint=weights/vit_b32 --config=experiments/eval/clip_benchmark.py:/data/wds
+    clipjax eval --checkpoint=weights/vit_b32 --data=/data/photos --split=test
+    clipjax eval --checkpoint=runs/quickstart --watch
 
-The checkpoint may come from any mesh. --config names the file whose mesh, eval and data sections to use; the default
-is the run's own configuration.
+The checkpoint may come from any mesh, and may be an import. --config names a file of evaluators (eval_config), which
+are run with the checkpoint's model, tokenizer and pixels, or an experiment whose mesh, eval and data sections to use;
+the default is the run's own configuration. --data names a folder of tars, Parquet files, records or captioned images,
+whose labels are classified and whose captions are retrieved. Each evaluator's result is written when it is there, and
+started again, the command goes on with those that are missing; --redo evaluates all again. --watch follows a run from
+another process and evaluates each new checkpoint until the run has made all its steps.
 """
 
 from __future__ import annotations
@@ -16,56 +23,78 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, refuse_broken
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ExperimentConfig, from_config_dict
-from clipjax.inference.evaluate import evaluate_run
-from clipjax.report.evaluation import results_document, write_report
-from clipjax.report.table import format_table
+from clipjax.commands.watch import watch
+from clipjax.config import EvaluationConfig, ExperimentConfig, from_eval_config
+from clipjax.inference.looking import evaluation_of
+from clipjax.inference.session import EvalSession
 from clipjax.runs import open_run
+
+__all__ = ["EvaluationError", "main", "refuse_broken", "run"]
 
 
 def run(
     checkpoint: str | Path,
     *,
-    config: ExperimentConfig | None = None,
+    config: ExperimentConfig | EvaluationConfig | None = None,
     step: str = "latest",
     out: str | Path | None = None,
+    model: str = "",
+    pretrained: str = "",
+    redo: bool = False,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of a training run and writes `out`/results.json and report.html.
 
     Args:
-      checkpoint: the workdir of a training run, trained on any mesh.
-      config: whose mesh, eval and data sections to use; its model and tokenizer must be the checkpoint's
-        (FingerprintError lists what differs). None: the checkpoint's own.
+      checkpoint: the workdir of a training run, trained on any mesh, or a directory that clipjax import wrote.
+      config: an evaluation, or an experiment whose mesh, eval and data sections to use; the experiment's model and
+        tokenizer must be the checkpoint's (FingerprintError lists what differs). None: the checkpoint's own.
       step: "latest", "best" or a step number.
       out: folder; None: checkpoint/eval/<step>.
-    Returns: what results.json holds.
+      model, pretrained: what result files of published formats call the weights; "": the checkpoint's folder, its step.
+      redo: also run evaluators whose results are in `out` already, with the same weights, settings and data.
+    Returns: what results.json holds; "broken" names evaluators that failed where config.broken is "skip".
     """
+    check_suite(config)
     with open_run(checkpoint, step) as opened:
         out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
         if jax.process_index() == 0:
             check_folder(out, "--out")
-        evaluation = evaluate_run(opened, config)
-    document = results_document(opened, evaluation)
-    if jax.process_index() == 0:
-        write_report(out, opened, evaluation, document)
-        print(format_table(evaluation.results))
-        print(f"Wrote {out / 'results.json'} and {out / 'report.html'}")
-    return document
+        session = EvalSession(opened, config)
+        return evaluate_into(out, opened, session, model=model, pretrained=pretrained, redo=redo)
 
 
 def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.", flag_values=values)
+        flags.DEFINE_string("checkpoint", None, "A run's --workdir, or an import's directory.", flag_values=values)
         flags.DEFINE_string("step", "latest", "latest, best, or a step number.", flag_values=values)
         flags.DEFINE_string("out", None, "Result folder; default CHECKPOINT/eval/STEP.", flag_values=values)
+        flags.DEFINE_string("model", "", "The weights' name in published result files.", flag_values=values)
+        flags.DEFINE_string("pretrained", "", "Their second name there; default stepN.", flag_values=values)
+        flags.DEFINE_string("data", "", "A folder to evaluate on, instead of --config.", flag_values=values)
+        flags.DEFINE_string("split", "test", "The split of --data.", flag_values=values)
+        flags.DEFINE_bool("redo", False, "Also repeat what has its result.", flag_values=values)
+        flags.DEFINE_bool("watch", False, "Follow the run; evaluate each new checkpoint.", flag_values=values)
+        flags.DEFINE_float("poll_seconds", 10.0, "--watch: seconds between two looks.", 0.01, flag_values=values)
 
-    values = cli.parse(argv, __doc__, define, required=("checkpoint",))
+    values = cli.parse(argv, __doc__, define, required=("checkpoint",), evaluation=True)
+    if values.watch and (values.out or values["step"].present):
+        cli.fail("--watch evaluates every checkpoint into CHECKPOINT/eval/STEP: leave out --step and --out.")
+    if values.data and values.config is not None:
+        cli.fail("--data and --config both say what to evaluate; leave one out.")
 
     def body() -> None:
-        config = None if values.config is None else from_config_dict(values.config)
-        run(values.checkpoint, config=config, step=values.step, out=values.out)
+        if values.data:
+            config = evaluation_of(values.data, values.split)
+        else:
+            config = None if values.config is None else from_eval_config(values.config)
+        names = {"model": values.model, "pretrained": values.pretrained, "redo": values.redo}
+        if values.watch:
+            watch(values.checkpoint, config=config, poll_seconds=values.poll_seconds, **names)
+        else:
+            refuse_broken(run(values.checkpoint, config=config, step=values.step, out=values.out, **names))
 
     cli.run_command(values, body)

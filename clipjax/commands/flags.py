@@ -23,11 +23,13 @@ def parse(
     *,
     required: Sequence[str] = (),
     config: bool = True,
+    evaluation: bool = False,
     processes: bool = True,
 ) -> flags.FlagValues:
     """Parses argv (argv[0] is the command) into FlagValues.
 
-    doc: the module's docstring, whose examples --help shows. config: whether the command reads an experiment file.
+    doc: the module's docstring, whose examples --help shows. config: whether the command reads an experiment file;
+    evaluation: whether that may be one with evaluators alone (clipjax.config.eval_config).
     processes: whether several processes may run it together. Exits with 2 and one line on a wrong flag.
     """
     values = flags.FlagValues()
@@ -43,7 +45,7 @@ def parse(
         print("\n".join(_describe(values[name]) for name in sorted(values)))
         sys.exit(0)
     try:
-        argv = _define_config(values, list(argv)) if config else list(argv)
+        argv = _define_config(values, list(argv), evaluation) if config else list(argv)
         rest = values(argv)[1:]
     except ConfigError as error:
         fail(error)
@@ -69,7 +71,7 @@ def parse(
 CONFIG_HELP = "Experiment file: path.py or path.py:argument; --config.a.b=value overrides a field."
 
 
-def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
+def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool = False) -> list[str]:
     """Defines --config, with the fields of the parts that argv itself chooses; returns argv without --config=FILE.
 
     `--config.loss.name=cyclip` gives the section cyclip's fields, which later arguments may then set.
@@ -82,7 +84,7 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
     _, equals, path = argv[place].partition("=")
     path = path if equals else argv[place + 1] if place + 1 < len(argv) else ""
     try:
-        config = load_config_file(path)
+        config = load_config_file(path, evaluation=evaluation)
     except ConfigError as error:
         if "no such file" not in str(error):
             raise

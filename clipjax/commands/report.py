@@ -23,7 +23,7 @@ from clipjax.commands.preflight import check_folder
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
-from clipjax.inference.evaluate import prepare_evaluation
+from clipjax.inference.prepare import prepare_evaluation
 from clipjax.processes import announce
 from clipjax.report.compare import compare
 from clipjax.report.compare_table import FORMATS

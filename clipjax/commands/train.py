@@ -27,7 +27,7 @@ from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.files import write_text
 from clipjax.inference.embed import make_embed
-from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of
+from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of_state
 from clipjax.mesh import batch_sharding
 from clipjax.processes import announce, gather_json
 from clipjax.report.held_out import HeldOut
@@ -43,7 +43,7 @@ from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
-from clipjax.training.state import eval_variables
+from clipjax.training.state import RAW, eval_variables
 from clipjax.training.step import compile_step
 
 
@@ -84,7 +84,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     batches = start_from.batches
     sources, embed = start_from.eval_sources, make_embed(config, mesh)
     results_of = make_evaluate(config, mesh, tokenizer, sources, embed)
-    evaluate = lambda variables: numbers_of(results_of(variables))  # noqa: E731
+    evaluate = functools.partial(numbers_of_state, config, results_of)
     held_out = HeldOut(config, mesh, tokenizer, sources, embed) if config.log.figures and sources else None
     with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
         state = restore_or_create(manager, config, mesh, own_fingerprint, batches)
@@ -98,7 +98,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
             if start == 0:
-                results = evaluate(eval_variables(state))
+                results = evaluate(state)
                 check_best_metric(config, results)
                 log.write(0, results)
                 recorder.record(eval_variables(state), 0)
@@ -140,12 +140,13 @@ def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str
 
 def last_results(config: ExperimentConfig, workdir: Path, step: int) -> dict[str, float]:
     """The evaluation of a step in metrics.jsonl; {} where there is none."""
+    evaluators = {f"{name}{suffix}" for name in config.eval.evaluators for suffix in ("", RAW)}
     return {
         name: value
         for line in read_metrics(workdir)
         if line["step"] == step
         for name, value in line.items()
-        if name.partition("/")[0] in config.eval.evaluators
+        if name.partition("/")[0] in evaluators
     }
 
 

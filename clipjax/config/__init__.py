@@ -24,6 +24,7 @@ from clipjax.config.data import (
     TokenizerConfig,
 )
 from clipjax.config.errors import ConfigError, nearest, require
+from clipjax.config.evaluation import EvaluationConfig, LoaderConfig, evaluated
 from clipjax.config.experiment import (
     CheckpointConfig,
     EvalConfig,
@@ -36,6 +37,7 @@ from clipjax.config.experiment import (
     ScheduleConfig,
 )
 from clipjax.config.fields import Part
+from clipjax.config.metrics import smaller_is_better
 from clipjax.config.model import (
     Activation,
     BlockConfig,
@@ -60,10 +62,12 @@ __all__ = [
     "DecoderConfig",
     "Dtype",
     "EvalConfig",
+    "EvaluationConfig",
     "EvaluatorConfig",
     "ExperimentConfig",
     "ImageTowerConfig",
     "Init",
+    "LoaderConfig",
     "LogConfig",
     "LossConfig",
     "MeshConfig",
@@ -83,12 +87,16 @@ __all__ = [
     "declared",
     "default_config",
     "differences",
+    "eval_config",
+    "evaluated",
     "flat",
     "from_config_dict",
+    "from_eval_config",
     "from_json_dict",
     "nearest",
     "require",
     "require_field",
+    "smaller_is_better",
     "to_config_dict",
     "to_json_dict",
 ]
@@ -97,6 +105,19 @@ __all__ = [
 def default_config() -> ConfigDict:
     """A ConfigDict with every field of ExperimentConfig at its default; experiments start from it."""
     return to_config_dict(ExperimentConfig())
+
+
+def eval_config() -> ConfigDict:
+    """A ConfigDict with every field of EvaluationConfig at its default, for files that `clipjax eval` reads.
+
+    Its evaluators are run on any checkpoint, whose model, tokenizer and pixels are used.
+    """
+    return to_config_dict(EvaluationConfig())
+
+
+def from_eval_config(config: ConfigDict) -> ExperimentConfig | EvaluationConfig:
+    """A ConfigDict for `clipjax eval`: of an experiment, or of eval_config(), which has no model."""
+    return check_values(build(ExperimentConfig if "model" in config else EvaluationConfig, config))
 
 
 def from_config_dict(config: ConfigDict) -> ExperimentConfig:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
 from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
@@ -86,6 +86,10 @@ class EvaluatorConfig:
 
     name: str = runtime("zero_shot")  # a row of clipjax.eval.EVALUATORS
     source: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
+    published_as: str = runtime("")  # the set's name in published result files; "": the evaluator's own
+    # What CLIP_benchmark calls what this measures; "": it has no such measurement.
+    published_task: ClassVar[str] = ""
+    published_names: ClassVar[Mapping[str, str]] = {}  # its name of a metric -> ours
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -110,6 +114,10 @@ class EvaluatorConfig:
         """The prompts of the classes, for evaluators that make prompts; class_names, templates: the source's."""
         return ()
 
+    def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result of this evaluator under CLIP_benchmark's names; None where the result lacks a metric."""
+        return {theirs: result.get(ours) for theirs, ours in self.published_names.items()}
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -117,6 +125,9 @@ class EvalConfig:
 
     every_steps: int = runtime(0, within=STEPS)  # 0: only at the end of training
     batch_size: int = runtime(256, within=EXAMPLES)  # examples, over all devices
+    # for runs that average their parameters (optimizer.ema_decay): the averages, the parameters of the last step, or
+    # both, where the results of the second are called NAME_raw
+    weights: Literal["average", "raw", "both"] = runtime("average")
     evaluators: dict[str, EvaluatorConfig] = parts("clipjax.eval:EVALUATORS")
 
 
@@ -127,7 +138,8 @@ class CheckpointConfig:
     every_steps: int = runtime(1000, within=COUNT)
     keep_last: int = runtime(3, within=COUNT)  # checkpoints
     keep_best: int = runtime(1, within=STEPS)  # how many of the best by best_metric to keep as well
-    best_metric: str = runtime("")  # "evaluator/metric", larger is better; "": no checkpoint is kept as best
+    # "evaluator/metric"; the smallest is the best of ranks, errors and losses; "": no checkpoint is kept as best
+    best_metric: str = runtime("")
 
 
 @dataclass(frozen=True)

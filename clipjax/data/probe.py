@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipjax.data.records import RecordError
+from clipjax.data.labels import CAUSE
+from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source
 
 PROBED = 2048  # records that are looked at before a run
@@ -24,9 +25,20 @@ class Labels(NamedTuple):
 
 
 def read_labels(source: Source, most: int = PROBED) -> Labels:
-    """The labels of `most` records, drawn at random and always the same ones, or of all if there are no more."""
+    """The labels of `most` records, drawn at random and always the same ones, or of all if there are no more.
+
+    Other bad records are left out, but a label that cannot be used, such as one beyond the class names, raises
+    ManifestError: whoever asks for labels would lose its records, and the names are likely those of another set.
+    """
     indices = some_of(source, most)
-    found = read_in_threads(lambda index: source[index]["label"], indices, THREADS)
+    found = list(read_in_threads(lambda index: source[index]["label"], indices, THREADS))
+    errors = [(index, one) for index, one in zip(indices, found, strict=True) if isinstance(one, RecordError)]
+    if unusable := [(int(index), error) for index, error in errors if error.cause == CAUSE]:
+        index, error = unusable[0]
+        raise ManifestError(
+            f"{len(unusable)} of the {len(indices)} records that were looked at have a label that cannot be used; the "
+            "first is {} record {}: {}".format(*source.where(index), error)
+        )
     labels = [label for label in found if not isinstance(label, RecordError)]
     return Labels(np.array(labels, np.int64), len(indices) == len(source))
 

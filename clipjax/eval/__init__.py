@@ -10,6 +10,7 @@ from clipjax.eval import (
     embedding_health,
     features,
     few_shot,
+    grouped,
     knn,
     linear_probe,
     linear_probe_adamw,
@@ -20,6 +21,7 @@ from clipjax.eval import (
 from clipjax.eval.compositional import CompositionalConfig
 from clipjax.eval.embedding_health import EmbeddingHealthConfig
 from clipjax.eval.few_shot import FewShotConfig
+from clipjax.eval.grouped import GroupedConfig
 from clipjax.eval.knn import KNNConfig
 from clipjax.eval.languages import multilingual
 from clipjax.eval.linear_probe import LinearProbeConfig
@@ -33,6 +35,7 @@ __all__ = [
     "CompositionalConfig",
     "EmbeddingHealthConfig",
     "FewShotConfig",
+    "GroupedConfig",
     "KNNConfig",
     "LinearProbeAdamWConfig",
     "LinearProbeConfig",
@@ -46,6 +49,7 @@ EVALUATORS: dict[str, Part] = {
     "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
     "multilabel": Part(MultilabelConfig, multilabel.evaluate, multilabel.check),
     "retrieval": Part(RetrievalConfig, retrieval.evaluate),
+    "grouped": Part(GroupedConfig, grouped.evaluate, grouped.check),
     "compositional": Part(CompositionalConfig, compositional.evaluate, compositional.check),
     "linear_probe": Part(LinearProbeConfig, linear_probe.evaluate, features.check_probe),
     "linear_probe_adamw": Part(LinearProbeAdamWConfig, linear_probe_adamw.evaluate, features.check_probe),

@@ -1,15 +1,14 @@
 """Whether a model prefers an image's true caption over false ones, and, of pairs, a caption's image over the other.
 
-Winoground's three scores are those of Thrush et al. (2204.03162, section 3.2), the mean over groups is that of ARO
-(Yuksekgonul et al., 2210.01936) and of SugarCrepe's kinds of changes (Hsieh et al., 2306.14610).
+Winoground's scores are those of 2204.03162, section 3.2; ARO (2210.01936) and SugarCrepe (2306.14610) average groups.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +31,7 @@ class CompositionalConfig(EvaluatorConfig):
     """The options of the choice between captions; the first text of a record is the true one."""
 
     name: str = "compositional"
+    published_task: ClassVar[str] = "image_caption_selection"
     # of equal scores: "against" the model; "first": the first caption or image wins, and the true caption comes first
     ties: Literal["against", "first"] = runtime("against")
     min_group: int = runtime(1, within=COUNT)  # examples of a group that takes part in the mean over groups
@@ -41,8 +41,13 @@ class CompositionalConfig(EvaluatorConfig):
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports: of pairs all but the mean over groups, else those of texts."""
         shares = ("text_score", "macro_text_score", "image_score", "group_score")
-        each = [name + end for name in shares for end in ("", "_low", "_high", "_chance")]
+        each = (name + end for name in shares for end in ("", "_low", "_high", "_chance"))
         return (*each, "groups", "examples", "left_out", "indistinguishable")
+
+    def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """CLIP_benchmark's names; with one image to choose from, it counts the image as right."""
+        whole = {"image_score": 1.0, "group_score": result["text_score"]} | result
+        return {"image_acc": whole["image_score"], "text_acc": whole["text_score"], "acc": whole["group_score"]}
 
 
 class Scores(NamedTuple):
@@ -286,8 +291,7 @@ def _skipped(config: CompositionalConfig) -> set[str]:
 
 
 def _data(config: CompositionalConfig) -> str:
-    split = f", split '{config.source.split}'" if config.source.split else ""
-    return f"{config.source.path}{split}"
+    return config.source.path + (f", split '{config.source.split}'" if config.source.split else "")
 
 
 def _place(indices: Sequence[int] | np.ndarray, where: Callable[[int], tuple[str, int]] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from clipjax.config import require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, Range
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, Features, ProbeConfig
+from clipjax.eval.features import Embed, Features, LabelsOf, ProbeConfig
 from clipjax.eval.intervals import wilson_interval
 from clipjax.eval.split import Split
 
@@ -41,13 +41,19 @@ class FewShotConfig(ProbeConfig):
         return (*(kind.format(n) for n in self.shots for kind in (*kinds, "short_classes_{}shot")), *scores.COUNTS)
 
 
-def check(config: FewShotConfig, **data: Any) -> None:
+def check(
+    config: FewShotConfig,
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: LabelsOf | None = None,
+    others: Mapping[str, tuple[Sequence[str], LabelsOf]] | None = None,
+) -> None:
     """Refuses repeated shots, and what features.check_probe refuses. Raises ConfigError."""
     require(
         len(config.shots) > 0 and len(set(config.shots)) == len(config.shots),
         f"shots={config.shots} must be one or more different numbers.",
     )
-    features.check_probe(config, **data)
+    features.check_probe(config, class_names=class_names, labels=labels, others=others)
 
 
 def evaluate(

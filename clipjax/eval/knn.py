@@ -5,7 +5,7 @@ Votes are weighted as in Wu et al. (1805.01978) and DINO (2104.14294).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,18 +41,23 @@ class KNNConfig(ProbeConfig):
         return ("top1", "top1_low", "top1_high", "top5", "mean_per_class", *each, *scores.COUNTS)
 
 
-def check(config: KNNConfig, *, others: Any = None, **data: Any) -> None:
+def check(
+    config: KNNConfig,
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: LabelsOf | None = None,
+    others: Mapping[str, tuple[Sequence[str], LabelsOf]] | None = None,
+) -> None:
     """Refuses repeated or too many neighbours, and what features.check_probe refuses. Raises ConfigError."""
     require(
         len(config.neighbours) > 0 and len(set(config.neighbours)) == len(config.neighbours),
         f"neighbours={config.neighbours} must be one or more different numbers.",
     )
-    features.check_probe(config, others=others, **data)
+    features.check_probe(config, class_names=class_names, labels=labels, others=others)
     if others is not None:
-        read: LabelsOf = others["train"][1]
-        labels, whole = read()
+        found, whole = others["train"][1]()
         if whole:
-            _check_enough(config, int(np.sum(labels >= 0)))
+            _check_enough(config, int(np.sum(found >= 0)))
 
 
 def _check_enough(config: KNNConfig, examples: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import SourceConfig
+from clipjax.config import SourceConfig, require
 from clipjax.config.fields import part, runtime
 from clipjax.config.ranges import COUNT, SCALE_OR_ZERO, STEPS, Range
 from clipjax.eval import features, scores
@@ -110,6 +110,11 @@ def split_off(train: Features, validation: Features | None, share: float, seed: 
     if validation is not None:
         return train, validation, "its own split"
     chosen = features.stratified_share(train.labels, share, seed)
+    require(
+        bool(chosen.any()),
+        f"No class has enough of the {len(train.labels)} training records to hold out a share of {share:g} that "
+        "chooses the penalty. Give a validation split, a larger validation_share, or the penalty itself.",
+    )
     held_out = train._replace(x=train.x[chosen], labels=train.labels[chosen])
     origin = f"{len(held_out.labels)} records of train, {share:g} of each class, seed {seed}"
     return train._replace(x=train.x[~chosen], labels=train.labels[~chosen]), held_out, origin

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class LinearProbeAdamWConfig(ProbeConfig):
     """The options of the linear probe by AdamW."""
 
     name: str = "linear_probe_adamw"
+    published_task: ClassVar[str] = "linear_probe"
     # chooses the weight decay; path "": a share of train does, if there is one
     validation: SourceConfig = part("clipjax.data.sources:SOURCES", "array_record")
     validation_share: float = runtime(0.0, within=RATE)  # of each class of train; 0: weight_decay is not searched
@@ -52,6 +53,12 @@ class LinearProbeAdamWConfig(ProbeConfig):
         """The names of the numbers that it reports."""
         shares = ("lp_acc1", "lp_acc1_low", "lp_acc1_high", "lp_acc5", "lp_mean_per_class_recall", *scores.COUNTS)
         return (*shares, "weight_decay", *(("validation_acc1", "validation_examples") if self.searches else ()))
+
+    def published_metrics(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """CLIP_benchmark's names, which are ours, and the options that it writes beside them."""
+        names = ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall", "weight_decay")
+        options = {"epochs": self.epochs, "seed": self.seed, "fewshot_k": -1, "normalized": self.normalize}
+        return {name: result.get(name) for name in names} | options
 
 
 def evaluate(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,15 @@ class MultilabelConfig(ClassesConfig):
     """The options of multilabel classification."""
 
     name: str = "multilabel"
+    published_task: ClassVar[str] = "zeroshot_classification"
+    published_names: ClassVar[Mapping[str, str]] = {"mean_average_precision": "mean_average_precision"}
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports."""
         shown = [f"mean_average_precision{bound}" for bound in ("", "_low", "_high")]
-        return (*shown, "chance", "classes", "without_positives", "examples", "positives", "indistinguishable")
+        counts = ("classes", "without_positives", "examples", "positives", "unreadable", "indistinguishable")
+        return (*shown, "chance", *counts)
 
 
 def check(config: MultilabelConfig, *, class_names: Sequence[str] | None = None, templates: Sequence[str] = ()) -> None:
@@ -66,8 +69,8 @@ def evaluate(
     [C] of 0 and 1, a column for each of the source's class names.
     Returns mean_average_precision and its 95% interval (_low, _high; a bootstrap over images), chance (the mean share
       of images that show a class), classes, without_positives (classes that no image shows: their average precision
-      counts as 0), examples, positives (ones in the targets), indistinguishable, and details: "per_class" with
-      {"class", "positives", "average_precision"}, the prompts, the tie rule.
+      counts as 0), examples, positives (ones in the targets), unreadable (bad records), indistinguishable, and details:
+      "per_class" with {"class", "positives", "average_precision"}, the prompts, the tie rule.
     Raises ConfigError for missing class names or targets, targets of another length or with other values, and data
       without a positive; EmbeddingError for an embedding that is not finite.
     """
@@ -75,7 +78,7 @@ def evaluate(
     prompts = class_prompts(config, names, templates)
     classes, indistinguishable = embed_classes(names, prompts, tokenizer, embed_texts, config.not_finite)
     own = [names[line] for line in lines]
-    scores, targets = _scores(config, batches, embed_images, classes[lines], record, mesh, where)
+    scores, targets, unreadable = _scores(config, batches, embed_images, classes[lines], record, mesh, where)
     data = f"{config.source.path}, split '{config.source.split}'"
     require(len(scores) > 0, f"{data}: no record could be read.")
     require(bool(targets.any()), f"{data}: no image shows any class; every row of targets is 0.")
@@ -100,6 +103,7 @@ def evaluate(
         "without_positives": len(empty),
         "examples": len(scores),
         "positives": int(positives.sum()),
+        "unreadable": unreadable,
         "indistinguishable": indistinguishable,
         "details": {
             "prompts": prompts.document(),
@@ -118,14 +122,16 @@ def _scores(
     record: Callable[[int], dict[str, Any]],
     mesh: Mesh,
     where: Where | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(scores [N, C] float32, targets [N, C] bool) of every record that could be read. Raises as evaluate does."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(scores [N, C] float32, targets [N, C] bool, the number of bad records). Raises as evaluate does."""
     on_mesh = to_mesh(classes, replicated(mesh))
     score = jax.jit(lambda embedding, classes: jnp.matmul(embedding, classes.T, precision="highest"))
     scores, targets = [np.zeros((0, len(classes)), np.float32)], [np.zeros((0, len(classes)), bool)]
+    unreadable = 0
     for batch in batches():
         embedding = embed_images(batch)
         found, embedded, valid, index = to_host((score(embedding, on_mesh), embedding, batch["valid"], batch["index"]))
+        unreadable += int(np.sum(~valid & (index >= 0)))
         places = [f"{config.source.path}, {record_name(int(i), where)}" for i in index[valid]]
         if len(broken := broken_rows(embedded[valid], config.not_finite)):
             raise not_finite_error(f"the image of {places[broken[0]]}", broken, len(places))
@@ -135,7 +141,7 @@ def _scores(
         ]
         scores.append(found[valid])
         targets.append(np.stack(rows) if rows else targets[0])
-    return np.concatenate(scores), np.concatenate(targets)
+    return np.concatenate(scores), np.concatenate(targets), unreadable
 
 
 def targets_of(record: dict[str, Any], num_classes: int, place: str, names: str) -> np.ndarray:

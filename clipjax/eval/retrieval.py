@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,12 @@ class RetrievalConfig(EvaluatorConfig):
     """The options of image-to-text and text-to-image retrieval."""
 
     name: str = "retrieval"
+    published_task: ClassVar[str] = "zeroshot_retrieval"
+    published_names: ClassVar[Mapping[str, str]] = {
+        f"{theirs}_retrieval_recall@{k}": f"{ours}_r{k}"
+        for k in (5, 1, 10)
+        for theirs, ours in (("image", "text_to_image"), ("text", "image_to_text"))
+    }
     all_captions: bool = runtime(False)  # every caption of a record takes part (COCO, Flickr30k), not only its first
     ties: Ties = runtime("against")  # equal scores: against the model, or the candidate with the lowest index is first
     not_finite: NotFinite = runtime("error")  # NaN embeddings: refused, or counted as wrong answers
@@ -39,7 +45,7 @@ class RetrievalConfig(EvaluatorConfig):
         """The names of the numbers that it reports."""
         both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in NAMES]
         shown = [f"{name}{bound}" for name in (*both, MEAN_RECALL) for bound in ("", "_low", "_high")]
-        return (*shown, "examples", *(("captions",) if self.all_captions else ()))
+        return (*shown, "examples", "unreadable", *(("captions",) if self.all_captions else ()))
 
 
 def evaluate(
@@ -64,8 +70,9 @@ def evaluate(
     Returns image_to_text_r1, _r5, _r10, _median_rank, _mean_rank, the same for text_to_image, mean_recall@1 (the mean
     of both r1), each with a 95% interval (_low, _high), examples and, with all_captions, captions. Intervals: Wilson's
     for recalls, order statistics for the median, a normal approximation for the mean rank, and for mean_recall@1 a
-    bootstrap over records with their captions. Raises ConfigError when no record could be read or none has a caption,
-    EmbeddingError for an embedding that is not finite.
+    bootstrap over records with their captions; and unreadable, the number of bad
+    records. Raises ConfigError when no record could be read or none has a caption, EmbeddingError for an embedding that
+    is not finite.
     """
     found = _embedded(config, batches, embed_images, embed_texts, tokenizer, captions, where)
     text_id = np.repeat(found.image_id, found.counts)
@@ -79,7 +86,9 @@ def evaluate(
         numbers |= {f"{name}_{key}": value for key, value in summary(rank).items()}
         first.append(rank == 1)
     numbers |= mean_recall(first[0], first[1], found.counts)
-    numbers |= {"examples": len(found.image), **({"captions": len(found.text)} if config.all_captions else {})}
+    numbers |= {"examples": len(found.image), "unreadable": found.unreadable}
+    if config.all_captions:
+        numbers["captions"] = len(found.text)
     return {**numbers, "details": {"ties": config.ties, "not_finite": config.not_finite}}
 
 
@@ -109,7 +118,7 @@ def mean_recall(image_first: np.ndarray, text_first: np.ndarray, counts: np.ndar
 
     def recall(times: np.ndarray) -> float:
         images, texts, captions = times @ kinds
-        return float("nan") if captions == 0 else (images / times.sum() + texts / captions) / 2
+        return float("nan") if captions == 0 else float(images / times.sum() + texts / captions) / 2
 
     # Records of a kind are alike: a resample of them is a draw of how many there are of each kind.
     rng = np.random.default_rng(0)
@@ -123,6 +132,7 @@ class _Embedded(NamedTuple):
     text: np.ndarray  # [M, D], the captions of the first image, then those of the second, ...
     counts: np.ndarray  # [N] int, the captions of each image; M in all
     image_id: np.ndarray  # [N] int; images of one id match each other's captions
+    unreadable: int  # bad records
 
 
 def _embedded(
@@ -136,10 +146,11 @@ def _embedded(
 ) -> _Embedded:
     """The embeddings of all records that could be read. Raises as evaluate does."""
     data = f"{config.source.path}, split '{config.source.split}'"
-    images, texts, counts, pair_ids = [], [], [], []
+    images, texts, counts, pair_ids, unreadable = [], [], [], [], 0
     for batch in batches():
         columns = (batch["text"], batch["pair_id"], batch["valid"], batch.get("index", batch["pair_id"]))
         image, text, pair_id, valid, index = to_host((embed_images(batch), *columns))
+        unreadable += int(np.sum(~valid & (index >= 0)))
         image, text, index = image[valid], text[valid], index[valid]
         own = [1] * len(index)
         if config.all_captions and captions:
@@ -160,4 +171,4 @@ def _embedded(
     image, text, pair_id = (np.concatenate(part) for part in (images, texts, pair_ids))
     # A record without a pair_id gets one of its own, smaller than any that is given.
     image_id = np.where(pair_id < 0, -2 - np.arange(len(pair_id)), pair_id)
-    return _Embedded(image, text, np.asarray(counts, np.int64), image_id)
+    return _Embedded(image, text, np.asarray(counts, np.int64), image_id, unreadable)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,19 @@ class ZeroShotConfig(ClassesConfig):
     """The options of zero-shot classification."""
 
     name: str = "zero_shot"
+    published_task: ClassVar[str] = "zeroshot_classification"
+    published_names: ClassVar[Mapping[str, str]] = {
+        "acc1": "top1",
+        "acc5": "top5",
+        "mean_per_class_recall": "mean_per_class_recall",
+    }
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports; top5 only from five classes on."""
         with_interval = ("top1", "top5", "mean_per_class_recall")
         shown = [f"{name}{bound}" for name in with_interval for bound in ("", "_low", "_high")]
-        counts = ("classes", "examples", "unlabelled", "indistinguishable")
+        counts = ("classes", "examples", "unlabelled", "unreadable", "indistinguishable")
         return (*shown, "calibration_error", "chance", *counts)
 
 
@@ -99,21 +105,22 @@ def evaluate(
     logit_scale: the scale of the cosines in the softmax that gives a confidence, such as the model's learnt one; None:
       no calibration error.
     Returns top1, top5 (from five classes on) and mean_per_class_recall with their 95% intervals (_low, _high),
-      calibration_error, chance (1 / classes), classes, examples, unlabelled, indistinguishable (classes whose prompts
-      have the same tokens as another class's), and details: see clipjax.eval.classification.tables, and the prompts.
+      calibration_error, chance (1 / classes), classes, examples, unlabelled, unreadable (bad records),
+      indistinguishable (classes whose prompts have the same tokens as another class's), and details: see
+      clipjax.eval.classification.tables, and the prompts.
     Raises ConfigError for missing class names, a template without {}, data without labels, or labels beyond
       the names, EmbeddingError for an embedding that is not finite.
     """
     names, lines = resolve_names(config, class_names)
     prompts = class_prompts(config, names, templates)
     classes, indistinguishable = embed_classes(names, prompts, tokenizer, embed_texts, config.not_finite)
-    found, unlabelled = _predictions(config, batches, embed_images, classes, lines, mesh, where, logit_scale)
+    found, left_out = _predictions(config, batches, embed_images, classes, lines, mesh, where, logit_scale)
     numbers: dict[str, Any] = shares(found, len(names))
     details: dict[str, Any] = {}
     if logit_scale is not None:
         numbers["calibration_error"], bins = calibration(found)
         details["calibration"] = {"logit_scale": float(logit_scale), "bins": bins}
-    counts = {"classes": len(names), "examples": len(found.rank), "unlabelled": unlabelled}
+    counts = {"classes": len(names), "examples": len(found.rank), **left_out}
     numbers |= {"chance": 1.0 / len(names), **counts, "indistinguishable": indistinguishable}
     rules = {"ties": config.ties, "not_finite": config.not_finite}
     return {**numbers, "details": {"prompts": prompts.document(), **rules, **details, **tables(found, names)}}
@@ -128,15 +135,17 @@ def _predictions(
     mesh: Mesh,
     where: Where | None,
     logit_scale: float | None,
-) -> tuple[Predictions, int]:
-    """(of every labelled record, the number of records without a label). Raises as evaluate does."""
+) -> tuple[Predictions, dict[str, int]]:
+    """(of every labelled record, how many are "unlabelled" and "unreadable"). Raises as evaluate does."""
     scored = jax.jit(functools.partial(_scored, first=config.ties == "first"), out_shardings=replicated(mesh))
     fixed = (classes, np.asarray(lines, np.int32), np.float32(1.0 if logit_scale is None else logit_scale))
     fixed = jax.tree.map(lambda array: to_mesh(array, replicated(mesh)), fixed)
     parts: list[dict[str, np.ndarray]] = []
+    unreadable = 0
     for batch in batches():
         index = batch.get("index", batch["label"])
         rows = jax.tree.map(np.asarray, scored(embed_images(batch), batch["label"], batch["valid"], index, *fixed))
+        unreadable += int(np.sum(~rows["valid"] & (rows["index"] >= 0)))
         rows = {name: column[rows["valid"]] for name, column in rows.items()}
         broken = np.flatnonzero(rows["broken"])
         if len(broken) and config.not_finite == "error":
@@ -160,7 +169,7 @@ def _predictions(
         f"{data}: no record has a label to classify. Does the source's label_key name the field that has it?",
     )
     found = Predictions(*(columns[name][labelled] for name in Predictions._fields))
-    return found, int(np.sum(~labelled))
+    return found, {"unlabelled": int(np.sum(~labelled)), "unreadable": unreadable}
 
 
 def _scored(

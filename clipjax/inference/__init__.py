@@ -7,14 +7,18 @@
 """
 
 from clipjax.inference.embed import Encoded, global_batches, make_embed, make_encode
-from clipjax.inference.evaluate import Evaluation, evaluate_run, make_evaluate
+from clipjax.inference.evaluate import make_evaluate
 from clipjax.inference.load import Loaded, load
 from clipjax.inference.precompute import embed_source
+from clipjax.inference.provenance import comparable
+from clipjax.inference.session import EvalSession, Evaluation, evaluate_run
 
 __all__ = [
     "Encoded",
+    "EvalSession",
     "Evaluation",
     "Loaded",
+    "comparable",
     "embed_source",
     "evaluate_run",
     "global_batches",

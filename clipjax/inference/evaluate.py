@@ -1,14 +1,13 @@
-"""An experiment's evaluators as one function of the variables, and the evaluation of a checkpoint with it."""
+"""An experiment's evaluators as functions of the variables; session.py evaluates checkpoints with them."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,24 +18,19 @@ from clipjax.config import (
     ConfigError,
     EvaluatorConfig,
     ExperimentConfig,
-    ModelConfig,
     SourceConfig,
     nearest,
     require,
 )
-from clipjax.config.fields import LAYOUT, declarations
 from clipjax.data.probe import Labels, read_labels
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import Source, open_source
-from clipjax.data.tokenizers import make_tokenizer
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
 from clipjax.inference.embed import global_batches, make_embed, make_image_features
-from clipjax.mesh import make_mesh, to_host
+from clipjax.mesh import to_host
 from clipjax.models.pixels import image_of
-from clipjax.runs import Run
-from clipjax.runs.fingerprint import check_fingerprint, fingerprint
-from clipjax.training.check import check, check_tokenizer
+from clipjax.training.state import RAW, TrainState, variables_to_evaluate
 
 Results = dict[str, dict[str, Any]]  # evaluator -> metric -> value
 
@@ -53,6 +47,10 @@ def check_evaluators(config: ExperimentConfig) -> None:
         require(
             isinstance(evaluator, row.config),
             f"{where} is a {type(evaluator).__name__}; '{evaluator.name}' takes a {row.config.__name__}.",
+        )
+        require(
+            config.eval.weights != "both" or f"{name}{RAW}" not in config.eval.evaluators,
+            f"{where}{RAW} has the name that config.eval.weights='both' gives to results of {where}; use another name.",
         )
         if row.check:
             with errors_of(name):
@@ -72,14 +70,21 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
     opened: dict[SourceConfig, Source] = {}
     sources = {}
     for name, evaluator in config.eval.evaluators.items():
-        for field, source in evaluator.sources.items():
-            with errors_of(key := _key(name, field)):
-                if source not in opened:
-                    opened[source] = open_source(source)
-                sources[key] = opened[source]
-        others = {field: sources[_key(name, field)] for field in evaluator.sources if field != "source"}
-        with errors_of(name):
-            check_with_data(evaluator, sources[name], others=others)
+        sources |= open_evaluator(name, evaluator, opened)
+    return sources
+
+
+def open_evaluator(name: str, evaluator: EvaluatorConfig, opened: dict[SourceConfig, Source]) -> dict[str, Source]:
+    """The sources of one evaluator, as open_evaluators returns those of all; opened: those that are open, and grows."""
+    sources = {}
+    for field, source in evaluator.sources.items():
+        with errors_of(key := _key(name, field)):
+            if source not in opened:
+                opened[source] = open_source(source)
+            sources[key] = opened[source]
+    others = {field: sources[_key(name, field)] for field in evaluator.sources if field != "source"}
+    with errors_of(name):
+        check_with_data(evaluator, sources[name], others=others)
     return sources
 
 
@@ -147,6 +152,23 @@ def make_evaluate(
     embed: what make_embed returned, to share its compiled functions; None: it is called here.
     """
     sources = open_evaluators(config) if sources is None else sources
+    evaluate_one = make_evaluate_one(config, mesh, tokenizer, embed)
+
+    def evaluate(variables: Any) -> Results:
+        results = {}
+        for name in config.eval.evaluators:
+            started = time.perf_counter()
+            results[name] = evaluate_one(name, sources, variables)
+            logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
+        return results
+
+    return evaluate
+
+
+def make_evaluate_one(
+    config: ExperimentConfig, mesh: Mesh, tokenizer: Any, embed: tuple[Callable, Callable] | None = None
+) -> Callable[[str, dict[str, Source], Any], dict[str, Any]]:
+    """The function (evaluator's name, open sources, variables) -> its result; see make_evaluate."""
     embed_images, embed_texts = embed or make_embed(config, mesh)
     image_features = _image_features(config, mesh)
 
@@ -154,7 +176,7 @@ def make_evaluate(
         batches = functools.partial(global_batches, config, mesh, tokenizer, source)
         return Split(len(source), batches, source.__getitem__, source.class_names, source.where)
 
-    def evaluate_one(name: str, variables: Any) -> dict[str, Any]:
+    def evaluate_one(name: str, sources: dict[str, Source], variables: Any) -> dict[str, Any]:
         evaluator, source = config.eval.evaluators[name], sources[name]
         others = {field: split_of(sources[_key(name, field)]) for field in evaluator.sources if field != "source"}
         return EVALUATORS[evaluator.name](
@@ -174,15 +196,7 @@ def make_evaluate(
             **others,
         )
 
-    def evaluate(variables: Any) -> Results:
-        results = {}
-        for name in config.eval.evaluators:
-            started = time.perf_counter()
-            results[name] = evaluate_one(name, variables)
-            logging.info("Evaluated %s in %.1f s", name, time.perf_counter() - started)
-        return results
-
-    return evaluate
+    return evaluate_one
 
 
 def _logit_scale(variables: Any) -> float | None:
@@ -203,10 +217,20 @@ def _image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any]
     return features
 
 
-def numbers_of(results: Results) -> dict[str, float]:
-    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only."""
+def numbers_of_state(
+    config: ExperimentConfig, evaluate: Callable[[Any], Results], state: TrainState
+) -> dict[str, float]:
+    """The numbers of a training state, of the weights that config.eval.weights names; evaluate: of make_evaluate."""
+    numbers = {}
+    for suffix, variables in variables_to_evaluate(state, config.eval.weights).items():
+        numbers |= numbers_of(evaluate(variables), suffix)
+    return numbers
+
+
+def numbers_of(results: Results, suffix: str = "") -> dict[str, float]:
+    """{"retrieval": {"r1": 0.5}} -> {"retrieval/r1": 0.5}, numbers only; suffix: of the evaluators' names."""
     return {
-        f"{name}/{metric}": float(value)
+        f"{name}{suffix}/{metric}": float(value)
         for name, result in results.items()
         for metric, value in result.items()
         if isinstance(value, int | float)
@@ -219,62 +243,3 @@ def check_best_metric(config: ExperimentConfig, numbers: Collection[str]) -> Non
     require(
         not best or best in numbers, f"config.checkpoint.best_metric='{best}' is not reported.{nearest(best, numbers)}"
     )
-
-
-class Evaluation(NamedTuple):
-    """The results of one checkpoint's evaluation, and the configuration that was used."""
-
-    config: ExperimentConfig  # what was evaluated, and how
-    mesh: Mesh
-    results: Results
-    seconds: float
-
-
-def evaluate_run(run: Run, config: ExperimentConfig | None = None) -> Evaluation:
-    """Runs the evaluators on an open run's weights, on the mesh of this machine.
-
-    config: whose mesh, eval and data sections to use; its model and tokenizer must be the run's (FingerprintError
-    lists what differs). None: the run's own, on all devices.
-    """
-    config, mesh, tokenizer, sources = prepare_evaluation(run, config)
-    variables = run.variables(mesh)
-    started = time.perf_counter()
-    results = make_evaluate(config, mesh, tokenizer, sources)(variables)
-    return Evaluation(config, mesh, results, time.perf_counter() - started)
-
-
-def prepare_evaluation(
-    run: Run, config: ExperimentConfig | None = None
-) -> tuple[ExperimentConfig, Mesh, Any, dict[str, Source]]:
-    """(config to evaluate with, mesh, tokenizer, opened sources) for an open run; see evaluate_run."""
-    trained = run.config
-    config = config or dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
-    require(config.eval.evaluators, "config.eval.evaluators is empty: there is nothing to evaluate.")
-    check_evaluators(config)
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
-    check_tokenizer(config, tokenizer)
-    where = f"{run.directory} step {run.step}"
-    check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
-    check(config, num_devices=jax.device_count(), process_count=jax.process_count())
-    sources = open_evaluators(config)
-    mesh = make_mesh(config.mesh)
-    # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
-    model = with_runtime_options(trained.model, config.model)
-    return dataclasses.replace(config, model=model, optimizer=trained.optimizer), mesh, tokenizer, sources
-
-
-def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:
-    """`trained`, with the options of `wanted` that any weights may be used with (max_patches, attention, ...).
-
-    Those are the ones that do not decide what the weights mean, nor how their tree is laid out.
-    """
-
-    def tower(side: str) -> Any:
-        free = {
-            name: value
-            for name, value, declared in declarations(getattr(wanted, side))
-            if declared.role in ("runtime", "experiment") and declared.fixed != LAYOUT
-        }
-        return dataclasses.replace(getattr(trained, side), **free)
-
-    return dataclasses.replace(trained, image=tower("image"), text=tower("text"))

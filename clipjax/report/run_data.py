@@ -19,6 +19,9 @@ NO_PAIRS = (
     "clipjax kept snapshots, or none of its held-out records could be read."
 )
 NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
+# What the names of counts begin with that may be 0 or 1.
+LEFT_OUT = "unlabelled", "unreadable", "indistinguishable"
+COUNTS = *LEFT_OUT, "untrained_classes", "without_positives", "short_classes", "converged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,7 @@ def last_results(
 
 def _as_number(metric: str, value: float) -> float | int:
     """Counts, which metrics.jsonl holds as floats, as whole numbers."""
-    is_count = value == value and value == int(value) and (value > 1 or metric in ("unlabelled", "indistinguishable"))
+    is_count = value == value and value == int(value) and (value > 1 or metric.startswith(COUNTS))
     return int(value) if is_count and not metric.endswith("rank") else value
 
 

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from clipjax.config import CheckpointConfig, ExperimentConfig, differences, from_json_dict, to_json_dict
 from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
+from clipjax.runs.best import options_of_best
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
 from clipjax.training.state import TrainState, abstract_state, eval_variables
 
@@ -50,15 +50,8 @@ class Meta(NamedTuple):
 def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
     """The manager of workdir/checkpoints, to write to. It saves in the background and finishes on leaving the block."""
     directory = Path(workdir).absolute() / "checkpoints"
-    policies = [LatestN(config.keep_last)]
-    best = config.best_metric
-    if best and config.keep_best:
-        policies.append(
-            BestN(get_metric_fn=lambda m: m[best], n=config.keep_best, keep_checkpoints_without_metrics=False)
-        )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(policies),
-        best_fn=(lambda metrics: metrics[best]) if best else None,
+        **options_of_best(config),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: write_step_checksums(directory)),
@@ -171,12 +164,15 @@ def check_fits(manager: ocp.CheckpointManager, step: int, config: ExperimentConf
     _check_items(manager, step, _all_items(abstract_state(config, mesh)))
 
 
-def restore_variables(manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh) -> dict:
-    """{"params", "batch_stats"} to evaluate with, on any mesh: the averages if the run kept them.
+def restore_variables(
+    manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh, *, average: bool = True
+) -> dict:
+    """{"params", "batch_stats"} to evaluate with, on any mesh.
 
-    Only these are read. Raises CheckpointError listing the parameters whose shapes differ from config's.
+    average: the averages if the run kept them; False: the parameters of the step itself. Only these are read.
+    Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
-    prefix = "ema_" if config.optimizer.ema_decay > 0 else ""
+    prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
     variables = eval_variables(abstract_state(config, mesh))
     restored = _restore_items(manager, step, {f"{prefix}{name}": tree for name, tree in variables.items() if tree})
     return variables | {name.removeprefix(prefix): tree for name, tree in restored.items()}

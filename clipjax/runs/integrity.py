@@ -129,6 +129,20 @@ def find_damage(
         return [line for line in lines if line]
 
 
+def checksum_of_items(folder: Path, items: Collection[str]) -> str:
+    """The SHA-256 of the checksums of all files of some items of a checkpoint.
+
+    Those in its checksums.json are used; a checkpoint without them is read.
+    """
+    try:
+        rows = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = {name: row["sha256"] for name, row in rows.items() if name.split("/")[0] in items}
+    except FileNotFoundError:
+        paths = sorted(path for item in items for path in (folder / item).rglob("*") if path.is_file())
+        found = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """A file's SHA-256, in hexadecimal."""
     with open(path, "rb") as file:

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
-from clipjax.runs.integrity import ORBAX_METADATA, CheckpointError, damage_of
+from clipjax.runs.best import best_of
+from clipjax.runs.integrity import ORBAX_METADATA, CheckpointError, checksum_of_items, damage_of
 from clipjax.training.state import TrainState
 
 PUBLISHED = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack")  # how files of weights are called
@@ -60,9 +61,18 @@ class Run:
         """{cause: records replaced} over all processes, up to this step."""
         return add_causes(state["bad"] for state in self.data_states)
 
-    def variables(self, mesh: Mesh) -> dict[str, Any]:
-        """{"params", "batch_stats"} to evaluate with, on any mesh: the averages where the run kept them."""
-        return checkpoints.restore_variables(self._manager, self.step, self.config, mesh)
+    def variables(self, mesh: Mesh, *, average: bool = True) -> dict[str, Any]:
+        """{"params", "batch_stats"} to evaluate with, on any mesh: the averages where the run kept them.
+
+        average: False for the parameters of the step itself.
+        """
+        return checkpoints.restore_variables(self._manager, self.step, self.config, mesh, average=average)
+
+    def weights_sha256(self, *, average: bool = True) -> str:
+        """A checksum of the files of the weights that `variables` reads."""
+        prefix = "ema_" if average and self.config.optimizer.ema_decay > 0 else ""
+        folder = self.directory.absolute() / "checkpoints" / str(self.step)
+        return checksum_of_items(folder, (f"{prefix}params", f"{prefix}batch_stats"))
 
     def state(self, mesh: Mesh) -> TrainState:
         """The whole training state, on any mesh. Raises CheckpointError for weights without training state."""
@@ -127,5 +137,4 @@ def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
 
 def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int | None:
     best = checkpoints.read_meta(manager, steps[-1]).config.checkpoint.best_metric
-    scores = {step: (manager.metrics(step) or {}).get(best) for step in steps}
-    return max((s for s in steps if scores[s] is not None), key=scores.get, default=None)
+    return best_of({step: (manager.metrics(step) or {}).get(best) for step in steps}, best)

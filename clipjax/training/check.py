@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -48,6 +49,16 @@ def part_checks(
         partial(check_temperature, model),
         partial(check_best_metric, config),
     )
+
+
+def check_evaluation(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
+    """Refuses what an evaluation cannot run with; what only training needs may be anything. Raises ConfigError."""
+    check_values(config)
+    shape = mesh_shape(config.mesh, num_devices)
+    check_processes(shape, process_count)
+    check_batch("eval.batch_size", config.eval.batch_size, shape, process_count)
+    check_towers(dataclasses.replace(config, accumulation_steps=1), tensor=shape[2])
+    check_pixels(config.data.pixels, config.model.image.image_size)
 
 
 def check_processes(shape: tuple[int, int, int], process_count: int) -> None:

@@ -35,7 +35,7 @@ def loop(
     step_fn: Callable,
     stream: Iterator[tuple[Any, dict[str, Any], float]],
     *,
-    evaluate: Callable[[Any], dict[str, float]],
+    evaluate: Callable[[TrainState], dict[str, float]],
     evaluated: Callable[[Any, int], None] = lambda variables, step: None,
     save: Callable[..., None],
     log: Callable[[int, dict[str, float]], None],
@@ -47,7 +47,7 @@ def loop(
     Args:
       step_fn: (state, batch) -> (state, metrics), see training/step.py.
       stream: (batch on the mesh, data state after it, seconds waited for it).
-      evaluate: {"params", "batch_stats"} -> {"evaluator/metric": value}.
+      evaluate: state -> {"evaluator/metric": value}.
       evaluated: (variables, step), after each evaluation.
       save: called as save(state, data_state=..., metrics=results of this step's evaluation, or None).
       log: (step, values), for every line of metrics.jsonl.
@@ -61,7 +61,7 @@ def loop(
     in_flight: collections.deque = collections.deque()
     results: dict[str, float] = {}
     if started_at >= total:
-        results = evaluate(eval_variables(state))
+        results = evaluate(state)
         evaluated(eval_variables(state), started_at)
     data_state = None
     with Preemption() as preemption:
@@ -82,7 +82,7 @@ def loop(
             evaluates = step == total or (every > 0 and step % every == 0)
             saves = step == total or preempted or step % config.checkpoint.every_steps == 0
             if evaluates:
-                results = evaluate(eval_variables(state))
+                results = evaluate(state)
                 log(step, results)
                 evaluated(eval_variables(state), step)
                 if results:  # empty without evaluators

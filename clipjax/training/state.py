@@ -102,6 +102,28 @@ def eval_variables(state: TrainState) -> dict[str, Any]:
     return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
 
 
+RAW = "_raw"  # follows the evaluators' names in results of the parameters, where the averages are evaluated too
+
+
+def variables_to_evaluate(state: TrainState, weights: str) -> dict[str, dict[str, Any]]:
+    """{suffix of the evaluators' names: variables} by config.eval.weights; one entry for a run without averages."""
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    return {
+        suffix: eval_variables(state) if average else raw
+        for suffix, average in weights_to_evaluate(state.ema_params is not None, weights).items()
+    }
+
+
+def weights_to_evaluate(averaged: bool, weights: str) -> dict[str, bool]:
+    """{suffix of the evaluators' names: whether it is the averages} by config.eval.weights.
+
+    averaged: whether the run keeps averages; without them there is one set of weights to evaluate.
+    """
+    if not averaged or weights == "raw":
+        return {"": False}
+    return {"": True, RAW: False} if weights == "both" else {"": True}
+
+
 def train_state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """NamedSharding for every leaf of a TrainState (shapes are enough)."""
     every = replicated(mesh)

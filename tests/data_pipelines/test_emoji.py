@@ -204,6 +204,24 @@ def test_second_run_leaves_the_records_and_another_held_out_style_moves_the_spli
     assert "openmoji/E000" not in read(tmp_path / "out", "test")
 
 
+def test_held_out_names_are_in_no_other_split(packages, tmp_path, cairosvg):
+    whole = emoji.build(tmp_path / "whole", packages=packages)
+    manifest = emoji.build(tmp_path / "out", packages=packages, held_out_names=0.5)
+    split_names = {
+        split: {record["texts"][0] for record in read(tmp_path / "out", split).values()}
+        for split, about in manifest["splits"].items()
+        if about["records"]
+    }
+    assert split_names["names"] == split_names["names_and_style"] == {"elf", "keycap: *"}
+    assert not split_names["names"] & set().union(*(split_names.get(s, set()) for s in ("train", "validation", "test")))
+    assert {key.split("/")[0] for key in read(tmp_path / "out", "names_and_style")} == {"twitter"}
+    assert "twitter" not in {key.split("/")[0] for key in read(tmp_path / "out", "names")}
+    records = [sum(about["records"] for about in m["splits"].values()) for m in (whole, manifest)]
+    assert records[0] == records[1] and manifest["class_names"] == whole["class_names"]
+    with pytest.raises(PipelineError, match="--held_out_names=1 is not a share"):
+        emoji.build(tmp_path / "out", packages=packages, held_out_names=1)
+
+
 def test_a_missing_package_without_npm_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji_packages.shutil, "which", lambda name: None)
     with pytest.raises(PipelineError, match="npm pack emoji-datasource-google@16.0.0"):

@@ -139,6 +139,19 @@ def test_versions_of_one_drawing_stay_in_one_split(packages, tmp_path):
     assert keys["animals/cat_01"] == keys["animals/cat_02"]
 
 
+def test_all_drawings_of_a_held_out_artist_are_in_a_split_of_their_own(packages, tmp_path):
+    manifest = openclipart.build(tmp_path / "out", packages=packages, splits="train=1", held_out_artists=0.9)
+    source = open_source(SourceConfig(path=str(tmp_path / "out"), split="artists"))
+    # Ann's, and not those of Ann Leeds or of nobody.
+    assert [source[i]["key"] for i in range(len(source))] == ["animals/cat_01"]
+    assert manifest["splits"]["train"]["records"] == 11
+    for wrong in (1.0, -0.1):
+        with pytest.raises(PipelineError, match="is not a share"):
+            openclipart.build(tmp_path / "out", packages=packages, held_out_artists=wrong)
+    with pytest.raises(PipelineError, match="names a split 'artists'"):
+        openclipart.build(tmp_path / "out", packages=packages, splits="artists=1", held_out_artists=0.1)
+
+
 def test_an_entity_bomb_is_refused_at_its_declaration():
     levels = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 30))
     with pytest.raises(NoWork, match="declares XML entities"):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in (".", "docs", "benchmarks", "data_pipelines", "experiments", "deploy")
+    for folder in (".", "docs", "docs/studies", "benchmarks", "data_pipelines", "experiments", "deploy")
     for path in (ROOT / folder).glob("*.md")
 )
 

@@ -8,6 +8,7 @@ from PIL import Image
 from clipjax.processes import duration, progress_line
 from clipjax.report.figures import training_summary
 from clipjax.report.html import write_html
+from clipjax.report.run_data import last_results
 from clipjax.report.table import format_table
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
 
@@ -84,3 +85,11 @@ def test_summary_picture_is_written_whole(tmp_path):
         image.load()
         assert image.width >= 1200
     assert [p.name for p in tmp_path.iterdir()] == ["summary.png"]
+
+
+def test_counts_of_0_and_1_in_the_log_are_shown_as_counts_and_shares_as_shares(tmp_path):
+    found = {"top1": 1.0, "unreadable": 0.0, "untrained_classes": 1.0, "short_classes_5shot": 0.0, "examples": 40.0}
+    line = {"step": 4, **{f"pets/{name}": value for name, value in found.items()}}
+    results, step = last_results(tmp_path, [line], {"eval": {"evaluators": {"pets": {}}}})
+    shown = [row.split()[-1] for row in format_table(results).splitlines()]
+    assert (shown, step) == (["100.00%", "0", "1", "0", "40"], 4)

@@ -56,6 +56,13 @@ def tell(path: str, files: Sequence[str], indexes: Sequence[TarIndex]) -> None:
         logging.warning("%s", message)
 
 
+def refuse_cut(files: Sequence[str], indexes: Sequence[TarIndex]) -> None:
+    """Raises ManifestError for tars without an end mark: a published set is refused where it may be cut."""
+    if cut := [file for file, index in zip(files, indexes, strict=True) if index.zeros == 0]:
+        more = f" The same is true of {len(cut) - 1} other tars." if len(cut) > 1 else ""
+        raise ManifestError(f"{cut[0]} is cut: it has no end mark. Copy it again.{more}")
+
+
 def _warn(tars: Tars, text: str, *values: object) -> None:
     more = f" The same is true of {len(tars) - 1} other tars." if len(tars) > 1 else ""
     logging.warning(text + "%s", *values, more)

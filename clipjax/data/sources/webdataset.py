@@ -24,7 +24,7 @@ from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import pick
 from clipjax.data.sources.local_files import OpenFiles, find_files
 from clipjax.data.sources.tar_captions import SIDECARS, other_choice, parse_json, sample_texts, text_keys
-from clipjax.data.sources.tar_findings import tell
+from clipjax.data.sources.tar_findings import refuse_cut, tell
 from clipjax.data.sources.tar_format import TarError, allowed, members, printable, split_name
 from clipjax.data.sources.tar_index import TarIndex, index_path, key_hash, load_index
 from clipjax.data.sources.wds_layout import (
@@ -85,6 +85,8 @@ class WebDatasetSource:
         self.indexes = [(index.spans, index.keys) for index in indexes]
         self.starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
         self.refused = sum(index.refused for index in indexes)
+        if self.task:
+            refuse_cut(self.files, indexes)
         tell(config.path, self.files, indexes)
         self.names = ClassNames() if self.task == CAPTIONS else names_of(self.files)
         self.class_names = self.names.names

@@ -1,0 +1,83 @@
+"""What `clipjax eval` does with an open checkpoint, once or for each that a run writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipjax.config import EvaluationConfig, EvaluatorConfig, ExperimentConfig, nearest, require
+from clipjax.inference.session import EvalSession, Record
+from clipjax.processes import announce, gather_json
+from clipjax.report.evaluation import ResultFolder, headline, results_document, write_report
+from clipjax.report.suites import SUITES
+from clipjax.report.table import format_table
+from clipjax.runs import Run
+
+
+class EvaluationError(RuntimeError):
+    """Some evaluators have no result; the message names them. Those of the others are written."""
+
+
+def evaluate_into(
+    out: Path, opened: Run, session: EvalSession, *, model: str = "", pretrained: str = "", redo: bool = False
+) -> dict[str, Any]:
+    """Evaluates an open checkpoint, writes its files and prints its table; see run."""
+    first = jax.process_index() == 0
+    folder = ResultFolder(
+        out,
+        session.config.eval.evaluators,
+        model=model or opened.directory.absolute().name,
+        pretrained=pretrained or f"step{opened.step}",
+        suite=session.policy.suite,
+    )
+    several = len(session.sources) > 1
+    tell_missing(session)
+
+    def done(name: str, evaluator: EvaluatorConfig, record: Record, stored: bool) -> None:
+        if first:
+            folder.write(name, evaluator, record)
+        if several or stored:
+            announce(headline(name, record) + (", evaluated before; --redo evaluates it again" if stored else ""))
+
+    evaluation = session.evaluate(opened, stored=None if redo else shared(folder.stored() if first else {}), done=done)
+    document = results_document(opened, evaluation)
+    if first:
+        write_report(out, opened, evaluation, document)
+        print("\n".join(filter(None, [format_table(evaluation.results), *folder.summary()])))
+        print(f"Wrote {out / 'results.json'} and {out / 'report.html'}", flush=True)
+    return document
+
+
+def shared(stored: dict[str, Record]) -> dict[str, Record]:
+    """The first process's records, on every process."""
+    return {name: Record(*fields) for name, fields in gather_json(stored)[0].items()}
+
+
+def tell_missing(session: EvalSession) -> None:
+    """Prints what will not be evaluated."""
+    total = len(session.config.eval.evaluators)
+    if session.absent or session.broken:
+        announce(f"{total} evaluators: {len(session.sources)} have their data.")
+    if session.absent:
+        announce(f"Absent, {len(session.absent)}: " + ", ".join(session.absent))
+    for name, message in session.broken.items():
+        announce(f"Broken: {name}: {message}")
+
+
+def refuse_broken(document: dict[str, Any]) -> None:
+    """Raises EvaluationError where a document of results names evaluators without a result."""
+    if broken := document.get("broken"):
+        count = len(document["results"])
+        raise EvaluationError(
+            f"{len(broken)} evaluators have no result ({count} have):\n"
+            + "".join(f"  {name}: {message}\n" for name, message in broken.items())
+            + "Repair their data and run the command again: it evaluates only what is missing."
+        )
+
+
+def check_suite(config: ExperimentConfig | EvaluationConfig | None) -> None:
+    """Refuses a suite that is not known. Raises ConfigError."""
+    suite = config.suite if isinstance(config, EvaluationConfig) else ""
+    require(not suite or suite in SUITES, f"config.suite='{suite}' is unknown.{nearest(suite, SUITES)}")

@@ -1,0 +1,215 @@
+"""Follows a run from another process: `clipjax eval --checkpoint=RUN --watch`.
+
+Each new checkpoint is evaluated once, in order, to RUN/eval/STEP, and adds a line to RUN/eval/metrics.jsonl and
+TensorBoard events to RUN/eval/tensorboard. Nothing is written to what the training process writes. A checkpoint that
+config.checkpoint.keep_last removes meanwhile is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
+from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
+from clipjax.data.records import ManifestError
+from clipjax.files import write_text
+from clipjax.inference.evaluate import numbers_of
+from clipjax.inference.session import EvalSession
+from clipjax.processes import announce, gather_json
+from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
+from clipjax.runs.checkpoint import open_read_only, read_meta
+from clipjax.runs.metrics_log import FILE
+from clipjax.runs.run import hint
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
+TRIES = 3  # of a checkpoint that cannot be read, which may be about to vanish
+
+
+class Seen(NamedTuple):
+    """A checkpoint as its JSON says it."""
+
+    config: ExperimentConfig
+    trains: bool  # False: weights alone, to which no checkpoint will follow
+
+
+def watch(
+    workdir: str | Path,
+    *,
+    config: ExperimentConfig | EvaluationConfig | None = None,
+    poll_seconds: float = 10.0,
+    model: str = "",
+    pretrained: str = "",
+    redo: bool = False,
+) -> list[int]:
+    """Evaluates each checkpoint of a run, until the one of config.total_steps; returns the steps evaluated here.
+
+    A workdir without checkpoints is waited for. Checkpoints that the same evaluators have evaluated are not evaluated
+    again, unless redo. Raises EvaluationError at the end for checkpoints that could not be evaluated, and at once what
+    evaluate_run raises for the evaluators and their data. Ctrl-C exits with 130.
+    """
+    check_suite(config)
+    watcher = Watcher(Path(workdir), config, {"model": model, "pretrained": pretrained, "redo": redo})
+    with _one_line_on_interrupt(watcher):
+        watcher.wait_for_first(poll_seconds)
+        while not watcher.look():
+            time.sleep(poll_seconds)
+    announce(f"{workdir} is finished at step {max(watcher.settled, default=0)}.")
+    if watcher.failed:
+        lines = "".join(f"  step {step}: {message}\n" for step, message in watcher.failed.items())
+        raise EvaluationError(f"{len(watcher.failed)} checkpoints of {workdir} have no result:\n{lines}".rstrip())
+    return watcher.done
+
+
+class Watcher:
+    """What is known of the run that is followed. All processes make and call it together."""
+
+    def __init__(
+        self, workdir: Path, config: ExperimentConfig | EvaluationConfig | None, options: dict[str, Any]
+    ) -> None:
+        self.workdir, self.config, self.options = workdir, config, options
+        self.session: EvalSession | None = None
+        self.settled: set[int] = set()  # steps that need no further look
+        self.done: list[int] = []  # steps evaluated here
+        self.failed: dict[int, str] = {}
+        self.tries: dict[int, int] = {}
+
+    def wait_for_first(self, poll_seconds: float) -> None:
+        """Returns when the run has its first checkpoint. Raises CheckpointError for a folder that is no run's."""
+        told = False
+        while not self.steps():
+            wrong = hint(self.workdir) if self.workdir.exists() else ""
+            if wrong:
+                raise CheckpointError(f"{self.workdir} holds no checkpoints.{wrong}")
+            if not told:
+                announce(f"Waiting for the first checkpoint in {self.workdir.absolute() / 'checkpoints'}")
+                told = True
+            time.sleep(poll_seconds)
+
+    def look(self) -> bool:
+        """Evaluates the checkpoints that are new; returns whether the run will write no more."""
+        for step in self.steps():
+            if step not in self.settled and step not in self.failed:
+                self.evaluate(step)
+        return self.finished()
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that there are now, the same on all processes."""
+        names = [path.name for path in (self.workdir / "checkpoints").glob("*")]
+        return gather_json(sorted(int(name) for name in names if name.isdecimal()))[0]
+
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is the run's last, and is settled."""
+        steps = self.steps()
+        if not steps or not (self.settled | self.failed.keys()).issuperset(steps):
+            return False
+        seen = gather_json(self._is_last(steps[-1]))[0]
+        return bool(seen)
+
+    def _is_last(self, step: int) -> bool:
+        seen = self.read(step)
+        return seen is not None and (not seen.trains or step >= seen.config.total_steps)
+
+    def read(self, step: int) -> Seen | None:
+        """What a checkpoint's JSON says; None where it has vanished or cannot be read."""
+        try:
+            with open_read_only(self.workdir.absolute() / "checkpoints") as manager:
+                meta = read_meta(manager, step)
+            return Seen(meta.config, bool(meta.data_states))
+        except Exception:  # half removed, Orbax raises whatever it met first
+            return None
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates one checkpoint, unless its results are there; settles it, or leaves it for the next look."""
+        if not self.options["redo"] and gather_json(self._has_results(step))[0]:
+            self.settled.add(step)
+            return
+        try:
+            with open_run(self.workdir, str(step)) as run:
+                if self.session is None or not self.session.fits(run):
+                    self.session = EvalSession(run, self.config)
+                announce(f"Step {step}:")
+                document = evaluate_into(self.workdir / "eval" / str(step), run, self.session, **self.options)
+        except (ConfigError, FingerprintError, ManifestError):
+            raise
+        except Exception as error:
+            # While a checkpoint is being removed, Orbax raises whatever it meets first.
+            self._not_read(step, error)
+            return
+        self.log(step, document)
+        self.settled.add(step)
+        self.done.append(step)
+        if document.get("broken"):
+            self.failed[step] = f"without {', '.join(document['broken'])}"
+
+    def _not_read(self, step: int, error: Exception) -> None:
+        """Passes over a checkpoint that has vanished; after some tries, notes one that is there and cannot be read."""
+        if not (self.workdir / "checkpoints" / str(step)).exists():
+            announce(f"Step {step} has been removed before it was evaluated.")
+            self.settled.add(step)
+            return
+        self.tries[step] = self.tries.get(step, 0) + 1
+        if self.tries[step] >= TRIES:
+            if not type(error).__module__.startswith("clipjax."):
+                logging.error("Step %d", step, exc_info=error)
+            announce(f"Step {step} cannot be evaluated: {error}")
+            self.failed[step] = (str(error).splitlines() or [type(error).__name__])[0]
+
+    def _has_results(self, step: int) -> bool:
+        """Whether RUN/eval/STEP has the results of all evaluators, with today's options."""
+        document = _read_json(self.workdir / "eval" / str(step) / "results.json")
+        seen = self.read(step) if document else None
+        if seen is None:
+            return False
+        wanted = json.loads(json.dumps(to_json_dict(evaluated(seen.config, self.config))["eval"]))
+        whole = document.get("eval") == wanted and not document.get("broken")
+        if whole and step not in {line["step"] for line in read_metrics(self.workdir / "eval")}:
+            self.log(step, document)
+        return whole
+
+    def log(self, step: int, document: dict[str, Any]) -> None:
+        """Writes a step's numbers to RUN/eval/metrics.jsonl, in the order of the steps, and to TensorBoard."""
+        if jax.process_index() != 0:
+            return
+        folder = self.workdir / "eval"
+        numbers = numbers_of(document["results"])
+        lines = {line["step"]: line for line in read_metrics(folder)} | {step: {"step": step, **numbers}}
+        write_text(folder / FILE, "".join(_to_line(lines[key]) for key in sorted(lines)))
+        from tensorboardX import SummaryWriter
+
+        with contextlib.closing(SummaryWriter(str(folder / "tensorboard"))) as events:
+            for name, value in numbers.items():
+                events.add_scalar(name, value, step)
+
+
+@contextlib.contextmanager
+def _one_line_on_interrupt(watcher: Watcher) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        announce(
+            f"Stopped; {len(watcher.done)} checkpoints of {watcher.workdir} were evaluated. The same command goes on."
+        )
+        sys.exit(INTERRUPTED)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _to_line(values: dict[str, Any]) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps(finite) + "\n"

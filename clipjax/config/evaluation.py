@@ -1,0 +1,49 @@
+"""The evaluation of any checkpoint: data and evaluators. Model, tokenizer and pixels are the checkpoint's."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from clipjax.config.experiment import CheckpointConfig, EvalConfig, ExperimentConfig, MeshConfig
+from clipjax.config.fields import runtime, section
+from clipjax.config.ranges import WORKERS
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How an evaluation reads its data."""
+
+    num_threads: int = runtime(2, within=WORKERS)  # threads that read and decode
+    prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What `clipjax eval` is told by a file that names no model; see eval_config."""
+
+    eval: EvalConfig = section(EvalConfig, role="runtime")
+    mesh: MeshConfig = section(MeshConfig)
+    data: LoaderConfig = section(LoaderConfig)
+    # an evaluator whose data are not there: an error, or told and left out
+    absent: Literal["refuse", "skip"] = runtime("refuse")
+    # an evaluator that fails: an error at once, or told while the others go on (exit code 1 at the end)
+    broken: Literal["refuse", "skip"] = runtime("refuse")
+    suite: str = runtime("")  # a row of clipjax.report.suites.SUITES, whose files and averages are written; "": none
+
+
+def evaluated(trained: ExperimentConfig, config: ExperimentConfig | EvaluationConfig | None) -> ExperimentConfig:
+    """What to evaluate weights with that were trained with `trained`.
+
+    config: an experiment, taken as it is; an evaluation, whose eval, mesh and data sections are taken; None: the
+    trained one's own evaluators, on all devices.
+    """
+    if config is None:
+        return dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
+    if isinstance(config, ExperimentConfig):
+        return config
+    data = dataclasses.replace(trained.data, num_threads=config.data.num_threads, prefetch=config.data.prefetch)
+    return dataclasses.replace(
+        trained, eval=config.eval, mesh=config.mesh, data=data, checkpoint=CheckpointConfig(best_metric="")
+    )

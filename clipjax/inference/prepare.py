@@ -1,0 +1,70 @@
+"""What an evaluation of an open run needs before it begins: the configuration, the mesh, the tokenizer, the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clipjax.config import EvaluationConfig, ExperimentConfig, ModelConfig, evaluated, require
+from clipjax.config.fields import LAYOUT, declarations
+from clipjax.data.sources import Source
+from clipjax.data.tokenizers import make_tokenizer
+from clipjax.inference.evaluate import check_evaluators, open_evaluators
+from clipjax.mesh import make_mesh
+from clipjax.runs import Run
+from clipjax.runs.fingerprint import check_fingerprint, fingerprint
+from clipjax.training.check import check_evaluation, check_tokenizer
+
+
+def prepare_evaluation(
+    run: Run, config: ExperimentConfig | EvaluationConfig | None = None
+) -> tuple[ExperimentConfig, Mesh, Any, dict[str, Source]]:
+    """(config to evaluate with, mesh, tokenizer, opened sources) for an open run; see evaluate_run."""
+    config, mesh, tokenizer = prepare_model(run, config)
+    return config, mesh, tokenizer, open_evaluators(config)
+
+
+def prepare_model(
+    run: Run, config: ExperimentConfig | EvaluationConfig | None = None
+) -> tuple[ExperimentConfig, Mesh, Any]:
+    """(config to evaluate with, mesh, tokenizer) for an open run; opens no data. See evaluate_run."""
+    trained = run.config
+    config = evaluated(trained, config)
+    require(
+        config.eval.evaluators,
+        f"config.eval.evaluators is empty, and {run.directory} has none of its own: there is nothing to evaluate. Name "
+        "an evaluation with --config, such as --config=experiments/eval/clip_benchmark.py:FOLDER.",
+    )
+    check_evaluators(config)
+    require(
+        bool(config.tokenizer.path),
+        f"{run.directory} has no tokenizer, without which no text can be embedded: import the weights again with one.",
+    )
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    check_tokenizer(config, tokenizer)
+    where = f"{run.directory} step {run.step}"
+    check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
+    check_evaluation(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
+    model = with_runtime_options(trained.model, config.model)
+    return dataclasses.replace(config, model=model, optimizer=trained.optimizer), make_mesh(config.mesh), tokenizer
+
+
+def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """`trained`, with the options of `wanted` that any weights may be used with (max_patches, attention, ...).
+
+    Those are the ones that do not decide what the weights mean, nor how their tree is laid out.
+    """
+
+    def tower(side: str) -> Any:
+        free = {
+            name: value
+            for name, value, declared in declarations(getattr(wanted, side))
+            if declared.role in ("runtime", "experiment") and declared.fixed != LAYOUT
+        }
+        return dataclasses.replace(getattr(trained, side), **free)
+
+    return dataclasses.replace(trained, image=tower("image"), text=tower("text"))
