@@ -2,6 +2,7 @@
 
     clipjax report runs/quickstart
     clipjax report runs/a runs/b --out=both.html
+    clipjax report sweeps/losses
     clipjax report imported/clip-b32 --config=experiments/my_eval.py
 
 The page shows what the runs have stored. Where predictions are missing or older than the last checkpoint, the weights
@@ -12,7 +13,6 @@ mesh, eval and data sections to use; the default is the run's own configuration.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
 from clipjax.inference.prepare import prepare_evaluation
@@ -33,8 +33,9 @@ from clipjax.report.run_data import RunData, read_runs
 from clipjax.report.summary import REPORT
 from clipjax.runs import CheckpointError, FingerprintError, open_run
 from clipjax.runs.record import read_records
+from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
 
-USAGE = "clipjax report RUN... [--out=report.html]"
+USAGE = "clipjax report RUN... | SWEEP [--out=report.html]"
 
 
 def run(
@@ -48,15 +49,15 @@ def run(
     """Writes the page and returns its path.
 
     Args:
-      workdirs: of training runs, or directories of imported weights.
-      out: the file; None: report.html in the run's folder or, for several runs, in the current one.
+      workdirs: of training runs, directories of imported weights, or sweeps, which stand for their cells.
+      out: the file; None: report.html in the only folder that is named or, for several, in the current one.
       config: whose mesh, eval and data sections predictions are made with; None: each run's own.
       step: of the checkpoint that makes predictions where none are stored: "latest", "best" or a number.
       compute: whether weights may be loaded to make what is not stored.
     Raises ConfigError for a folder that is no run.
     """
-    runs = read_runs(list(workdirs))
-    out = Path(out) if out else (Path(workdirs[0]) / REPORT if len(runs) == 1 else Path(REPORT))
+    runs = read_runs(runs_in(workdirs))
+    out = Path(out) if out else (Path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
     check_folder(out.parent, "--out")
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
@@ -65,6 +66,20 @@ def run(
     write_report(out, runs, comparison_of(workdirs) if len(runs) > 1 else "")
     announce(f"Wrote {out}")
     return out
+
+
+def runs_in(workdirs: Sequence[str | Path]) -> list[Path]:
+    """The folders, with the cells that have begun in place of a sweep. Raises ConfigError for a sweep without any."""
+    found = []
+    for folder in map(Path, workdirs):
+        if is_sweep(folder):
+            cells = [folder / cell.path for cell in read_sweep(folder).cells]
+            begun = [cell for cell in cells if trained_config(cell) is not None]
+            require(bool(begun), f"{folder}: none of the sweep's cells has begun.")
+            found += begun
+        else:
+            found.append(folder)
+    return found
 
 
 def comparison_of(workdirs: Sequence[str | Path]) -> str:
@@ -119,8 +134,11 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("step", "latest", "Checkpoint for predictions: latest, best, a number.", flag_values=values)
         flags.DEFINE_bool("compute", True, "Load weights to make predictions that are not stored.", flag_values=values)
 
-    places = list(itertools.takewhile(lambda arg: not arg.startswith("-"), argv[1:]))
-    values = cli.parse([argv[0], *argv[1 + len(places) :]], __doc__, define, processes=False)
+    places, others = [], []
+    for before, arg in zip(argv, argv[1:], strict=False):
+        is_place = bool(arg) and not arg.startswith("-") and before not in ("--out", "--step", "--config")
+        (places if is_place else others).append(arg)
+    values = cli.parse([argv[0], *others], __doc__, define, processes=False)
     if not places:
         cli.fail(f"usage: {USAGE}. Try --help.")
 

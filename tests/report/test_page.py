@@ -16,6 +16,7 @@ from clipjax.config import ConfigError
 from clipjax.report import read_run, read_runs, render_report, write_report
 from clipjax.report.page import TEMPLATES, config_changes, plotly_source
 from clipjax.runs.metrics_log import read_metrics
+from clipjax.runs.sweep import Cell, Sweep, write_sweep
 from tests.report.fake_run import NASTY, STEPS, fake_run
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +185,14 @@ def test_an_installed_package_has_the_templates(tmp_path):
     names = zipfile.ZipFile(tmp_path / built.stdout.split()[-1]).namelist()
     for template in TEMPLATES.iterdir():
         assert f"clipjax/report/templates/{template.name}" in names
+
+
+def test_a_sweep_stands_for_its_cells_that_have_begun_and_flags_may_come_first(tmp_path):
+    cells = [Cell(f"loss={loss}", 0, {}, {"loss.name": loss}) for loss in ("softmax", "sigmoid")]
+    write_sweep(tmp_path, Sweep("experiment.py", [], ["loss.name"], cells))
+    with pytest.raises(ConfigError, match="none of the sweep's cells has begun"):
+        report.runs_in([tmp_path])
+    fake_run(tmp_path / cells[0].path)
+    assert report.runs_in([tmp_path, "runs/a"]) == [tmp_path / cells[0].path, Path("runs/a")]
+    report.main(["clipjax report", "--nocompute", "--step", "latest", str(tmp_path)])
+    assert "experiment" in (tmp_path / "report.html").read_text()
