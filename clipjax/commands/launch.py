@@ -125,7 +125,7 @@ class Local:
         seconds, cell, code = time.monotonic() - task.started, task.cell, task.process.returncode
         self.running.remove(task)
         if cell.seconds >= 0:
-            cell.seconds = round(cell.seconds + seconds, 1)
+            cell.seconds = round(cell.seconds + seconds, 3)
         step = saved_step(task.workdir)
         if code == 0 and step >= task.total_steps:
             cell.status = "finished"

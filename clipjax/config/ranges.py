@@ -48,6 +48,7 @@ COEFFICIENT = Range(0, 100, low_open=True)
 SCALE, SCALE_OR_ZERO = Range(0, 1e6, low_open=True), Range(0, 1e6)
 STEPS, COUNT = Range(0, INT32), Range(1, INT32)
 TOKEN_ID, TOKEN_ID_OR_NONE = Range(0, INT32), Range(-1, INT32)
+POSITION_OR_NONE = Range(-1, INT32)  # in a list
 GREY = Range(0, 255)
 # A size that no model or batch has is a typing error; compiling it would first fill the machine's memory.
 WIDTH = Range(1, 2**17)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from clipjax.config import ConfigError, require
 from clipjax.config.fields import runtime
-from clipjax.config.ranges import COUNT
+from clipjax.config.ranges import COUNT, POSITION_OR_NONE
 from clipjax.eval.class_names import Ties, resolve_names
 from clipjax.eval.class_prompts import class_prompts, embed_classes
 from clipjax.eval.intervals import wilson_interval
@@ -34,7 +34,8 @@ class GroupedConfig(ZeroShotConfig):
 
     name: str = "grouped"
     ties: Ties = runtime("first")
-    group: int = runtime(-1)  # the number of a record's metadata that is its group, counted from 0; -1: no groups
+    # the number of a record's metadata that is its group, counted from 0; -1: no groups
+    group: int = runtime(-1, within=POSITION_OR_NONE)
     top: int = runtime(1, within=COUNT)  # an image of a group is right if its class is among this many nearest
     worst_as: str = runtime("acc_wg")  # the worst group's accuracy in published result files
     published_names: ClassVar[Mapping[str, str]] = {

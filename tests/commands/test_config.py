@@ -112,7 +112,7 @@ def test_a_field_of_another_section_is_named(capsys):
         ("--config.optimizer.eps=small", "--config.optimizer.eps=small: expected a number."),
         ("--config.log.figures=maybe", "--config.log.figures=maybe: expected true or false."),
         ("--config.loss.name", "--config.loss.name has no value; expected --config.loss.name=value."),
-        ("--config.model.image=vit", "config.model.image is a section; set its fields one by one: activation, "),
+        ("--config.model.image=vit", "config.model.image is a section; set its fields one by one: image_size, "),
         ("--config.eval.evaluators={}", "config.eval.evaluators is a section; set its fields one by one: "),
         ("--config.data.pixels.mean[0]=1", "config.data.pixels.mean=(0.5, 0.5, 0.5) is set as a whole; expected "),
         ("--config.seed[0]=1", "config.seed=0 is set as a whole; expected config.seed=value."),
@@ -138,7 +138,7 @@ def test_config_shows_every_field_with_value_default_and_meaning(capsys):
     shown = capsys.readouterr().out
     names = [line[2:].split()[0] for line in shown.splitlines() if line[2:3].strip()][1:]
     assert len(names) == len(set(names)) > 100
-    assert re.search(r"^\* total_steps +1200 +10000 +updates of the weights$", shown, re.M)
+    assert re.search(r"^\* total_steps +800 +10000 +updates of the weights$", shown, re.M)
     assert re.search(r"^\* loss\.name +'cyclip' +'softmax' +softmax \| ", shown, re.M)
     assert re.search(r"^  loss\.in_modal_weight +0\.25 +0\.25", shown, re.M), "fields of the part that was chosen"
 

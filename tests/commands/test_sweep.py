@@ -247,17 +247,18 @@ def test_a_sweep_of_which_no_cell_has_begun_may_be_another(experiment, trainer, 
 
 
 def test_a_signal_lets_the_running_cell_save_and_the_same_command_goes_on(experiment, trainer, tmp_path, capfd):
+    # SIGTERM, because a test run that was started in the background ignores SIGINT, and so does a sweep then.
     folder = tmp_path / "sweep"
     ready = folder / "global_batch_size=128" / "seed0" / "ready"
 
     def interrupt():
         while not ready.exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
     arguments = [experiment], ["global_batch_size=8,128,16"], folder
-    assert sweep.run(*arguments) == 128 + signal.SIGINT
+    assert sweep.run(*arguments) == 128 + signal.SIGTERM
     shown = capfd.readouterr().out
     assert "global_batch_size=128/seed0: stopped, saved at step 7" in shown
     assert "Stopped with 2 cells unfinished. The same command goes on from here." in shown
