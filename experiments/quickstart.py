@@ -19,7 +19,7 @@ DATA = "data/scenes"
 
 def get_config(loss: str = "softmax") -> ConfigDict:
     config = default_config()
-    config.total_steps = 800
+    config.total_steps = 700
     # Colours and counts are learnt soon; shapes only from the few other pairs of a batch that share both.
     config.global_batch_size = 128
 
@@ -52,7 +52,7 @@ def get_config(loss: str = "softmax") -> ConfigDict:
     }
     config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 100
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 350
     config.checkpoint.best_metric = "compositional/top1"
     config.log.every_steps = 50
     return config

@@ -138,7 +138,7 @@ def test_config_shows_every_field_with_value_default_and_meaning(capsys):
     shown = capsys.readouterr().out
     names = [line[2:].split()[0] for line in shown.splitlines() if line[2:3].strip()][1:]
     assert len(names) == len(set(names)) > 100
-    assert re.search(r"^\* total_steps +800 +10000 +updates of the weights$", shown, re.M)
+    assert re.search(r"^\* total_steps +700 +10000 +updates of the weights$", shown, re.M)
     assert re.search(r"^\* loss\.name +'cyclip' +'softmax' +softmax \| ", shown, re.M)
     assert re.search(r"^  loss\.in_modal_weight +0\.25 +0\.25", shown, re.M), "fields of the part that was chosen"
 
