@@ -9,9 +9,13 @@ from experiments.quickstart import get_config as quickstart
 
 
 def get_config(data: str = "data") -> ConfigDict:
-    config = quickstart()
+    config = quickstart("sigmoid")
     config.total_steps, config.global_batch_size = 6000, 16
-    config.model.image.update(width=32, depth=1, mlp_dim=64)
+    config.model.image.name = "vit"  # compiles in a fraction of the time of the quickstart's ResNet
+    config.model.image.update(
+        image_size=64, patch_size=16, width=32, depth=1, num_heads=4, mlp_dim=64, pool="map", pre_norm=False,
+        patch_bias=True, activation="gelu_tanh", norm_eps=1e-6, scan_layers=False,
+    )  # fmt: skip
     config.model.text.update(width=32, depth=1, mlp_dim=64)
     config.data.train.path = f"{data}/scenes"
     config.tokenizer.path = f"{data}/scenes.model"

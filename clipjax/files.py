@@ -38,6 +38,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none: no file, or one that cannot be read or holds something else."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects in order; [] without the file. Lines that are torn, or hold no object, are left out."""
     path = Path(path)

@@ -28,7 +28,7 @@ def get_config(loss: str = "softmax") -> ConfigDict:
     model = config.model
     model.embed_dim = 128
     model.logit_scale_init = 50.0
-    model.logit_bias_init = -4.85 if loss == "sigmoid" else None  # -log(batch), the share of positives
+    model.logit_bias_init = -4.85  # -log(batch), the share of positives; for sigmoid, softmax is the same with any
     # A convolutional tower, because patches of 16 pixels miss what small objects look like.
     model.image.name = "resnet"
     model.image.update(image_size=64, width=16, stages=(1, 1, 1, 1), num_heads=8)

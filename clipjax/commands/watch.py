@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ from absl import logging
 from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
-from clipjax.files import write_text
+from clipjax.files import read_json_object, write_text
 from clipjax.inference.evaluate import numbers_of
 from clipjax.inference.session import EvalSession
 from clipjax.processes import announce, gather_json
 from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
 from clipjax.runs.checkpoint import open_read_only, read_meta
-from clipjax.runs.metrics_log import FILE
+from clipjax.runs.metrics_log import FILE, to_line
 from clipjax.runs.run import hint
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -166,7 +165,7 @@ class Watcher:
 
     def _has_results(self, step: int) -> bool:
         """Whether RUN/eval/STEP has the results of all evaluators, with today's options."""
-        document = _read_json(self.workdir / "eval" / str(step) / "results.json")
+        document = read_json_object(self.workdir / "eval" / str(step) / "results.json")
         seen = self.read(step) if document else None
         if seen is None:
             return False
@@ -183,7 +182,7 @@ class Watcher:
         folder = self.workdir / "eval"
         numbers = numbers_of(document["results"])
         lines = {line["step"]: line for line in read_metrics(folder)} | {step: {"step": step, **numbers}}
-        write_text(folder / FILE, "".join(_to_line(lines[key]) for key in sorted(lines)))
+        write_text(folder / FILE, "".join(to_line(lines[key]) for key in sorted(lines)))
         from tensorboardX import SummaryWriter
 
         with contextlib.closing(SummaryWriter(str(folder / "tensorboard"))) as events:
@@ -200,16 +199,3 @@ def _one_line_on_interrupt(watcher: Watcher) -> Iterator[None]:
             f"Stopped; {len(watcher.done)} checkpoints of {watcher.workdir} were evaluated. The same command goes on."
         )
         sys.exit(INTERRUPTED)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _to_line(values: dict[str, Any]) -> str:
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return json.dumps(finite) + "\n"

@@ -18,6 +18,7 @@ from clipjax.eval import (
     retrieval,
     zero_shot,
 )
+from clipjax.eval.class_names import check_classes
 from clipjax.eval.compositional import CompositionalConfig
 from clipjax.eval.embedding_health import EmbeddingHealthConfig
 from clipjax.eval.few_shot import FewShotConfig
@@ -47,7 +48,7 @@ __all__ = [
 
 EVALUATORS: dict[str, Part] = {
     "zero_shot": Part(ZeroShotConfig, zero_shot.evaluate, zero_shot.check),
-    "multilabel": Part(MultilabelConfig, multilabel.evaluate, multilabel.check),
+    "multilabel": Part(MultilabelConfig, multilabel.evaluate, check_classes),
     "retrieval": Part(RetrievalConfig, retrieval.evaluate),
     "grouped": Part(GroupedConfig, grouped.evaluate, grouped.check),
     "compositional": Part(CompositionalConfig, compositional.evaluate, compositional.check),

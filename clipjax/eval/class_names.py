@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from absl import logging
 
 from clipjax.config import ConfigError, EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.data.labels import are_numbers, first_difference, match_names
 from clipjax.eval.class_prompts import class_prompts, has_several
-from clipjax.eval.embeddings import NotFinite
+from clipjax.eval.embeddings import NotFinite, Where, record_name
 from clipjax.eval.prompt_files import read_class_names
 from clipjax.files import TextFileError
 
@@ -45,6 +46,39 @@ class ClassesConfig(EvaluatorConfig):
     def prompts(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Sequence[str]:
         """Every prompt of every class; templates: the source's own. Raises ConfigError."""
         return class_prompts(self, resolve_names(self, class_names)[0], templates).flat()
+
+
+def check_classes(
+    config: ClassesConfig, *, class_names: Sequence[str] | None = None, templates: Sequence[str] = ()
+) -> None:
+    """Refuses templates that could not tell the classes apart, and class names that are not the source's.
+
+    class_names, templates: the source's; None while it is not open yet. Raises ConfigError.
+    """
+    class_prompts(config, (), templates)
+    if class_names is not None or config.class_names:
+        class_prompts(config, resolve_names(config, class_names or ())[0], templates)
+
+
+def check_labels(
+    config: ClassesConfig, label: np.ndarray, index: np.ndarray, known: int, where: Where | None = None
+) -> None:
+    """Refuses labels [N] of the records index [N] that are not below `known`, and data without a label (-1: none).
+
+    Raises ConfigError.
+    """
+    data = f"{config.source.path}, split '{config.source.split}'"
+    if beyond := int(np.sum(label >= known)):
+        row = int(np.argmax(label))
+        raise ConfigError(
+            f"{data}: {beyond} record(s) have a label of {known} or more, but there are {known} class names; "
+            f"{record_name(int(index[row]), where)} has the label {label[row]}. Expected a name for every label, "
+            f"counted from 0, in {names_of(config)}."
+        )
+    require(
+        bool(np.any(label >= 0)),
+        f"{data}: no record has a label to classify. Does the source's label_key name the field that has it?",
+    )
 
 
 def resolve_names(config: ClassesConfig, own: Sequence[str]) -> tuple[Sequence[str], list[int]]:

@@ -77,16 +77,6 @@ def _filled(templates: Sequence[str], names: Sequence[str]) -> ClassPrompts:
     return ClassPrompts([prompts[i : i + count] for i in range(0, len(prompts), count)], tuple(templates))
 
 
-def class_embeddings(
-    names: Sequence[str],
-    templates: Sequence[str],
-    tokenizer: Callable[[Sequence[str]], np.ndarray],
-    embed_texts: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, int]:
-    """embed_classes of the names in templates; (): the bare names."""
-    return embed_classes(names, _filled(tuple(templates) or BARE, names), tokenizer, embed_texts)
-
-
 def embed_classes(
     names: Sequence[str],
     prompts: ClassPrompts,

@@ -132,17 +132,19 @@ def probe_data(
     *,
     batches: Callable[[], Iterator[dict[str, jax.Array]]],
     embed_images: Embed,
-    image_features: Embed | None,
     class_names: Sequence[str],
-    where: Callable[[int], tuple[str, int]] | None,
-    **splits: Split | None,
+    train: Split,
+    validation: Split | None = None,
+    image_features: Embed | None = None,
+    where: Callable[[int], tuple[str, int]] | None = None,
+    **_: object,
 ) -> ProbeData:
-    """Reads and embeds all splits of a probe. All processes call it together.
+    """Reads and embeds all splits of a probe, from the arguments of its `evaluate`. All processes call it together.
 
-    splits: `train` and, for some probes, `validation`. Raises ConfigError as check_probe does, for records whose
+    Raises ConfigError as check_probe does, for records whose
     features are not finite, for splits without a labelled record, and for splits with the same features.
     """
-    splits = {field: split for field, split in splits.items() if split is not None}
+    splits = {"train": train} | ({"validation": validation} if validation is not None else {})
     names, lines = resolve_classes(
         config, {"source": class_names} | {field: split.class_names for field, split in splits.items()}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,8 @@ from clipjax.config import require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, Range
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, Features, LabelsOf, ProbeConfig
+from clipjax.eval.features import Features, LabelsOf, ProbeConfig
 from clipjax.eval.intervals import wilson_interval
-from clipjax.eval.split import Split
 
 BIAS, EPSILON = 100.0, 1e-5
 PENALTY = Range(0, 1e12, low_open=True)
@@ -37,8 +36,9 @@ class FewShotConfig(ProbeConfig):
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports."""
-        kinds = ("top1_{}shot", "top1_{}shot_low", "top1_{}shot_high", "top1_{}shot_std", "mean_per_class_{}shot")
-        return (*(kind.format(n) for n in self.shots for kind in (*kinds, "short_classes_{}shot")), *scores.COUNTS)
+        shares = [f"top1_{{}}shot{end}" for end in ("", "_low", "_high", "_std")]
+        kinds = (*shares, "mean_per_class_recall_{}shot", "short_classes_{}shot")
+        return (*(kind.format(n) for n in self.shots for kind in kinds), *scores.COUNTS)
 
 
 def check(
@@ -56,34 +56,17 @@ def check(
     features.check_probe(config, class_names=class_names, labels=labels, others=others)
 
 
-def evaluate(
-    config: FewShotConfig,
-    *,
-    batches: Callable[[], Iterator[dict[str, jax.Array]]],
-    embed_images: Embed,
-    class_names: Sequence[str],
-    train: Split,
-    image_features: Embed | None = None,
-    where: Callable[[int], tuple[str, int]] | None = None,
-    **_: object,
-) -> dict[str, Any]:
+def evaluate(config: FewShotConfig, **given: Any) -> dict[str, Any]:
     """Accuracy after learning from a few examples of each class, for each number of shots. All processes call it.
 
     A class with fewer examples than shots gives all it has; such classes are counted (short_classes_Nshot) and logged.
 
+    given: the arguments of features.probe_data.
     Returns for each number N of shots top1_Nshot (the mean over the draws) with the 95% interval that comes from the
-    number of scored images, top1_Nshot_std (over the draws), mean_per_class_Nshot, short_classes_Nshot, and
+    number of scored images, top1_Nshot_std (over the draws), mean_per_class_recall_Nshot, short_classes_Nshot, and
     scores.COUNTS. Raises ConfigError as features.probe_data does.
     """
-    data = features.probe_data(
-        config,
-        batches=batches,
-        embed_images=embed_images,
-        image_features=image_features,
-        class_names=class_names,
-        where=where,
-        train=train,
-    )
+    data = features.probe_data(config, **given)
     available = np.bincount(data.train.labels, minlength=data.classes)
     x, labels = data.train.x, data.train.labels
     results: dict[str, Any] = {}
@@ -97,12 +80,12 @@ def evaluate(
             chosen = draw(labels, data.classes, shots, seed)
             hits = least_squares_hits(x[chosen], labels[chosen], data.test, data.classes, config.l2, config.dtype)
             accuracies.append(float(np.mean(hits)))
-            balanced.append(scores.mean_per_class(hits, data.test.labels))
+            balanced.append(scores.mean_per_class_recall(hits, data.test.labels))
         name, examples = f"top1_{shots}shot", len(data.test.labels)
         low, high = wilson_interval(float(np.mean(accuracies)) * examples, examples)
         spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
         results |= {name: float(np.mean(accuracies)), f"{name}_low": low, f"{name}_high": high, f"{name}_std": spread}
-        results |= {f"mean_per_class_{shots}shot": float(np.mean(balanced)), f"short_classes_{shots}shot": short}
+        results |= {f"mean_per_class_recall_{shots}shot": float(np.mean(balanced)), f"short_classes_{shots}shot": short}
         draws[name] = accuracies
     return {**results, **scores.counts(data), "details": {"features": config.features, "draws": draws}}
 

@@ -19,9 +19,12 @@ from jax.sharding import Mesh
 from clipjax.config import ConfigError, require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, POSITION_OR_NONE
-from clipjax.eval.class_names import Ties, resolve_names
+from clipjax.eval import zero_shot
+from clipjax.eval.class_names import Ties, check_labels, resolve_names
 from clipjax.eval.class_prompts import class_prompts, embed_classes
+from clipjax.eval.embeddings import Where, not_finite_error, record_name
 from clipjax.eval.intervals import wilson_interval
+from clipjax.eval.scores import mean_per_class_recall
 from clipjax.eval.zero_shot import ZeroShotConfig
 from clipjax.mesh import replicated, to_host, to_mesh
 
@@ -57,15 +60,16 @@ class GroupedConfig(ZeroShotConfig):
         return super().published_metrics(result) | worst
 
 
-def check(config: GroupedConfig, *, class_names: Sequence[str] | None = None, templates: Sequence[str] = ()) -> None:
-    """Refuses templates without a place for the name, class names that are not the source's, and another tie rule.
-
-    class_names, templates: the source's; None while it is not open yet. Raises ConfigError.
-    """
+def check(
+    config: GroupedConfig,
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: Callable[[], tuple[np.ndarray, bool]] | None = None,
+    templates: Sequence[str] = (),
+) -> None:
+    """Refuses another tie rule, and what zero_shot.check refuses. Raises ConfigError."""
     require(config.ties == "first", f"ties='{config.ties}': a prediction is one class; set ties='first'.")
-    class_prompts(config, (), templates)
-    if class_names is not None or config.class_names:
-        class_prompts(config, resolve_names(config, class_names or ())[0], templates)
+    zero_shot.check(config, class_names=class_names, labels=labels, templates=templates)
 
 
 def evaluate(
@@ -78,6 +82,7 @@ def evaluate(
     class_names: Sequence[str],
     record: Callable[[int], dict[str, Any]],
     mesh: Mesh,
+    where: Where | None = None,
     templates: Sequence[str] = (),
     **_: object,
 ) -> dict[str, Any]:
@@ -88,7 +93,8 @@ def evaluate(
     Returns top1 with its 95% interval, top5 (from five classes on), mean_per_class_recall and f1_macro (over the
       classes that occur), classes, examples; with config.group also worst_group with its interval, groups, and details:
       {"groups": {group: {"accuracy", "examples"}}}.
-    Raises ConfigError for missing class names, labels or metadata, and labels beyond the names.
+    Raises ConfigError for missing class names, labels or metadata, and labels beyond the names; EmbeddingError for an
+      embedding that is not finite.
     """
     names, lines = resolve_names(config, class_names)
     prompts = class_prompts(config, names, templates)
@@ -96,13 +102,20 @@ def evaluate(
     nearest = functools.partial(_nearest, count=min(len(names), max(*ACCURACIES, config.top)))
     nearest = jax.jit(nearest, out_shardings=replicated(mesh))
     classes = to_mesh(np.asarray(classes, np.float32), replicated(mesh))
-    found = [to_host((nearest(embed_images(b), classes), b["label"], b["index"], b["valid"])) for b in batches()]
-    ranked, label, index, valid = (np.concatenate(column) for column in zip(*found, strict=True))
-    counted = valid & (label >= 0)
     data = f"{config.source.path}, split '{config.source.split}'"
-    require(bool(counted.any()), f"{data}: no record has a label to classify.")
-    largest = int(label.max())
-    require(largest < len(lines), f"{data}: a record has the label {largest}, and there are {len(lines)} class names.")
+    parts = []
+    for batch in batches():
+        found = nearest(embed_images(batch), classes)
+        ranked, label, index, valid = to_host((found, batch["label"], batch["index"], batch["valid"]))
+        broken = np.flatnonzero(ranked[valid, 0] < 0)
+        if len(broken) and config.not_finite == "error":
+            place = record_name(int(index[valid][broken[0]]), where)
+            raise not_finite_error(f"the image of {config.source.path}, {place}", broken, int(valid.sum()))
+        parts.append((ranked, label, index, valid))
+    ranked, label, index, valid = (np.concatenate(column) for column in zip(*parts, strict=True))
+    require(bool(valid.any()), f"{data}: no record could be read.")
+    check_labels(config, label[valid], index[valid], len(lines), where)
+    counted = valid & (label >= 0)
     target, ranked = np.asarray(lines)[label[counted]], ranked[counted]
     result = scores(ranked, target, len(names))
     if config.group >= 0:
@@ -114,11 +127,9 @@ def evaluate(
 def scores(ranked: np.ndarray, target: np.ndarray, classes: int) -> dict[str, Any]:
     """The numbers over all examples. ranked: [N, k] the nearest classes, -1: no answer; target: [N] the right one."""
     hit, total = ranked[:, 0] == target, len(target)
-    occurs = np.unique(target)
-    recalls, f1 = [], []
-    for own in occurs:
+    f1 = []
+    for own in np.unique(target):
         is_own, said = target == own, ranked[:, 0] == own
-        recalls.append(hit[is_own].mean())
         f1.append(2 * np.sum(is_own & said) / (is_own.sum() + said.sum()))
     low, high = wilson_interval(int(hit.sum()), total)
     top5 = {"top5": float((ranked[:, :5] == target[:, None]).any(axis=1).mean())} if classes >= 5 else {}
@@ -127,7 +138,7 @@ def scores(ranked: np.ndarray, target: np.ndarray, classes: int) -> dict[str, An
         "top1_low": low,
         "top1_high": high,
         **top5,
-        "mean_per_class_recall": float(np.mean(recalls)),
+        "mean_per_class_recall": mean_per_class_recall(hit, target),
         "f1_macro": float(np.mean(f1)),
         "classes": classes,
         "examples": total,

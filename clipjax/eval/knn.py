@@ -5,7 +5,7 @@ Votes are weighted as in Wu et al. (1805.01978) and DINO (2104.14294).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,7 @@ from clipjax.config import require
 from clipjax.config.fields import runtime
 from clipjax.config.ranges import COUNT, SCALE_OR_ZERO
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, LabelsOf, ProbeConfig
-from clipjax.eval.split import Split
+from clipjax.eval.features import LabelsOf, ProbeConfig
 from clipjax.mesh import batch_sharding, batch_shards, replicated, to_host, to_mesh
 
 TILE, CHUNK = 2**12, 2**14  # images to classify and training examples that are compared at a time
@@ -38,7 +37,7 @@ class KNNConfig(ProbeConfig):
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports."""
         each = (f"top1_k{k}{end}" for k in self.neighbours for end in ("", "_low", "_high"))
-        return ("top1", "top1_low", "top1_high", "top5", "mean_per_class", *each, *scores.COUNTS)
+        return ("top1", "top1_low", "top1_high", "top5", "mean_per_class_recall", *each, *scores.COUNTS)
 
 
 def check(
@@ -68,36 +67,18 @@ def _check_enough(config: KNNConfig, examples: int) -> None:
     )
 
 
-def evaluate(
-    config: KNNConfig,
-    *,
-    batches: Callable[[], Iterator[dict[str, jax.Array]]],
-    embed_images: Embed,
-    class_names: Sequence[str],
-    train: Split,
-    mesh: Mesh,
-    image_features: Embed | None = None,
-    where: Callable[[int], tuple[str, int]] | None = None,
-    **_: object,
-) -> dict[str, Any]:
+def evaluate(config: KNNConfig, *, mesh: Mesh, **given: Any) -> dict[str, Any]:
     """Accuracy of the vote of the nearest training images. All processes call it together.
 
     Of neighbours that are equally near the earlier record counts; of classes with equal votes the lower one is
     predicted, as in scikit-learn.
 
+    given: the arguments of features.probe_data.
     Returns top1 with its 95% interval, top5 (the five classes with most votes, which classes without a vote are not
-    among) and mean_per_class, all for the first number k of neighbours; top1_kN with its interval for every number;
-    scores.COUNTS. Raises ConfigError as features.probe_data does, and for more neighbours than training records.
+    among) and mean_per_class_recall, all for the first number k of neighbours; top1_kN with its interval for every
+    number; scores.COUNTS. Raises ConfigError as features.probe_data does, and for more neighbours than training records.
     """
-    data = features.probe_data(
-        config,
-        batches=batches,
-        embed_images=embed_images,
-        image_features=image_features,
-        class_names=class_names,
-        where=where,
-        train=train,
-    )
+    data = features.probe_data(config, **given)
     _check_enough(config, len(data.train.labels))
     ranks = {k: [] for k in config.neighbours}
     for similarity, index, own in nearest(data.test.x, data.train.x, max(config.neighbours), data.test.labels, mesh):
@@ -108,7 +89,7 @@ def evaluate(
     results = scores.with_interval("top1", found[first] == 0)
     results |= {
         "top5": float(np.mean(found[first] < 5)),
-        "mean_per_class": scores.mean_per_class(found[first] == 0, data.test.labels),
+        "mean_per_class_recall": scores.mean_per_class_recall(found[first] == 0, data.test.labels),
     }
     for k, ranks_of_k in found.items():
         results |= scores.with_interval(f"top1_k{k}", ranks_of_k == 0)

@@ -5,11 +5,9 @@ The protocol of CLIP's paper (2103.00020, A.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -18,9 +16,8 @@ from clipjax.config import SourceConfig, require
 from clipjax.config.fields import part, runtime
 from clipjax.config.ranges import COUNT, SCALE_OR_ZERO, STEPS, Range
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, Features, ProbeConfig
+from clipjax.eval.features import Features, ProbeConfig
 from clipjax.eval.logistic import Classifier, LogisticRegression
-from clipjax.eval.split import Split
 
 # 10^-6 to 10^6 in 96 steps, eight a decade; every 16th is tried first.
 PENALTIES, COARSE = np.logspace(-6, 6, 97), 16
@@ -41,43 +38,23 @@ class LinearProbeConfig(ProbeConfig):
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the numbers that it reports."""
-        shares = ("top1", "top1_low", "top1_high", "top5", "mean_per_class", *scores.COUNTS)
+        shares = ("top1", "top1_low", "top1_high", "top5", "mean_per_class_recall", *scores.COUNTS)
         chosen = () if self.C else ("validation_top1", "validation_examples")
         return (*shares, "C", *chosen, "iterations", "converged")
 
 
-def evaluate(
-    config: LinearProbeConfig,
-    *,
-    batches: Callable[[], Iterator[dict[str, jax.Array]]],
-    embed_images: Embed,
-    class_names: Sequence[str],
-    train: Split,
-    mesh: Mesh,
-    validation: Split | None = None,
-    image_features: Embed | None = None,
-    where: Callable[[int], tuple[str, int]] | None = None,
-    **_: object,
-) -> dict[str, Any]:
+def evaluate(config: LinearProbeConfig, *, mesh: Mesh, **given: Any) -> dict[str, Any]:
     """Accuracy of the classifier learned on `train` and the validation split. All processes call it together.
 
     The penalty is the best on the validation split (or on a share of train) among PENALTIES, by scores.search_peak;
     of equal ones the strongest. The classifier that is scored is fitted to both splits with it.
 
-    Returns top1 with its 95% interval, top5, mean_per_class, scores.COUNTS, C, validation_top1 and
+    given: the arguments of features.probe_data.
+    Returns top1 with its 95% interval, top5, mean_per_class_recall, scores.COUNTS, C, validation_top1 and
     validation_examples (of the search), iterations, converged (1: within max_iterations). Raises ConfigError as
     features.probe_data does.
     """
-    data = features.probe_data(
-        config,
-        batches=batches,
-        embed_images=embed_images,
-        image_features=image_features,
-        class_names=class_names,
-        where=where,
-        train=train,
-        validation=validation,
-    )
+    data = features.probe_data(config, **given)
     found, details, c, learn = {}, {"features": config.features}, config.C, data.train
     if not c:
         learn, held_out, origin = split_off(data.train, data.validation, config.validation_share, config.seed)
@@ -95,7 +72,7 @@ def evaluate(
     return {
         **scores.with_interval("top1", ranks == 0),
         "top5": float(np.mean(ranks < 5)),
-        "mean_per_class": scores.mean_per_class(ranks == 0, data.test.labels),
+        "mean_per_class_recall": scores.mean_per_class_recall(ranks == 0, data.test.labels),
         **scores.counts(data),
         "C": float(c),
         **found,

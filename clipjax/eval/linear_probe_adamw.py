@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,9 +18,8 @@ from clipjax.config import SourceConfig
 from clipjax.config.fields import part, runtime
 from clipjax.config.ranges import COUNT, EXAMPLES, LEARNING_RATE, RATE, SCALE_OR_ZERO, STEPS
 from clipjax.eval import features, scores
-from clipjax.eval.features import Embed, Features, ProbeConfig
+from clipjax.eval.features import Features, ProbeConfig
 from clipjax.eval.linear_probe import joined, split_off
-from clipjax.eval.split import Split
 from clipjax.mesh import batch_sharding, batch_shards, replicated, to_host, to_mesh
 
 # 10^-6 to 10^2, twelve a decade; every 16th is tried first.
@@ -61,52 +60,33 @@ class LinearProbeAdamWConfig(ProbeConfig):
         return {name: result.get(name) for name in names} | options
 
 
-def evaluate(
-    config: LinearProbeAdamWConfig,
-    *,
-    batches: Callable[[], Iterator[dict[str, jax.Array]]],
-    embed_images: Embed,
-    class_names: Sequence[str],
-    train: Split,
-    mesh: Mesh,
-    validation: Split | None = None,
-    image_features: Embed | None = None,
-    where: Callable[[int], tuple[str, int]] | None = None,
-    **_: object,
-) -> dict[str, Any]:
+def evaluate(config: LinearProbeAdamWConfig, *, mesh: Mesh, **given: Any) -> dict[str, Any]:
     """Accuracy of a linear layer trained on `train`. All processes call it together.
 
     With held-out examples the weight decay is searched among WEIGHT_DECAYS by scores.search_peak, and the layer that
     is scored learns from both.
 
+    given: the arguments of features.probe_data.
     Returns lp_acc1 with its 95% interval, lp_acc5, lp_mean_per_class_recall, scores.COUNTS, weight_decay and, after a
     search, validation_acc1 and validation_examples. Raises ConfigError as features.probe_data does.
     """
-    data = features.probe_data(
-        config,
-        batches=batches,
-        embed_images=embed_images,
-        image_features=image_features,
-        class_names=class_names,
-        where=where,
-        train=train,
-        validation=validation,
-    )
+    data = features.probe_data(config, **given)
     prepared = features.unit_rows if config.normalize else np.asarray
-    own = {field: split and split._replace(x=prepared(split.x)) for field, split in data._asdict().items() if field in
-           ("train", "test", "validation")}  # fmt: skip
-    decay, found, details, learn = config.weight_decay, {}, {"features": config.features}, own["train"]
+    train, test, validation = (
+        split and split._replace(x=prepared(split.x)) for split in (data.train, data.test, data.validation)
+    )
+    decay, found, details, learn = config.weight_decay, {}, {"features": config.features}, train
     if config.searches:
-        learn, held_out, origin = split_off(own["train"], own["validation"], config.validation_share, config.seed)
+        learn, held_out, origin = split_off(train, validation, config.validation_share, config.seed)
         decay, accuracy, tried = choose_decay(config, learn, held_out, data.classes, mesh)
         found = {"validation_acc1": accuracy, "validation_examples": len(held_out.labels)}
         details |= {"validation": origin, "tried": tried}
         learn = joined(learn, held_out)
-    ranks = ranks_after(config, learn, own["test"], data.classes, decay, mesh)
+    ranks = ranks_after(config, learn, test, data.classes, decay, mesh)
     return {
         **scores.with_interval("lp_acc1", ranks == 0),
         "lp_acc5": float(np.mean(ranks < 5)),
-        "lp_mean_per_class_recall": scores.mean_per_class(ranks == 0, data.test.labels),
+        "lp_mean_per_class_recall": scores.mean_per_class_recall(ranks == 0, data.test.labels),
         **scores.counts(data),
         "weight_decay": float(decay),
         **found,

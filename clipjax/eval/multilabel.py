@@ -39,16 +39,6 @@ class MultilabelConfig(ClassesConfig):
         return (*shown, "chance", *counts)
 
 
-def check(config: MultilabelConfig, *, class_names: Sequence[str] | None = None, templates: Sequence[str] = ()) -> None:
-    """Refuses templates that could not tell the classes apart, and class names that are not the source's.
-
-    class_names, templates: the source's; None while it is not open yet. Raises ConfigError.
-    """
-    class_prompts(config, (), templates)
-    if class_names is not None or config.class_names:
-        class_prompts(config, resolve_names(config, class_names or ())[0], templates)
-
-
 def evaluate(
     config: MultilabelConfig,
     *,

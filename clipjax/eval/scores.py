@@ -49,7 +49,7 @@ def _linear_ranks(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.
     return jnp.where(jnp.isfinite(own[:, 0]), ahead, WRONG)
 
 
-def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
+def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
     """The share of hits [N] of each class that occurs in labels [N], averaged."""
     seen, right = np.bincount(labels), np.bincount(labels, weights=hits)
     return float(np.mean(right[seen > 0] / seen[seen > 0]))

@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipjax.config import ConfigError, require
-from clipjax.eval.class_names import ClassesConfig, names_of, resolve_names
-from clipjax.eval.class_prompts import class_embeddings, class_prompts, embed_classes
+from clipjax.config import require
+from clipjax.eval.class_names import ClassesConfig, check_classes, check_labels, names_of, resolve_names
+from clipjax.eval.class_prompts import class_prompts, embed_classes
 from clipjax.eval.classification import Predictions, calibration, shares, tables
 from clipjax.eval.embeddings import Where, not_finite_error, record_name
 from clipjax.mesh import replicated, to_mesh
-
-__all__ = ["ZeroShotConfig", "check", "class_embeddings", "evaluate", "resolve_names"]
 
 BEYOND = 5  # added to the number of classes: the rank of a class whose score is not finite is among no five best
 
@@ -57,13 +55,10 @@ def check(
     class_names, templates: the source's; None while it is not open yet. labels: reads ([n] labels, -1: none; whether
     they are all of the source's), where what an evaluation would refuse can be seen before it. Raises ConfigError.
     """
-    class_prompts(config, (), templates)
-    if class_names is None and not config.class_names:
+    check_classes(config, class_names=class_names, templates=templates)
+    if labels is None or (class_names is None and not config.class_names):
         return
-    names, lines = resolve_names(config, class_names or ())
-    class_prompts(config, names, templates)
-    if labels is None:
-        return
+    _, lines = resolve_names(config, class_names or ())
     found, whole = labels()
     data, largest = f"{config.source.path}, split '{config.source.split}'", int(found.max(initial=-1))
     require(
@@ -156,18 +151,8 @@ def _predictions(
     require(bool(parts), f"{data}: no record could be read.")
     columns = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
     label = columns["label"]
-    if beyond := int(np.sum(label >= len(lines))):
-        row = int(np.argmax(label))
-        raise ConfigError(
-            f"{data}: {beyond} record(s) have a label of {len(lines)} or more, but there are {len(lines)} class names; "
-            f"{record_name(int(columns['index'][row]), where)} has the label {label[row]}. Expected a name for every "
-            f"label, counted from 0, in {names_of(config)}."
-        )
+    check_labels(config, label, columns["index"], len(lines), where)
     labelled = label >= 0
-    require(
-        bool(labelled.any()),
-        f"{data}: no record has a label to classify. Does the source's label_key name the field that has it?",
-    )
     found = Predictions(*(columns[name][labelled] for name in Predictions._fields))
     return found, {"unlabelled": int(np.sum(~labelled)), "unreadable": unreadable}
 

@@ -28,12 +28,14 @@ def training_summary(
     images: Sequence[np.ndarray],
     zero_shot_before: dict[str, float],
     zero_shot_after: dict[str, float],
+    first_step: int = 0,
 ) -> None:
     """One PNG of 1600 x 1000: loss curve, similarities of held-out pairs and zero-shot accuracy, before and after.
 
     curve: metric lines with "step" and "loss". similarity_*: [n, n] cosines, image by text.
     images: n of [H, W, 3] uint8, and n captions, both in the matrices' order.
     zero_shot_*: what clipjax.eval.zero_shot returns, or at least "top1"; if empty, the panel says so.
+    first_step: that of what is called "before", which is the untrained model only at 0.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -45,10 +47,12 @@ def training_summary(
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.75])
         curve_axes, bars_axes = top.subplots(1, 2, width_ratios=[1.7, 1])
         _draw_curve(curve_axes, curve)
-        _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after)
+        _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after, f"step {first_step}" if first_step else "before")
         limit = max(float(np.nan_to_num(np.abs(m)).max()) for m in (similarity_before, similarity_after)) or 1.0
         left, right = bottom.subplots(1, 2)
-        _draw_similarity(left, "Before training", similarity_before, captions, images, limit)
+        _draw_similarity(
+            left, f"Step {first_step}" if first_step else "Before training", similarity_before, captions, images, limit
+        )
         _draw_similarity(right, "After training", similarity_after, captions, images, limit)
         bottom.supxlabel("Cosine of each held-out image with each caption; outlined: the true pairs.", fontsize=10)
         with replacing(path) as temporary:
@@ -131,7 +135,7 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, np.ones(window), mode="same") / weight
 
 
-def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]) -> None:
+def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float], earlier: str) -> None:
     shown = {row.metric: row for row in rows(after) if row.metric in ("top1", "top5") and row.metric in before}
     if not shown:
         axes.set_title("Held-out zero-shot accuracy")
@@ -142,7 +146,7 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
     counts = [f"{int(after[name]):,} {noun}" for name, noun in nouns.items() if name in after]
     axes.set_title("Held-out zero-shot accuracy" + (f"  ({', '.join(counts)})" if counts else ""))
     for x, (metric, row) in enumerate(shown.items()):
-        for offset, label, value, color in ((-0.2, "before", before[metric], GREY), (0.2, "after", row.value, BLUE)):
+        for offset, label, value, color in ((-0.2, earlier, before[metric], GREY), (0.2, "after", row.value, BLUE)):
             top = value
             axes.bar(x + offset, value, 0.38, color=color, label=label)
             if label == "after" and row.interval is not None:

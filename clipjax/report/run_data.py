@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, flat, from_json_dict
+from clipjax.files import read_json_object
 from clipjax.runs.bad_records_log import read_bad_records
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.run import hint
@@ -60,7 +60,7 @@ class RunData:
 def read_run(workdir: str | Path, name: str = "") -> RunData:
     """Everything that workdir stores. Raises ConfigError for a folder that is neither a run nor imported weights."""
     workdir = Path(workdir)
-    config = _read_config(workdir)
+    config = read_json_object(workdir / "config.json")
     metrics = read_metrics(workdir)
     if not (config or metrics or (workdir / "checkpoints").is_dir()):
         raise ConfigError(
@@ -118,7 +118,7 @@ def last_results(
     if results:
         return results, last
     files = sorted(workdir.glob("eval/*/results.json"), key=lambda path: path.stat().st_mtime)
-    document = _read_json(files[-1]) if files else {}
+    document = read_json_object(files[-1]) if files else {}
     stored = document.get("results", {})
     return {name: result for name, result in stored.items() if isinstance(result, dict)}, document.get("step")
 
@@ -143,15 +143,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         inside = isinstance(value, dict)
         found += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
     return found
-
-
-def _read_config(workdir: Path) -> dict[str, Any]:
-    return _read_json(workdir / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

@@ -101,6 +101,7 @@ def draw_summary(workdir: Path) -> None:
         images=[pixels_of(entry["image"]) for entry in entries],
         zero_shot_before=_zero_shot(metrics, snapshots[0].step),
         zero_shot_after=_zero_shot(metrics, snapshots[-1].step),
+        first_step=snapshots[0].step,
     )
     print(f"Wrote {workdir / SUMMARY}", flush=True)
 

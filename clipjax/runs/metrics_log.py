@@ -28,7 +28,7 @@ class MetricsLog:
             return
         path = Path(workdir) / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step and resume_step > 0]
-        write_text(path, "".join(_to_line(line) for line in kept))
+        write_text(path, "".join(to_line(line) for line in kept))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -39,7 +39,7 @@ class MetricsLog:
         """Writes one line, which is in the file when this returns. Values that are not finite become null."""
         if self.file is None or not values:
             return
-        self.file.write(_to_line({"step": step, **values}))
+        self.file.write(to_line({"step": step, **values}))
         self.file.flush()
         for name, value in values.items() if self.events else ():
             self.events.add_scalar(name, value, step)
@@ -63,6 +63,6 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def _to_line(values: dict[str, float]) -> str:
+def to_line(values: dict[str, float]) -> str:
     """JSON has no NaN or infinity, and readers other than Python's refuse them, so they become null."""
     return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"

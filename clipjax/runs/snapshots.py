@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipjax.files import replacing, write_text
+from clipjax.files import read_json_object, replacing, write_text
 
 FOLDER = "snapshots"
 PAIRS, PREDICTIONS = f"{FOLDER}/pairs.json", f"{FOLDER}/predictions.json"
@@ -79,11 +79,7 @@ def write_document(workdir: str | Path, name: str, document: dict[str, Any]) -> 
 
 def read_document(workdir: str | Path, name: str) -> dict[str, Any] | None:
     """PAIRS or PREDICTIONS; None where there is none that can be read."""
-    try:
-        document = json.loads((Path(workdir) / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
+    return read_json_object(Path(workdir) / name) or None
 
 
 def _files(workdir: str | Path) -> list[tuple[int, Path]]:

@@ -15,6 +15,7 @@ from clipjax.config import ConfigError, MeshConfig, PixelConfig, SourceConfig
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
 from clipjax.eval import ZeroShotConfig, zero_shot
+from clipjax.eval.class_names import resolve_names
 from clipjax.mesh import batch_sharding, make_mesh
 from data_pipelines import csv, image_folder, jsonl
 from data_pipelines.prepare.run import build as prepare
@@ -228,9 +229,9 @@ def test_other_names_than_the_datas_own_are_refused_or_said_to_be_renamed(mesh, 
         score(mesh, config, rename=True)
     assert score(mesh, config, other, rename=True) < 1.0  # "hound" is no name that the model of this test knows
     other.write_text("\n".join([*ordered, "cat"]), encoding="utf-8")
-    assert zero_shot.resolve_names(ZeroShotConfig(class_names=str(other)), ordered)[1] == list(range(12))
+    assert resolve_names(ZeroShotConfig(class_names=str(other)), ordered)[1] == list(range(12))
     with pytest.raises(ConfigError, match="differ"):  # "cat" is two lines
-        zero_shot.resolve_names(ZeroShotConfig(class_names=str(other)), ordered[::-1])
+        resolve_names(ZeroShotConfig(class_names=str(other)), ordered[::-1])
     # Data in which some classes do not occur are matched by name.
-    lines = zero_shot.resolve_names(ZeroShotConfig(class_names=str(files / "names.txt")), ["apple", "cat", "zebra"])[1]
+    lines = resolve_names(ZeroShotConfig(class_names=str(files / "names.txt")), ["apple", "cat", "zebra"])[1]
     assert lines == [3, 1, 0]

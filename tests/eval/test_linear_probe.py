@@ -65,7 +65,7 @@ def test_a_linear_probe_follows_the_protocol_of_clips_paper_with_its_own_validat
     assert found["top1_low"] < found["top1"] < found["top1_high"]
     predicted = final.predict(TEST[0])
     per_class = [np.mean(predicted[TEST[1] == c] == c) for c in range(7)]
-    assert found["mean_per_class"] == pytest.approx(np.mean(per_class))
+    assert found["mean_per_class_recall"] == pytest.approx(np.mean(per_class))
     assert [row["top1"] for row in found["details"]["classes"]] == pytest.approx(per_class)
     assert len(found["details"]["tried"]) == len(tried) < 97
     assert (found["examples"], found["train_examples"], found["validation_examples"]) == (150, 103, 61)
