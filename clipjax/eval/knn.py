@@ -76,7 +76,8 @@ def evaluate(config: KNNConfig, *, mesh: Mesh, **given: Any) -> dict[str, Any]:
     given: the arguments of features.probe_data.
     Returns top1 with its 95% interval, top5 (the five classes with most votes, which classes without a vote are not
     among) and mean_per_class_recall, all for the first number k of neighbours; top1_kN with its interval for every
-    number; scores.COUNTS. Raises ConfigError as features.probe_data does, and for more neighbours than training records.
+    number; scores.COUNTS. Raises ConfigError as features.probe_data does, and for more neighbours than training
+    records.
     """
     data = features.probe_data(config, **given)
     _check_enough(config, len(data.train.labels))

@@ -47,12 +47,11 @@ def training_summary(
         top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.75])
         curve_axes, bars_axes = top.subplots(1, 2, width_ratios=[1.7, 1])
         _draw_curve(curve_axes, curve)
-        _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after, f"step {first_step}" if first_step else "before")
+        earlier = f"step {first_step}" if first_step else "before training"
+        _draw_zero_shot(bars_axes, zero_shot_before, zero_shot_after, earlier)
         limit = max(float(np.nan_to_num(np.abs(m)).max()) for m in (similarity_before, similarity_after)) or 1.0
         left, right = bottom.subplots(1, 2)
-        _draw_similarity(
-            left, f"Step {first_step}" if first_step else "Before training", similarity_before, captions, images, limit
-        )
+        _draw_similarity(left, earlier.capitalize(), similarity_before, captions, images, limit)
         _draw_similarity(right, "After training", similarity_after, captions, images, limit)
         bottom.supxlabel("Cosine of each held-out image with each caption; outlined: the true pairs.", fontsize=10)
         with replacing(path) as temporary:
@@ -165,7 +164,7 @@ def _draw_zero_shot(axes: Any, before: dict[str, float], after: dict[str, float]
     axes.set_axisbelow(True)
     handles, names = axes.get_legend_handles_labels()
     of_name = dict(zip(names, handles, strict=True))
-    names = [name for name in ("before", "after", "chance", "95% interval") if name in of_name]
+    names = [name for name in (earlier, "after", "chance", "95% interval") if name in of_name]
     axes.legend([of_name[name] for name in names], names, loc="upper left", frameon=False, ncols=4, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -6,6 +6,7 @@ import pytest
 
 from clipjax.config import ConfigError, MeshConfig, SourceConfig
 from clipjax.eval import GroupedConfig, grouped
+from clipjax.eval.embeddings import EmbeddingError
 from clipjax.mesh import batch_sharding, make_mesh
 
 CLASSES, EXAMPLES, DIM = 6, 40, 6
@@ -67,7 +68,7 @@ def test_the_worst_group_equals_a_plain_count_and_a_tie_is_won_by_the_first_clas
         hit = (order[:, :top] == label[:, None]).any(1)
         hit[5] = False  # a score that is NaN is a wrong answer
         shares = [hit[counted & (region == own)].mean() for own in range(3)]
-        found = evaluate(config(group=1, top=top))
+        found = evaluate(config(group=1, top=top, not_finite="against"))
         assert found["worst_group"] == pytest.approx(min(shares))
         assert found["worst_group_low"] < found["worst_group"] < found["worst_group_high"]
         assert [found["details"]["groups"][str(own)]["accuracy"] for own in range(3)] == pytest.approx(shares)
@@ -78,6 +79,12 @@ def test_the_worst_group_equals_a_plain_count_and_a_tie_is_won_by_the_first_clas
 
 def test_missing_metadata_is_told(case):
     evaluate, *_ = case
-    assert "worst_group" not in evaluate(config())
+    assert "worst_group" not in evaluate(config(not_finite="against"))
     with pytest.raises(ConfigError, match="record '0' has 2 numbers of metadata, and group=2 needs 3"):
-        evaluate(config(group=2))
+        evaluate(config(group=2, not_finite="against"))
+
+
+def test_an_embedding_that_is_not_finite_is_refused_by_its_record(case):
+    evaluate, *_ = case
+    with pytest.raises(EmbeddingError, match="the image of toy, record 5 is not finite"):
+        evaluate(config())
