@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from clipjax.config import from_config_dict
+from clipjax.losses import LOSSES
 from clipjax.training.check import check
+from experiments.quickstart import get_config as quickstart
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = [*sorted((ROOT / "experiments").glob("*.py")), *sorted((ROOT / "benchmarks").glob("soak_*.py"))]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -21,8 +24,15 @@ def test_experiment_is_consistent(path):
     check(config, num_devices=128, process_count=16)
 
 
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"coca", "distill"}))  # those need a decoder or a teacher
+def test_the_quickstart_takes_every_loss_by_one_field(loss):
+    tree = quickstart()
+    tree.loss.name = loss
+    check(from_config_dict(tree), num_devices=1)
+
+
 def test_clips_recipe_takes_clips_resnets_too():
-    spec = importlib.util.spec_from_file_location("clip_b32", EXPERIMENTS[0].parent / "clip_b32.py")
+    spec = importlib.util.spec_from_file_location("clip_b32", ROOT / "experiments" / "clip_b32.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = from_config_dict(module.get_config("clip_rn50x16"))

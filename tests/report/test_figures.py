@@ -46,8 +46,9 @@ def draw(path, n=3, **changes):
         {"curve": [], "zero_shot_after": {"top1": 0.5}},
         {"similarity_before": np.full((3, 3), np.nan), "similarity_after": np.zeros((3, 3))},
         {"n": 1},
+        {"first_step": 300},
     ],
-    ids=["usual", "dollars", "one_point", "nothing_logged", "no_numbers", "one_pair"],
+    ids=["usual", "dollars", "one_point", "nothing_logged", "no_numbers", "one_pair", "first_snapshots_lost"],
 )
 def test_picture_is_1600_by_1000_whatever_the_run_gave(tmp_path, changes):
     with warnings.catch_warnings():
