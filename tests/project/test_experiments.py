@@ -1,4 +1,4 @@
-"""Every experiment in the repository gives a configuration that is consistent, on one device and on a pod's worth."""
+"""Every experiment in the repository is consistent: on one device and, unless it is a benchmark's, on a pod's worth."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,8 @@ def test_experiment_is_consistent(path):
     spec.loader.exec_module(module)
     config = from_config_dict(module.get_config())
     check(config, num_devices=1)
-    check(config, num_devices=128, process_count=16)
+    if path.parent.name == "experiments":
+        check(config, num_devices=128, process_count=16)
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"coca", "distill"}))  # those need a decoder or a teacher
