@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
-from clipjax.files import read_text, write_text
+from clipjax.files import read_json, write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -95,7 +95,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "docs/data_pipelines.md has the commands."
         )
     try:
-        manifest = json.loads(read_text(path))
+        manifest = read_json(path)
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -145,8 +146,8 @@ def _json_row(line: int, text: str) -> TableRow:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' is there twice")
+        twice = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"field '{twice[:100]}' is there twice")
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig, require
-from clipjax.files import read_text
+from clipjax.files import read_json as read_any_json
 
 
 class RustTokenizer:
@@ -107,6 +106,6 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ConfigError for one that is missing or not JSON."""
     require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
     try:
-        return json.loads(read_text(path))
+        return read_any_json(path)
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error
