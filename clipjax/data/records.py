@@ -34,6 +34,7 @@ SCHEMA = {  # of a record, a msgpack map
     "label": "int: index into class_names, where there are any; may be absent",
     "pair_id": "int: equal for captions that mean the same; may be absent",
 }
+MAX_CAPTION = 1 << 20  # characters or bytes; a text tower reads a few hundred
 ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
 
 
@@ -268,6 +269,8 @@ def _check(record: dict[str, Any]) -> None:
     texts = record["texts"]
     if not all(isinstance(text, str) for text in texts) or not any(map(str.strip, texts)):
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
+    if any(len(text) > MAX_CAPTION for text in texts):
+        raise RecordError("caption too long", f"{max(map(len, texts))} characters, the limit is {MAX_CAPTION}")
     for name in ("label", "pair_id"):
         value = record.get(name, -1)
         if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:
