@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import DataConfig, ExperimentConfig
+from clipjax.config import ConfigError, DataConfig, ExperimentConfig
 from clipjax.interop.convert import read_variables
 from clipjax.interop.families import Family, check_towers, recognise, weights
 from clipjax.interop.names import InteropError, Meaning, check_tensors, flatten, their_shapes
+from clipjax.interop.soundness import refuse_far_larger, sound
 from clipjax.interop.source import Source, open_weights
 from clipjax.interop.tokenizer_files import no_tokenizer
 from clipjax.mesh import make_mesh
@@ -47,6 +48,8 @@ def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str 
     name, row = recognise(source.description, family)
     meaning = _preset_meaning(source, row, preset) if preset else read_meaning(source, name, row)
     check_towers(name, row, meaning.model)
+    meaning = sound(meaning, source.path, name)
+    refuse_far_larger(meaning, row, source.description, source.path, name)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
@@ -68,7 +71,9 @@ def read_meaning(source: Source, name: str, row: Family) -> Meaning:
     """What the family reads from the files. Raises InteropError where their configuration is not of this family."""
     try:
         return row.read(source.description)
-    except (KeyError, TypeError) as error:
+    except (InteropError, ConfigError):
+        raise
+    except Exception as error:  # fields that are missing, or of any other type
         raise InteropError(
-            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error}."
+            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error!s:.200}."
         ) from error
