@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from clipjax import signals
+
 # command -> (module with main(argv), what it does)
 COMMANDS = {
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
@@ -23,7 +25,13 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of the console command; exits with 2 for an unknown command."""
+    """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
+    signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
+    dispatch()
+
+
+def dispatch() -> None:
+    """Executes sys.argv; exits with 2 for an unknown command."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         width = max(map(len, COMMANDS))

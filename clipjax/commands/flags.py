@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together
+from clipjax.processes import stopping_together, take_back_sigterm
 
 
 def parse(
@@ -170,6 +170,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
+    take_back_sigterm()
     with one_line_errors(), stopping_together():
         body()
 
