@@ -25,7 +25,7 @@ class FolderConfig(SourceConfig):
     """path: a folder of images, or a .csv, .tsv or .jsonl table. A folder is read without the options below."""
 
     name: str = "folder"
-    data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
+    data_dir: str = runtime("", path="data")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
     text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
