@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,53 +76,74 @@ def round_off(number: float) -> int:
 
 def experiment_text(looked: Looked, size: Size, model: str, pieces: int, longest: int, data: str, out: Path) -> str:
     """The file. model: the tokenizer's name beside it; data: the path to write, from the file's folder or absolute."""
-    relative = not os.path.isabs(data)
 
     def path_of(path: str) -> str:
-        if not relative:
+        if os.path.isabs(data):
             return _quoted(path)
         return f"str(HERE / {_quoted(os.path.relpath(os.path.abspath(path), os.path.abspath(out.parent)))})"
 
+    evaluators = looked.evaluators
+    every = max(1, size.steps // 4)
+    text = HEAD + BODY
+    for mark, value in {
+        **_data_lines(looked, path_of),
+        "STEM": out.stem,
+        "FOUND": _comment(f"{looked.found.what}; {looked.trained:,} records to train on"),
+        "EVALUATOR_IMPORTS": ", ".join(sorted({type(evaluator).__name__ for evaluator in evaluators.values()})),
+        "NOTES": _notes(looked),
+        "EVALUATORS": "".join(f"        {_quoted(name)}: {_evaluator(one)},\n" for name, one in evaluators.items()),
+        "BEST": _quoted("zero_shot/top1" if "zero_shot" in evaluators else _best_of(evaluators)),
+        "MODEL": _quoted(model),
+        "PIECES": f"{pieces:,}",
+        "VOCAB": -(-pieces // 64) * 64,
+        "CONTEXT": min(64, -(-max(longest, 4) // 8) * 8),
+        "WARMUP": size.steps // 10,
+        "BIAS": -round(math.log(size.batch), 1),
+        "MLP": 4 * size.width,
+        "EVERY": every,
+        "LOG": max(1, size.steps // 50),
+        **{name.upper(): value for name, value in size._asdict().items()},
+    }.items():
+        text = text.replace(f"<{mark}>", str(value))
+    return text
+
+
+def _data_lines(looked: Looked, path_of: Callable[[str], str]) -> dict[str, str]:
+    """The parts of the file that name the data."""
     train, held_out = looked.train, looked.evaluated
     paths = {train.path: "DATA"}
     kinds = sorted({type(one).__name__ for source in (train, held_out) for one in _nested(source)})
-    evaluators = looked.evaluators
-    classes = sorted({type(evaluator).__name__ for evaluator in evaluators.values()})
-    best = "zero_shot/top1" if "zero_shot" in evaluators else _best_of(evaluators)
-    context = min(64, -(-max(longest, 4) // 8) * 8)
-    every = max(1, size.steps // 4)
-    few = looked.trained < 1000
-    share = looked.bad.total() / looked.read
+    others = ", ".join(kind for kind in kinds if kind != "SourceConfig")
     lines = {
-        "records": "",
-        "found": _comment(f"{looked.found.what}; {looked.trained:,} records to train on"),
-        "config_imports": "SourceConfig, default_config" if "SourceConfig" in kinds else "default_config",
-        "source_imports": ", ".join(kind for kind in kinds if kind != "SourceConfig"),
-        "eval_imports": ", ".join(classes),
-        "data": path_of(train.path),
-        "train": _literal(train, paths, path_of),
-        "held_out": _literal(held_out, paths, path_of),
-        "split": "One split of the data is trained on, another one is evaluated on.",
-        "evaluators": "".join(f"        {_quoted(name)}: {_evaluator(one)},\n" for name, one in evaluators.items()),
+        "CONFIG_IMPORTS": "SourceConfig, default_config" if "SourceConfig" in kinds else "default_config",
+        "SOURCE_IMPORTS": f"from clipjax.data.sources import {others}\n" if others else "",
+        "DATA": path_of(train.path),
     }
     if isinstance(train, HeldOutConfig):
-        lines["split"] = f"{looked.split.capitalize()} is held out, to evaluate on. `records` says how to read them."
-        lines["train"] = f"HeldOutConfig(path=DATA, every={train.every}, source=records)"
-        lines["held_out"] = f'HeldOutConfig(path=DATA, split="{held_out.split}", every={train.every}, source=records)'
-        lines["records"] = f"    records = {_literal(train.source, paths, path_of)}\n"
-    text = TEMPLATE_HEAD.format(stem=out.stem, **lines, size=size.why, model=model)
-    text = text.replace("from clipjax.data.sources import \n", "")
-    text += BODY.format(
-        size=size, model=_quoted(model), pieces=pieces, vocab=-(-pieces // 64) * 64, context=context, warmup=size.steps // 10,
-        bias=-round(math.log(size.batch), 1), every=every, log=max(1, size.steps // 50), best=best,
-        mlp=4 * size.width, **lines,
-    )  # fmt: skip
-    if getattr(_nested(train)[-1], "captions", "") == "folders":
-        text = text.replace(MARK, REPEATS + MARK)
-    if share > 0:
-        limit = min(0.9, math.ceil((2 * share + 0.01) * 100) / 100)
-        text = text.replace(MARK, BAD.format(bad=looked.bad.total(), read=looked.read, limit=limit) + MARK)
-    return text.replace(MARK, FEW if few else "")
+        return lines | {
+            "SPLIT": f"{looked.split.capitalize()} is held out, to evaluate on. `records` says how to read them.",
+            "RECORDS": f"    records = {_literal(train.source, paths, path_of)}\n",
+            "TRAIN": f"HeldOutConfig(path=DATA, every={train.every}, source=records)",
+            "HELD_OUT": f'HeldOutConfig(path=DATA, split="{held_out.split}", every={train.every}, source=records)',
+        }
+    return lines | {
+        "SPLIT": "One split of the data is trained on, another one is evaluated on.",
+        "RECORDS": "",
+        "TRAIN": _literal(train, paths, path_of),
+        "HELD_OUT": _literal(held_out, paths, path_of),
+    }
+
+
+def _notes(looked: Looked) -> str:
+    notes = []
+    if getattr(_nested(looked.train)[-1], "captions", "") == "folders":
+        notes.append(REPEATS)
+    if bad := looked.bad.total():
+        limit = min(0.9, math.ceil((2 * bad / looked.read + 0.01) * 100) / 100)
+        notes.append(BAD.format(bad=bad, read=looked.read, limit=limit))
+    if looked.trained < 1000:
+        notes.append(FEW)
+    return "".join(notes)
 
 
 def _nested(source: SourceConfig) -> list[SourceConfig]:
@@ -134,14 +156,12 @@ def _best_of(evaluators: dict[str, Any]) -> str:
     return f"{name}/{next((metric for metric in preferred if metric in evaluator.metrics), evaluator.metrics[0])}"
 
 
-def _literal(source: SourceConfig, paths: dict[str, str], path_of: Any) -> str:
+def _literal(source: SourceConfig, paths: dict[str, str], path_of: Callable[[str], str]) -> str:
     """The Python that makes a source: its path, and what differs from the defaults."""
     parts = []
     for field in dataclasses.fields(source):
         value, default = getattr(source, field.name), getattr(type(source)(), field.name)
-        if isinstance(value, SourceConfig):
-            raise TypeError("a source inside another is written as a name")
-        elif field.name == "path":
+        if field.name == "path":
             parts += [f"path={paths.get(value) or path_of(value)}"] if value else []
         elif field.name == "data_dir" and value:
             parts.append(f"data_dir={path_of(value)}")
@@ -153,9 +173,8 @@ def _literal(source: SourceConfig, paths: dict[str, str], path_of: Any) -> str:
 def _evaluator(evaluator: Any) -> str:
     options = {"all_captions": True} if getattr(evaluator, "all_captions", False) else {}
     options |= {"templates": PROMPTS} if hasattr(evaluator, "templates") else {}
-    return (
-        f"{type(evaluator).__name__}(source=held_out" + "".join(f", {k}={_quoted(v)}" for k, v in options.items()) + ")"
-    )
+    given = "".join(f", {name}={_quoted(value)}" for name, value in options.items())
+    return f"{type(evaluator).__name__}(source=held_out{given})"
 
 
 def _quoted(value: Any) -> str:
@@ -170,7 +189,6 @@ def _comment(text: str) -> str:
     return text.encode("unicode_escape").decode() if not text.isprintable() else text
 
 
-MARK = "    # (notes)\n"
 REPEATS = """    # Images of a class have the same caption: in a batch they are right for each other.
     config.loss.repeats = "positives"
 
@@ -182,25 +200,24 @@ BAD = """    # {bad} of {read} records that were looked at cannot be used; a run
 FEW = """    # So few records teach a model little: fine-tuning published weights gives more (docs/finetuning.md).
 """
 
-TEMPLATE_HEAD = '''"""Trains a dual encoder on your own images and captions.
+HEAD = '''"""Trains a dual encoder on your own images and captions.
 
-    clipjax check --config={stem}.py                            # reads the data, shows samples, lists errors
-    clipjax train --config={stem}.py --workdir=runs/{stem}
-    clipjax eval --checkpoint=runs/{stem} --step=best
-    clipjax export runs/{stem} exported --format=hf             # for transformers
+    clipjax check --config=<STEM>.py                            # reads the data, shows samples, lists errors
+    clipjax train --config=<STEM>.py --workdir=runs/<STEM>
+    clipjax eval --checkpoint=runs/<STEM> --step=best
+    clipjax export runs/<STEM> exported --format=hf             # for transformers
 
-Written by clipjax init; all of it may be changed. `clipjax config --config={stem}.py` lists every field.
+Written by clipjax init; all of it may be changed. `clipjax config --config=<STEM>.py` lists every field.
 """
 
 from pathlib import Path
 
-from clipjax.config import {config_imports}
-from clipjax.data.sources import {source_imports}
-from clipjax.eval import {eval_imports}
+from clipjax.config import <CONFIG_IMPORTS>
+<SOURCE_IMPORTS>from clipjax.eval import <EVALUATOR_IMPORTS>
 
 HERE = Path(__file__).parent
-# Found: {found}.
-DATA = {data}
+# Found: <FOUND>.
+DATA = <DATA>
 
 
 '''
@@ -208,43 +225,42 @@ DATA = {data}
 BODY = """def get_config():
     config = default_config()
 
-    # {split}
-{records}    config.data.train = {train}
-    held_out = {held_out}
+    # <SPLIT>
+<RECORDS>    config.data.train = <TRAIN>
+    held_out = <HELD_OUT>
 
-    # A tokenizer of {pieces} pieces, trained on the captions. Another one needs its number of pieces below.
-    config.tokenizer.path = str(HERE / {model})
-    config.model.text.vocab_size = {vocab}
-    config.model.text.context_length = {context}  # 99% of the captions fit; the others are cut
+    # A tokenizer of <PIECES> pieces, trained on the captions. Another one needs its number of pieces below.
+    config.tokenizer.path = str(HERE / <MODEL>)
+    config.model.text.vocab_size = <VOCAB>
+    config.model.text.context_length = <CONTEXT>  # 99% of the captions fit; the others are cut
 
-    # Sizes for {size.why}. Larger images show more, wider and deeper towers learn more; both cost time.
-    config.global_batch_size = {size.batch}  # a larger one has more wrong captions to tell apart; it needs memory
-    config.total_steps = {size.steps}
-    config.optimizer.learning_rate = {size.learning_rate}
-    config.optimizer.schedule.warmup_steps = {warmup}
+    # Sizes for <WHY>. Larger images show more, wider and deeper towers learn more; both cost time.
+    config.global_batch_size = <BATCH>  # a larger one has more wrong captions to tell apart; it needs memory
+    config.total_steps = <STEPS>
+    config.optimizer.learning_rate = <LEARNING_RATE>
+    config.optimizer.schedule.warmup_steps = <WARMUP>
     config.optimizer.update(weight_decay=0.1, b2=0.95, grad_clip_norm=1.0)
     config.model.update(
-        embed_dim={size.width}, dtype="{size.dtype}", logit_scale_init=10.0, logit_bias_init={bias}
+        embed_dim=<WIDTH>, dtype="<DTYPE>", logit_scale_init=10.0, logit_bias_init=<BIAS>
     )
     config.model.image.update(
-        image_size={size.image_size}, patch_size={size.patch_size}, width={size.width}, depth={size.depth},
-        num_heads={size.num_heads}, mlp_dim={mlp}, pool="map", pre_norm=False, patch_bias=True, projection=False,
+        image_size=<IMAGE_SIZE>, patch_size=<PATCH_SIZE>, width=<WIDTH>, depth=<DEPTH>,
+        num_heads=<NUM_HEADS>, mlp_dim=<MLP>, pool="map", pre_norm=False, patch_bias=True, projection=False,
         activation="gelu_tanh", norm_eps=1e-6,
     )  # fmt: skip
     config.model.text.update(
-        width={size.width}, depth={size.text_depth}, num_heads={size.num_heads}, mlp_dim={mlp}, causal=False,
+        width=<WIDTH>, depth=<TEXT_DEPTH>, num_heads=<NUM_HEADS>, mlp_dim=<MLP>, causal=False,
         pool="last", projection_bias=True, activation="gelu_tanh", norm_eps=1e-6,
     )  # fmt: skip
 
     # Crops of half the area or more. Flips stay off: captions may say left and right, or quote text.
     config.data.augment.update(scale=(0.5, 1.0), flip=0.0)
 
-    # (notes)
-    config.eval.evaluators = {{
-{evaluators}    }}
-    config.eval.every_steps = {every}
-    config.checkpoint.every_steps = {every}
-    config.checkpoint.best_metric = "{best}"
-    config.log.every_steps = {log}
+<NOTES>    config.eval.evaluators = {
+<EVALUATORS>    }
+    config.eval.every_steps = <EVERY>
+    config.checkpoint.every_steps = <EVERY>
+    config.checkpoint.best_metric = "<BEST>"
+    config.log.every_steps = <LOG>
     return config
 """
