@@ -9,6 +9,7 @@ from clipjax import signals
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
+    "init": ("clipjax.commands.init", "write a small experiment for your own images and captions"),
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
     "sweep": ("clipjax.commands.sweep", "train a grid of settings with several seeds, and continue it"),
     "compare": ("clipjax.commands.compare", "a table of runs or of a sweep: means over seeds, and what differs"),
