@@ -83,9 +83,8 @@ def _check_other_formats(source: Source, name: str, meaning: Meaning) -> None:
     Raises InteropError where another library's configuration in the same directory describes another model: then
     --family must say which of them is meant.
     """
-    theirs = next(
-        (n for n in source.others if n.startswith("open_clip_") != source.weights.startswith("open_clip_")), ""
-    )
+    own = source.weights.startswith("open_clip_")
+    theirs = next((other for other in source.others if other.startswith("open_clip_") != own), "")
     if not theirs or not source.description.files.keys() >= {OPEN_CLIP, TRANSFORMERS}:
         logging.info("%s: read %s; %s not read.", source.path, source.weights, ", ".join(source.others))
         return
@@ -100,8 +99,8 @@ def _check_other_formats(source: Source, name: str, meaning: Meaning) -> None:
     if differing := differences(*both):
         listed = ", ".join(f"{field}={a!r} and {b!r}" for field, (a, b) in list(differing.items())[:5])
         raise InteropError(
-            f"{source.path} has models of two families, '{name}' ({source.weights}) and '{family}' ({theirs}), and their "
-            f"configurations differ: {listed}. Name the one to read: --family={name} or --family={family}."
+            f"{source.path} has models of two families, '{name}' ({source.weights}) and '{family}' ({theirs}), which "
+            f"differ: {listed}. Name the one to read: --family={name} or --family={family}."
         )
     logging.warning(
         "%s: read %s as '%s'. %s is not read; --family=%s reads it instead.",

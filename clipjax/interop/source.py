@@ -89,10 +89,9 @@ def weights_of(directory: Path, format: str = "") -> list[Path]:
         format = "open_clip"
     known = [name for name in WEIGHTS if (directory / name).is_file()]
     if known:
-        found = sorted(
-            known, key=lambda name: bool(format) and name.startswith("open_clip_") != (format == "open_clip")
-        )
-        whole = [name for name in found if f"{name}.index.json" not in found]  # an index comes instead of the file
+        if format:
+            known.sort(key=lambda name: name.startswith("open_clip_") != (format == "open_clip"))
+        whole = [name for name in known if f"{name}.index.json" not in known]  # an index comes instead of the file
         return [directory / name for name in whole]
     others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES and not hidden(entry.name))
     others = [entry for entry in others if not TRAINERS.fullmatch(entry.name)]

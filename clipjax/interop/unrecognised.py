@@ -28,7 +28,7 @@ def unrecognised(description: Description) -> str:
         return f"The weights are {one}: their names begin with {beginnings(description.shapes)}. {SEEN}"
     if any(name in description.shapes for name in ("visual.proj", "visual.class_embedding", "visual.conv1.weight")):
         return (
-            f"The weights have the names of OpenAI's and of OpenCLIP's models, and there is no {OPEN_CLIP} beside them, "
+            f"The weights have the names of OpenAI's and OpenCLIP's models, and there is no {OPEN_CLIP} beside them, "
             "which says what they compute. If they are OpenAI's, or were trained with QuickGELU, read them with "
             "--family=openai; if they are OpenCLIP's, with --family=open_clip --preset=NAME, or add its file."
         )
@@ -57,8 +57,7 @@ def _open_clip(model: Mapping[str, Any], description: Description) -> str:
 
 
 def _one_tower(shapes: Mapping[str, Any]) -> str:
-    """ "one tower only, of texts", or "" where both towers, or neither, have tensors."""
-    towers = [
-        kind for kind, starts in (("images", IMAGE), ("texts", TEXT)) if any(n.startswith(starts) for n in shapes)
-    ]
+    """'one tower only, of texts', or '' where both towers, or neither, have tensors."""
+    starts = {"images": IMAGE, "texts": TEXT}
+    towers = [kind for kind, own in starts.items() if any(name.startswith(own) for name in shapes)]
     return f"one tower only, of {towers[0]}" if len(towers) == 1 else ""
