@@ -19,6 +19,7 @@ from clipjax.interop import (
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
+    open_clip_timm,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "open_clip_hf_text": open_clip_bert.FAMILY,
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
+    "open_clip_timm": open_clip_timm.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
     "big_vision": big_vision.PER_LAYER,

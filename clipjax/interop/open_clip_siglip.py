@@ -15,9 +15,9 @@ from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
 from clipjax.interop.config_files import timm_name
 from clipjax.interop.json_fields import square
-from clipjax.interop.layouts import in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_parts import text_tower
+from clipjax.interop.open_clip_timm import trunk
 from clipjax.models.towers.vit import ViTConfig
 
 # The size in timm's names -> (width, depth, heads, mlp_dim).
@@ -43,37 +43,7 @@ NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
 
 def tensors(model: ModelConfig) -> list[Tensor]:
     """The table of names."""
-    width = model.image.width
-    trunk, at, layer = "visual.trunk", "image/block_{i}", "visual.trunk.blocks.{i}"
-    pool, ours = f"{trunk}.attn_pool", "image/map_head"
-    return [
-        *open_clip.scalars(model),
-        Tensor("image/position_embedding", (f"{trunk}.pos_embed",), reshape((-1, width), (1, -1, width))),
-        *weight_and_bias("image/patch_embed", f"{trunk}.patch_embed.proj", patch_conv(model.image.patch_size)),
-        *norm(f"{at}/ln_1", f"{layer}.norm1"),
-        Tensor(f"{at}/attention/qkv/kernel", (f"{layer}.attn.qkv.weight",), in_proj_kernel),
-        Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.qkv.bias",), in_proj_bias),
-        *weight_and_bias(f"{at}/attention/out", f"{layer}.attn.proj", linear),
-        *norm(f"{at}/ln_2", f"{layer}.norm2"),
-        *weight_and_bias(f"{at}/mlp/up", f"{layer}.mlp.fc1", linear),
-        *weight_and_bias(f"{at}/mlp/down", f"{layer}.mlp.fc2", linear),
-        *norm("image/ln_post", f"{trunk}.norm"),
-        Tensor(f"{ours}/probe", (f"{pool}.latent",), reshape((-1,), (1, 1, -1))),
-        *weight_and_bias(f"{ours}/attention/query", f"{pool}.q", linear),
-        *(
-            tensor
-            for i, name in enumerate(("key", "value"))
-            for tensor in (
-                Tensor(f"{ours}/attention/{name}/kernel", (f"{pool}.kv.weight[{i}/2]",), linear),
-                Tensor(f"{ours}/attention/{name}/bias", (f"{pool}.kv.bias[{i}/2]",)),
-            )
-        ),
-        *weight_and_bias(f"{ours}/attention/out", f"{pool}.proj", linear),
-        *norm(f"{ours}/ln", f"{pool}.norm"),
-        *weight_and_bias(f"{ours}/mlp/up", f"{pool}.mlp.fc1", linear),
-        *weight_and_bias(f"{ours}/mlp/down", f"{pool}.mlp.fc2", linear),
-        *text_tower(model, "text."),
-    ]
+    return [*open_clip.scalars(model), *trunk(model), *text_tower(model, "text.")]
 
 
 def matches(description: Description) -> bool:
