@@ -24,6 +24,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from clipjax.files import printable
+
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
 POLL_SECONDS = 1.0
@@ -110,7 +112,7 @@ def _watch(client: Any, done: threading.Event) -> None:
 
 def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
         return
     sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -166,4 +168,4 @@ def duration(seconds: float) -> str:
 def announce(line: str) -> None:
     """Prints a line on the first process only; nothing for ""."""
     if line and jax.process_index() == 0:
-        print(line, flush=True)
+        print(printable(line, lines=False), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clipjax.config.errors import shown
 from clipjax.interop.names import InteropError
 
 OPEN_CLIP, TRANSFORMERS = "open_clip_config.json", "config.json"
@@ -12,9 +13,6 @@ OPEN_CLIP, TRANSFORMERS = "open_clip_config.json", "config.json"
 SECTIONS: dict[str, tuple[str, ...]] = {
     OPEN_CLIP: ("model_cfg", "preprocess_cfg"),
     TRANSFORMERS: ("text_config", "vision_config", "text_config_dict", "vision_config_dict"),
-    "tokenizer_config.json": (),
-    "processor_config.json": (),
-    "preprocessor_config.json": (),
 }
 MODEL_SECTIONS = ("vision_cfg", "text_cfg", "multimodal_cfg")  # of model_cfg
 
@@ -22,15 +20,14 @@ MODEL_SECTIONS = ("vision_cfg", "text_cfg", "multimodal_cfg")  # of model_cfg
 def read_sections(files: Mapping[str, Any]) -> dict[str, Any]:
     """name -> content of the JSON files beside weights, for Description.files.
 
-    A file of OpenCLIP's may be its model_cfg alone, as in its own list of models. A section that is null is left out,
-    and so is a file of another name that holds no object. Raises InteropError for a known file or section that is not
-    an object.
+    A file of OpenCLIP's may be its model_cfg alone, as in its own list of models. A section that is null is left out.
+    Raises InteropError for a section that is not an object.
     """
-    read = {name: content for name, content in files.items() if name in SECTIONS or isinstance(content, Mapping)}
+    read = dict(files)
     for name, sections in SECTIONS.items():
         if name not in read:
             continue
-        content = _object(read[name], name)
+        content = read[name]
         if name == OPEN_CLIP and "model_cfg" not in content and content.keys() & {"vision_cfg", "text_cfg"}:
             content = {"model_cfg": content}
         content = _with_objects(content, sections, name)
@@ -62,7 +59,5 @@ def _with_objects(content: Mapping[str, Any], sections: tuple[str, ...], where: 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        raise InteropError(f"{where} is {shown}; expected an object of fields and values.")
+        raise InteropError(f"{where} is {shown(value)}; expected an object of fields and values.")
     return value

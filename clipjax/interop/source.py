@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
-from clipjax.files import hidden, read_text
+from clipjax import files
+from clipjax.config.errors import shown
 from clipjax.interop.config_files import OPEN_CLIP, TRANSFORMERS, read_sections
 from clipjax.interop.names import Description, InteropError, Stored
+from clipjax.interop.npz import open_npz
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.interop.state_dicts import model_tensors
 from clipjax.interop.torch_files import open_torch
@@ -29,6 +26,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+MAX_FILE_NAME = 255  # characters
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt")
 # What transformers' and other trainers keep beside weights.
 TRAINERS = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state).*")
@@ -61,21 +59,32 @@ def open_weights(path: str | Path, state_dict: str = "", format: str = "") -> So
     elif path.is_file():
         weights, directory = path, path.parent
     else:
-        raise InteropError(f"{path} is neither a file nor a directory (nothing is downloaded).")
+        kind = files.not_a_file(path)
+        raise InteropError(f"{path} is {kind or 'neither a file nor a directory'} (nothing is downloaded).")
     tensors = _open_index(weights) if weights.name.endswith(".index.json") else _open_parts(weights)
+    odd = next((name for name in tensors if files.printable(name) != name), None)
+    if odd is not None:
+        raise InteropError(f"{weights} has a tensor {odd!r}, with control characters in its name: no model has one.")
     tensors = model_tensors(tensors, str(weights), state_dict)
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file() and not hidden(entry.name))
-    files = read_sections({name: read_json(directory / name) for name in names if name.endswith("config.json")})
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file() and not files.hidden(entry.name))
+    documents = read_sections({name: _read_object(directory / name) for name in names if name.endswith("config.json")})
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return Source(path, directory, Description(files, shapes, frozenset(names)), tensors, weights.name, others)
+    return Source(path, directory, Description(documents, shapes, frozenset(names)), tensors, weights.name, others)
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises InteropError where it is not JSON."""
     try:
-        return json.loads(read_text(path))
+        return files.read_json(path)
     except ValueError as error:
         raise InteropError(f"{path} is not JSON, or truncated: {error}.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise InteropError(f"{path} is {shown(document)}; expected an object of fields and values.")
+    return document
 
 
 def weights_of(directory: Path, format: str = "") -> list[Path]:
@@ -93,8 +102,13 @@ def weights_of(directory: Path, format: str = "") -> list[Path]:
             known.sort(key=lambda name: name.startswith("open_clip_") != (format == "open_clip"))
         whole = [name for name in known if f"{name}.index.json" not in known]  # an index comes instead of the file
         return [directory / name for name in whole]
-    others = sorted(entry for entry in directory.iterdir() if entry.suffix in SUFFIXES and not hidden(entry.name))
-    others = [entry for entry in others if not TRAINERS.fullmatch(entry.name)]
+    others = sorted(
+        entry
+        for entry in directory.iterdir()
+        if entry.suffix in SUFFIXES
+        and entry.is_file()
+        and not (files.hidden(entry.name) or TRAINERS.fullmatch(entry.name))
+    )
     if len({SHARD.sub(r"\1\3\4", entry.name) for entry in others}) == 1:
         return others[:1]  # one file, or the parts of one model
     if len(others) != 1:
@@ -130,15 +144,20 @@ def _open_file(path: Path) -> dict[str, Stored]:
     if path.suffix == ".safetensors":
         return open_safetensors(path)
     if path.suffix == ".npz":
-        return _open_npz(path)
-    if path.suffix in SUFFIXES or path.is_file() and zipfile.is_zipfile(path):
+        return open_npz(path)
+    if path.suffix in SUFFIXES or (path.is_file() and zipfile.is_zipfile(path)):
         return open_torch(path)
     raise InteropError(f"{path} is not a file of weights. Expected *{', *'.join(SUFFIXES)}.")
 
 
 def _open_index(index: Path) -> dict[str, Stored]:
     """The tensors of a sharded model, each from the file that the index names for it."""
-    assigned = read_json(index).get("weight_map", {})
+    assigned = _read_object(index).get("weight_map")
+    if not isinstance(assigned, dict) or not assigned:
+        raise InteropError(f"{index} has no weight_map, which says the file of each tensor.")
+    for name, file in assigned.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or {*"/\\\0"} & {*file} or len(file) > MAX_FILE_NAME:
+            raise InteropError(f"{index}: tensor {shown(name)} is in {shown(file)}; expected a file's name beside it.")
     missing = sorted({name for name in assigned.values() if not (index.parent / name).is_file()})
     if missing:
         raise InteropError(f"{index} names files that are not there: {', '.join(missing[:20])}.")
@@ -147,34 +166,3 @@ def _open_index(index: Path) -> dict[str, Stored]:
     if lost:
         raise InteropError(f"{index} assigns tensors to files that lack them: {', '.join(lost[:20])}.")
     return {name: shards[shard][name] for name, shard in assigned.items()}
-
-
-def _open_npz(path: Path) -> dict[str, Stored]:
-    result = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as file:
-                    version = np.lib.format.read_magic(file)
-                    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-                    read_header = read_header or np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read_header(file)
-                    header = file.tell()
-                if dtype.hasobject:
-                    raise InteropError(f"{path}: {info.filename} holds Python objects (pickle), which are not read.")
-                if info.file_size != header + math.prod(shape) * dtype.itemsize:
-                    raise InteropError(f"{path} is damaged: {info.filename} {list(shape)} has {info.file_size} bytes.")
-                name = info.filename.removesuffix(".npy")
-                result[name] = Stored(shape, lambda name=name: _read_npz(path, name))
-    except (zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, InteropError):
-            raise
-        raise InteropError(f"{path} is truncated or not an .npz file: {error}.") from error
-    return result
-
-
-def _read_npz(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        array = archive[name]
-    # NumPy has no bfloat16 and stores it as two raw bytes; big_vision's files have such arrays.
-    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 # Rooms from the top down. A room imports only from rooms above it; those on one line know nothing of each other.
 ORDER = (
     ("config",),
-    ("files", "processes"),
+    ("files",),
+    ("processes",),
     ("mesh",),
     ("data", "models", "losses", "optim"),
     ("training",),
