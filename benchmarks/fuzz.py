@@ -300,12 +300,13 @@ def again(reader: str, shard: int, index: int, seed: int) -> str:
 def commit() -> str:
     """The commit whose readers are tried, with "+" for changes since."""
     if not _COMMIT:
-        run_git = lambda *words: subprocess.run(
-            ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent
-        )  # noqa: E731
-        _COMMIT.append(run_git("rev-parse", "--short", "HEAD").stdout.strip())
-        _COMMIT[0] += "+" if run_git("status", "--porcelain", "--", "../clipjax").stdout.strip() else ""
+        changed = _git("status", "--porcelain", "--", "../clipjax")
+        _COMMIT.append(_git("rev-parse", "--short", "HEAD") + ("+" if changed else ""))
     return _COMMIT[0]
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
 
 
 _COMMIT: list[str] = []

@@ -15,7 +15,7 @@ from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.files import printable
 from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together
+from clipjax.processes import stopping_together, take_back_sigterm
 
 
 def parse(
@@ -173,6 +173,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.get_absl_logger().addFilter(_printable)
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
+    take_back_sigterm()
     with one_line_errors(), stopping_together():
         body()
 
