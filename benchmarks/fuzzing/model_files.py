@@ -222,6 +222,6 @@ def _sentencepiece(kind: str) -> bytes:
     texts = [f"a photo of {n} {thing}s in the {place}" for n in (1, 2, 3) for thing in ("cat", "dog", "emu")
              for place in ("sea", "sun", "wood")]  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=40, model_type=kind, minloglevel=2
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=24, model_type=kind, minloglevel=2
     )
     return model.getvalue()
