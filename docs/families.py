@@ -75,6 +75,7 @@ WORDS: dict[str, Words] = {
     "open_clip_convnext": Words("the same with timm's ConvNeXt", "`open_clip_convnext_*`"),
     "openai": Words("OpenAI's archive of a ViT (`ViT-B-32.pt`): sizes are read from the tensors", "`clip_vit_*`"),
     "openai_resnet": Words("OpenAI's archive of a ResNet (`RN50.pt`)", "`clip_rn*`"),
+    "long_clip": Words("Long-CLIP's `longclip-B.pt`, `longclip-L.pt` (248 text positions)", "`long_clip_vit_*`"),
     "eva_clip": Words(
         "`EVA*_CLIP_*.pt` of baaivision/EVA: the preset is recognised by the tensors' sizes",
         "`eva01_clip_*`, `eva02_clip_*`, `eva_clip_*`",

@@ -153,6 +153,15 @@ def openai(vision: dict[str, Any]) -> Callable[[Path], Saved]:
     return save
 
 
+def long_clip(path: Path) -> Saved:
+    """A state dict of Long-CLIP's layout, and open_clip's model of the rows of both tables that count."""
+    _, model = open_clip_model(dict(VIT, head_width=64), dict(width=64, heads=1, context_length=248), quick_gelu=True)
+    state = model.state_dict()
+    path.mkdir()
+    library().save(state | {"positional_embedding_res": state["positional_embedding"].clone()}, path / "model.pt")
+    return Saved("open_clip", original=as_original(model))
+
+
 def big_vision(format: str) -> Callable[[Path], Saved]:
     """An .npz of big_vision's layout, written by clipjax, and open_clip's model that has read it."""
 
@@ -194,8 +203,9 @@ def as_original(model: Any) -> Original:
 
     def forward(images: Any, texts: Any) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            logits, _ = model.get_logits(images, texts)
             encoded = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
+            logits = model.logit_scale.exp() * encoded[0] @ encoded[1].T
+            logits = logits if model.logit_bias is None else logits + model.logit_bias
         return dict(image_embedding=encoded[0].numpy(), text_embedding=encoded[1].numpy(), logits=logits.numpy())
 
     def missing(*_: Any) -> Any:
@@ -242,6 +252,7 @@ MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
         "MobileCLIP2-L": timm("vit_large_patch14_clip_224", 224, "token", no_causal_mask=True),
     },
     "eva_clip": {"EVA02-CLIP-B-16": eva_clip},
+    "long_clip": {"ViT": long_clip},
     "openai": {"ViT": openai(dict(VIT, head_width=64))},
     "openai_resnet": {"ResNet": openai(RESNET)},
     "big_vision": {"SigLIP": big_vision("big_vision")},
