@@ -13,6 +13,7 @@ from typing import Any
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.json_fields import square
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_parts import text_tower
@@ -48,7 +49,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 def matches(description: Description) -> bool:
     """Whether the configuration names one of timm's SigLIP image towers, and the file has it."""
     vision = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
-    return bool(NAME.fullmatch(vision.get("timm_model_name") or "")) and any(
+    return bool(NAME.fullmatch(timm_name(vision))) and any(
         name.startswith("visual.trunk.") for name in description.shapes
     )
 
@@ -57,7 +58,7 @@ def read(description: Description) -> Meaning:
     """Raises InteropError for an image tower that is none of timm's SigLIP models."""
     model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
     vision, text = model["vision_cfg"], model["text_cfg"]
-    match = NAME.fullmatch(vision.get("timm_model_name") or "")
+    match = NAME.fullmatch(timm_name(vision))
     if not match or match[1] not in SIZES or vision.get("timm_proj") != "none" or vision.get("timm_pool") != "map":
         raise InteropError(
             f"{where} {vision} is none of timm's SigLIP models. Expected a timm_model_name "
@@ -85,6 +86,7 @@ def read(description: Description) -> Meaning:
         init="big_vision",
         drop_path=float(vision.get("timm_drop_path") or 0.0),
     )
+    bias = model.get("init_logit_bias")
     return Meaning(
         ModelConfig(
             image=image,
@@ -92,7 +94,7 @@ def read(description: Description) -> Meaning:
             embed_dim=model["embed_dim"],
             logit_scale_init=math.exp(model.get("init_logit_scale", math.log(10))),
             logit_scale_max=0.0,
-            logit_bias_init=float(model.get("init_logit_bias", -10)),
+            logit_bias_init=None if bias is None else float(bias),
         ),
         open_clip_config.read_pixels(description, image.image_size, PIXELS),
         tokenizer_files.open_clip(text, description.beside),
