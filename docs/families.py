@@ -66,6 +66,7 @@ WORDS: dict[str, Words] = {
         "the same with another ViT of timm: PE-Core, MobileCLIP-B, MobileCLIP2-B and -L, `vit_*_clip_*`",
         "`pe_core_*`, `mobileclip_b`, `mobileclip2_*`",
     ),
+    "open_clip_vitamin": Words("the same with timm's ViTamin", "`vitamin_*`"),
     "open_clip_coca": Words("the same with `multimodal_cfg`", "`coca_vit_*`"),
     "open_clip_hf_text": Words(
         "the same with `hf_model_name` (BERT, RoBERTa, XLM-R)",

@@ -251,6 +251,7 @@ MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
         "MobileCLIP2-B": timm("vit_base_mci_224", 224, "token"),
         "MobileCLIP2-L": timm("vit_large_patch14_clip_224", 224, "token", no_causal_mask=True),
     },
+    "open_clip_vitamin": {"ViTamin-S": timm("vitamin_small_224", 224, "", "linear")},
     "eva_clip": {"EVA02-CLIP-B-16": eva_clip},
     "long_clip": {"ViT": long_clip},
     "openai": {"ViT": openai(dict(VIT, head_width=64))},

@@ -21,6 +21,7 @@ from clipjax.interop import (
     open_clip_conv,
     open_clip_siglip,
     open_clip_timm,
+    open_clip_vitamin,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
     "open_clip_timm": open_clip_timm.FAMILY,
+    "open_clip_vitamin": open_clip_vitamin.FAMILY,
     "long_clip": long_clip.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
