@@ -16,7 +16,7 @@ from clipjax.models.transformer import stack_layers, unstack_layers
 from clipjax.optim.layers import ADAPTERS, TEMPERATURE
 from clipjax.training.ema import first_averages
 from clipjax.training.state import TrainState, Weights, abstract_state, create_state, eval_variables
-from clipjax.training.trainable import make_tx
+from clipjax.training.trainable import make_tx, trained
 
 
 class Given(NamedTuple):
