@@ -186,13 +186,12 @@ def write_holes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def refusal(config: dict[str, Any], message: str) -> str:
-    """What of a refused configuration clipjax does not read: its towers by name, or the first line of the message."""
-    image = config.get("vision_cfg", {}).get("timm_model_name", "")
-    text = config.get("text_cfg", {}).get("hf_model_name", "")
-    named = ([f"image tower `{kind[0]}*`"] if (kind := re.match(r"(vit_)?[a-z]+_?", image)) else []) + (
-        [f"text tower `{text}`"] if text else []
-    )
-    return " with ".join(named) or message.splitlines()[0]
+    """What of a refused configuration clipjax does not read: a tower by its name, or the first line of the message."""
+    if text := config.get("text_cfg", {}).get("hf_model_name"):
+        return f"text tower `{text}`"
+    if image := config.get("vision_cfg", {}).get("timm_model_name"):
+        return f"image tower `{re.match('(vit_)?[a-z]+', image)[0]}*`"
+    return message.splitlines()[0]
 
 
 def with_tables(page: str, results: dict[str, Any]) -> str:

@@ -94,7 +94,9 @@ def build(config: dict[str, Any]) -> Any:
     """open_clip's model of a model_cfg; it may be built without storage, under torch.device("meta")."""
     open_clip = library("open_clip")
     config = json.loads(json.dumps(config))
-    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    named = "hf_model_name" in config["text_cfg"]
+    config["text_cfg"] |= {"hf_model_pretrained": False} if named else {}
+    custom = config.pop("custom_text", False) or named
     cls = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     return cls(**config)
 

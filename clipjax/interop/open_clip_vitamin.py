@@ -7,6 +7,7 @@ from typing import Any
 
 from clipjax.config import ModelConfig
 from clipjax.interop import open_clip, open_clip_config
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import conv, in_proj_bias, in_proj_kernel, linear, reshape
 from clipjax.interop.names import (
@@ -87,13 +88,15 @@ def _convolutions(image: ViTaminConfig, theirs: str) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of timm's ViTamin."""
-    return _name(description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})).startswith("vitamin_")
+    model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
+    own_text = not model.get("text_cfg", {}).get("hf_model_name")
+    return timm_name(model.get("vision_cfg", {})) in TRUNKS and own_text
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a trunk, a pool, a head or an image size that no published ViTamin has."""
     model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
-    vision, name = model["vision_cfg"], _name(model)
+    vision, name = model["vision_cfg"], timm_name(model["vision_cfg"])
     if name not in TRUNKS:
         raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
     open_clip_config.refuse_others(vision, FIXED, where)
@@ -117,11 +120,6 @@ def write(meaning: Meaning) -> dict[str, Any]:
     vision |= dict(timm_pool="", timm_proj="linear", timm_drop_path=image.drop_path)
     vision |= {"patch_dropout": image.patch_dropout} if image.patch_dropout else {}
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
-
-
-def _name(model: dict[str, Any]) -> str:
-    """timm_model_name of model_cfg, without the tag of its weights."""
-    return str(model.get("vision_cfg", {}).get("timm_model_name") or "").partition(".")[0]
 
 
 FAMILY = Family(tensors, matches, read, write=write, image=ViTaminConfig, **open_clip.OPTIONS)
