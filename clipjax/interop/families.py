@@ -15,11 +15,13 @@ from clipjax.interop import (
     hf_clip,
     hf_siglip,
     hf_siglip2,
+    long_clip,
     open_clip,
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
     open_clip_timm,
+    open_clip_vitamin,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
@@ -39,6 +41,8 @@ FAMILIES: dict[str, Family] = {
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
     "open_clip_timm": open_clip_timm.FAMILY,
+    "open_clip_vitamin": open_clip_vitamin.FAMILY,
+    "long_clip": long_clip.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
     "big_vision": big_vision.PER_LAYER,

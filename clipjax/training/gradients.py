@@ -71,7 +71,8 @@ def make_loss_and_gradients(
 def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
     """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
     pixels = config.data.pixels
-    mutable = ["batch_stats"] if farthest(config, "image") > 0 else []
+    # What precedes the blocks trains only with all of them; a ViT's convolutional stem then keeps its statistics.
+    mutable = ["batch_stats"] if farthest(config, "image") > getattr(config.model.image, "depth", 0) else []
 
     def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         image = None
