@@ -69,6 +69,13 @@ def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConf
     return TokenizerConfig(name="hf", path="tokenizer.json", **rules)
 
 
+def bert(beside: frozenset[str]) -> TokenizerConfig:
+    """BERT's tokenizer.json, or its vocab.txt alone, as older models have it."""
+    if "vocab.txt" in beside and "tokenizer.json" not in beside:
+        return TokenizerConfig(name="hf", path="vocab.txt")
+    return tokenizer_json(beside)
+
+
 def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
     """The tokenizer of text_cfg: tokenizer.json where it has an hf_tokenizer_name, else OpenAI's vocabulary.
 
@@ -107,7 +114,7 @@ def copy_tokenizer(path: str | Path, destination: Path) -> str:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     main = [*CLIP_FOLDER, "tokenizer.json"] if path.is_dir() else [path.name]
-    settings = SETTINGS if path.is_dir() or path.name == "tokenizer.json" else ()
+    settings = SETTINGS if path.is_dir() or path.name in ("tokenizer.json", "vocab.txt") else ()
     for name in (*main, *settings):
         if (folder / name).is_file():
             shutil.copy(folder / name, destination / name)
