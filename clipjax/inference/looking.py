@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
+from clipjax.data.finding import captions_of_images, list_files
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.probe import read_labels
 from clipjax.data.records import MANIFEST, RecordError
@@ -42,7 +43,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         return FolderConfig(path=str(tables[0]))
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
-        return FolderConfig(path=str(path), split=split)
+        listing = list_files(path / split if split and (path / split).is_dir() else path)
+        return FolderConfig(path=str(path), split=split, captions=captions_of_images(listing) or "files")
     raise ConfigError(
         f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
         f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."
@@ -63,6 +65,12 @@ def evaluation_of(path: str | Path, split: str = "test") -> EvaluationConfig:
         f"--data={path}, split '{split}': the records have neither labels with class names nor captions that differ.",
     )
     return EvaluationConfig(eval=EvalConfig(evaluators=evaluators))
+
+
+def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+    """Evaluators for an open source by their own names, "zero_shot" or "retrieval"; {} where none fits."""
+    found = _by_layout(config, source) or _by_records(config, source)
+    return {evaluator.name: evaluator for evaluator in found.values()}
 
 
 def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:

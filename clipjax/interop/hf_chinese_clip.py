@@ -44,7 +44,8 @@ def matches(description: Description) -> bool:
 def read(description: Description) -> Meaning:
     """Raises InteropError for an activation or an image processor that clipjax does not support."""
     config = config_of(description, "config.json")
-    vision, text = hf_clip.VISION | config.get("vision_config", {}), TEXT | config.get("text_config", {})
+    vision = hf_parts.section(config, "vision_config", hf_clip.VISION)
+    text = hf_parts.section(config, "text_config", TEXT)
     model = ModelConfig(
         image=ViTConfig(
             **hf_parts.grid(vision),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PatchBudget, TextTowerConfig, nearest, require
-from clipjax.models.towers import absent, bert, convnext, efficientnet, naflex, resnet, text, vit
+from clipjax.models.towers import absent, bert, conv_stem_vit, convnext, efficientnet, naflex, resnet, text, vit
 from clipjax.models.towers.tower import Tower
 
 # config.model.image.name -> the tower. Each tower's file holds its row, its options and its module.
 IMAGE_TOWERS: dict[str, Tower] = {
     "vit": vit.TOWER,
+    "conv_stem_vit": conv_stem_vit.TOWER,
     "naflex": naflex.TOWER,
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
