@@ -29,6 +29,8 @@ from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
 from clipjax.interop.tokenizer_files import copy_tokenizer, no_tokenizer
 from clipjax.mesh import make_mesh
+from clipjax.models.towers import towers_of
+from clipjax.models.towers.absent import a_tower
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 
@@ -88,8 +90,10 @@ def run(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    without = "" if config.tokenizer.path else ", WITHOUT A TOKENIZER"
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
+    towers = towers_of(config.model)
+    without = "" if config.tokenizer.path or "text" not in towers else ", WITHOUT A TOKENIZER"
+    only = f", {a_tower(towers[0])} alone" if len(towers) == 1 else ""
+    print(f"Imported {foreign.name}{only}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
     if without:
         print(printable(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset)))
 

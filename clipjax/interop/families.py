@@ -12,6 +12,7 @@ from clipjax.interop import (
     coca,
     eva,
     hf_align,
+    hf_chinese_clip,
     hf_clip,
     hf_siglip,
     hf_siglip2,
@@ -25,13 +26,22 @@ from clipjax.interop import (
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
+from clipjax.interop.one_tower import one_tower
 from clipjax.interop.unrecognised import unrecognised
 
 FAMILIES: dict[str, Family] = {
     "hf_align": hf_align.FAMILY,
+    "hf_chinese_clip": hf_chinese_clip.FAMILY,
+    "hf_chinese_clip_image": one_tower(hf_chinese_clip.FAMILY, "image", "chinese_clip", projects=True),
     "hf_clip": hf_clip.FAMILY,
+    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", projects=True),
+    "hf_clip_text": one_tower(hf_clip.FAMILY, "text", "clip", "metaclip_2", projects=True),
     "hf_siglip": hf_siglip.FAMILY,
+    "hf_siglip_image": one_tower(hf_siglip.FAMILY, "image", "siglip", projects=False),
+    "hf_siglip_text": one_tower(hf_siglip.FAMILY, "text", "siglip", projects=False),
     "hf_siglip2": hf_siglip2.FAMILY,
+    "hf_siglip2_image": one_tower(hf_siglip2.FAMILY, "image", "siglip2", projects=False),
+    "hf_siglip2_text": one_tower(hf_siglip2.FAMILY, "text", "siglip2", projects=False),
     "open_clip": open_clip.FAMILY,
     "open_clip_coca": coca.FAMILY,
     "open_clip_resnet": open_clip_conv.RESNET,

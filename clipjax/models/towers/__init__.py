@@ -50,6 +50,12 @@ def towers_of(model: ModelConfig) -> tuple[str, ...]:
     return tuple(side for side, row in rows.items() if not row.absent)
 
 
+def require_tower(model: ModelConfig, side: str) -> None:
+    """Raises ConfigError for a model without the tower that embeds `side`s ("image" or "text")."""
+    if side not in towers_of(model):
+        raise absent.refusal(side)
+
+
 def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:
     """How this tower's images are cut into patches; None for a tower that reads images of one size."""
     budget = image_tower(config).patch_budget
