@@ -8,8 +8,6 @@ The formats are those of transformers (hf), open_clip, big_vision, OpenAI's CLIP
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -18,6 +16,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
 from clipjax.config import MeshConfig, TokenizerConfig
+from clipjax.files import making_folder
 from clipjax.interop.export import choose_family, pixel_notes, write_files
 from clipjax.interop.families import formats
 from clipjax.interop.names import InteropError, Meaning, flatten
@@ -57,16 +56,10 @@ def run(
             planned = plan_tokenizer(format, name, config.tokenizer, config.model.text.context_length)
         meaning = meaning._replace(tokenizer=planned.described if planned else TokenizerConfig())
         variables = opened.variables(mesh)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
-    try:
+    with making_folder(destination) as temporary:
         write_files(temporary, meaning, family, shapes, variables)
         if planned:
             planned.write(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     print(
         f"Exported step {opened.step} of {source} as {name} into {destination}"
         + (", without a tokenizer" * (not planned))

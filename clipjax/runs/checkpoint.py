@@ -29,6 +29,7 @@ from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
+from clipjax.runs.lock import RunLockError
 from clipjax.runs.own_files import as_given, located
 from clipjax.training.lora import merged
 from clipjax.training.state import TrainState, abstract_state
@@ -61,9 +62,10 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
     try:
         yield manager
-    except BaseException:
-        # With several processes, closing would wait for others, which will not come, to finish the checkpoint.
-        if jax.process_count() == 1:
+    except BaseException as error:
+        # With several processes, closing would wait for others, which will not come, to finish the checkpoint. After a
+        # failed write it would wait for minutes, and might write into a folder that was removed.
+        if jax.process_count() == 1 and not isinstance(error, OSError | CheckpointError | RunLockError):
             with contextlib.suppress(Exception):  # report the first error, not this one
                 manager.close()
         raise
