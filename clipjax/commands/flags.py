@@ -99,7 +99,7 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
         try:
             require_field(config, field)
         except ConfigError as error:
-            raise ConfigError(f"{arg}: {error}") from error
+            raise ConfigError(f"{arg[:200]}: {error}") from error
         if field.endswith(".name"):
             *sections, last = field.split(".")
             functools.reduce(getattr, sections, config)[last] = _value_of(arg, argv)

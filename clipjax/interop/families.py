@@ -81,7 +81,7 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
         if name not in FAMILIES:
             raise InteropError(f"Unknown family '{name}'.{nearest(name, FAMILIES)}")
         return name, FAMILIES[name]
-    fitting = [known for known, family in FAMILIES.items() if family.matches(description)]
+    fitting = [known for known, family in FAMILIES.items() if _fits(family, description)]
     if len(fitting) > 1:  # a directory with the configurations of two libraries: whose names the tensors have
         own = [known for known in fitting if FAMILIES[known].format == format_of(description.shapes)]
         fitting = own or fitting
@@ -93,6 +93,13 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
             f"Some of their tensors: {', '.join(list(description.shapes)[:5])}."
         )
     return fitting[0], FAMILIES[fitting[0]]
+
+
+def _fits(family: Family, description: Description) -> bool:
+    try:
+        return family.matches(description)
+    except (AttributeError, TypeError):  # a section of a configuration that is none
+        return False
 
 
 def format_of(names: Iterable[str]) -> str:
