@@ -17,7 +17,7 @@ import numpy as np
 from clipjax.config import ExperimentConfig
 from clipjax.interop.names import Family, InteropError, layers
 from clipjax.interop.safetensors import write_safetensors
-from clipjax.mesh import named_leaves, to_host
+from clipjax.mesh import named_leaves
 from clipjax.optim.layers import ADAPTERS, TEMPERATURE
 from clipjax.training.lora import MATRICES
 
@@ -90,15 +90,10 @@ def _peft_arrays(
 
 
 def write_adapters(directory: Path, config: ExperimentConfig, part: Mapping[str, Any]) -> None:
-    """Writes all that the run trained, under clipjax's names. part: as trained() returns it, and the adapters' scale."""
+    """Writes all that the run trained, under clipjax's names; part: as trained() returns it, and their scale."""
     arrays = {name: np.asarray(leaf, np.float32) for name, leaf in named_leaves(part).items()}
     lora = config.lora
     content = {"base": config.init_from, "rank": lora.rank, "alpha": lora.alpha, "matrices": list(lora.matrices)}
     (directory / "adapters.json").write_text(json.dumps(content, indent=2) + "\n")
     shapes = {name: array.shape for name, array in arrays.items()}
     write_safetensors(directory / "adapters.safetensors", shapes, arrays.items())
-
-
-def on_host(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of arrays on the mesh as NumPy arrays; all processes call it together."""
-    return to_host(dict(part))
