@@ -1,4 +1,4 @@
-"""A run's adapters alone, read by peft over transformers' model; merged, they are what load, export and init_from give."""
+"""A run's adapters alone, read by peft over transformers' model; and their sum, which all that reads a run gets."""
 
 import dataclasses
 import json

@@ -26,11 +26,11 @@ KEY = jax.random.key(0)
 ALL = ("query", "key", "value", "out", "up", "down")
 
 
-def config_for(mesh=(1, 1, 1), scan=True, lora=None, **optimizer):
+def config_for(mesh=(1, 1, 1), scan=True, lora=None, remat="none", **optimizer):
     """tiny_config with towers of three blocks."""
     config = tiny_config(mesh, loss="softmax", **optimizer)
     towers = {
-        side: replace(getattr(config.model, side), depth=DEPTH, scan_layers=scan, remat="none")
+        side: replace(getattr(config.model, side), depth=DEPTH, scan_layers=scan, remat=remat)
         for side in ("image", "text")
     }
     return replace(config, model=replace(config.model, **towers), lora=lora or LoraConfig())
@@ -203,7 +203,7 @@ def test_gradients_of_last_blocks_and_adapters_are_parts_of_the_whole_gradient()
         return (
             gradients(params, False),
             gradients(params, False, **last),
-            gradients(stacked, True, **last),
+            gradients(stacked, True, remat="full", **last),
             gradients(adapted, True, lora=lora),
             gradients(merged(adapted), True),
         )
