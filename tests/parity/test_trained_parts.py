@@ -1,4 +1,4 @@
-"""A run's adapters alone, read by peft over transformers' model; and their sum, which all that reads a run gets."""
+"""Layer-wise rates as timm's. A run's adapters alone, read by peft, and their sum, which all that reads a run gets."""
 
 import dataclasses
 import json
@@ -14,11 +14,15 @@ from clipjax.config import LoraConfig
 from clipjax.interop.names import InteropError
 from clipjax.interop.safetensors import open_safetensors
 from clipjax.mesh import make_mesh, named_leaves
+from clipjax.optim.layers import rate_multipliers
 from clipjax.runs import open_run
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.weights import first_state
 from clipjax.training.lora import merged
+from clipjax.training.state import initializer
+from clipjax.training.trainable import heads_of
 from tests.parity.test_interop import hf_model, randomised
+from tests.tiny import tiny_config
 from tests.torch_reference import import_torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -135,3 +139,24 @@ def test_adapters_with_heads_are_no_pefts_but_are_saved_under_our_names(tmp_path
     with pytest.raises(InteropError, match=r"is for runs with adapters.*--format=hf"):
         export.run(tmp_path / "imported", tmp_path / "none", format="peft")
     assert not (tmp_path / "peft").exists() and not (tmp_path / "none").exists()
+
+
+def test_layer_decay_is_timms_except_for_the_last_norm():
+    timm = import_torch("timm")
+    depth = 3
+    vit = timm.create_model("vit_tiny_patch16_224", depth=depth, num_classes=4)
+    groups = timm.optim.param_groups_layer_decay(vit, weight_decay=0.0, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    theirs = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    config = tiny_config(layer_decay=0.5)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, image=dataclasses.replace(config.model.image, depth=depth))
+    )
+    params = jax.eval_shape(initializer(config)).params
+    rates = named_leaves(rate_multipliers(config.optimizer, params, heads_of(config)))
+    np.testing.assert_allclose(
+        rates["image/blocks/mlp/up/kernel"].ravel(), [theirs[f"blocks.{i}.mlp.fc1.weight"] for i in range(depth)]
+    )
+    assert rates["image/position_embedding"] == theirs["pos_embed"] == theirs["patch_embed.proj.weight"] == 0.5**4
+    assert rates["image/map_head/mlp/up/kernel"] == theirs["head.weight"] == 1.0
+    assert (rates["image/ln_post/scale"], theirs["norm.weight"]) == (1.0, 0.5)
