@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipjax.config import ConfigError, LoraConfig
+from clipjax.config import ConfigError, LoraConfig, MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh, named_leaves
+from clipjax.models import IMAGE_TOWERS, TEXT_TOWERS
+from clipjax.models.pixels import Patches
 from clipjax.models.presets import get_preset
+from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.naflex import NaFlexConfig
 from clipjax.models.transformer import stack_layers
 from clipjax.optim.adamw import AdamWConfig
 from clipjax.optim.layers import rate_multipliers
 from clipjax.planning.flops import step_flops, traced_flops
+from clipjax.runs.checkpoint import open_checkpoints, open_read_only, restore, restore_variables, save
 from clipjax.training.check import check
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.lora import merged, with_adapters
@@ -218,6 +223,38 @@ def noisy(params):
     return {**params, "lora": {**noise, "scale": params["lora"]["scale"]}}
 
 
+def towers_of_blocks():
+    """(row, config, input) of the kinds of towers that tiny_config does not have."""
+    rng = np.random.default_rng(0)
+    shared = dict(width=16, depth=DEPTH, num_heads=2, mlp_dim=24)
+    bert = BertConfig(vocab_size=20, context_length=6, **shared)
+    yield TEXT_TOWERS["bert"], bert, rng.integers(0, 20, (3, 6)).astype(np.int32)
+    naflex = NaFlexConfig(image_size=16, patch_size=4, max_patches=12, **shared)
+    shape = np.array([[3, 4], [2, 2], [1, 5]], np.int32)
+    yield IMAGE_TOWERS["naflex"], naflex, Patches(rng.normal(size=(3, 12, 48)).astype(np.float32), shape)
+
+
+def test_in_every_tower_frozen_blocks_change_no_output_and_get_no_gradient():
+    @jax.jit
+    def compared():
+        results = []
+        for row, config, x in towers_of_blocks():
+            whole, part = (row.module(config, 8, jnp.float32, frozen_blocks=frozen) for frozen in (0, 2))
+            params = whole.init(KEY, x)
+            value = lambda params, tower, x=x: jnp.sum(tower.apply(params, x).pooled ** 3)  # noqa: E731
+            results.append([jax.value_and_grad(value)(params, tower) for tower in (whole, part)])
+        return results
+
+    for (value, grads), (same, some) in compared():
+        assert same == pytest.approx(value, rel=1e-5)
+        expected = host(grads)
+        for name, found in host(some).items():
+            trains = name.split("/")[1] in ("ln_post", "map_head", "projection")
+            if "/blocks/" in name:
+                trains = (np.arange(DEPTH) >= 2).reshape(-1, *(1,) * (found.ndim - 1))
+            np.testing.assert_allclose(found, trains * expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 # Steps.
 
 BOTH = dict(image_unlocked_blocks=1, layer_decay=0.7, grad_clip_norm=1.0, ema_decay=0.5)
@@ -274,6 +311,26 @@ def test_adapters_start_at_the_base_and_within_pefts_bound():
         if name.endswith("/a"):
             assert 0.9 * value.shape[1] ** -0.5 < np.abs(value).max() <= value.shape[1] ** -0.5
     assert joined(state.params, trained(config, state.params)).keys() == state.params.keys()
+
+
+def test_a_checkpoint_of_part_of_the_model_is_restored_on_another_mesh(tmp_path):
+    config = config_for(lora=TEXT, **BOTH)
+    state = create_state(config, on_one_device(config))
+    with open_checkpoints(tmp_path, config.checkpoint) as manager:
+        save(manager, state, data_state={}, config=config, fingerprint={})
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    with open_read_only(tmp_path / "checkpoints") as manager:
+        restored = restore(manager, 0, config, mesh)
+        variables = restore_variables(manager, 0, config, mesh)
+    found, expected = host(restored), host(state)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    specs = {name: leaf.sharding.spec for name, leaf in named_leaves(restored.opt_state).items()}
+    (rows,) = (spec for name, spec in specs.items() if name.endswith("mu/image/blocks/mlp/up/kernel"))
+    (factor,) = (spec for name, spec in specs.items() if name.endswith("mu/lora/text/blocks/mlp/down/a"))
+    assert (tuple(rows), tuple(factor)) == ((None, "fsdp", "tensor"), (None, "tensor", None))
+    assert "lora" not in variables["params"] and not any("image/patch_embed" in name for name in specs)
 
 
 # Bad values.
