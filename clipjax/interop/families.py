@@ -68,7 +68,7 @@ def formats() -> list[str]:
 def families_of(format: str) -> dict[str, Family]:
     """The families that a format writes. Raises InteropError for an unknown format."""
     if format not in formats():
-        raise InteropError(f"Unknown format '{format}'.{nearest(format, formats())}")
+        raise InteropError(f"Unknown format '{format}'.{nearest(format, [*formats(), 'adapters', 'peft'])}")
     return {name: family for name, family in FAMILIES.items() if family.format == format}
 
 

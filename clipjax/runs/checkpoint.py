@@ -180,13 +180,20 @@ def restore_variables(
     adapters are merged into them.
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
+    variables = restore_with_adapters(manager, step, config, mesh, average=average)
+    return variables | {"params": merged(variables["params"])}
+
+
+def restore_with_adapters(
+    manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh, *, average: bool = True
+) -> dict:
+    """As restore_variables, with a run's adapters beside the matrices, in "lora", and not in them."""
     prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
     state = abstract_state(config, mesh)
     names = {name: f"{prefix}{name}" for name in ("params", "batch_stats")}
     stored = {name: getattr(state, name) for name in names.values()}
     restored = _restore_items(manager, step, {name: tree for name, tree in stored.items() if tree})
-    variables = {name: (stored | restored)[own] for name, own in names.items()}
-    return variables | {"params": merged(variables["params"])}
+    return {name: (stored | restored)[own] for name, own in names.items()}
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:

@@ -89,6 +89,10 @@ class Run:
         with self._there():
             return checkpoints.restore_variables(self._manager, self.step, self.config, mesh, average=average)
 
+    def variables_with_adapters(self, mesh: Mesh, *, average: bool = True) -> dict[str, Any]:
+        """As `variables`, with the adapters of config.lora in "lora" (training/lora.py) instead of added."""
+        return checkpoints.restore_with_adapters(self._manager, self.step, self.config, mesh, average=average)
+
     def weights_sha256(self, *, average: bool = True) -> str:
         """A checksum of the files of the weights that `variables` reads."""
         prefix = "ema_" if average and self.config.optimizer.ema_decay > 0 else ""
