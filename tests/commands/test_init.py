@@ -212,7 +212,7 @@ def test_splits_are_found_in_folders_and_tables(tmp_path):
 
 def test_records_that_cannot_be_used_are_counted_and_allowed_for(tmp_path, capsys):
     images(tmp_path / "photos")
-    (tmp_path / "photos" / "3.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "4.png").write_bytes(b"no image")
     (tmp_path / "photos" / "notes.md").write_text("x")
     init.run(tmp_path / "mine.py", tmp_path / "photos")
     assert "1 cannot be used" in capsys.readouterr().out
