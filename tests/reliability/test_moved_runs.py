@@ -23,7 +23,7 @@ from clipjax.inference.looking import evaluation_of
 from clipjax.interop.foreign import open_foreign
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import open_run
-from clipjax.runs.fingerprint import FingerprintError, fingerprint
+from clipjax.runs.fingerprint import FingerprintError, completed, fingerprint
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.sweep import trained_config
 from data_pipelines import train_tokenizer
@@ -207,3 +207,13 @@ def test_a_trained_run_in_another_process_and_folder(project, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (Path(place) / "eval/2/results.json").is_file()
+
+
+def test_a_run_of_a_version_without_a_field_is_read_with_the_fields_default(project):
+    """What was computed before there was a choice is the default."""
+    with open_run("runs/one") as run:
+        stored, config = run.fingerprint, run.config
+    older = {name: value for name, value in stored.items() if name not in ("image.pool", "tokenizer.eos_to_pad")}
+    assert completed(older, config) == stored
+    assert completed({"image.pool": "another"}, config)["image.pool"] == "another"
+    assert not any(name.startswith("tokenizer.") for name in completed({"image.pool": "map"}, config))
