@@ -192,6 +192,12 @@ def test_a_path_that_is_not_there_is_told(tmp_path):
         find_data(tmp_path / "a.zip")
 
 
+def test_the_tables_that_img2dataset_writes_beside_tars_are_no_second_kind(tmp_path):
+    tars(tmp_path / "shards")
+    (tmp_path / "shards" / "a.parquet").write_bytes(b"")
+    assert find_data(tmp_path / "shards").train.name == "webdataset"
+
+
 def test_named_columns_are_read(tmp_path):
     path = table(tmp_path / "d", header="where,what")
     init.run(tmp_path / "mine.py", path, image_key="where", text_key="what")

@@ -20,6 +20,7 @@ from clipjax.data.records import ManifestError
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.inference import evaluate
 from clipjax.inference.looking import evaluation_of
+from clipjax.inference.prepare import prepare_model
 from clipjax.interop.foreign import open_foreign
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import open_run
@@ -121,6 +122,13 @@ def test_a_tokenizer_that_is_gone_is_the_copy_of_the_run(project):
     with pytest.raises(ConfigError, match="is not a file"):
         _ = Preflight(relative_config()).tokenizer
     assert Preflight(relative_config(), "runs/one").restart.step == 3
+
+
+def test_an_experiment_whose_tokenizer_is_gone_evaluates_with_the_run_s(project):
+    (project / "data/scenes.model").unlink()
+    with open_run("runs/one") as run:
+        _, _, tokenizer = prepare_model(run, relative_config())
+        assert tokenizer.sha256 == run.fingerprint["tokenizer.sha256"]
 
 
 def test_class_names_that_change_later_do_not_change_what_an_earlier_checkpoint_means(project):
