@@ -28,6 +28,7 @@ from clipjax.config import CheckpointConfig, ExperimentConfig, differences, from
 from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
+from clipjax.runs.fingerprint import completed
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
 from clipjax.runs.lock import RunLockError
 from clipjax.runs.own_files import as_given, located
@@ -208,7 +209,7 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     config = from_json_dict(meta["config"])
     paths = meta.get("paths", {"own": {"tokenizer.path": ""}} if meta.get("own_tokenizer") else {})
     opened = located(config, Path(manager.directory).parent, paths)
-    return Meta(opened, meta["fingerprint"], meta.get("data_states", []), as_given(config, paths))
+    return Meta(opened, completed(meta["fingerprint"], config), meta.get("data_states", []), as_given(config, paths))
 
 
 def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> None:
