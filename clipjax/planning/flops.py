@@ -27,15 +27,16 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     model, batch, optimizer = config.model, config.global_batch_size, config.optimizer
     image = tower_flops(image_tower(model.image), model.image, model.embed_dim)
     text = tower_flops(text_tower(model.text), model.text, model.embed_dim)
+    texts = batch * config.data.captions_per_image
     flops = {}
-    for name, tower, multiplier in (
-        ("image", image, optimizer.image_lr_multiplier),
-        ("text", text, optimizer.text_lr_multiplier),
+    for name, rows, tower, multiplier in (
+        ("image", batch, image, optimizer.image_lr_multiplier),
+        ("text", texts, text, optimizer.text_lr_multiplier),
     ):
         passes = 3 if multiplier else 1  # the backward pass costs two forward passes
-        flops[f"{name} tower"] = float(batch * tower.products * passes)
-        flops[f"{name} attention"] = float(batch * tower.attention * passes)
-    flops["loss"] = 6.0 * batch**2 * model.embed_dim
+        flops[f"{name} tower"] = float(rows * tower.products * passes)
+        flops[f"{name} attention"] = float(rows * tower.attention * passes)
+    flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:
         positions = model.text.context_length - 1

@@ -22,12 +22,15 @@ MAX_IMAGE = 1 << 30  # bytes of a file
 
 @dataclass(frozen=True)
 class FolderConfig(SourceConfig):
-    """path: a folder of images, or a .csv, .tsv or .jsonl table. A folder is read without the options below."""
+    """path: a folder of images, or a .csv, .tsv or .jsonl table, which the options from data_dir on are for."""
 
     name: str = "folder"
+    # the folder that an image is in, below path or its split, is its class: cats/1.jpg
+    class_folders: bool = experiment(False, fixed=ORDER)
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
-    text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
+    # columns of captions, joined by commas; .jsonl: also lists; "": none, the class's name is the caption
+    text_key: str = experiment("caption", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
     # what separates the fields of a .csv or .tsv: one character or "tab"; "": detected from the header
     delimiter: str = experiment("", fixed=ORDER)
@@ -54,10 +57,12 @@ class FolderSource:
     """Images of config.path, one record each.
 
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
-    NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record.
+    NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record. An image
+    without captions takes the name of its class.
 
     Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
-    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
+    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record. With
+    config.class_folders see class_folders.
 
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
@@ -81,6 +86,9 @@ class FolderSource:
             self.sidecars.names.clear()
             tell_unread(root, others)
             self.entries = [Entry(name, number) for number, name in enumerate(images)]
+            if config.class_folders:
+                self.entries, names = class_folders(self.entries, root, path)
+                self.class_names = names.names
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -95,6 +103,8 @@ class FolderSource:
         if entry.fault:
             raise RecordError(*entry.fault)
         texts = self.sidecar(entry.path) if entry.texts is None else list(entry.texts)
+        if not texts and 0 <= entry.label < len(self.class_names):
+            texts = [self.class_names[entry.label]]
         if not texts:
             raise RecordError("no caption", f"'{entry.path}' has no caption")
         return {
@@ -137,6 +147,34 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     return row[column] if column in row else pick(row, column)
 
 
+def class_folders(entries: list[Entry], root: Path, path: Path) -> tuple[list[Entry], ClassNames]:
+    """(the entries with the class of the folder that each image is in, the classes' names).
+
+    root: of the entries' paths; path: root, or the folder of its splits. The first folder of a path is the class. Names
+    are those of a file classnames.txt in root or path, which name the folders, or else, line by line, the sorted
+    folders; without such a file the folders are the names. An image outside the folders has no label. Raises
+    ManifestError for names that fit the folders neither way.
+    """
+    folders = sorted({entry.path.partition("/")[0] for entry in entries if "/" in entry.path})
+    if not folders:
+        raise ManifestError(f"{root} has no folders with images, which class_folders=True takes as classes.")
+    names = names_beside(root, path)
+    if not names.names:
+        names = ClassNames(tuple(folders), f"the folders of {root}")
+        lines = {folder: line for line, folder in enumerate(folders)}
+    elif set(folders) <= set(names.names) or len(folders) != len(names.names):
+        try:
+            lines = {folder: names.number(folder, f"the folder {root / folder}") for folder in folders}
+        except RecordError as error:
+            raise ManifestError(
+                f"{error}. Expected folders that the file names, or as many lines as there are folders "
+                f"({len(folders)})."
+            ) from error
+    else:
+        lines = {folder: line for line, folder in enumerate(folders)}
+    return [entry._replace(label=lines.get(entry.path.partition("/")[0], -1)) for entry in entries], names
+
+
 class _LabelOfRow(NamedTuple):
     value: Any  # as it is in the table
     label: Label
@@ -148,7 +186,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
     labels: dict[str, list[_LabelOfRow]] = {}
-    text_keys = tuple(key.strip() for key in config.text_key.split(","))
+    text_keys = tuple(key.strip() for key in config.text_key.split(",") if config.text_key and not config.prompts)
     unset = config.label_key == FolderConfig.label_key
     columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
     for row in table_rows(table, columns):
@@ -158,7 +196,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
         own_texts: list[str] = []
         value, where = value_of(row.values, config.label_key), f"label of line {row.line}"
         try:
-            own_texts = captions(row.values, config.text_key)
+            own_texts = captions(row.values, ",".join(text_keys))
             label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))
