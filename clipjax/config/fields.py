@@ -30,6 +30,7 @@ ORDER = "the checkpoint's position in the data would point elsewhere"
 MODEL = "the weights would be used as another model's"
 STATE = "the optimizer state in the checkpoint would mean something else"
 OBJECTIVE = "one curve would show two experiments"
+ADAPTERS = "the adapters in the checkpoint would mean something else"
 LAYOUT = "the checkpoint's parameters are stacked in another way"
 
 
