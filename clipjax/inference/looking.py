@@ -8,13 +8,15 @@ from typing import Any
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.probe import read_labels
-from clipjax.data.records import MANIFEST, RecordError
+from clipjax.data.records import MANIFEST, RecordError, read_manifest
 from clipjax.data.sources import FolderConfig, ParquetConfig, Source, WebDatasetConfig, open_source
+from clipjax.data.sources.image_files import SIDECARS, folder_of_split, image_files
 from clipjax.data.sources.tables import TABLES
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.files import glob_visible
 
 NAME = "data"  # of the evaluators' results
+HELD_OUT = ("validation", "val", "test")  # names of splits, in the order in which they are looked for
 LOOKED_AT = 64  # records that show whether there are labels and captions
 
 
@@ -42,7 +44,7 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         return FolderConfig(path=str(tables[0]))
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
-        return FolderConfig(path=str(path), split=split)
+        return FolderConfig(path=str(path), split=split, class_folders=_has_class_folders(path, split))
     raise ConfigError(
         f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
         f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."
@@ -65,6 +67,25 @@ def evaluation_of(path: str | Path, split: str = "test") -> EvaluationConfig:
     return EvaluationConfig(eval=EvalConfig(evaluators=evaluators))
 
 
+def has_captions(source: Source) -> bool:
+    """Whether the first records have texts other than the names of the source's classes."""
+    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
+    return bool(captions - set(source.class_names))
+
+
+def held_out_split(path: str | Path) -> str:
+    """The split of the data at a path that is kept from training: "validation", "val" or "test", the first there is.
+
+    "" where there is none: neither in a manifest, nor as a folder, nor in the names of the files.
+    """
+    path = Path(path)
+    known = read_manifest(path)["splits"] if (path / MANIFEST).is_file() else None
+    for split in HELD_OUT if path.is_dir() else ():
+        if split in known if known is not None else glob_visible(f"{path}/{split}*"):
+            return split
+    return ""
+
+
 def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
     """For sets that say their task themselves; {} for others."""
     return {
@@ -78,8 +99,7 @@ def _by_records(config: SourceConfig, source: Source) -> dict[str, EvaluatorConf
     evaluators: dict[str, Any] = {}
     if source.class_names and (read_labels(source, LOOKED_AT).labels >= 0).any():
         evaluators[NAME] = ZeroShotConfig(source=config)
-    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
-    if captions - set(source.class_names):
+    if has_captions(source):
         evaluators[f"{NAME}_retrieval" if evaluators else NAME] = RetrievalConfig(source=config, all_captions=True)
     return evaluators
 
@@ -89,6 +109,14 @@ def _captions(source: Source, index: int) -> list[str]:
         return source[index]["texts"]
     except RecordError:
         return []
+
+
+def _has_class_folders(path: Path, split: str) -> bool:
+    """Whether a folder's images are all in folders, of which there are two or more, and without caption files."""
+    root, others = folder_of_split(path, split), []
+    images = list(image_files(root, other=others.append))
+    folders = {image.partition("/")[0] if "/" in image else "" for image in images}
+    return len(folders) > 1 and "" not in folders and not any(name.lower().endswith(SIDECARS) for name in others)
 
 
 def _has_images(path: Path) -> bool:
