@@ -22,11 +22,9 @@ MAX_IMAGE = 1 << 30  # bytes of a file
 
 @dataclass(frozen=True)
 class FolderConfig(SourceConfig):
-    """path: a folder of images, or a .csv, .tsv or .jsonl table, which the options from data_dir on are for."""
+    """path: a folder of images, or a .csv, .tsv or .jsonl table. A folder is read without the options below."""
 
     name: str = "folder"
-    # the folder that an image is in, below path or its split, is its class: cats/1.jpg
-    class_folders: bool = experiment(False, fixed=ORDER)
     data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
     # columns of captions, joined by commas; .jsonl: also lists; "": none, the class's name is the caption
@@ -61,8 +59,7 @@ class FolderSource:
     without captions takes the name of its class.
 
     Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
-    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record. With
-    config.class_folders see class_folders.
+    folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
 
     The list of images is kept in memory, about 300 bytes each. Nothing outside the folder is read: absolute paths,
     "..", and links that lead out are bad records. Raises ManifestError for a folder, table or column that is missing,
@@ -86,9 +83,6 @@ class FolderSource:
             self.sidecars.names.clear()
             tell_unread(root, others)
             self.entries = [Entry(name, number) for number, name in enumerate(images)]
-            if config.class_folders:
-                self.entries, names = class_folders(self.entries, root, path)
-                self.class_names = names.names
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -145,34 +139,6 @@ def value_of(row: Mapping[str, Any], column: str) -> Any:
     if not column:
         return None
     return row[column] if column in row else pick(row, column)
-
-
-def class_folders(entries: list[Entry], root: Path, path: Path) -> tuple[list[Entry], ClassNames]:
-    """(the entries with the class of the folder that each image is in, the classes' names).
-
-    root: of the entries' paths; path: root, or the folder of its splits. The first folder of a path is the class. Names
-    are those of a file classnames.txt in root or path, which name the folders, or else, line by line, the sorted
-    folders; without such a file the folders are the names. An image outside the folders has no label. Raises
-    ManifestError for names that fit the folders neither way.
-    """
-    folders = sorted({entry.path.partition("/")[0] for entry in entries if "/" in entry.path})
-    if not folders:
-        raise ManifestError(f"{root} has no folders with images, which class_folders=True takes as classes.")
-    names = names_beside(root, path)
-    if not names.names:
-        names = ClassNames(tuple(folders), f"the folders of {root}")
-        lines = {folder: line for line, folder in enumerate(folders)}
-    elif set(folders) <= set(names.names) or len(folders) != len(names.names):
-        try:
-            lines = {folder: names.number(folder, f"the folder {root / folder}") for folder in folders}
-        except RecordError as error:
-            raise ManifestError(
-                f"{error}. Expected folders that the file names, or as many lines as there are folders "
-                f"({len(folders)})."
-            ) from error
-    else:
-        lines = {folder: line for line, folder in enumerate(folders)}
-    return [entry._replace(label=lines.get(entry.path.partition("/")[0], -1)) for entry in entries], names
 
 
 class _LabelOfRow(NamedTuple):
