@@ -6,6 +6,7 @@ What costs little comes first; data is opened last, because indexing it may take
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from clipjax.models import patch_budget
 from clipjax.processes import announce
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.integrity import newest_intact
+from clipjax.runs.own_files import with_own_tokenizer
 from clipjax.runs.resume import Restart, check_restart
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.weights import check_init_from, load_teacher, open_named
@@ -47,7 +49,8 @@ class Preflight:
 
     def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
         """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
-        self.config, self.workdir = config, None if workdir is None else Path(workdir)
+        self.workdir = None if workdir is None else Path(workdir)
+        self.config = dataclasses.replace(config, tokenizer=with_own_tokenizer(config.tokenizer, self.workdir))
 
     @functools.cached_property
     def mesh(self) -> Mesh:

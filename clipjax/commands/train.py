@@ -37,6 +37,7 @@ from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad
 from clipjax.runs.integrity import set_aside_damaged
 from clipjax.runs.lock import run_lock
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
+from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.weights import load_teacher
@@ -50,8 +51,8 @@ from clipjax.training.step import compile_step
 def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """Trains to config.total_steps, from the last checkpoint in workdir if there is one.
 
-    Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, snapshots/,
-    summary.png and report.html.
+    Writes to workdir: config.json, copies of the tokenizer and of files of class names (clipjax.runs.own_files),
+    metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, snapshots/, summary.png and report.html.
     Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
 
     Raises before compiling, and before it changes a checkpoint: ConfigError, FingerprintError, CheckpointError,
@@ -70,6 +71,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     """run, once the workdir is this run's alone."""
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
+    config = start_from.config
     for _, refuse in start_from.before_data():
         refuse()
     if start_from.finished:
@@ -92,9 +94,10 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         teacher = load_teacher(config, mesh, own_fingerprint)
         step_fn = None if start_from.finished else compile_step(config, mesh, teacher)
         start = int(state.step)
+        kept = keep_files(config, workdir, copy=jax.process_index() == 0)
         bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
-            write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
+            write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
             if start == 0:
@@ -111,7 +114,9 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     stream,
                     evaluate=evaluate,
                     evaluated=recorder.record,
-                    save=functools.partial(checkpoints.save, manager, config=config, fingerprint=own_fingerprint),
+                    save=functools.partial(
+                        checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                    ),
                     log=log.write,
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),

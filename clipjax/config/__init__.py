@@ -51,6 +51,7 @@ from clipjax.config.model import (
     Remat,
     TextTowerConfig,
 )
+from clipjax.config.paths import map_paths
 from clipjax.config.reading import build, check_values, require_field, to_config_dict, to_json_dict
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "from_config_dict",
     "from_eval_config",
     "from_json_dict",
+    "map_paths",
     "nearest",
     "require",
     "require_field",

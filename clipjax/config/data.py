@@ -29,7 +29,7 @@ class TokenizerConfig:
     """
 
     name: str = meaning("sentencepiece")  # a row of clipjax.data.tokenizers.TOKENIZERS
-    path: str = runtime("")  # the vocabulary: a file or a folder, by kind
+    path: str = runtime("", path="own")  # the vocabulary: a file or a folder, by kind
     # repair wrong encodings (ftfy), resolve HTML entities, join white space (OpenAI CLIP)
     clean: bool | None = meaning(None)
     lowercase: bool | None = meaning(None)  # lower the case of letters
@@ -48,7 +48,8 @@ class SourceConfig:
     """What all sources share; the options of each kind are in its file in clipjax/data/sources."""
 
     name: str = experiment("array_record", fixed=ORDER)  # a row of clipjax.data.sources.SOURCES
-    path: str = runtime("")  # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
+    # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
+    path: str = runtime("", path="data")
     split: str = experiment("train", fixed=ORDER)  # part of the dataset, for sources that have parts
     # templates such as "a photo of a {}.": the texts of a record are then its class's name in each of them, and records
     # of one class have one pair_id

@@ -44,7 +44,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         return FolderConfig(path=str(tables[0]))
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
-        return FolderConfig(path=str(path), split=split, class_folders=_has_class_folders(path, split))
+        captions = "folders" if _has_class_folders(path, split) else "files"
+        return FolderConfig(path=str(path), split=split, captions=captions)
     raise ConfigError(
         f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
         f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."

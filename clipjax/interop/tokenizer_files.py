@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import TokenizerConfig
+from clipjax.data.tokenizers.files import CLIP_FOLDER, files_of
 
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-CLIP_FOLDER = ("vocab.json", "merges.txt")
 OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
 # open_clip's names for what is done to a text, after OpenAI's cleaning.
@@ -104,11 +103,6 @@ WRITTEN = {"hf": _tokenizer_json_entries}  # kind of tokenizer -> how text_cfg d
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:
     """Copies the files of config.tokenizer.path to destination. Returns their path, relative to it."""
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    main = [*CLIP_FOLDER, "tokenizer.json"] if path.is_dir() else [path.name]
-    settings = SETTINGS if path.is_dir() or path.name == "tokenizer.json" else ()
-    for name in (*main, *settings):
-        if (folder / name).is_file():
-            shutil.copy(folder / name, destination / name)
-    return "." if path.is_dir() else path.name
+    for file in files_of(path):
+        shutil.copy(file, destination / file.name)
+    return "." if Path(path).is_dir() else Path(path).name

@@ -16,8 +16,7 @@ moves them to workdir/damaged_checkpoints and continues from the newest intact o
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
+from clipjax.runs.own_files import as_given, located
 from clipjax.training.state import TrainState, abstract_state, eval_variables
 
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
@@ -41,9 +41,10 @@ SHOWN = 20  # differing parameters named in an error
 class Meta(NamedTuple):
     """A checkpoint's JSON."""
 
-    config: ExperimentConfig
+    config: ExperimentConfig  # with paths that can be opened from here, see clipjax.runs.own_files
     fingerprint: dict[str, Any]
     data_states: list[dict[str, Any]]  # of every process that wrote it; [] for weights without training
+    given: ExperimentConfig  # config, with the paths that the run was started with
 
 
 @contextlib.contextmanager
@@ -87,11 +88,13 @@ def save(
     config: ExperimentConfig,
     fingerprint: dict,
     metrics: dict[str, float] | None = None,
+    paths: Mapping[str, Any] | None = None,
 ) -> None:
     """Starts writing the checkpoint of state.step. Returns once the arrays have been copied off the devices.
 
     data_state: the state of this process's training iterator, JSON-able.
     metrics: the evaluation results of this step, if it was evaluated; keep_best compares them.
+    paths: how to read config's paths, of clipjax.runs.own_files.Kept; None: as they are.
     """
     step = int(state.step)
     meta = {
@@ -100,6 +103,7 @@ def save(
         "fingerprint": fingerprint,
         "data_states": gather_json(data_state),
     }
+    meta |= {"paths": dict(paths)} if paths else {}
     items = {
         "params": ocp.args.StandardSave(state.params),
         "train": ocp.args.StandardSave(_train_item(state)),
@@ -188,10 +192,9 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
             f"{FORMAT!r}."
         )
     config = from_json_dict(meta["config"])
-    if meta.get("own_tokenizer"):
-        path = str(Path(manager.directory).parent / config.tokenizer.path)
-        config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=path))
-    return Meta(config, meta["fingerprint"], meta.get("data_states", []))
+    paths = meta.get("paths", {"own": {"tokenizer.path": ""}} if meta.get("own_tokenizer") else {})
+    opened = located(config, Path(manager.directory).parent, paths)
+    return Meta(opened, meta["fingerprint"], meta.get("data_states", []), as_given(config, paths))
 
 
 def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> None:

@@ -10,7 +10,8 @@ import pytest
 from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig
 from clipjax.data.mixture import open_train
 from clipjax.data.records import ManifestError, RecordError, encode_record, write_records
-from clipjax.data.sources import FolderConfig, open_source
+from clipjax.data.sources import FolderConfig, HeldOutConfig, open_source
+from clipjax.inference.looking import find_source, has_captions, held_out_split
 from tests.data.samples import encoded, open_folder, picture, write_folder
 from tests.data.test_pipeline import BATCH, DATA, assert_equal, joined, stream, take
 
@@ -68,28 +69,18 @@ def test_parts_of_a_mixture_keep_their_classes_apart(tmp_path):
     assert [source[i]["pair_id"] for i in range(4)] == [0, 2, 1, 3] and source[3]["texts"][1] == "odd!"
 
 
-def test_folders_are_classes(tmp_path):
-    root = images(tmp_path / "set", "train/dog/a.png", "train/cat/deep/b.png", "train/loose.png", "test/cat/c.png")
-    source = open_source(FolderConfig(path=str(root), class_folders=True))
-    assert source.class_names == ("cat", "dog") and cause_of(source, 2) == "no caption"
-    assert [(source[i]["label"], source[i]["texts"]) for i in (0, 1)] == [(0, ["cat"]), (1, ["dog"])]
-    prompted = open_source(FolderConfig(path=str(root), class_folders=True, prompts=("a {}",)))
-    assert prompted[0]["texts"] == ["a cat"] and cause_of(prompted, 2) == "no caption"
-    assert open_source(FolderConfig(path=str(root), class_folders=True, split="test"))[0]["label"] == 0
-
-
-def test_a_file_of_names_names_the_folders_or_lists_names_for_them(tmp_path):
-    root = images(tmp_path / "set", "n01/a.png", "n02/b.png")
-    config = FolderConfig(path=str(root), class_folders=True)
-    for lines, names in (("n02\nn01\nn00\n", ["n01", "n02"]), ("tench\ngoldfish\n", ["tench", "goldfish"])):
-        (root / "classnames.txt").write_text(lines)
-        source = open_source(config)
-        assert [source.class_names[source[i]["label"]] for i in range(2)] == names
-    (root / "classnames.txt").write_text("tench\n")
-    with pytest.raises(ManifestError, match=r"as many lines as there are folders \(2\)"):
-        open_source(config)
-    with pytest.raises(ManifestError, match="has no folders with images"):
-        open_source(FolderConfig(path=str(root / "n01"), class_folders=True))
+def test_class_folders_are_prompted(tmp_path):
+    root = images(tmp_path / "set", "train/dog/a.png", "train/cat/b.png", "test/cat/c.png")
+    config = find_source(root, "train")
+    assert config == FolderConfig(path=str(root), captions="folders") and not has_captions(open_source(config))
+    source = open_source(dataclasses.replace(config, prompts=("a {}",)))
+    assert [(record["texts"], record["pair_id"]) for record in map(source.__getitem__, (0, 1))] == [
+        (["a cat"], 0), (["a dog"], 1),
+    ]  # fmt: skip
+    assert held_out_split(root) == "test"
+    # Held out of data without a split of their own, too.
+    kept = HeldOutConfig(path=str(root), every=2, split="validation", source=config, prompts=("a {}",))
+    assert [open_source(kept)[0][name] for name in ("texts", "label")] == [["a dog"], 1]
 
 
 def test_a_table_of_labels_needs_no_captions(tmp_path):

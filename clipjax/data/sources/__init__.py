@@ -15,6 +15,7 @@ from clipjax.data.records import ManifestError
 from clipjax.data.sources.array_record import ArrayRecordSource
 from clipjax.data.sources.folder import FolderConfig, FolderSource
 from clipjax.data.sources.hard_negatives import HardNegativesConfig, HardNegativesSource
+from clipjax.data.sources.held_out import HeldOutConfig, HeldOutSource
 from clipjax.data.sources.multilingual import MultilingualConfig, MultilingualSource
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
 from clipjax.data.sources.prompted import PromptedSource
@@ -28,6 +29,8 @@ __all__ = [
     "FolderSource",
     "HardNegativesConfig",
     "HardNegativesSource",
+    "HeldOutConfig",
+    "HeldOutSource",
     "MultilingualConfig",
     "MultilingualSource",
     "ParquetConfig",
@@ -76,6 +79,7 @@ SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
     "folder": Part(FolderConfig, FolderSource),
     "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
+    "held_out": Part(HeldOutConfig, HeldOutSource),
     "multilingual": Part(MultilingualConfig, MultilingualSource),
     "parquet": Part(ParquetConfig, ParquetSource),
     "tfds": Part(TfdsConfig, TfdsSource),
