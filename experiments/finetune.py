@@ -17,10 +17,11 @@ Model, tokenizer and pixels are the checkpoint's. Everything else is a field: --
 """
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, to_config_dict
+from clipjax.config import default_config, require, to_config_dict
 from clipjax.data.sources import open_source
 from clipjax.inference.looking import evaluation_of, find_source, has_captions, held_out_split
 from clipjax.runs import open_run
@@ -31,11 +32,15 @@ TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")  # for data that br
 LEARNING_RATES = {
     "full": 1e-5, "freeze_image": 1e-5, "freeze_text": 1e-5, "last": 3e-5, "heads": 1e-3, "lora": 2e-4,
 }  # fmt: skip
+WORDS = {
+    "method": r"full|freeze_image|freeze_text|heads|last\d+|lora",
+    "loss": r"softmax|sigmoid",
+    "texts": r"captions|prompts",
+}
 
 
 def get_config(argument: str) -> ConfigDict:
-    checkpoint, data, *words = argument.split(",")
-    method, loss, texts = _words(words)
+    checkpoint, data, method, loss, texts = _read(argument)
     with open_run(checkpoint) as run:
         start = run.config
     train = find_source(data, "train")
@@ -83,16 +88,13 @@ def get_config(argument: str) -> ConfigDict:
     return config
 
 
-def _words(words: list[str]) -> tuple[str, str, str]:
-    """(method, loss, texts) of the argument's words; raises ValueError for others."""
+def _read(argument: str) -> tuple[str, str, str, str, str]:
+    """(checkpoint, data, method, loss, texts) of the argument. Raises ConfigError."""
+    checkpoint, data, *words = argument.split(",") if "," in argument else ("", "")
+    require(bool(checkpoint and data), f"'{argument}': expected CHECKPOINT,DATA, such as weights/clip,data/mine.")
     chosen = {"method": "full", "loss": "softmax", "texts": ""}
     for word in words:
-        if word in LEARNING_RATES and word != "last" or word[:4] == "last" and word[4:].isdecimal():
-            chosen["method"] = word
-        elif word in ("softmax", "sigmoid"):
-            chosen["loss"] = word
-        elif word in ("captions", "prompts"):
-            chosen["texts"] = word
-        else:
-            raise ValueError(f"'{word}' is no method, loss or kind of texts; see the list in this file.")
-    return chosen["method"], chosen["loss"], chosen["texts"]
+        kinds = [kind for kind, known in WORDS.items() if re.fullmatch(known, word)]
+        require(bool(kinds), f"'{word}' is no method, loss or kind of texts: {', '.join(WORDS.values())}.")
+        chosen[kinds[0]] = word
+    return checkpoint, data, *chosen.values()
