@@ -42,6 +42,8 @@ class DualEncoder(nn.Module):
 
     config: ModelConfig
     activations: jax.sharding.Sharding | None = None  # of [batch, ...]; None: left to the compiler
+    # blocks of the image and the text tower that get no gradient, counted from the first; for scanned blocks
+    frozen_blocks: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(
@@ -57,7 +59,8 @@ class DualEncoder(nn.Module):
 
         def run(side: str, x: jax.Array | Patches) -> TowerOutput:
             options = getattr(config, side), config.embed_dim, dtype, self.activations
-            return rows[side].module(*options, name=side)(x, train, hidden_layers)
+            frozen = {"frozen_blocks": count} if (count := self.frozen_blocks[side == "text"]) else {}
+            return rows[side].module(*options, name=side, **frozen)(x, train, hidden_layers)
 
         seen = None if image is None else run("image", image)
         read = None if text is None else run("text", text)

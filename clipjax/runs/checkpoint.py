@@ -30,7 +30,8 @@ from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
 from clipjax.runs.own_files import as_given, located
-from clipjax.training.state import TrainState, abstract_state, eval_variables
+from clipjax.training.lora import merged
+from clipjax.training.state import TrainState, abstract_state
 
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
 WEIGHTS = ("params", *OPTIONAL_ITEMS)  # everything except the training state
@@ -173,13 +174,17 @@ def restore_variables(
 ) -> dict:
     """{"params", "batch_stats"} to evaluate with, on any mesh.
 
-    average: the averages if the run kept them; False: the parameters of the step itself. Only these are read.
+    average: the averages if the run kept them; False: the parameters of the step itself. Only these are read. A run's
+    adapters are merged into them.
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
     prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
-    variables = eval_variables(abstract_state(config, mesh))
-    restored = _restore_items(manager, step, {f"{prefix}{name}": tree for name, tree in variables.items() if tree})
-    return variables | {name.removeprefix(prefix): tree for name, tree in restored.items()}
+    state = abstract_state(config, mesh)
+    names = {name: f"{prefix}{name}" for name in ("params", "batch_stats")}
+    stored = {name: getattr(state, name) for name in names.values()}
+    restored = _restore_items(manager, step, {name: tree for name, tree in stored.items() if tree})
+    variables = {name: (stored | restored)[own] for name, own in names.items()}
+    return variables | {"params": merged(variables["params"])}
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:

@@ -15,6 +15,8 @@ from clipjax.mesh import mesh_shape
 from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
 from clipjax.optim import check_optimizer
+from clipjax.training.lora import check_lora
+from clipjax.training.trainable import check_trainable, farthest
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
@@ -47,6 +49,8 @@ def part_checks(
         partial(check_augment, config.data.augment),
         partial(check_mixture, config.data),
         partial(check_optimizer, config.optimizer, config.total_steps),
+        partial(check_trainable, config),
+        partial(check_lora, config),
         partial(check_temperature, model),
         partial(check_best_metric, config),
     )
@@ -153,11 +157,12 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     require(
         not image_tower(model.image).running_statistics
         or config.accumulation_steps == 1
-        or config.optimizer.image_lr_multiplier == 0,
+        or farthest(config, "image") <= 0,
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
         "would differ. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
-        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0).",
+        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0, or "
+        "image_unlocked_blocks=0 for all except what follows its stages).",
     )
 
 

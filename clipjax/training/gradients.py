@@ -15,7 +15,10 @@ from clipjax.losses import make_loss
 from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import image_of, normalize_pixels
+from clipjax.optim.layers import TEMPERATURE
+from clipjax.training.lora import merged
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
+from clipjax.training.trainable import farthest, frozen_blocks, joined, trained
 
 Batch = dict[str, jax.Array]
 Tree = Any
@@ -26,7 +29,8 @@ def make_loss_and_gradients(
 ) -> Callable:
     """The function (params, batch_stats, batch, key, teacher_variables) -> (loss, metrics, grads, new batch_stats).
 
-    Loss and gradient are those of the GLOBAL batch, on any mesh.
+    Loss and gradient are those of the GLOBAL batch, on any mesh. grads is a tree like trained(config, params): the rest
+    is constant, and where it comes first in a tower, the backward pass ends behind it.
 
     config.accumulation_steps=1 is plain reverse mode. With more, memory is that of one micro-batch's towers: every
     micro-batch is embedded without keeping anything, the loss sees all embeddings once, then each micro-batch runs
@@ -38,14 +42,15 @@ def make_loss_and_gradients(
     comes once with each of its texts; see with_all_texts.
 
     BatchNorm's statistics are those of the whole batch, which a micro-batch cannot know; therefore training/check.py
-    refuses BatchNorm with accumulation. A frozen tower uses its running statistics and leaves them unchanged.
+    refuses BatchNorm with accumulation. A tower of which nothing trains, or only what follows its blocks, uses its
+    running statistics and leaves them unchanged.
     """
-    model = DualEncoder(config.model, batch_sharding(mesh))
+    model = DualEncoder(config.model, batch_sharding(mesh), frozen_blocks(config))
     loss_fn = make_loss(config.loss, mesh)
     embed, known = _make_embed(config, model), _make_known(config, model, teacher)
 
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
-        out = model.apply({"params": params})
+        out = model.apply({"params": {name: params[name] for name in TEMPERATURE if name in params}})
         with jax.named_scope("loss"):
             embedded, others = with_all_texts(embedded, others)
             loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
@@ -54,32 +59,29 @@ def make_loss_and_gradients(
     def at_once(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
         others = known(batch, teacher_variables)
 
-        def value(params: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
-            embedded, changed = embed(params, batch_stats, batch, key)
-            loss, metrics = loss_of(params, embedded, others)
+        def value(part: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
+            whole = joined(params, part)
+            embedded, changed = embed(whole, batch_stats, batch, key)
+            loss, metrics = loss_of(whole, embedded, others)
             return loss, (metrics, changed)
 
-        (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(params)
+        (loss, (metrics, changed)), grads = jax.value_and_grad(value, has_aux=True)(trained(config, params))
         return loss, metrics, grads, changed
 
     count = config.accumulation_steps
-    return at_once if count == 1 else _make_accumulated(count, mesh, embed, known, loss_of)
+    return at_once if count == 1 else _make_accumulated(config, mesh, embed, known, loss_of)
 
 
 def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
     """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
-    optimizer, pixels = config.optimizer, config.data.pixels
-    towers = {"image": optimizer.image_lr_multiplier, "text": optimizer.text_lr_multiplier}
-    frozen = {tower for tower, multiplier in towers.items() if multiplier == 0}
-    mutable = [] if "image" in frozen else ["batch_stats"]
+    pixels = config.data.pixels
+    mutable = ["batch_stats"] if farthest(config, "image") > 0 else []
 
     def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
-        # A frozen tower has no backward pass, and its gradient does not count in grad_norm.
-        params = {n: jax.lax.stop_gradient(tree) if n in frozen else tree for n, tree in params.items()}
         image = None
         if "image_embedding" not in batch:
             image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": merged(params), "batch_stats": batch_stats}
         *rows, length = batch["text"].shape  # [b, L], or [b, K, L]
         text = batch["text"].reshape(-1, length)
         out, changed = model.apply(
@@ -136,9 +138,11 @@ def _make_known(
     return known
 
 
-def _make_accumulated(count: int, mesh: Mesh, embed: Callable, known: Callable, loss_of: Callable) -> Callable:
-    """As make_loss_and_gradients returns, in `count` micro-batches."""
-    shards = batch_shards(mesh)
+def _make_accumulated(
+    config: ExperimentConfig, mesh: Mesh, embed: Callable, known: Callable, loss_of: Callable
+) -> Callable:
+    """As make_loss_and_gradients returns, in config.accumulation_steps micro-batches."""
+    count, shards = config.accumulation_steps, batch_shards(mesh)
     in_micro_batches = NamedSharding(mesh, P(None, BATCH_AXES))
 
     def split(a: jax.Array) -> jax.Array:
@@ -152,24 +156,25 @@ def _make_accumulated(count: int, mesh: Mesh, embed: Callable, known: Callable, 
         return jax.lax.with_sharding_constraint(a.reshape(-1, *a.shape[3:]), batch_sharding(mesh))
 
     def accumulated(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array, teacher_variables: Tree = None):
-        parts = jax.tree.map(split, batch)
+        micros = jax.tree.map(split, batch)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
         first = jax.lax.map(
-            lambda part: (embed(params, batch_stats, *part)[0], known(part[0], teacher_variables)), (parts, keys)
+            lambda micro: (embed(params, batch_stats, *micro)[0], known(micro[0], teacher_variables)), (micros, keys)
         )
         embedded, others = jax.tree.map(lambda a: join(a) if a.ndim > 1 else a[0], first)
-        (loss, metrics), (grads, to_embedded) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
-            params, embedded, others
-        )
-        layout = param_shardings(params, mesh)
+        part = trained(config, params)
+        (loss, metrics), (grads, to_embedded) = jax.value_and_grad(
+            lambda part, embedded: loss_of(joined(params, part), embedded, others), argnums=(0, 1), has_aux=True
+        )(part, embedded)
+        layout = param_shardings(part, mesh)
 
-        def replay(grads: Tree, part: tuple) -> tuple[Tree, None]:
-            part_of_batch, part_key, cotangent = part
-            _, pull = jax.vjp(lambda params: embed(params, batch_stats, part_of_batch, part_key)[0], params)
+        def replay(grads: Tree, micro: tuple) -> tuple[Tree, None]:
+            rows, row_key, cotangent = micro
+            _, pull = jax.vjp(lambda part: embed(joined(params, part), batch_stats, rows, row_key)[0], part)
             (added,) = pull(cotangent)
             return jax.lax.with_sharding_constraint(jax.tree.map(jnp.add, grads, added), layout), None
 
-        grads, _ = jax.lax.scan(replay, grads, (parts, keys, jax.tree.map(split, to_embedded)))
+        grads, _ = jax.lax.scan(replay, grads, (micros, keys, jax.tree.map(split, to_embedded)))
         return loss, metrics, grads, batch_stats
 
     return accumulated

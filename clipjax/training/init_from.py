@@ -12,28 +12,32 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
-from clipjax.optim import make_optimizer
+from clipjax.optim.layers import ADAPTERS, TEMPERATURE
 from clipjax.training.ema import first_averages
 from clipjax.training.state import TrainState, Weights, abstract_state, create_state, eval_variables
+from clipjax.training.trainable import make_tx
 
 
 def initial_state(config: ExperimentConfig, mesh: Mesh, trained: Weights) -> TrainState:
     """create_state with the weights of an open run: its averages where it kept them.
 
-    A logit_bias that the run lacks starts at config's. The adapted weights must have the configuration's shapes:
-    clipjax.runs.weights compares them.
+    A logit_bias that the run lacks starts at config's, and both temperatures do with config.init_temperature
+    "restarted". A run's adapters are merged into its weights, and new ones (config.lora) start beside them. The adapted
+    weights must have the configuration's shapes: clipjax.runs.weights compares them.
     """
     state = create_state(config, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, eval_variables(abstract_state(config, mesh)))
     convert = functools.partial(adapt, source=trained.config.model, target=config.model)
     variables = jax.jit(convert, out_shardings=layout)(trained.variables(mesh))
     params, batch_stats = variables["params"], variables["batch_stats"]
-    tx = make_optimizer(config.optimizer, params, config.total_steps)
+    kept = (ADAPTERS, *TEMPERATURE) if config.init_temperature == "restarted" else (ADAPTERS,)
+    params |= {name: state.params[name] for name in kept if name in state.params}
+    tx = make_tx(config, params)
     layout = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
     return state.replace(
         params=params,
         batch_stats=batch_stats,
-        opt_state=jax.jit(tx.init, out_shardings=layout)(params),
+        opt_state=jax.jit(lambda params: tx.init(trained(config, params)), out_shardings=layout)(params),
         **first_averages(config.optimizer, params, batch_stats),
     )
 
