@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
+from clipjax import signals
+
 # command -> (module with main(argv), what it does)
 COMMANDS = {
+    "init": ("clipjax.commands.init", "write a small experiment for your own images and captions"),
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
     "sweep": ("clipjax.commands.sweep", "train a grid of settings with several seeds, and continue it"),
     "compare": ("clipjax.commands.compare", "a table of runs or of a sweep: means over seeds, and what differs"),
@@ -23,7 +26,13 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of the console command; exits with 2 for an unknown command."""
+    """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
+    signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
+    dispatch()
+
+
+def dispatch() -> None:
+    """Executes sys.argv; exits with 2 for an unknown command."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         width = max(map(len, COMMANDS))

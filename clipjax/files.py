@@ -7,6 +7,8 @@ import fnmatch
 import glob
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a file; {} where there is none: no file, or one that cannot be read or holds something else."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -53,7 +55,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     lines = []
     for text in split_lines(path.read_text(encoding="utf-8")) if path.exists() else ():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
         if isinstance(line, dict):
@@ -61,12 +63,76 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, limit: int = 0) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
-    Raises TextFileError for a file in another encoding or with zero bytes, OSError for one that cannot be read.
+    limit: bytes; 0: MAX_TEXT. Raises TextFileError for a file in another encoding or with zero bytes, above the limit,
+    or that is a pipe, a device or a socket; OSError for one that cannot be read.
     """
-    return decode_text(Path(path).read_bytes(), str(path))
+    return decode_text(read_file(path, limit or MAX_TEXT), str(path))
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """The bytes of a file. Raises TextFileError above the limit, and for what is no file; OSError as open does."""
+    kind = not_a_file(path)
+    if kind and kind != "a folder":  # opening a folder says so itself; reading a pipe may never return
+        raise TextFileError(f"{path} is {kind}; expected a file.")
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TextFileError(f"{path} has more than {limit:,} bytes, the limit for files of its kind.")
+    return data
+
+
+def not_a_file(path: str | Path) -> str:
+    """What a path names if it is no file, such as "a named pipe"; "": a file, or nothing. Links are followed."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    return next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "")
+
+
+def parse_json(text: str | bytes, limit: int = 0) -> Any:
+    """The value of a JSON text. limit: its characters or bytes; 0: MAX_JSON.
+
+    Raises ValueError for what is not JSON, for JSON above the limit, nested deeper than Python reads, or with a field
+    that is there twice in one object. Values take up to thirty times the memory of their text.
+    """
+    limit = limit or MAX_JSON
+    if len(text) > limit:
+        raise ValueError(f"it has {len(text):,} bytes, the limit is {limit:,}")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: str | Path, limit: int = 0) -> Any:
+    """The value of a JSON file, in an encoding of read_text. Raises ValueError as parse_json and read_text do."""
+    return parse_json(read_text(path, limit or MAX_JSON), limit)
+
+
+def printable(text: object, lines: bool = True) -> str:
+    r"""A text from a file as it is shown in a terminal or a log: control characters as \x1b, \u202e.
+
+    A terminal obeys such characters: they move the cursor, hide or recolour text and turn its direction. lines: whether
+    a newline is one, too; False keeps the lines of a message that has several.
+    """
+    return (_CONTROL if lines else _CONTROL_IN_LINES).sub(_escaped, str(text))
+
+
+def _escaped(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))
+        raise ValueError(f"the field {twice[:100]!r} is there twice")
+    return made
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -123,6 +189,18 @@ class TextFileError(ValueError):
     """A text file that cannot be read as one; the message names the file, the line and the cure."""
 
 
+MAX_TEXT = 64 << 20  # bytes of a text file that is read whole; the largest tokenizer.json in use has 34 MB
+MAX_JSON = 16 << 20  # bytes of a JSON text, which takes up to thirty times as much memory
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+# C0 and C1 controls, lone surrogates, marks that turn the direction of writing, and Unicode's line separators.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_CONTROL_IN_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 # UTF-32's little-endian mark begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),

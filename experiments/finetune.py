@@ -21,9 +21,10 @@ import re
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, require, to_config_dict
+from clipjax.config import SourceConfig, default_config, require, to_config_dict
+from clipjax.data.finding import find_data
 from clipjax.data.sources import open_source
-from clipjax.inference.looking import evaluation_of, find_source, has_captions, held_out_split
+from clipjax.inference.looking import evaluators_of, has_captions
 from clipjax.runs import open_run
 
 EPOCHS, LARGEST_BATCH = 5, 128
@@ -43,7 +44,7 @@ def get_config(argument: str) -> ConfigDict:
     checkpoint, data, method, loss, texts = _read(argument)
     with open_run(checkpoint) as run:
         start = run.config
-    train = find_source(data, "train")
+    train, held_out = _sources(data)
     source = open_source(train)
 
     config = default_config()
@@ -78,14 +79,19 @@ def get_config(argument: str) -> ConfigDict:
     if texts == "prompts" or (not texts and not has_captions(source)):
         train = dataclasses.replace(train, prompts=tuple(getattr(source, "templates", ())) or TEMPLATES)
     config.data.train = train
-    if split := held_out_split(data):
-        for name, evaluator in evaluation_of(data, split).eval.evaluators.items():
-            if train.prompts and hasattr(evaluator, "templates"):
-                evaluator = dataclasses.replace(evaluator, templates=train.prompts)
-            config.eval.evaluators[name] = to_config_dict(evaluator)
+    for name, evaluator in evaluators_of(held_out, open_source(held_out)).items():
+        if train.prompts and hasattr(evaluator, "templates"):
+            evaluator = dataclasses.replace(evaluator, templates=train.prompts)
+        config.eval.evaluators[name] = to_config_dict(evaluator)
     config.eval.every_steps = config.checkpoint.every_steps = max(1, steps // 5)
     config.log.every_steps = max(1, steps // 50)
     return config
+
+
+def _sources(data: str) -> tuple[SourceConfig, SourceConfig]:
+    """What to train on, and what to evaluate on: a split of the data, or else every tenth record."""
+    found = find_data(data)
+    return found.split(len(open_source(found.train)))
 
 
 def _read(argument: str) -> tuple[str, str, str, str, str]:

@@ -22,7 +22,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
 from clipjax.config import require
-from clipjax.files import write_text
+from clipjax.files import printable, write_text
 from clipjax.report.compare import Comparison, compare
 from clipjax.report.compare_table import FORMATS
 from clipjax.runs.record import read_records
@@ -58,7 +58,7 @@ def run(
         write_text(out, text)
         print(f"Wrote {out}", flush=True)
     else:
-        print(text, end="", flush=True)
+        print(printable(text, lines=False), end="", flush=True)
     return found
 
 

@@ -35,7 +35,7 @@ from clipjax.inference.precompute import counted, embed_source
 from clipjax.mesh import make_mesh
 from clipjax.processes import gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint
-from clipjax.runs.weights import check_init_from, first_state, open_named
+from clipjax.runs.weights import check_init_from, first_state, initialised, open_named
 from clipjax.training.check import check, check_embeddings, check_tokenizer
 from clipjax.training.precomputed import image_made_by, image_settings, teacher_made_by, teacher_settings
 from clipjax.training.state import raw_variables
@@ -82,7 +82,7 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
 
 def image_made_with(config: ExperimentConfig, mesh: Mesh, own: dict[str, Any], source: Any) -> dict[str, Any]:
     """What is known of the embeddings before weights are read. Raises what open_image_tower would raise."""
-    if config.init_from:
+    if initialised(config):
         check_init_from(config, mesh, own)
     return image_settings(config, own, source)
 

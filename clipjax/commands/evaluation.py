@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from clipjax.config import EvaluationConfig, EvaluatorConfig, ExperimentConfig, nearest, require
+from clipjax.files import printable
 from clipjax.inference.session import EvalSession, Record
 from clipjax.processes import announce, gather_json
 from clipjax.report.evaluation import ResultFolder, headline, results_document, write_report
@@ -45,7 +46,8 @@ def evaluate_into(
     document = results_document(opened, evaluation)
     if first:
         write_report(out, opened, evaluation, document)
-        print("\n".join(filter(None, [format_table(evaluation.results), *folder.summary()])))
+        table = "\n".join(filter(None, [format_table(evaluation.results), *folder.summary()]))
+        print(printable(table, lines=False))
         print(f"Wrote {out / 'results.json'} and {out / 'report.html'}", flush=True)
     return document
 

@@ -6,14 +6,16 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from logging import LogRecord
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
+from clipjax.files import printable
 from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together
+from clipjax.processes import stopping_together, take_back_sigterm
 
 
 def parse(
@@ -168,10 +170,18 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     logging.set_verbosity(logging.WARNING)
     # Orbax warns about options that are set on purpose, such as read_only.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
+    logging.get_absl_logger().addFilter(_printable)
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
+    take_back_sigterm()
     with one_line_errors(), stopping_together():
         body()
+
+
+def _printable(record: LogRecord) -> bool:
+    """Escapes what a terminal would obey: messages name files, keys and captions, which anyone may have written."""
+    record.msg, record.args = printable(record.getMessage(), lines=False), ()
+    return True
 
 
 @contextlib.contextmanager
@@ -189,7 +199,7 @@ def one_line_errors() -> Iterator[None]:
 
 def fail(error: object, code: int = 2) -> None:
     """Prints one line and exits."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

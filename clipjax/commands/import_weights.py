@@ -23,6 +23,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.tokenizers import make_tokenizer
+from clipjax.files import printable
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
@@ -90,7 +91,7 @@ def run(
     without = "" if config.tokenizer.path else ", WITHOUT A TOKENIZER"
     print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
     if without:
-        print(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset))
+        print(printable(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset)))
 
 
 def weights_fingerprint(config: ExperimentConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:
         require(bool(equals), f"--compare={overrides}: '{item}' is not name=value, such as loss.comm=ring.")
         try:
             parsed = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parsed = {"True": True, "False": False, "None": None}.get(value, value)
         try:
             with tree.ignore_type():

@@ -13,12 +13,15 @@ import contextlib
 import dataclasses
 import functools
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from clipjax import signals
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
@@ -40,6 +43,7 @@ from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.loop import loop
@@ -106,7 +110,8 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                 log.write(0, results)
                 recorder.record(eval_variables(state), 0)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
-            with contextlib.closing(stream), bad_log.kept_on(DataError):
+            at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
+            with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):
                 state, results, data_state = loop(
                     config,
                     state,
@@ -121,16 +126,39 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),
                 )
-            with checkpoints.clear_errors(manager):
-                manager.wait_until_finished()
-            if int(state.step) < config.total_steps:
-                announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command continues from there.")
+                with checkpoints.clear_errors(manager):
+                    manager.wait_until_finished()
+            step = int(state.step)
+            if step < config.total_steps:
+                name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
+                announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
                 return {}
-            if data_state:
-                announce(describe_bad_records(workdir, all_causes(data_state)))
-            if config.log.figures:
-                recorder.finish(eval_variables(state), int(state.step))
+            with signals.saying(describe_end(config, workdir), saved=True):
+                if number := max(gather_json(noted.number)):
+                    announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
+                    return results
+                if data_state:
+                    announce(describe_bad_records(workdir, all_causes(data_state)))
+                if config.log.figures:
+                    recorder.finish(eval_variables(state), step)
     return results
+
+
+def describe_stop(workdir: str | Path, when: str) -> str:
+    """What the line says about a run that a signal ends without saving."""
+    step = saved_step(workdir)
+    return f"stopped {when}; {workdir} " + (
+        f"has step {step}, and the same command continues from there."
+        if step
+        else "has no checkpoint, and the same command starts again."
+    )
+
+
+def describe_end(config: ExperimentConfig, workdir: Path) -> str:
+    """What a signal's line says after the last step."""
+    return f"all {config.total_steps} steps are saved in {workdir}" + (
+        "; clipjax report makes the report that is missing." if config.log.figures else "."
+    )
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
@@ -172,4 +200,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir))
+    with signals.saying(lambda: describe_stop(values.workdir, "before a new step")):
+        cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir))
+    if signals.last() == signal.SIGINT:  # the run is saved, but commands after it should not follow
+        sys.exit(128 + signal.SIGINT)

@@ -186,6 +186,9 @@ class ExperimentConfig:
     global_batch_size: int = experiment(1024, within=EXAMPLES, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)
+    # the same for one tower alone, instead of what init_from gives it
+    init_image_from: str = experiment("", at_start=True)
+    init_text_from: str = experiment("", at_start=True)
     # logit_scale and logit_bias of init_from: kept, or restarted at config.model's initial values
     init_temperature: Literal["kept", "restarted"] = experiment("kept", at_start=True)
     # micro-batches in which a step runs the towers; loss and gradient are still those of the whole batch

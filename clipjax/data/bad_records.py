@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from absl import logging
 
 from clipjax.data.records import RecordError
+from clipjax.files import printable
 
 T = TypeVar("T")
 MAX_WARNINGS = 20
@@ -27,7 +28,7 @@ class BadRecord(NamedTuple):
     key: str = ""  # of the record, where it could be read
 
     def __str__(self) -> str:
-        return f"{self.file} record {self.position}: {self.error} ({self.cause})"
+        return printable(f"{self.file} record {self.position}: {self.error} ({self.cause})")
 
 
 def first_good(

@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
-from clipjax.files import read_text, write_text
+from clipjax.files import read_json, write_text
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -34,6 +34,7 @@ SCHEMA = {  # of a record, a msgpack map
     "label": "int: index into class_names, where there are any; may be absent",
     "pair_id": "int: equal for captions that mean the same; may be absent",
 }
+MAX_CAPTION = 1 << 20  # characters or bytes; a text tower reads a few hundred
 ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
 
 
@@ -95,7 +96,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "docs/data_pipelines.md has the commands."
         )
     try:
-        manifest = json.loads(read_text(path))
+        manifest = read_json(path)
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -268,6 +269,8 @@ def _check(record: dict[str, Any]) -> None:
     texts = record["texts"]
     if not all(isinstance(text, str) for text in texts) or not any(map(str.strip, texts)):
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
+    if any(len(text) > MAX_CAPTION for text in texts):
+        raise RecordError("caption too long", f"{max(map(len, texts))} characters, the limit is {MAX_CAPTION}")
     for name in ("label", "pair_id"):
         value = record.get(name, -1)
         if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:

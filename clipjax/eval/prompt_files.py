@@ -10,7 +10,6 @@ read_translated_classes("babel_imagenet.json", "sw")                       # the
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from clipjax.config import ConfigError, nearest, require
 from clipjax.data.labels import read_class_names as read_names
 from clipjax.data.templates import TemplateError, pieces_of, read_template_lines
-from clipjax.files import TextFileError, read_text
+from clipjax.files import TextFileError, read_json
 
 NAMES_SUFFIX = "_classnames.json"
 TEMPLATES_SUFFIX = "_zeroshot_classification_templates.json"
@@ -155,8 +154,8 @@ def _select(path: Path, dataset: str, language: str, leaf: Any = lambda value: F
     """
     require(path.is_file(), f"{path} is not a file.")
     try:
-        value = json.loads(read_text(path))
-    except (OSError, TextFileError, ValueError, RecursionError) as error:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     of_name = path.name.startswith(f"{language}_") if language else True
     left, place = [key for key in (dataset, language) if key], str(path)

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
+from clipjax.data.finding import captions_of_images, list_files
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.probe import read_labels
-from clipjax.data.records import MANIFEST, RecordError, read_manifest
+from clipjax.data.records import MANIFEST, RecordError
 from clipjax.data.sources import FolderConfig, ParquetConfig, Source, WebDatasetConfig, open_source
-from clipjax.data.sources.image_files import SIDECARS, folder_of_split, image_files
 from clipjax.data.sources.tables import TABLES
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.files import glob_visible
 
 NAME = "data"  # of the evaluators' results
-HELD_OUT = ("validation", "val", "test")  # names of splits, in the order in which they are looked for
 LOOKED_AT = 64  # records that show whether there are labels and captions
 
 
@@ -44,8 +43,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         return FolderConfig(path=str(tables[0]))
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
-        captions = "folders" if _has_class_folders(path, split) else "files"
-        return FolderConfig(path=str(path), split=split, captions=captions)
+        listing = list_files(path / split if split and (path / split).is_dir() else path)
+        return FolderConfig(path=str(path), split=split, captions=captions_of_images(listing) or "files")
     raise ConfigError(
         f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
         f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."
@@ -68,23 +67,16 @@ def evaluation_of(path: str | Path, split: str = "test") -> EvaluationConfig:
     return EvaluationConfig(eval=EvalConfig(evaluators=evaluators))
 
 
+def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+    """Evaluators for an open source by their own names, "zero_shot" or "retrieval"; {} where none fits."""
+    found = _by_layout(config, source) or _by_records(config, source)
+    return {evaluator.name: evaluator for evaluator in found.values()}
+
+
 def has_captions(source: Source) -> bool:
     """Whether the first records have texts other than the names of the source's classes."""
     captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
     return bool(captions - set(source.class_names))
-
-
-def held_out_split(path: str | Path) -> str:
-    """The split of the data at a path that is kept from training: "validation", "val" or "test", the first there is.
-
-    "" where there is none: neither in a manifest, nor as a folder, nor in the names of the files.
-    """
-    path = Path(path)
-    known = read_manifest(path)["splits"] if (path / MANIFEST).is_file() else None
-    for split in HELD_OUT if path.is_dir() else ():
-        if split in known if known is not None else glob_visible(f"{path}/{split}*"):
-            return split
-    return ""
 
 
 def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
@@ -110,14 +102,6 @@ def _captions(source: Source, index: int) -> list[str]:
         return source[index]["texts"]
     except RecordError:
         return []
-
-
-def _has_class_folders(path: Path, split: str) -> bool:
-    """Whether a folder's images are all in folders, of which there are two or more, and without caption files."""
-    root, others = folder_of_split(path, split), []
-    images = list(image_files(root, other=others.append))
-    folders = {image.partition("/")[0] if "/" in image else "" for image in images}
-    return len(folders) > 1 and "" not in folders and not any(name.lower().endswith(SIDECARS) for name in others)
 
 
 def _has_images(path: Path) -> bool:

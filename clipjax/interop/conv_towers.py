@@ -18,15 +18,15 @@ def resnet(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
     """ModifiedResNet; names from openai/CLIP clip/model.py and open_clip modified_resnet.py."""
     tensors = []
     for i in (1, 2, 3):
-        tensors += _conv_and_norm(f"conv_{i}", f"bn_{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
+        tensors += conv_and_norm(f"conv_{i}", f"bn_{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}")
     for stage, depth in enumerate(model.image.stages):
         for block in range(depth):
             ours, at = f"stage_{stage}_block_{block}", f"{theirs}.layer{stage + 1}.{block}"
             for i in (1, 2, 3):
-                tensors += _conv_and_norm(f"{ours}/conv_{i}", f"{ours}/bn_{i}", f"{at}.conv{i}", f"{at}.bn{i}")
+                tensors += conv_and_norm(f"{ours}/conv_{i}", f"{ours}/bn_{i}", f"{at}.conv{i}", f"{at}.bn{i}")
             if block == 0:
                 shortcut = (f"{ours}/shortcut_conv", f"{ours}/shortcut_bn")
-                tensors += _conv_and_norm(*shortcut, f"{at}.downsample.0", f"{at}.downsample.1")
+                tensors += conv_and_norm(*shortcut, f"{at}.downsample.0", f"{at}.downsample.1")
     ours, at = "image/attention_pool", f"{theirs}.attnpool"
     tensors.append(Tensor(f"{ours}/position_embedding", (f"{at}.positional_embedding",)))
     for name, their in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "c_proj")):
@@ -61,22 +61,22 @@ def convnext(model: ModelConfig, theirs: str = "visual") -> list[Tensor]:
 def efficientnet(model: ModelConfig, theirs: str = "vision_model") -> list[Tensor]:
     """AlignVisionModel; names from transformers models/align/modeling_align.py."""
     at = f"{theirs}.embeddings"
-    tensors = _conv_and_norm("stem", "stem_bn", f"{at}.convolution", f"{at}.batchnorm")
+    tensors = conv_and_norm("stem", "stem_bn", f"{at}.convolution", f"{at}.batchnorm")
     for i, shape in enumerate(block_shapes(model.image)):
         ours, at = f"block_{i}", f"{theirs}.encoder.blocks.{i}"
         if shape.expansion != 1:
             theirs_too = (f"{at}.expansion.expand_conv", f"{at}.expansion.expand_bn")
-            tensors += _conv_and_norm(f"{ours}/expand", f"{ours}/expand_bn", *theirs_too)
+            tensors += conv_and_norm(f"{ours}/expand", f"{ours}/expand_bn", *theirs_too)
         theirs_too = (f"{at}.depthwise_conv.depthwise_conv", f"{at}.depthwise_conv.depthwise_norm")
-        tensors += _conv_and_norm(f"{ours}/depthwise", f"{ours}/depthwise_bn", *theirs_too)
+        tensors += conv_and_norm(f"{ours}/depthwise", f"{ours}/depthwise_bn", *theirs_too)
         tensors += weight_and_bias(f"image/{ours}/squeeze", f"{at}.squeeze_excite.reduce", conv)
         tensors += weight_and_bias(f"image/{ours}/excite", f"{at}.squeeze_excite.expand", conv)
         theirs_too = (f"{at}.projection.project_conv", f"{at}.projection.project_bn")
-        tensors += _conv_and_norm(f"{ours}/project", f"{ours}/project_bn", *theirs_too)
+        tensors += conv_and_norm(f"{ours}/project", f"{ours}/project_bn", *theirs_too)
     return tensors
 
 
-def _conv_and_norm(ours: str, our_norm: str, theirs: str, their_norm: str) -> list[Tensor]:
+def conv_and_norm(ours: str, our_norm: str, theirs: str, their_norm: str) -> list[Tensor]:
     """A convolution without bias, and the BatchNorm after it."""
     running = f"batch_stats:image/{our_norm}"
     return [

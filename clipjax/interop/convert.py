@@ -108,6 +108,8 @@ def _entry(file: Mapping[str, Stored], entry: str) -> np.ndarray:
 
 def _place(array: np.ndarray, target: jax.ShapeDtypeStruct) -> Any:
     # A copy: on a CPU, JAX may keep using the array it is given, and a view would keep all of its base in memory.
+    if array.size == 1:  # [1] and [] are the same number; see names.check_tensors
+        array = array.reshape(target.shape)
     array = np.require(array, target.dtype, ["C_CONTIGUOUS", "OWNDATA"])
     if target.sharding is None:
         return array

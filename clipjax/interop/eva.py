@@ -12,6 +12,7 @@ from typing import Any
 
 from clipjax.config import ModelConfig
 from clipjax.interop import open_clip, open_clip_config, tokenizer_files
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
@@ -61,14 +62,14 @@ def original_tensors(model: ModelConfig) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of timm's EVA trunks."""
-    return str(_vision(description).get("timm_model_name", "")).startswith(("eva_", "eva02_"))
+    return timm_name(_vision(description)).startswith(("eva_", "eva02_"))
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a trunk, a pooling or an image size that no EVA-CLIP has."""
     model = open_clip_config.model_cfg(description)
     vision = model["vision_cfg"]
-    name, where = vision["timm_model_name"].partition(".")[0], f"{open_clip.CONFIG}: vision_cfg"
+    name, where = timm_name(vision) or vision["timm_model_name"], f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS:
         raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
     if vision.get("timm_pool", "avg") != "token" or vision.get("timm_proj", "linear"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from clipjax.config import ModelConfig, nearest
@@ -18,9 +19,11 @@ from clipjax.interop import (
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
+    open_clip_timm,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
+from clipjax.interop.unrecognised import unrecognised
 
 FAMILIES: dict[str, Family] = {
     "hf_align": hf_align.FAMILY,
@@ -35,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "open_clip_hf_text": open_clip_bert.FAMILY,
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
+    "open_clip_timm": open_clip_timm.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
     "big_vision": big_vision.PER_LAYER,
@@ -64,13 +68,23 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
             raise InteropError(f"Unknown family '{name}'.{nearest(name, FAMILIES)}")
         return name, FAMILIES[name]
     fitting = [known for known, family in FAMILIES.items() if family.matches(description)]
-    if len(fitting) != 1:
-        guess = f"families {', '.join(fitting)}" if fitting else "none of the families"
+    if len(fitting) > 1:  # a directory with the configurations of two libraries: whose names the tensors have
+        own = [known for known in fitting if FAMILIES[known].format == format_of(description.shapes)]
+        fitting = own or fitting
+    if not fitting:
+        raise InteropError(unrecognised(description))
+    if len(fitting) > 1:
         raise InteropError(
-            f"The weights look like {guess}. Name one with --family: {', '.join(FAMILIES)}. "
+            f"The weights look like families {', '.join(fitting)}. Name one with --family. "
             f"Some of their tensors: {', '.join(list(description.shapes)[:5])}."
         )
     return fitting[0], FAMILIES[fitting[0]]
+
+
+def format_of(names: Iterable[str]) -> str:
+    """Whose names the tensors have, as --format calls it: "hf" (transformers) or "open_clip"; "" for another's."""
+    starts = {name.partition(".")[0] for name in names}
+    return "hf" if starts & {"vision_model", "text_model"} else "open_clip" if "visual" in starts else ""
 
 
 def check_towers(name: str, family: Family, model: ModelConfig) -> None:

@@ -69,6 +69,22 @@ def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
     )
 
 
+def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """text_config or vision_config (`name`) of config.json, over transformers' defaults for it.
+
+    Older files have a text_config_dict, alone or beside text_config. As in transformers, it then is the whole section,
+    with the defaults for what it leaves out; values of text_config that have no default remain. Raises InteropError
+    for a field that is null and has a default.
+    """
+    read = {**defaults, **config.get(name, {})}
+    complete = config.get(f"{name}_dict")
+    if complete is not None:
+        read |= {**defaults, **complete}
+    if empty := [field for field in defaults if read[field] is None]:
+        raise InteropError(f"config.json: {name}.{empty[0]} is null; expected a value such as {defaults[empty[0]]!r}.")
+    return read
+
+
 def grid(vision: Mapping[str, Any]) -> dict[str, int]:
     """image_size and patch_size of vision_config. Raises InteropError where one is not a square."""
     names = ("image_size", "patch_size")

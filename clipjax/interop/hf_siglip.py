@@ -85,8 +85,8 @@ def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
 
 def read_model(config: Mapping[str, Any]) -> ModelConfig:
     """The model of config.json (`config`). Raises InteropError for an activation or head that is not supported."""
-    vision = VISION | config.get("vision_config", {})
-    text = TEXT | config.get("text_config", {})
+    vision = hf_parts.section(config, "vision_config", VISION)
+    text = hf_parts.section(config, "text_config", TEXT)
     if not vision["vision_use_head"]:
         raise InteropError("config.json: vision_config.vision_use_head is false; expected true, SigLIP's pooling head.")
     return ModelConfig(

@@ -7,14 +7,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clipjax.config import nearest
+from clipjax.config.errors import shown
+from clipjax.files import printable
 from clipjax.interop.names import InteropError
+
+MOST = 2**31 - 1  # of sizes and counts
 
 
 def whole_number(value: Any, where: str, least: int = 1) -> int:
     """A JSON number without a fraction, at least `least`. Raises InteropError; where: file and field, for messages."""
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and number == int(number) and number >= least):
-        raise InteropError(f"{where}={value!r} is not supported; expected a whole number of at least {least}.")
+    if not (least <= number <= MOST and number == int(number)):
+        raise InteropError(f"{where}={shown(value)} is not supported; expected a whole number of at least {least}.")
     return int(number)
 
 
@@ -23,7 +27,7 @@ def square(value: Any, where: str) -> int:
     sides = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2 or sides[0] != sides[1]:
         raise InteropError(
-            f"{where}={value!r} is not supported; expected one number, or two that are equal (a square)."
+            f"{where}={shown(value)} is not supported; expected one number, or two that are equal (a square)."
         )
     return whole_number(sides[0], where)
 
@@ -31,10 +35,10 @@ def square(value: Any, where: str) -> int:
 def three_numbers(value: Any, where: str) -> tuple[float, ...]:
     """One number, or one for each of red, green and blue, as three. Raises InteropError; where: file and field."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
-    known = [n for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n)]
+    known = [n for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool) and -1e9 < n < 1e9]
     if len(numbers) != 3 or len(known) != 3:
         raise InteropError(
-            f"{where}={value!r} is not supported; expected a number, or one each of red, green and blue."
+            f"{where}={shown(value)} is not supported; expected a number, or one each of red, green and blue."
         )
     return tuple(map(float, numbers))
 
@@ -42,11 +46,11 @@ def three_numbers(value: Any, where: str) -> tuple[float, ...]:
 def refuse_unknown(config: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Raises InteropError for a field that is not known, unless it is null; where: file and section, for messages."""
     if not isinstance(config, Mapping):
-        raise InteropError(f"{where} is {config!r}; expected an object of fields and values.")
+        raise InteropError(f"{where} is {shown(config)}; expected an object of fields and values.")
     known = set(known)
     for name, value in config.items():
         if name not in known and value is not None:
             raise InteropError(
-                f"{where} has an unknown field {name}={value!r}, which may change what is computed."
+                f"{where} has an unknown field {printable(name)}={shown(value)}, which may change what is computed."
                 f"{nearest(name, known)} Remove it if it has no effect."
             )

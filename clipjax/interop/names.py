@@ -216,13 +216,13 @@ def check_tensors(
     other = [
         f"  {name}: the file has {list(found[name].shape)}, the configuration says {list(shape)}"
         for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+        if name in found and not _same_shape(tuple(found[name].shape), tuple(shape))
     ]
     if not (missing or unexpected or other):
         return
     lines = [line for kind in (missing, unexpected, other) for line in _shortened(kind)]
     if min(len(missing), len(unexpected)) >= MANY:
-        lines.insert(0, f"  the file's names begin with {_beginnings(found)}; expected {_beginnings(expected)}")
+        lines.insert(0, f"  the file's names begin with {beginnings(found)}; expected {beginnings(expected)}")
     listed = "\n".join(lines)
     raise InteropError(f"{where} does not hold a model of family '{family}' as configured:\n{listed}")
 
@@ -253,6 +253,11 @@ def _tower(tensor: Tensor, model: ModelConfig) -> Any:
     return getattr(model, tensor.ours.rpartition(":")[2].split("/")[0])
 
 
+def _same_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A single number, such as logit_scale, may be stored as [] or as [1]."""
+    return found == expected or {found, expected} == {(), (1,)}
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
@@ -263,7 +268,7 @@ def _shortened(lines: list[str], count: int = 8) -> list[str]:
     return lines[:count] + [f"  ... and {len(lines) - count} more {lines[0].split(':')[0].strip()}"]
 
 
-def _beginnings(names: Iterable[str]) -> str:
+def beginnings(names: Iterable[str]) -> str:
     """How names begin, the most frequent first: "'visual.' (150), 'transformer.' (148), 'logit_scale' (1)"."""
     counts: collections.Counter[str] = collections.Counter()
     for name in names:

@@ -13,10 +13,11 @@ from absl import logging
 
 from clipjax.config import PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
+from clipjax.interop import config_files
 from clipjax.interop.json_fields import refuse_unknown, square, three_numbers
 from clipjax.interop.names import Description, InteropError, config_of
 
-CONFIG = "open_clip_config.json"
+CONFIG = config_files.OPEN_CLIP
 PIXELS = PIXEL_PRESETS["openai"]
 MODES = {"shortest": "center_crop", "squash": "squash", "longest": "pad"}
 # For evaluation, open_clip takes "random" as its default; the other two mean themselves.
@@ -46,14 +47,14 @@ MULTIMODAL = TEXT | {"attn_pooler_heads", "dim_head", "n_queries"}
 PREPROCESS = {"fill_color", "interpolation", "mean", "mode", "resize_mode", "size", "std"}
 # Switches of older versions, which are read where they are off; and of this one, which change the tensors.
 OLD = dict(global_average_pool=False, input_patchnorm=False)
-FIXED = dict(nonscalar_logit_scale=False, cast_dtype=None)
+FIXED = dict(cast_dtype=None)
 
 
 def model_cfg(description: Description) -> Mapping[str, Any]:
     """model_cfg. Raises InteropError for a field that open_clip does not have, in it or in one of its sections."""
     config = config_of(description, CONFIG)
     refuse_unknown(config, SECTIONS, CONFIG)
-    if "model_cfg" not in config:
+    if not config.get("model_cfg"):
         raise InteropError(f"{CONFIG} has no model_cfg.")
     model = config["model_cfg"]
     refuse_unknown(model, MODEL, f"{CONFIG}: model_cfg")

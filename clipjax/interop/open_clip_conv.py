@@ -11,6 +11,7 @@ from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
 from clipjax.interop import open_clip, open_clip_config
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.json_fields import square
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
@@ -47,7 +48,7 @@ def matches_resnet(description: Description) -> bool:
 
 def matches_convnext(description: Description) -> bool:
     """Whether the image tower is timm's ConvNeXt."""
-    return str(_vision(description).get("timm_model_name", "")).startswith("convnext_")
+    return timm_name(_vision(description)).startswith("convnext_")
 
 
 def read_resnet(description: Description) -> Meaning:
@@ -66,7 +67,7 @@ def read_resnet(description: Description) -> Meaning:
 def read_convnext(description: Description) -> Meaning:
     """Raises InteropError for a trunk, head or text tower that clipjax does not support."""
     vision = open_clip_config.model_cfg(description)["vision_cfg"]
-    name, head = vision["timm_model_name"], vision.get("timm_proj", "linear")
+    name, head = timm_name(vision) or vision["timm_model_name"], vision.get("timm_proj", "linear")
     where = f"{open_clip.CONFIG}: vision_cfg"
     if name not in TRUNKS or head not in ("linear", "mlp"):
         raise InteropError(

@@ -7,12 +7,16 @@ needs all arrays in memory to write them; the tests compare with it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from clipjax.config.errors import shown
+from clipjax.files import MAX_JSON, parse_json
+from clipjax.interop.archives import refuse_special
 from clipjax.interop.names import InteropError, Stored
 
 DTYPES = {
@@ -27,45 +31,77 @@ DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = MAX_JSON  # bytes; those of the largest models have less than 1 MB for thousands of tensors
+MAX_RANK = 64  # NumPy's
 
 
 def open_safetensors(path: str | Path) -> dict[str, Stored]:
-    """name -> tensor, in the file's order. Raises InteropError for a damaged or truncated file."""
+    """name -> tensor, in the file's order. Raises InteropError for a damaged or truncated file.
+
+    As the format says, the tensors' bytes follow each other without holes, and all bytes of the file belong to one.
+    """
     path = Path(path)
+    refuse_special(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
+        if size < 8 or length > size - 8:
             raise InteropError(f"{path} is truncated, or not a safetensors file: {size} bytes, header of {length}.")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            other = next(((name, e["dtype"]) for name, e in header.items() if e["dtype"] not in DTYPES), None)
-            if other:  # 8-bit floats mean nothing without the scales that each program keeps elsewhere
-                raise InteropError(
-                    f"{path}: tensor {other[0]} is of type {other[1]}; expected one of {', '.join(DTYPES)}. "
-                    "Convert the weights to 16 or 32 bits with the program that wrote them."
-                )
-            entries = [(name, DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
-        except InteropError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InteropError(f"{path} has a damaged header: {type(error).__name__} {error}.") from error
+        if length > MAX_HEADER:
+            raise InteropError(f"{path} has a header of {length:,} bytes, the limit is {MAX_HEADER:,}.")
+        text = file.read(length)
+    entries = _entries(text, path)
     start, needed = 8 + length, 8 + length + max((end for *_, end in entries), default=0)
     if needed != size:
         raise InteropError(f"{path} is truncated or damaged: it has {size} bytes, and its header describes {needed}.")
-    result = {}
-    for name, dtype, shape, begin, end in entries:
-        count = int(np.prod(shape, dtype=np.int64))
+    result, last = {}, 0
+    for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):
+        count = math.prod(shape)
         if end - begin != count * dtype.itemsize:
-            raise InteropError(f"{path} is damaged: {name} {list(shape)} has {end - begin} bytes.")
+            raise InteropError(f"{path} is damaged: {name!r} {list(shape)} has {end - begin} bytes.")
+        if begin != last:
+            raise InteropError(
+                f"{path} is damaged: {name!r} begins at byte {begin} of the numbers, but the one before ends at {last}."
+            )
+        last = end
+    for name, dtype, shape, begin, _ in entries:
 
-        def read(dtype=dtype, shape=shape, count=count, offset=start + begin) -> np.ndarray:
-            return np.fromfile(path, dtype, count, offset=offset).reshape(shape)
+        def read(dtype=dtype, shape=shape, offset=start + begin) -> np.ndarray:
+            array = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+            if array.size != math.prod(shape):
+                raise InteropError(f"{path} is truncated: it has become shorter since it was opened.")
+            return array.reshape(shape)
 
         result[name] = Stored(shape, read)
     return result
+
+
+def _entries(text: bytes, path: Path) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, first and last byte) of each tensor. Raises InteropError for a damaged header."""
+    try:
+        header = parse_json(text, MAX_HEADER)
+    except ValueError as error:
+        raise InteropError(f"{path} has a damaged header: {error}.") from error
+    if not isinstance(header, dict):
+        raise InteropError(f"{path} has a damaged header: {shown(header)}, expected an object.")
+    header.pop("__metadata__", None)
+    entries = []
+    for name, entry in header.items():
+        fields = entry if isinstance(entry, dict) else {}
+        dtype, shape, offsets = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            # 8-bit floats mean nothing without the scales that each program keeps elsewhere.
+            raise InteropError(
+                f"{path}: tensor {name} is of type {dtype}; expected one of {', '.join(DTYPES)}. "
+                "Convert the weights to 16 or 32 bits with the program that wrote them."
+            )
+        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
+        if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            raise InteropError(f"{path} has a damaged header: {name!r} is described by {shown(entry)}.")
+        if len(offsets) != 2 or len(shape) > MAX_RANK:
+            raise InteropError(f"{path} has a damaged header: {name!r} is described by {shown(entry)}.")
+        entries.append((name, DTYPES[dtype], tuple(shape), *offsets))
+    return entries
 
 
 def write_safetensors(

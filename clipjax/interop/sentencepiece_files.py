@@ -19,7 +19,7 @@ from clipjax.interop.names import InteropError
 
 UNIGRAM, BPE, CHAR = 1, 2, 4  # TrainerSpec.ModelType; 3 splits at spaces alone
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # SentencePiece.Type; 4 is defined by the user
-MOST_REPLACEMENTS = 400
+MOST_REPLACEMENTS = 2_500
 PRIVATE = 0xF0000  # characters from here on are temporary stand-ins for others
 
 

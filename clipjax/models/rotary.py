@@ -14,15 +14,27 @@ def rotary_1d(length: int, head_dim: int, theta: float) -> Rotation:
     return _rotation(np.arange(length)[:, None], head_dim, theta)
 
 
-def rotary_2d(rows: int, columns: int, head_dim: int, theta: float, *, grid: int = 0, prefix: int = 0) -> Rotation:
+def rotary_2d(
+    rows: int,
+    columns: int,
+    head_dim: int,
+    theta: float,
+    *,
+    grid: int = 0,
+    prefix: int = 0,
+    axes: str = "yx",
+    offset: float = 0.0,
+) -> Rotation:
     """Patches row by row, after `prefix` tokens that do not turn; float32 [prefix + rows * columns, head_dim].
 
-    Half of the channels turn with the row, half with the column. grid > 0: rows and columns are scaled to 0 ... grid,
-    so that the angles of a higher resolution stay within those of pretraining. Source: EVA-02 (2303.11331), timm
-    models/eva.py. Raises ValueError unless head_dim is a multiple of 4.
+    Half of the channels turn with the row, half with the column; axes "xy": the column's come first. Rows and columns
+    are counted from `offset`. grid > 0: they are scaled to 0 ... grid, so that the angles of a higher resolution stay
+    within those of pretraining. Source: EVA-02 (2303.11331), timm models/eva.py; "xy" and offset 1 are the Perception
+    Encoder's (2504.13181). Raises ValueError unless head_dim is a multiple of 4.
     """
-    y, x = np.mgrid[:rows, :columns].reshape(2, -1)
-    places = np.stack([y * (grid / rows if grid else 1), x * (grid / columns if grid else 1)], axis=1)
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1) + offset
+    places = {"y": y * (grid / rows if grid else 1), "x": x * (grid / columns if grid else 1)}
+    places = np.stack([places[axis] for axis in axes], axis=1)
     cos, sin = _rotation(places, head_dim, theta)
     return np.pad(cos, ((prefix, 0), (0, 0)), constant_values=1), np.pad(sin, ((prefix, 0), (0, 0)))
 

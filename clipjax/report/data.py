@@ -20,6 +20,7 @@ from clipjax.data.probe import read_in_threads, some_of
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.files import printable
 from clipjax.processes import announce
 
 SAMPLES = 5  # records that are shown
@@ -111,11 +112,11 @@ def describe_samples(
             record = source[int(index)]
             width, height = open_image(record["image"]).size
         except RecordError as error:
-            lines.append(f"  record {index}: bad ({error.cause}): {error}")
+            lines.append(f"  record {index}: bad ({error.cause}): {printable(error)}")
             continue
         label = record["label"]
         shown = "no label" if label < 0 else f"label {label} {name_of(label)}".rstrip()
-        lines.append(f"  record {index}: key '{record['key']}', image {width} x {height}, {shown}")
+        lines.append(f"  record {index}: key '{printable(record['key'])}', image {width} x {height}, {shown}")
         texts = record["texts"]
         more = f" (1 of {len(texts)} captions)" if len(texts) > 1 else ""
         lines.append(f"    caption: '{_short(texts[0])}'{more}")
@@ -206,9 +207,9 @@ def describe_classes(labels: collections.Counter, class_names: Sequence[str]) ->
 def _name(label: int, class_names: Sequence[str]) -> str:
     if not class_names:
         return ""
-    return f"'{class_names[label]}'" if 0 <= label < len(class_names) else "(there is no such class name)"
+    return f"'{printable(class_names[label])}'" if 0 <= label < len(class_names) else "(there is no such class name)"
 
 
 def _short(text: Any) -> str:
-    text = " ".join(str(text).split("\n"))
+    text = printable(" ".join(str(text).split("\n")))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import EvaluatorConfig, to_json_dict
-from clipjax.files import write_text
+from clipjax.files import read_json, write_text
 from clipjax.inference.session import Evaluation, Record
 from clipjax.models import patch_budget
 from clipjax.processes import duration
@@ -44,7 +44,7 @@ class ResultFolder:
         found = {}
         for path in (self.out / RECORDS).glob("*.json"):
             try:
-                document = json.loads(path.read_text(encoding="utf-8"))
+                document = read_json(path)
                 record = Record(*(document[field] for field in Record._fields))
                 result = {metric: math.nan if value is None else value for metric, value in record.result.items()}
                 found[path.stem] = record._replace(result=result)

@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from clipjax.files import write_text
+from clipjax.files import read_json, write_text
 from clipjax.processes import gather_json
 
 FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
 ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax adds the time of the rename to it, after the checksums were made
+MAX_LIST = 1 << 28  # bytes of the list of checksums
 THREADS = 4  # hashlib releases the interpreter's lock
 
 
@@ -75,7 +76,7 @@ def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str
         return not items or name.split("/")[0] in ("meta", *items)
 
     try:
-        json.loads((folder / ORBAX_METADATA).read_text())
+        read_json(folder / ORBAX_METADATA)
     except (OSError, ValueError) as error:
         missing.append(f"{folder / ORBAX_METADATA}: cannot be read ({error})")
     return missing or find_damage(folder, wanted=wanted, share=share)
@@ -113,11 +114,13 @@ def find_damage(
     wanted: which relative paths to check. share: (i, n): every nth of them from the ith on, to divide the reading.
     """
     try:
-        expected = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        expected = read_json(folder / FILE, MAX_LIST)
     except FileNotFoundError:
         return []
     except (ValueError, OSError) as error:
         return [f"{folder / FILE}: cannot be read ({error})"]
+    if not isinstance(expected, dict) or not all(isinstance(row, dict) for row in expected.values()):
+        return [f"{folder / FILE}: it is no list of files and their checksums"]
     own = expected.pop(FILE, None)
     # Checkpoints from before the row existed are accepted without it.
     of_before = own is None and all(row.keys() == {"bytes", "sha256"} for row in expected.values())
@@ -135,7 +138,7 @@ def checksum_of_items(folder: Path, items: Collection[str]) -> str:
     Those in its checksums.json are used; a checkpoint without them is read.
     """
     try:
-        rows = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        rows = read_json(folder / FILE, MAX_LIST)
         found = {name: row["sha256"] for name, row in rows.items() if name.split("/")[0] in items}
     except FileNotFoundError:
         paths = sorted(path for item in items for path in (folder / item).rglob("*") if path.is_file())

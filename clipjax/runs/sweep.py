@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, require
-from clipjax.files import write_text
+from clipjax.files import read_json, write_text
 
 FILE, LOCK, LOG = "sweep.json", "sweep.lock", "train.log"
 LONGEST_NAME = 120  # characters of a folder's name
@@ -71,10 +71,10 @@ def read_sweep(folder: str | Path) -> Sweep:
     path = Path(folder) / FILE
     require(path.is_file(), f"{folder} is not a sweep's folder: it has no {FILE}.")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         cells = [Cell(**{key: cell[key] for key in cell if key != "workdir"}) for cell in document["cells"]]
         return Sweep(document["config"], document["overrides"], document["fields"], cells)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Put back a copy of it; or remove it, and "
             "clipjax sweep makes it again from its command, and goes on with the cells' folders."
@@ -100,7 +100,7 @@ def trained_config(workdir: str | Path) -> ExperimentConfig | None:
     if not path.is_file():
         return None
     try:
-        return from_json_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_json_dict(read_json(path))
     except ValueError as error:
         raise ConfigError(f"{path} is not a configuration of this version of clipjax: {error}") from error
 

@@ -14,6 +14,7 @@ from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
 from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
+from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
 from clipjax.training.lora import check_lora
 from clipjax.training.trainable import check_trainable, farthest
@@ -39,6 +40,7 @@ def part_checks(
     return (
         partial(check_processes, shape, process_count),
         *(partial(check_batch, name, size, shape, process_count) for name, size in sizes.items()),
+        partial(check_both_towers, model),
         partial(check_towers, config, tensor=shape[2]),
         partial(check_accumulation, config, shards),
         partial(check_loss, config.loss, model, config.global_batch_size * config.data.captions_per_image // shards),
@@ -135,13 +137,23 @@ def check_best_metric(config: ExperimentConfig) -> None:
     )
 
 
+def check_both_towers(model: ModelConfig) -> None:
+    """Refuses to train a model of one tower. Raises ConfigError."""
+    for side, other in (("image", "text"), ("text", "image")):
+        require(
+            side in towers_of(model),
+            f"config.model.{side}.name='{getattr(model, side).name}', and training needs both towers. Choose one; the "
+            f"weights of the {other} tower can come from config.init_{other}_from.",
+        )
+
+
 def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     """Runs each tower's own check, then those of the mesh and the micro-batches. Raises ConfigError.
 
     tensor: length of the mesh's tensor axis.
     """
     model = config.model
-    plain = ", ".join(name for name, row in IMAGE_TOWERS.items() if not row.running_statistics)
+    plain = ", ".join(name for name, row in IMAGE_TOWERS.items() if not (row.running_statistics or row.absent))
     for where, row, tower in (
         ("config.model.image", image_tower(model.image), model.image),
         ("config.model.text", text_tower(model.text), model.text),

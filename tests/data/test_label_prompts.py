@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig
+from clipjax.data.finding import find_data
 from clipjax.data.mixture import open_train
 from clipjax.data.records import ManifestError, RecordError, encode_record, write_records
-from clipjax.data.sources import FolderConfig, HeldOutConfig, open_source
-from clipjax.inference.looking import find_source, has_captions, held_out_split
+from clipjax.data.sources import FolderConfig, open_source
+from clipjax.inference.looking import has_captions
 from tests.data.samples import encoded, open_folder, picture, write_folder
 from tests.data.test_pipeline import BATCH, DATA, assert_equal, joined, stream, take
 
@@ -71,16 +72,21 @@ def test_parts_of_a_mixture_keep_their_classes_apart(tmp_path):
 
 def test_class_folders_are_prompted(tmp_path):
     root = images(tmp_path / "set", "train/dog/a.png", "train/cat/b.png", "test/cat/c.png")
-    config = find_source(root, "train")
-    assert config == FolderConfig(path=str(root), captions="folders") and not has_captions(open_source(config))
-    source = open_source(dataclasses.replace(config, prompts=("a {}",)))
+    train, test = find_data(root).split(2)
+    assert not has_captions(open_source(train)) and test.split == "test"
+    source = open_source(dataclasses.replace(train, prompts=("a {}",)))
     assert [(record["texts"], record["pair_id"]) for record in map(source.__getitem__, (0, 1))] == [
         (["a cat"], 0), (["a dog"], 1),
     ]  # fmt: skip
-    assert held_out_split(root) == "test"
-    # Held out of data without a split of their own, too.
-    kept = HeldOutConfig(path=str(root), every=2, split="validation", source=config, prompts=("a {}",))
-    assert [open_source(kept)[0][name] for name in ("texts", "label")] == [["a dog"], 1]
+
+
+def test_records_held_out_of_data_without_a_split_are_prompted(tmp_path):
+    root = images(tmp_path / "set", "dog/a.png", "cat/b.png", "cat/c.png")
+    train, held_out = find_data(root).split(3)
+    prompted = [open_source(dataclasses.replace(side, prompts=("a {}",))) for side in (train, held_out)]
+    assert [[source[i]["texts"] for i in range(len(source))] for source in prompted] == [
+        [["a cat"], ["a dog"]], [["a cat"]],
+    ]  # fmt: skip
 
 
 def test_a_table_of_labels_needs_no_captions(tmp_path):

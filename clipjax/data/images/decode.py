@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from clipjax.data.images.formats import FORMATS, IMAGE_SUFFIXES, PNG, why_unreadable
-from clipjax.data.images.jpeg import decode_small
+from clipjax.data.images.jpeg import check_scans, decode_small
 from clipjax.data.images.modes import to_rgb
 from clipjax.data.images.png import check_chunks, check_unread
 from clipjax.data.images.resize import Box
@@ -107,6 +107,8 @@ def _opened(picture: Picture) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise RecordError("image too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS} in all")
+    if isinstance(picture, bytes) and image.format in ("JPEG", "MPO"):
+        check_scans(picture, width * height)
     if not width * height:
         raise RecordError("empty image", f"{width} x {height} pixels")
     return image

@@ -11,9 +11,34 @@ import numpy as np
 from absl import logging
 
 from clipjax.config import DataConfig, require
+from clipjax.data.records import RecordError
 
+SCANS = 100  # of a progressive JPEG; programs write about ten, and each is a pass over all pixels
+SCANNED_PIXELS = 1 << 30  # times scans
 # Without 7, which costs more than the whole image: libjpeg-turbo vectorises only 8/8, 4/8, 2/8 and 1/8.
 EIGHTHS = (1, 2, 3, 4, 5, 6, 8)
+
+
+def check_scans(data: bytes, pixels: int) -> None:
+    """Refuses a JPEG whose scans would take minutes. Raises RecordError above SCANS, or SCANNED_PIXELS in all."""
+    most = min(SCANS, max(1, SCANNED_PIXELS // max(1, pixels)))
+    if data.count(b"\xff\xda") <= most:  # thumbnails have some, too, so that the count is one at most
+        return
+    scans, at = 0, 2
+    while at + 4 <= len(data):
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 4 > len(data):
+            break
+        marker = data[at + 1]
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            at += 1 if marker == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    if scans > most:
+        raise RecordError("too many scans", f"a JPEG of {scans} scans of {pixels} pixels, the limit is {most}")
 
 
 def decode_small(data: bytes, size: tuple[int, int], shrink: float) -> tuple[np.ndarray, float] | None:

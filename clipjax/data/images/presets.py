@@ -28,6 +28,10 @@ PIXEL_PRESETS: dict[str, PixelConfig] = {
     "siglip_hf": PixelConfig(resize="squash", interpolation="bicubic"),
     "siglip2_hf": PixelConfig(resize="squash", interpolation="bilinear"),
     "big_vision": PixelConfig(resize="squash", interpolation="bilinear", antialias=False, alpha="drop"),
+    # MobileCLIP's, in open_clip: values of 0 to 1.
+    "mobileclip": PixelConfig(
+        resize="center_crop", interpolation="bilinear", alpha="drop", mean=(0.0,) * 3, std=(1.0,) * 3
+    ),
     # transformers' align-base: both sides to 346, 289 from the centre.
     "align": PixelConfig(resize="squash", scale_to=346, center="floor", interpolation="bilinear"),
 }

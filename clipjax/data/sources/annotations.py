@@ -6,6 +6,7 @@ for row in read_rows("swap_obj.json"):
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from clipjax.data.records import ManifestError
 from clipjax.data.sources.fields import MAX_CAPTION
 from clipjax.files import TextFileError, read_text, split_lines
 
+LONGEST = 256 << 20  # bytes of a file, which is read whole; COCO's captions have 91 MB
 SHOWN = 60  # characters of a value in an error
 
 
@@ -108,8 +110,7 @@ def parse_json(text: str, where: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
             found = " and ".join(shown(value) for name, value in pairs if name == twice)
             raise ManifestError(f"{where}: the key '{twice}' is there more than once, with {found}. Keep one of them.")
         return made
@@ -154,6 +155,6 @@ def _lines(path: Path) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return read_text(path)
+        return read_text(path, LONGEST)
     except (OSError, TextFileError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error

@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from clipjax.data.records import ManifestError
-from clipjax.data.sources.tables import Columns, TableRow, is_image_name, is_unicode, json_rows, open_table
+from clipjax.data.sources.tables import (
+    LONGEST_LINE,
+    Columns,
+    TableRow,
+    is_image_name,
+    is_unicode,
+    json_rows,
+    lines_of,
+    open_table,
+    too_long,
+)
 
 DELIMITERS = (",", ";", "\t", "|")
-LONGEST_FIELD = 10_000_000  # characters of a CSV field
 MANY_LINES = 10  # in a quoted field, all of them with as many fields as the table has columns
 CURE = "Close the quotation mark in its line, or write it twice where it is part of a quoted text"
 
@@ -36,15 +45,21 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
     Raises ManifestError for a file that cannot be read, a header without a required column or with one twice, and a
     quotation mark that does not close, or that closes only after lines which look like rows.
     """
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_LINE)
     with open_table(table) as file:
         lines = _Lines(file)
-        style, names = _header(table, lines, columns)
+        try:
+            style, names = _header(table, lines, columns)
+        except _TooLongError:
+            raise ManifestError(f"{table} line {lines.number} has more than {LONGEST_LINE:,} characters.") from None
         reader = style.reader(lines)
         while True:
             lines.of_row.clear()
             try:
                 fields = next(reader, None)
+            except _TooLongError:
+                yield too_long(lines.number)
+                continue
             except csv.Error as error:
                 fields = _mended(table, lines, style, error)
                 if not fields:
@@ -58,18 +73,24 @@ def csv_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
                 yield _row(lines, style, names, fields, columns.required)
 
 
+class _TooLongError(Exception):
+    """A line was skipped; csv.reader forgets the row that it began."""
+
+
 class _Lines:
     """Lines for csv.reader, with their numbers and those of the row that is being read."""
 
     def __init__(self, file: TextIO):
-        self.file, self.number, self.of_row = file, 0, []
+        self.lines, self.number, self.of_row = lines_of(file), 0, []
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self.file)
+        line = next(self.lines)
         self.number += 1
+        if line is None:
+            raise _TooLongError
         self.of_row.append(line)
         return line
 

@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clipjax.config import nearest
-from clipjax.data.records import RecordError
+from clipjax.data.records import MAX_CAPTION, RecordError
 from clipjax.files import TextFileError, decode_text, split_lines
-
-MAX_CAPTION = 1 << 20  # bytes; a text tower reads a few hundred
 
 
 def captions(fields: Mapping[str, Any], keys: str) -> list[str]:

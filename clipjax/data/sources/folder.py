@@ -18,7 +18,7 @@ from clipjax.data.sources.image_files import Sidecars, folder_of_split, image_fi
 from clipjax.data.sources.local_files import read_below
 from clipjax.data.sources.tables import TABLES, Columns
 
-MAX_IMAGE = 1 << 30  # bytes of a file
+MAX_IMAGE = 256 << 20  # bytes of a file
 
 
 @dataclass(frozen=True)

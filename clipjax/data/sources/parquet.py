@@ -33,7 +33,7 @@ PAIR_ID = "pair_id"
 WINDOW_BYTES = 128 << 20  # of row groups whose rows are shuffled together
 KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups in each process; at the end of a window the next one begins
 MAX_GROUP = 2 << 30  # bytes of one row group
-MAX_IMAGE = 1 << 30  # bytes of a file
+MAX_IMAGE = 256 << 20  # bytes of a file
 OPENING_THREADS = 8
 ROWS_AT_A_TIME = 256  # decoded by stream_rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from clipjax.data.labels import ClassNames, names_beside, names_of_texts, one_list_of_names, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import missing_column
+from clipjax.files import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,7 +76,7 @@ def common_names(
 def class_label_names(schema: pyarrow.Schema, column: str) -> tuple[str, ...]:
     """Hugging Face's ClassLabel names of a column, kept in the schema's metadata; () where there are none."""
     try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
         if isinstance(names, dict):  # {"0": "cat", "1": "dog"}
             names = [names[str(line)] for line in range(len(names))]
     except (KeyError, TypeError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, TextIO
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.fields import has_field, missing_column
-from clipjax.files import text_encoding
+from clipjax.files import parse_json, text_encoding
 
 TABLES = (".csv", ".tsv", ".jsonl")
 # The columns that the folder source and the commands of data_pipelines read unless others are named.
@@ -21,6 +20,7 @@ IMAGE_COLUMN, CAPTION_COLUMN = "image", "caption"
 # Names that other tools give these columns, proposed in errors.
 IMAGE_NAMES = ("image", "filepath", "file_path", "path", "image_path", "file", "filename", "file_name", "img", "photo")
 CAPTION_NAMES = ("caption", "captions", "title", "text", "texts", "description", "alt", "alt_text", "sentence", "txt")
+LONGEST_LINE = 10_000_000  # characters, which a row of a table may have
 HEAD = 4096  # bytes from which the encoding is told
 
 
@@ -96,6 +96,22 @@ def open_table(table: Path) -> Iterator[TextIO]:
         raise ManifestError(f"{table} is not {encoding.upper()}: {error}. Save it as UTF-8.") from error
 
 
+def lines_of(file: TextIO) -> Iterator[str | None]:
+    """The lines of an open table, None for one of more than LONGEST_LINE characters, which is skipped in pieces."""
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) <= LONGEST_LINE:
+            yield line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = file.readline(LONGEST_LINE)
+        yield None
+
+
+def too_long(line: int) -> TableRow:
+    """The row of a line that lines_of skipped."""
+    return TableRow(line, {}, "row too long", f"it has more than {LONGEST_LINE:,} characters")
+
+
 def json_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
     """One JSON object per line; empty lines are skipped.
 
@@ -103,10 +119,10 @@ def json_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
     """
     missing, seen, fault, rows = set(columns.required), {}, "", 0
     with open_table(table) as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
+        for line, text in enumerate(lines_of(file), 1):
+            if text is not None and not text.strip():
                 continue
-            row = _json_row(line, text)
+            row = _json_row(line, text) if text is not None else too_long(line)
             seen |= dict.fromkeys(row.values)
             rows += not row.fault
             missing -= {name for name in missing if has_field(row.values, name)}
@@ -136,18 +152,10 @@ def _json_row(line: int, text: str) -> TableRow:
     if not is_unicode(text):
         return TableRow(line, {}, "not UTF-8")
     try:
-        row = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(text)
+    except ValueError as error:
         return TableRow(line, {}, "not JSON", str(error))
     return TableRow(line, row) if isinstance(row, dict) else TableRow(line, {}, "not a JSON object")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' is there twice")
-    return made
 
 
 def _propose(columns: Collection[str], names: Collection[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import captions, decode
+from clipjax.files import parse_json as parse
 
 CAPTION_FIELDS = "caption,captions,text,texts"
 # Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.
@@ -69,8 +69,8 @@ def _json_texts(parts: dict[str, bytes], fields: str, key: str) -> list[str]:
 def parse_json(data: bytes, where: str) -> Any:
     """The value of a JSON file. Raises RecordError."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return parse(data)
+    except ValueError as error:
         raise RecordError("corrupt record", f"{where} is not JSON: {error}") from error
 
 

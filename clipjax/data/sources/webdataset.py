@@ -39,7 +39,7 @@ from clipjax.data.sources.wds_layout import (
 )
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-MAX_SAMPLE = 1 << 30  # bytes
+MAX_SAMPLE = 256 << 20  # bytes
 INDEXING_THREADS = 8  # for disks and networks that answer slowly
 PROGRESS_SECONDS = 30
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, TokenizerConfig, require
 from clipjax.data.tokenizers.clean_text import make_clean
 from clipjax.data.tokenizers.hf import find_token, set_template, token_settings
-from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
-from clipjax.files import decode_text, read_text, split_lines
+from clipjax.data.tokenizers.rust import (
+    RustTokenizer,
+    files_sha256,
+    import_tokenizers,
+    library_errors,
+    quiet_stderr,
+    read_json,
+)
+from clipjax.files import MAX_TEXT, decode_text, read_text, split_lines
 
 VOCAB_SIZE = 49_408
+MAX_ID = 1 << 24
 # A clitic, a word, one digit, or a run of anything else. OpenAI's pattern ignores case: "ſ" counts as "s", and U+0345,
 # whose capital is a letter, matches nothing. transformers' pattern does not ignore case.
 OPENAI_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
@@ -44,10 +53,8 @@ def clip_bpe(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     require(
         vocab.keys() >= {sot, eot}, f"config.tokenizer.path='{config.path}' has no '{sot}' and '{eot}': not CLIP's."
     )
-    try:
+    with library_errors(f"config.tokenizer.path='{config.path}' has merges of unknown pieces"), quiet_stderr():
         model = tokenizers.models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=eot)
-    except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"config.tokenizer.path='{config.path}' has merges of unknown pieces ({error}).") from error
     pipeline = tokenizers.Tokenizer(model)
     words = tokenizers.Regex(HF_WORDS if path.is_dir() else OPENAI_WORDS)
     split = tokenizers.pre_tokenizers.Split(words, behavior="removed", invert=True)
@@ -81,9 +88,15 @@ def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     Ids: the 256 bytes, the same at the end of a word, the merges in order, SOT, EOT.
     """
     try:
-        raw = path.read_bytes()
-        lines = split_lines(decode_text(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, path.name))
-    except (OSError, EOFError, ValueError) as error:
+        with open(path, "rb") as file:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+            with gzip.open(file) if packed else file as text:
+                raw = text.read(MAX_TEXT + 1)
+        require(len(raw) <= MAX_TEXT, f"config.tokenizer.path='{path}' has more than {MAX_TEXT:,} bytes.")
+        lines = split_lines(decode_text(raw, path.name))
+    except ConfigError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(f"config.tokenizer.path='{path}' cannot be read ({error}); is it cut short?") from error
     merges = [tuple(line.split(" ")) for line in lines[1 : VOCAB_SIZE - 2 * 256 - 2 + 1] if line]
     require(
@@ -98,7 +111,10 @@ def read_openai(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 def read_hf(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """(piece -> id, merges) of vocab.json and merges.txt. Raises ConfigError."""
     vocab = read_json(vocab_file)
-    require(isinstance(vocab, dict), f"config.tokenizer.path: '{vocab_file}' is not a map from pieces to ids.")
+    require(
+        isinstance(vocab, dict) and all(type(i) is int and 0 <= i < MAX_ID for i in vocab.values()),
+        f"config.tokenizer.path: '{vocab_file}' is not a map from pieces to ids.",
+    )
     try:
         lines = split_lines(read_text(merges_file))
     except ValueError as error:

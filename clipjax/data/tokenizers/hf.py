@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.config.errors import shown
 from clipjax.data.tokenizers.clean_text import make_clean
-from clipjax.data.tokenizers.rust import RustTokenizer, files_sha256, import_tokenizers, read_json
+from clipjax.data.tokenizers.rust import (
+    RustTokenizer,
+    files_sha256,
+    import_tokenizers,
+    library_errors,
+    quiet_stderr,
+    read_json,
+)
+from clipjax.files import read_text
 
 # Keys of a token in tokenizer_config.json, and its usual names where there is no such file.
 NAMES = {
@@ -30,11 +39,7 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     tokenizers = import_tokenizers()
     path = Path(config.path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    content = read_json(path)
-    try:
-        pipeline = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"config.tokenizer.path='{path}' is not a tokenizer.json ({error}).") from error
+    pipeline = read_pipeline(path)
     settings = token_settings(path.parent)
     ids = {kind: find_token(pipeline, settings, kind) for kind in NAMES}
     if config.add_bos is not None or config.add_eos is not None:
@@ -42,7 +47,7 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     if config.lowercase:
         own = [pipeline.normalizer] if pipeline.normalizer is not None else []
         pipeline.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *own])
-    special = [token["content"] for token in content.get("added_tokens", []) if token.get("special")]
+    special = [token.content for token in pipeline.get_added_tokens_decoder().values() if token.special]
     own_pad = ids["pad"] if ids["pad"] >= 0 else ids["eos"]
     # add_bos and add_eos stay None: the file decides.
     config = dataclasses.replace(config, clean=bool(config.clean), lowercase=bool(config.lowercase))
@@ -58,18 +63,35 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     )
 
 
+def read_pipeline(path: Path) -> Any:
+    """The `tokenizers` pipeline of a tokenizer.json. Raises ConfigError for a file that is missing, or not one."""
+    require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
+    tokenizers = import_tokenizers()
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error
+    with library_errors(f"config.tokenizer.path: '{path}' is not JSON, or is not a tokenizer.json"), quiet_stderr():
+        return tokenizers.Tokenizer.from_str(text)
+
+
 def token_settings(folder: Path) -> dict[str, Any]:
     """The merged content of a folder's special_tokens_map.json and tokenizer_config.json; empty without either."""
     files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
-    return {key: value for file in files if file.is_file() for key, value in read_json(file).items()}
+    settings: dict[str, Any] = {}
+    for file in files:
+        own = read_json(file) if file.is_file() else {}
+        require(isinstance(own, dict), f"config.tokenizer.path: '{file}' is {shown(own)}; expected an object.")
+        settings |= own
+    return settings
 
 
 def find_token(pipeline: Any, settings: dict[str, Any], kind: str) -> int:
     """The id of the token "bos", "eos" or "pad", by its name in settings or a usual one; -1: none."""
     keys, usual = NAMES[kind]
     named = [settings[key] for key in keys if settings.get(key)]
-    named = [token["content"] if isinstance(token, dict) else token for token in named]
-    ids = (pipeline.token_to_id(token) for token in named or usual)
+    named = [token.get("content") if isinstance(token, dict) else token for token in named]
+    ids = (pipeline.token_to_id(token) for token in named or usual if isinstance(token, str))
     return next((i for i in ids if i is not None), -1)
 
 
@@ -79,9 +101,10 @@ def set_template(pipeline: Any, config: TokenizerConfig, ids: dict[str, int]) ->
     for kind in wanted:
         require(ids[kind] >= 0, f"config.tokenizer.add_{kind}: '{config.path}' has no such token.")
     parts = [kind for kind in ("bos", "$A", "eos") if kind in ("$A", *wanted)]
-    pipeline.post_processor = import_tokenizers().processors.TemplateProcessing(
-        single=" ".join(parts), special_tokens=[(kind, ids[kind]) for kind in wanted]
-    )
+    with library_errors(f"config.tokenizer.path='{config.path}'"), quiet_stderr():
+        pipeline.post_processor = import_tokenizers().processors.TemplateProcessing(
+            single=" ".join(parts), special_tokens=[(kind, ids[kind]) for kind in wanted]
+        )
 
 
 def literal_pattern(special: Sequence[str]) -> re.Pattern | None:

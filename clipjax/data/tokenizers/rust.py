@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig, require
-from clipjax.files import read_text
+from clipjax.files import read_json as read_any_json
+
+PROBES = ("", "a photo of 2 cats, isn't it?", "\u00e9\u6f22\U0001f600 \u0e01\u0e33 <s>")  # a text of each kind
 
 
 class RustTokenizer:
@@ -57,19 +62,24 @@ class RustTokenizer:
         # The library truncates before the post-processor adds special tokens, so that the end of a text survives.
         pipeline.enable_truncation(context_length)
         pipeline.no_padding()
+        with quiet_stderr():
+            self(PROBES)  # damage may be met only now
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        for row, encoding in zip(ids, self.pipeline.encode_batch_fast(self._prepared(texts)), strict=True):
+        with library_errors(f"config.tokenizer.path='{self.config.path}' cannot encode a text"):
+            encodings = self.pipeline.encode_batch_fast(self._prepared(texts))
+        for row, encoding in zip(ids, encodings, strict=True):
             row[: len(encoding)] = encoding.ids
         if self.config.eos_to_pad:
             ids[ids == self.eos_id] = self.pad_id
         return ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        whole = import_tokenizers().Tokenizer.from_str(self.pipeline.to_str())
-        whole.no_truncation()
-        return [len(encoding) for encoding in whole.encode_batch_fast(self._prepared(texts))]
+        with library_errors(f"config.tokenizer.path='{self.config.path}' cannot encode a text"):
+            whole = import_tokenizers().Tokenizer.from_str(self.pipeline.to_str())
+            whole.no_truncation()
+            return [len(encoding) for encoding in whole.encode_batch_fast(self._prepared(texts))]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.pipeline.id_to_token(int(i)) or f"<{int(i)}>" for i in ids]
@@ -80,6 +90,47 @@ class RustTokenizer:
         if self.literals:
             texts = [self.literals.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in texts]
         return list(texts)
+
+
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Errors of the library become ConfigErrors that begin with `what`.
+
+    It raises plain Exception, and PanicException, which is not even an Exception, where its code meets what it does not
+    expect in a file.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{what} ({str(error)[:300]}).") from error
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keeps what libraries in other languages write to stderr about a file, unless there is no error to tell it."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            raise
+        else:
+            os.dup2(kept, 2)
+            file.seek(0)
+            os.write(2, file.read(1 << 16))
+        finally:
+            os.close(kept)
 
 
 def import_tokenizers() -> ModuleType:
@@ -107,6 +158,6 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ConfigError for one that is missing or not JSON."""
     require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
     try:
-        return json.loads(read_text(path))
+        return read_any_json(path)
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error

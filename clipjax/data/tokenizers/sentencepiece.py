@@ -12,6 +12,8 @@ import sentencepiece
 
 from clipjax.config import ConfigError, TokenizerConfig, require
 from clipjax.data.tokenizers.clean_text import make_clean
+from clipjax.data.tokenizers.rust import quiet_stderr
+from clipjax.files import MAX_TEXT, TextFileError, read_file
 
 
 class SentencePieceTokenizer:
@@ -28,10 +30,11 @@ class SentencePieceTokenizer:
                 f"config.tokenizer.path='{config.path}' is not a file. Train one with "
                 "python -m data_pipelines.train_tokenizer, or point it at a SentencePiece .model."
             )
-        data = path.read_bytes()
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except RuntimeError as error:
+            data = read_file(path, MAX_TEXT)
+            with quiet_stderr():
+                self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (RuntimeError, TextFileError) as error:
             raise ConfigError(
                 f"config.tokenizer.path='{config.path}' is not a SentencePiece model ({error})."
             ) from error

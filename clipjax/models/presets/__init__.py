@@ -9,6 +9,7 @@ from clipjax.models.presets.conv import CONV_PRESETS
 from clipjax.models.presets.eva import EVA_PRESETS
 from clipjax.models.presets.open_clip import OPEN_CLIP_PRESETS
 from clipjax.models.presets.siglip import SIGLIP_PRESETS
+from clipjax.models.presets.timm import TIMM_PRESETS
 
 PRESETS: dict[str, ModelConfig] = {
     **CLIP_PRESETS,
@@ -17,6 +18,7 @@ PRESETS: dict[str, ModelConfig] = {
     **EVA_PRESETS,
     **OPEN_CLIP_PRESETS,
     **BERT_PRESETS,
+    **TIMM_PRESETS,
 }
 
 

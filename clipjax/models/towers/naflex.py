@@ -16,13 +16,13 @@ from clipjax.config.ranges import POSITIONS
 from clipjax.models import tower_flops
 from clipjax.models.layers import LayerNorm, Linear, dot
 from clipjax.models.pixels import Patches
-from clipjax.models.pooling import MapHead
 from clipjax.models.towers.tower import IMAGE, Columns, Hidden, Tower, TowerOutput, check_projection
 from clipjax.models.towers.vit import (
     PatchTowerConfig,
     ViTConfig,
     check_patches,
     head_products,
+    map_head,
     patch_init,
     patch_products,
 )
@@ -81,7 +81,7 @@ class NaFlexTransformer(nn.Module):
         ln_post = LayerNorm(c.norm_eps, name="ln_post")
         tokens = ln_post(x)
         if c.pool == "map":
-            x = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")(tokens, mask)
+            x = map_head(c, self.dtype)(tokens, mask)
         else:
             x = (tokens * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True).astype(tokens.dtype)
         if c.projection:

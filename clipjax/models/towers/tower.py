@@ -52,6 +52,7 @@ class Tower:
     heads: tuple[str, ...] = ()  # names of the parameters that follow the last block; () if nothing does
     patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
     check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
+    absent: bool = False  # stands for no tower: a model with it has only the other one
 
 
 def square_image(config: ImageTowerConfig, batch: int) -> Columns:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from clipjax.config import BlockConfig, ImageTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
-from clipjax.config.ranges import BASE, PIXELS, PIXELS_OR_ZERO, POSITIONS, RATE, WIDTH
+from clipjax.config.ranges import BASE, BIAS, PIXELS, PIXELS_OR_ZERO, POSITIONS, RATE, WIDTH, WIDTH_OR_ZERO
 from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, PatchEmbed, constrain
 from clipjax.models.pooling import AttentionalPooler, MapHead
@@ -36,6 +36,8 @@ class PatchTowerConfig(BlockConfig, ImageTowerConfig):
     patch_bias: bool = weights(False)  # a bias after the patch embedding
     projection: bool = weights(True)  # linear map to embed_dim; False: width == embed_dim
     projection_bias: bool = weights(False)  # a bias in that map
+    map_heads: int = meaning(0, within=WIDTH_OR_ZERO)  # of pool "map"; 0: num_heads
+    map_mlp_dim: int = weights(0, within=WIDTH_OR_ZERO)  # of pool "map"; 0: mlp_dim
     scan_layers: bool = runtime(True, fixed=LAYOUT)  # one loop over stacked blocks: compiles faster
 
 
@@ -49,10 +51,13 @@ class ViTConfig(PatchTowerConfig):
     class_token: bool = weights(False)  # one that is not pooled, if pool is not "cls" (CLIPA, CoCa)
     norm_after_pool: bool = meaning(False)  # ln_post on the result of pool "cls" or "gap", not on all tokens (CLIPA)
     position: Literal["learned", "sincos", "none"] = meaning("learned")
+    class_position: bool = weights(True)  # position "learned": the class token has one too (MobileCLIP: not)
     rope: bool = meaning(False)  # rotary positions in two dimensions (EVA-02)
     rope_theta: float = meaning(10_000.0, within=BASE)  # base of the rotary frequencies
     # rows and columns are scaled to this many, whatever the resolution; 0: not scaled
     rope_grid: int = meaning(16, within=PIXELS_OR_ZERO)
+    rope_axes: Literal["yx", "xy"] = meaning("yx")  # whose angles come first: rows' or columns' (PE-Core)
+    rope_offset: float = meaning(0.0, within=BIAS)  # the number of the first row and column (PE-Core: 1)
     # share of the patches left out, training only (FLIP, 2212.00794)
     patch_dropout: float = experiment(0.0, within=RATE)
 
@@ -74,20 +79,21 @@ class VisionTransformer(nn.Module):
     def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
         c = self.config
         normal = nn.initializers.normal
-        x = PatchEmbed(c.patch_size, c.width, c.patch_bias, patch_init(c), self.dtype, name="patch_embed")(image)
-        prefix = class_tokens(c)
+        x, prefix = self.patches(image, train), class_tokens(c)
         if prefix:
             cls = self.param("cls_token", normal(c.width**-0.5), (c.width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
         rows, columns = image.shape[1] // c.patch_size, image.shape[2] // c.patch_size
+        bare = prefix * (c.position == "sincos" or not c.class_position)  # tokens in front that have no position
         if c.position == "learned":
-            x = x + self.param("position_embedding", normal(c.width**-0.5), x.shape[1:]).astype(x.dtype)
+            table = self.param("position_embedding", normal(c.width**-0.5), (x.shape[1] - bare, c.width))
+            x = x + jnp.pad(table, ((bare, 0), (0, 0))).astype(x.dtype)
         elif c.position == "sincos":
-            x = x + jnp.pad(sincos_2d(rows, columns, c.width), ((prefix, 0), (0, 0))).astype(x.dtype)
+            x = x + jnp.pad(sincos_2d(rows, columns, c.width), ((bare, 0), (0, 0))).astype(x.dtype)
         rotation = None
         if c.rope:
-            head = c.width // c.num_heads
-            rotation = rotary_2d(rows, columns, head, c.rope_theta, grid=c.rope_grid, prefix=prefix)
+            head, options = c.width // c.num_heads, dict(axes=c.rope_axes, offset=c.rope_offset)
+            rotation = rotary_2d(rows, columns, head, c.rope_theta, grid=c.rope_grid, prefix=prefix, **options)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         if c.patch_dropout > 0 and train:
             x, rotation = drop_patches(x, rotation, c.patch_dropout, self.make_rng("dropout"), prefix)
@@ -114,6 +120,11 @@ class VisionTransformer(nn.Module):
             pooled = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(pooled)
         return TowerOutput(pooled, tokens, hidden)
 
+    def patches(self, image: jax.Array, train: bool) -> jax.Array:
+        """image [B, H, W, 3] -> [B, H W / patch_size^2, width], row by row."""
+        c = self.config
+        return PatchEmbed(c.patch_size, c.width, c.patch_bias, patch_init(c), self.dtype, name="patch_embed")(image)
+
     def pool(self, x: jax.Array, ln_post: nn.Module) -> tuple[jax.Array, jax.Array]:
         """x [B, L, width] -> (pooled [B, width], tokens [B, L, width]), for pools "cls", "gap" and "map"."""
         c = self.config
@@ -122,8 +133,7 @@ class VisionTransformer(nn.Module):
             # Not tokens[:, 0]: if nobody uses the tokens, the compiler then leaves out normalising them.
             return ln_post(x[:, 0]), tokens
         if c.pool == "map":
-            head = MapHead(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="map_head")
-            return head(tokens), tokens
+            return map_head(c, self.dtype)(tokens), tokens
         mean = tokens[:, class_tokens(c) :].mean(axis=1)
         return ln_post(mean) if c.norm_after_pool else mean, tokens
 
@@ -151,6 +161,12 @@ class VisionTransformer(nn.Module):
 def class_tokens(config: ViTConfig) -> int:
     """Number of tokens in front of the patches: 0 or 1."""
     return int(config.pool == "cls" or config.class_token)
+
+
+def map_head(config: PatchTowerConfig, dtype: jnp.dtype) -> MapHead:
+    """The module of pool "map"."""
+    heads, mlp_dim = config.map_heads or config.num_heads, config.map_mlp_dim or config.mlp_dim
+    return MapHead(heads, mlp_dim, config.activation, config.norm_eps, dtype, name="map_head")
 
 
 def patch_init(config: PatchTowerConfig) -> nn.initializers.Initializer:
@@ -184,6 +200,10 @@ def _kept(patches: int, rate: float) -> int:
 def check_patches(config: PatchTowerConfig) -> None:
     """Raises ConfigError for options that a transformer over patches does not have."""
     check_heads(config.width, config.num_heads, IMAGE)
+    require(
+        config.width % (config.map_heads or 1) == 0,
+        f"{IMAGE}.width={config.width} is not a multiple of map_heads={config.map_heads}.",
+    )
     require(
         config.image_size % config.patch_size == 0 or config.image_size > config.patch_size,
         f"{IMAGE}.patch_size={config.patch_size} is larger than image_size={config.image_size}.",
@@ -238,7 +258,9 @@ def head_products(config: PatchTowerConfig, length: int, embed_dim: int) -> int:
     """FLOPs of one image's MAP head, if there is one, and projection."""
     c, products = config, 2 * config.width * embed_dim if config.projection else 0
     if c.pool == "map":
-        products += tower_flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * c.mlp_dim
+        products += tower_flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * (
+            c.map_mlp_dim or c.mlp_dim
+        )
     return products
 
 
