@@ -83,12 +83,13 @@ def configured(folder, kind, words, **optimizer):
 
 
 def our_losses(config):
-    """(the losses, the batches) of STEPS steps of `clipjax train`."""
+    """(the losses, the batches, the adapters before the first) of STEPS steps of `clipjax train`."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     state = first_state(config, mesh, fingerprint(config, tokenizer))
     step = make_train_step(config, mesh, state)
     batches = open_batches(config, tokenizer, open_train(config.data))
+    adapters = jax.tree.map(np.array, state.params.get("lora", {}))
     losses, seen = [], []
     for _ in range(STEPS):
         batch, _ = next(batches)
@@ -96,15 +97,15 @@ def our_losses(config):
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
         losses.append(float(metrics["loss"]))
         seen.append(batch)
-    return np.array(losses), seen
+    return np.array(losses), seen, adapters
 
 
-def their_losses(config, model, batches, loss, frozen=""):
-    """The losses of the same steps in PyTorch; frozen: the beginning of the names of parameters that do not train."""
+def their_losses(config, model, batches, loss, trains):
+    """The losses of the same steps in PyTorch; trains: whether the parameter of a name does."""
     optimizer = config.optimizer
-    trained = [(name, p) for name, p in model.named_parameters() if not frozen or not name.startswith(frozen)]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(name == other for other, _ in trained))
+        parameter.requires_grad_(trains(name))
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if trains(name)]
     groups = [
         {"params": [p for name, p in trained if decays(name, p)], "weight_decay": optimizer.weight_decay},
         {"params": [p for name, p in trained if not decays(name, p)], "weight_decay": 0.0},
@@ -157,14 +158,40 @@ def sigmoid(model, image, text, positive):
     ("kind", "words", "loss", "frozen"),
     [
         ("clip", [], softmax, ""),
-        ("siglip", ["sigmoid"], sigmoid, ""),
-        ("siglip", ["freeze_image"], softmax, "vision_model"),
+        pytest.param("siglip", ["sigmoid"], sigmoid, "", marks=pytest.mark.slow),
+        pytest.param("siglip", ["freeze_image"], softmax, "vision_model", marks=pytest.mark.slow),
     ],
     ids=["clip-softmax", "siglip-sigmoid", "siglip-frozen-image-softmax"],
 )
 def test_losses_of_ten_steps_equal_pytorchs(folder, kind, words, loss, frozen):
     config = configured(folder, kind, words)
-    ours, batches = our_losses(config)
-    theirs = their_losses(config, original(kind), batches, loss, frozen)
+    ours, batches, _ = our_losses(config)
+    theirs = their_losses(config, original(kind), batches, loss, lambda name: not (frozen and name.startswith(frozen)))
     assert theirs[-1] < theirs[0]  # it learns, so a wrong update would show
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_losses_of_ten_steps_with_adapters_equal_pefts(folder):
+    peft = import_torch("peft")
+    config = configured(folder, "siglip", ["lora", "sigmoid"])
+    ours, batches, adapters = our_losses(config)
+    lora = peft.LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(original("siglip"), lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.copy_(torch.tensor(ours_of(name, adapters).T))
+    theirs = their_losses(config, model, batches, sigmoid, lambda name: "lora_" in name or "logit_" in name)
+    assert theirs[-1] < theirs[0]
+    np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE)
+
+
+def ours_of(name, adapters):
+    """Our A, [in, rank], of peft's ...vision_model.encoder.layers.1.self_attn.q_proj.lora_A.default.weight."""
+    tower = adapters["image" if "vision_model" in name else "text"]
+    layer = int(name.split(".layers.")[1].split(".")[0])
+    matrix = "query" if "q_proj" in name else "value"
+    block = tower["blocks"] if "blocks" in tower else tower[f"block_{layer}"]
+    a = block["attention"][matrix]["a"]
+    return a[layer] if "blocks" in tower else a
