@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipjax.config import ConfigError, SourceConfig
-from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.records import ManifestError
 from clipjax.data.templates import TemplateError, pieces_of
 
 
@@ -14,7 +14,7 @@ class PromptedSource:
 
     Training draws one of them for each example, as it draws one of several captions. The pair_id of a record is its
     label: with config.loss.repeats="positives", images of one class are positives of each other's prompts. A record
-    without a label is a bad record. Everything else is as the source itself has it.
+    without a label keeps its captions, and has no pair_id. Everything else is as the source itself has it.
 
     Raises ConfigError for a template without a place for the name, and for records with several classes; ManifestError
     for a source without class names.
@@ -42,7 +42,7 @@ class PromptedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
         if record["label"] < 0:
-            raise RecordError("no label", f"'{record['key']}' has no label, whose name its prompts would have")
+            return {**record, "pair_id": -1}  # an id of its own could be a label
         return {**record, "texts": self.prompts[record["label"]], "pair_id": record["label"]}
 
     def captions(self, index: int) -> list[str]:
