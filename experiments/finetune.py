@@ -56,16 +56,15 @@ def get_config(argument: str) -> ConfigDict:
     steps = config.total_steps = max(20, EPOCHS * len(source) // batch)
     config.loss.name = loss
     config.loss.repeats = "positives"  # images of one class, an image's captions, records with one pair_id
-    if loss == "sigmoid" and start.model.logit_bias_init is None:
-        # The checkpoint has no bias, and its temperature was learnt without one: both start as SigLIP's did.
-        config.init_temperature = "restarted"
-        config.model.update(logit_scale_init=10.0, logit_bias_init=-10.0)
-        config.optimizer.temperature_lr_multiplier = 100.0
-
     kind = "last" if method.startswith("last") else method
     optimizer = config.optimizer
     optimizer.update(learning_rate=LEARNING_RATES[kind], weight_decay=0.1, grad_clip_norm=1.0)
     optimizer.schedule.warmup_steps = steps // 10
+    if loss == "sigmoid" and start.model.logit_bias_init is None:
+        # The checkpoint has no bias, and its temperature was learnt without one: both start, and move, as SigLIP's did.
+        config.init_temperature = "restarted"
+        config.model.update(logit_scale_init=10.0, logit_bias_init=-10.0)
+        optimizer.temperature_lr_multiplier = 1e-3 / optimizer.learning_rate
     if kind == "freeze_image":
         optimizer.image_lr_multiplier = 0.0
     if kind == "freeze_text":
