@@ -29,12 +29,13 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
     model, batch = config.model, config.global_batch_size
     image = tower_flops(image_tower(model.image), model.image, model.embed_dim)
     text = tower_flops(text_tower(model.text), model.text, model.embed_dim)
+    texts = batch * config.data.captions_per_image
     flops = {}
-    for name, tower in (("image", image), ("text", text)):
+    for name, rows, tower in (("image", batch, image), ("text", texts, text)):
         share = trained_share(config, name)  # the backward pass costs two forward passes
-        flops[f"{name} tower"] = float(batch * tower.products * (2 if adapted(config, name) else 1 + 2 * share))
-        flops[f"{name} attention"] = float(batch * tower.attention * (1 + 2 * share))
-    flops["loss"] = 6.0 * batch**2 * model.embed_dim
+        flops[f"{name} tower"] = float(rows * tower.products * (2 if adapted(config, name) else 1 + 2 * share))
+        flops[f"{name} attention"] = float(rows * tower.attention * (1 + 2 * share))
+    flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:
         positions = model.text.context_length - 1

@@ -44,7 +44,8 @@ def part_checks(
         partial(check_both_towers, model),
         partial(check_towers, config, tensor=shape[2]),
         partial(check_accumulation, config, shards),
-        partial(check_loss, config.loss, model, config.global_batch_size // shards),
+        partial(check_loss, config.loss, model, config.global_batch_size * config.data.captions_per_image // shards),
+        partial(check_captions, config),
         partial(check_decoder, model),
         partial(check_embeddings, config),
         partial(check_pixels, config.data.pixels, model.image.image_size),
@@ -96,6 +97,21 @@ def check_accumulation(config: ExperimentConfig, shards: int) -> None:
         config.global_batch_size % (shards * micro) == 0,
         f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // shards} rows of one "
         f"device (global_batch_size={config.global_batch_size} over {shards}); use a divisor of it.",
+    )
+
+
+def check_captions(config: ExperimentConfig) -> None:
+    """Refuses several captions of an image in a step where its loss cannot take them. Raises ConfigError."""
+    count = config.data.captions_per_image
+    require(
+        count == 1 or config.loss.repeats == "positives",
+        f"config.data.captions_per_image={count} with config.loss.repeats='{config.loss.repeats}': an image's other "
+        "captions would not be its positives. Set config.loss.repeats='positives'.",
+    )
+    require(
+        count == 1 or not (config.model.decoder.depth or config.loss.teacher),
+        f"config.data.captions_per_image={count}: loss '{config.loss.name}' compares each image with one caption. Set "
+        "captions_per_image=1, or choose a loss without a decoder and a teacher.",
     )
 
 

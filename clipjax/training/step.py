@@ -37,7 +37,8 @@ def make_train_step(
       state: shapes are enough (abstract_state).
       teacher: for a loss that learns from one; the step then takes its variables as a third argument.
     Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (or patches: see
-      data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
+      data/images/naflex.py), "text": [B, L] int32 ([B, K, L] for config.data.captions_per_image K > 1), and "pair_id":
+      [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
@@ -150,4 +151,6 @@ def batch_shapes(
     if isinstance(teacher, EmbeddedTeacher):
         shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
     shapes |= text_tower(text).columns(text, size)
+    if (captions := config.data.captions_per_image) > 1:
+        shapes["text"] = ((size, captions, text.context_length), jnp.int32)
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}
