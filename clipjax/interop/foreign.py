@@ -19,6 +19,7 @@ from clipjax.interop.source import Source, open_weights
 from clipjax.interop.tokenizer_files import no_tokenizer
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
+from clipjax.models.towers import towers_of
 from clipjax.training.state import abstract_state, eval_variables
 
 BIAS = -10.0  # config.model.logit_bias_init of a model whose file only has the trained number
@@ -62,7 +63,7 @@ def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str 
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
-    else:
+    elif "text" in towers_of(meaning.model):
         logging.warning("%s", no_tokenizer(path, name, source.description.beside, preset))
     config = ExperimentConfig(model=meaning.model, data=DataConfig(pixels=meaning.pixels), tokenizer=tokenizer)
     parameters = flatten(eval_variables(abstract_state(config, make_mesh(config.mesh))))

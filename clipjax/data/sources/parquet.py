@@ -240,11 +240,12 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     texts = [key.strip() for key in config.text_key.split(",")]
     check_image(path, schema, config.image_key, "the source's image_key")
     # An image classification set has no captions; the names of its classes are the texts unless text_key is set.
+    # Prompts need no column.
     from_names = config.text_key == ParquetConfig.text_key and not has_texts(
         schema, (config.image_key, config.label_key)
     )
     for text in texts:
-        if not (names and (from_names or text == config.label_key)):
+        if not (names and (from_names or config.prompts or text == config.label_key)):
             check_text(path, schema, text, "the source's text_key", config.label_key if names else "")
     warn_unless_number(path, schema, PAIR_ID)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
