@@ -198,6 +198,7 @@ def keep(
 
 def run(tasks: list[tuple[str, int, int, int]], seed: int, out: Path, workers: int, until: float) -> None:
     """Divides tasks among workers, and starts one again that died or hangs, after the input that it was at."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the workers, too
     context = multiprocessing.get_context("spawn")
     shares = [tasks[number::workers] for number in range(workers)]
     processes: list[Any] = [None] * workers
@@ -211,7 +212,9 @@ def run(tasks: list[tuple[str, int, int, int]], seed: int, out: Path, workers: i
                 folder = out / f"worker-{number}"
                 folder.mkdir(parents=True, exist_ok=True)
                 state[0], state[1], state[2] = 0, share[0][2], time.time() + 600  # it imports everything first
-                process = processes[number] = context.Process(target=work, args=(share, seed, str(out), state))
+                process = processes[number] = context.Process(
+                    target=work, args=(share, seed, str(out), state), daemon=True
+                )
                 process.start()
             reader, shard, first, last = share[int(state[0])]
             stuck = time.time() - state[2] > PATIENCE or _memory(process.pid) > 4 * MEMORY
