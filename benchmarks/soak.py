@@ -153,7 +153,7 @@ def kill_again_and_again(run: Run, kills: int, seconds: float, longest: float, r
         life = run.lives[-1]
         what = life["signal"] or "end"
         print(f"life {len(run.lives)}: {life['seconds']} s, {what}, step {life['last_step']}", flush=True)
-        if status not in (0, -number):
+        if status not in (0, -number, 128 + number):  # 128 + SIGTERM: before its first step
             raise SystemExit(f"The run ended with {status}; see {run.workdir}/output.log")
         if not life["signal"]:
             return  # it had reached its last step: --config.total_steps is too small for more kills

@@ -17,6 +17,7 @@ def shrink(config: ConfigDict, data: str, name: str) -> ConfigDict:
     every 50 steps."""
     config.total_steps, config.global_batch_size = 3000, 64
     config.model.image.update(patch_size=16, width=96, depth=2, mlp_dim=192)
+    config.model.embed_dim = 96
     config.model.text.update(context_length=16, width=96, depth=1, mlp_dim=192)
     config.data.train.path = f"{data}/{name}"
     config.tokenizer.path = f"{data}/{name}.model"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+import traceback
+
+from clipjax import signals
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
+    "init": ("clipjax.commands.init", "write a small experiment for your own images and captions"),
     "train": ("clipjax.commands.train", "train a dual encoder, or continue a stopped run"),
     "sweep": ("clipjax.commands.sweep", "train a grid of settings with several seeds, and continue it"),
     "compare": ("clipjax.commands.compare", "a table of runs or of a sweep: means over seeds, and what differs"),
@@ -23,7 +29,30 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of the console command; exits with 2 for an unknown command."""
+    """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
+    signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
+    signals.quiet_threads()
+    try:
+        dispatch()
+    except SystemExit as error:
+        _leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """Exits; after an error at once, because threads that wait for a failed checkpoint would go on for minutes."""
+    if not code:
+        sys.exit()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def dispatch() -> None:
+    """Executes sys.argv; exits with 2 for an unknown command."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         width = max(map(len, COMMANDS))

@@ -51,6 +51,11 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),
     (r"mlp/(up|gate)/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
+    # An adapter's A and B are split as the rows and columns of its matrix; the rank is not.
+    (r"lora/.*(query|key|value|up|gate)/a", P("fsdp", None)),
+    (r"lora/.*(query|key|value|up|gate)/b", P(None, "tensor")),
+    (r"lora/.*(out|down)/a", P("tensor", None)),
+    (r"lora/.*(out|down)/b", P(None, "fsdp")),
     (r"token_embedding/embedding", P(None, "fsdp")),
     (r"patch_embed/kernel", P(None, "fsdp")),
     (r"(projection|projection_hidden|pooler|text_projection)/kernel", P("fsdp", None)),
@@ -124,20 +129,18 @@ def param_shardings(shapes: Any, mesh: Mesh) -> Any:
 def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings of any tree that holds copies of parameters (optimizer moments, EMA) among other leaves.
 
-    A leaf whose path ends with a parameter's whole path is sharded like the parameter if it has the parameter's shape;
-    leaves of other shapes (factored moments, counters) are replicated.
+    A leaf whose path ends with a parameter's whole path is sharded like the parameter if it has the parameter's shape,
+    or fewer rows (of scanned blocks, whose first axis is never split); leaves of other shapes (factored moments,
+    counters) are replicated.
     """
-    known = {
-        path_name(path): (leaf.shape, partition_spec(path_name(path), leaf.shape, mesh))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    known = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def sharding(path, leaf) -> NamedSharding:
         parts = path_name(path).split("/")
-        for start in range(len(parts)):
-            shape, spec = known.get("/".join(parts[start:]), (None, None))
-            if shape is not None:
-                return NamedSharding(mesh, spec if shape == leaf.shape else P())
+        for name in ("/".join(parts[start:]) for start in range(len(parts))):
+            if (shape := known.get(name)) is not None:
+                alike = len(shape) == len(leaf.shape) and shape[1:] == leaf.shape[1:]
+                return NamedSharding(mesh, partition_spec(name, leaf.shape, mesh) if alike else P())
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)

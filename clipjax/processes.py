@@ -10,20 +10,25 @@ The first process also prints the lines of progress; they are made here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from clipjax import signals
 from clipjax.files import printable
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
@@ -49,7 +54,8 @@ def stopping_together() -> Iterator[None]:
     watcher = threading.Thread(target=_watch, args=(client, done), name="peers", daemon=True)
     watcher.start()
     try:
-        yield
+        with signals.tidying(lambda name: (_tell_peers(client, name), _wait_for_readers())):
+            yield
     except BaseException as error:
         _print(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -59,6 +65,16 @@ def stopping_together() -> Iterator[None]:
         _leave(client, error)
     finally:
         done.set()
+
+
+def run_child(command: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """subprocess.run with the output as text; a signal that ends this process ends the child too."""
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        with signals.tidying(lambda _: child.kill()):
+            output, errors = child.communicate()
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 def wait_for_all() -> None:
@@ -86,10 +102,14 @@ def gather_json(value: Any) -> list[Any]:
 def _leave(client: Any, error: BaseException) -> None:
     """Tells the other processes and ends this one."""
     first_line = str(error).splitlines()[0] if str(error) else ""
-    message = f"{socket.gethostname()} stopped: {type(error).__name__}: {first_line}"
-    with contextlib.suppress(Exception):  # the service itself may be gone
-        client.key_value_set(f"{FOLDER}/{jax.process_index()}", message)
+    _tell_peers(client, f"{type(error).__name__}: {first_line}")
     _exit(1)
+
+
+def _tell_peers(client: Any, reason: str) -> None:
+    """Lets the other processes end with this one, because of `reason`."""
+    with contextlib.suppress(Exception):  # the service itself may be gone
+        client.key_value_set(f"{FOLDER}/{jax.process_index()}", f"{socket.gethostname()} stopped: {reason}")
 
 
 def _watch(client: Any, done: threading.Event) -> None:
@@ -114,7 +134,7 @@ def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
         print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
         return
-    sys.excepthook(type(error), error, error.__traceback__)
+    traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"error: process {jax.process_index()} could not continue; if another process died, its name follows "
@@ -126,12 +146,39 @@ def _print(error: BaseException) -> None:
 
 def _exit(code: int) -> None:
     """Exits at once; the usual way would wait at a barrier for processes that will not come."""
-    if jax.process_index() == 0:
-        time.sleep(3 * POLL_SECONDS)  # this process serves the store, and the others need a moment to read it
+    _wait_for_readers()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(code)
+
+
+def _wait_for_readers() -> None:
+    if jax.process_index() == 0:
+        time.sleep(3 * POLL_SECONDS)  # this process serves the store, and the others need a moment to read it
+
+
+def take_back_sigterm() -> None:
+    """After jax.distributed.initialize, whose service takes SIGTERM for itself: gives it back to clipjax.signals.
+
+    The service would note it and do nothing until a training step asks; forward_preemption tells the service.
+    """
+    global _service_handler
+    address_of = ctypes.pythonapi.PyOS_getsig
+    address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.c_int]
+    own = signal.getsignal(signal.SIGTERM)
+    if jax.process_count() > 1 and own is not None and signals.installed():
+        _service_handler = address_of(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, own)
+
+
+def forward_preemption() -> None:
+    """Tells JAX's coordination service that this process is to be preempted, as SIGTERM would."""
+    if _service_handler:
+        ctypes.CFUNCTYPE(None, ctypes.c_int)(_service_handler)(signal.SIGTERM)
+
+
+_service_handler: int | None = None  # the address of the service's own handler of SIGTERM
 
 
 def _client() -> Any:

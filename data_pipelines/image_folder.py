@@ -14,13 +14,12 @@ Images without a caption and images that cannot be read are left out and counted
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from clipjax.data.labels import MAX_CLASSES, ClassNames, are_numbers, names_beside, names_in, names_of_texts, read_label
-from clipjax.data.records import RecordError
+from clipjax.data.labels import ClassNames, are_numbers
+from clipjax.data.sources import class_folders as sources
 from clipjax.data.sources.fields import caption_lines
 from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
 from clipjax.data.sources.local_files import SPLITS
@@ -134,36 +133,13 @@ def class_folders(
 ) -> tuple[ClassNames, dict[str, int]]:
     """(class names, folder -> label), by the rule of clipjax.data.labels; "_" in a folder's name stands for a space.
 
-    class_names: a file of names; None: root/classnames.txt. Without either, folders that are numbers are classes named
-    by their numbers, and other folders are their own names. Raises PipelineError for folders that are no class of the
-    file, and ManifestError for folders of which some are numbers and some are names.
+    See clipjax.data.sources.class_folders. Raises PipelineError for folders that are no class of the file, and
+    ManifestError for folders of which some are numbers and some are names.
     """
-    names = names_in(class_names) if class_names else names_beside(root)
-    spelled = {folder: folder.replace("_", " ") for folder in folders}
-    if not names.names:
-        try:
-            read = [(read_label(name, f"folder '{folder}'"), f"folder '{folder}'") for folder, name in spelled.items()]
-        except RecordError as error:
-            raise PipelineError(f"--images={root}: {error}.") from error
-        names = names_of_texts(read, str(root))
-        if not names.names and read:
-            largest = max(label if label is not None else -1 for label, _ in read)
-            if largest >= MAX_CLASSES:
-                raise PipelineError(f"--images={root}: folder '{largest}' is not the number of a class.")
-            names = ClassNames(tuple(map(str, range(largest + 1))), f"the folders of {root}")
-            logging.warning(
-                "The class folders of %s are numbers, which the captions will contain: '%s'. Give the classes' names "
-                "with --class_names=FILE, one per line; the number is the line, counted from 0.", root, names.names[-1:]
-            )  # fmt: skip
-    labels = {}
-    for folder, name in spelled.items():
-        try:
-            labels[folder] = names.number(folder if folder in names.names else name, f"folder '{folder}'")
-        except RecordError as error:
-            raise PipelineError(f"--images={root}: {error}.") from error
-        if labels[folder] < 0:
-            raise PipelineError(f"--images={root}: folder '{folder}' is not the number of a class.")
-    return names, labels
+    try:
+        return sources.class_folders(root, folders, class_names, option="with --class_names=FILE")
+    except sources.ClassFolderError as error:
+        raise PipelineError(f"--images={error}") from error
 
 
 def list_images(folder: Path, skips: Skips, sidecars: Sidecars) -> Iterator[Path]:

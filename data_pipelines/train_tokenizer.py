@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +23,9 @@ import sentencepiece
 from clipjax import files as atomic
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
+from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
 from data_pipelines import command
 from data_pipelines.command import PipelineError
-
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-# The 256 byte pieces would leave a small vocabulary no room.
-MIN_VOCAB_FOR_BYTES = 1024
 
 
 def build(
@@ -98,32 +94,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(lines: list[str], vocab_size: int, model_type: str) -> bytes:
-    byte_fallback = vocab_size >= MIN_VOCAB_FOR_BYTES
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            # An iterator and a writer instead of paths: SentencePiece stores paths in the model.
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            character_coverage=0.9995 if byte_fallback else 1.0,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            bos_id=-1,
-            # Threads add up counts in any order.
-            num_threads=1,
-            minloglevel=2,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise PipelineError(
-            f"SentencePiece could not train {vocab_size} pieces on {len(lines)} texts: {error}. "
-            "A --vocab_size below the number of different characters is too small."
-        ) from error
-    return model.getvalue()
+        return train_sentencepiece(lines, vocab_size, model_type)
+    except TrainingTextError as error:
+        raise PipelineError(str(error)) from error
 
 
 def _texts(records: str | Path | None, split: str, text: str | Path | None, max_texts: int) -> Iterator[str]:

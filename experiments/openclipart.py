@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     model.logit_bias_init = -5.5
     model.image.update(
         image_size=64, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, pool="map",
-        pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6, scan_layers=False,
+        pre_norm=False, patch_bias=True, projection=False, activation="gelu_tanh", norm_eps=1e-6,
+        scan_layers=False,
     )  # fmt: skip
     model.text.update(
         vocab_size=4096, context_length=32, width=128, depth=2, num_heads=4, mlp_dim=512, causal=False,

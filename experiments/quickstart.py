@@ -41,6 +41,7 @@ def get_config(loss: str = "softmax") -> ConfigDict:
     config.optimizer.schedule.warmup_steps = 100
 
     config.tokenizer.path = "data/scenes.model"
+    config.tokenizer.clean = True  # as open_clip does with every text, so that the run can be exported to it
     config.data.train.path = DATA
     config.data.augment.name = "none"
 

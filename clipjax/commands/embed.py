@@ -35,9 +35,10 @@ from clipjax.inference.precompute import counted, embed_source
 from clipjax.mesh import make_mesh
 from clipjax.processes import gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint
-from clipjax.runs.weights import check_init_from, first_state, open_named
+from clipjax.runs.weights import check_init_from, first_state, initialised, open_named
 from clipjax.training.check import check, check_embeddings, check_tokenizer
 from clipjax.training.precomputed import image_made_by, image_settings, teacher_made_by, teacher_settings
+from clipjax.training.state import raw_variables
 from clipjax.training.teacher import make_teacher
 
 FIELDS = {"image": "image_embeddings", "teacher": "teacher_embeddings"}  # --tower -> the field of config.data
@@ -81,7 +82,7 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
 
 def image_made_with(config: ExperimentConfig, mesh: Mesh, own: dict[str, Any], source: Any) -> dict[str, Any]:
     """What is known of the embeddings before weights are read. Raises what open_image_tower would raise."""
-    if config.init_from:
+    if initialised(config):
         check_init_from(config, mesh, own)
     return image_settings(config, own, source)
 
@@ -99,7 +100,7 @@ Opened = tuple[ExperimentConfig, dict[str, Any], dict[str, Any]]  # the model th
 def open_image_tower(config: ExperimentConfig, mesh: Mesh, own_fingerprint: dict[str, Any]) -> Opened:
     """The image tower that training would start with."""
     state = first_state(config, mesh, own_fingerprint)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = raw_variables(state)
     return config, variables, image_made_by(config, state, own_fingerprint)
 
 

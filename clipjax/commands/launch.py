@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from clipjax import signals
 from clipjax.config import ConfigError
 from clipjax.files import split_lines
 from clipjax.processes import duration
@@ -26,6 +26,7 @@ from clipjax.runs.sweep import LOG, Cell, saved_step
 
 PROGRAM = (sys.executable, "-m", "clipjax")  # what runs a cell, whatever is on the PATH
 POLL_SECONDS = 0.2
+TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a cell that SIGTERM ended before its first step
 SHOW_SECONDS = 60.0  # between two lines about cells that are running
 
 
@@ -66,16 +67,18 @@ class Local:
 
     def run(self) -> int:
         """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
-        with _signals(self._on_signal) as received:
-            while self.running or (self.waiting and not self.stopping):
-                while len(self.running) < self.jobs and not self.stopping and (task := self._next()):
+        with signals.noting(most=2) as received:
+            while self.running or (self.waiting and not received.count):
+                if received.count > self.stopping:
+                    self._stop(received.count)
+                while len(self.running) < self.jobs and not received.count and (task := self._next()):
                     self._start(task)
                 time.sleep(POLL_SECONDS)
                 for task in [task for task in self.running if task.process.poll() is not None]:
                     self._end(task)
                 if time.monotonic() - self.shown > SHOW_SECONDS:
                     self._show_running()
-            return received[0] if received else 0
+        return received.number
 
     def _next(self) -> Task | None:
         """The next waiting cell that no other run holds, such as one that outlived a sweep that was killed."""
@@ -89,9 +92,9 @@ class Local:
                 _say(f"{self._label(task)}: waits for the end of another run in it: {owner}")
         return None
 
-    def _on_signal(self) -> None:
-        """The first signal lets the running cells save; the second ends them."""
-        self.stopping += 1
+    def _stop(self, count: int) -> None:
+        """The first signal lets the running cells save; the second ends them. count: signals received."""
+        self.stopping = count
         for task in self.running:
             with suppress(ProcessLookupError):
                 os.killpg(task.process.pid, signal.SIGTERM if self.stopping == 1 else signal.SIGKILL)
@@ -131,10 +134,10 @@ class Local:
             cell.status = "finished"
             self.done.append((task.images, seconds))
             line = f"finished in {duration(seconds)}{_headline(task.workdir)}{self._outlook()}"
-        elif self.stopping and code in (0, -signal.SIGTERM, -signal.SIGKILL):
+        elif self.stopping and code in (0, *TERMINATED, -signal.SIGKILL):
             cell.status = "stopped"
             line = f"stopped, {f'saved at step {step}' if step else 'before its first checkpoint'}"
-        elif code == 0:
+        elif code == 0 or code in TERMINATED:
             cell.status = "stopped"
             line = f"stopped by a signal of others, at step {step} of {task.total_steps}{self._outlook()}"
         else:
@@ -246,26 +249,6 @@ def _queued() -> set[str]:
         return set(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split())
     except (OSError, KeyError, subprocess.TimeoutExpired):
         return set()
-
-
-@contextmanager
-def _signals(act: Callable[[], None]) -> Iterator[list[int]]:
-    """Calls act at Ctrl-C, SIGTERM or a closed terminal; the list holds the signals received."""
-    received: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(number)
-        act()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, old in before.items():
-        if old != signal.SIG_IGN or number == signal.SIGTERM:  # nohup ignores SIGHUP
-            signal.signal(number, handler)
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _say(line: str) -> None:

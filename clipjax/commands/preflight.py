@@ -6,6 +6,7 @@ What costs little comes first; data is opened last, because indexing it may take
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -28,9 +29,10 @@ from clipjax.models import patch_budget
 from clipjax.processes import announce
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.integrity import newest_intact
+from clipjax.runs.own_files import with_own_tokenizer
 from clipjax.runs.resume import Restart, check_restart
 from clipjax.runs.run import refuse_as_workdir
-from clipjax.runs.weights import check_init_from, load_teacher, open_named
+from clipjax.runs.weights import check_init_from, initialised, load_teacher, open_named
 from clipjax.training.check import check, check_tokenizer
 from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
 
@@ -47,7 +49,8 @@ class Preflight:
 
     def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
         """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
-        self.config, self.workdir = config, None if workdir is None else Path(workdir)
+        self.workdir = None if workdir is None else Path(workdir)
+        self.config = dataclasses.replace(config, tokenizer=with_own_tokenizer(config.tokenizer, self.workdir))
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -134,10 +137,9 @@ class Preflight:
         return "\n".join([f"{line} of {total}", *self.restart.changes])
 
     def check_init_from(self) -> str:
-        if not self.config.init_from or self.restart is not None:  # a restart does not read it
+        if not initialised(self.config) or self.restart is not None:  # a restart does not read it
             return ""
-        run = check_init_from(self.config, self.mesh, self.fingerprint)
-        return f"{self.config.init_from}, step {run.step}"
+        return check_init_from(self.config, self.mesh, self.fingerprint)
 
     def check_teacher(self) -> str:
         load_teacher(self.config, self.mesh, self.fingerprint, shapes_only=True)

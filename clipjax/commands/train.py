@@ -13,12 +13,16 @@ import contextlib
 import dataclasses
 import functools
 import json
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from clipjax import signals
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
@@ -37,8 +41,10 @@ from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad
 from clipjax.runs.integrity import set_aside_damaged
 from clipjax.runs.lock import run_lock
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
+from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.loop import loop
@@ -50,8 +56,8 @@ from clipjax.training.step import compile_step
 def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """Trains to config.total_steps, from the last checkpoint in workdir if there is one.
 
-    Writes to workdir: config.json, metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, snapshots/,
-    summary.png and report.html.
+    Writes to workdir: config.json, copies of the tokenizer and of files of class names (clipjax.runs.own_files),
+    metrics.jsonl, bad_records.jsonl, TensorBoard events, checkpoints/, snapshots/, summary.png and report.html.
     Returns the last evaluation's metrics, flat ("evaluator/metric"); {} when preempted before the end.
 
     Raises before compiling, and before it changes a checkpoint: ConfigError, FingerprintError, CheckpointError,
@@ -62,14 +68,27 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     refuse_as_workdir(workdir)
-    with run_lock(workdir):
-        return locked_run(config, Path(workdir))
+    with run_lock(workdir) as check_held:
+        return locked_run(config, Path(workdir), check_held)
 
 
-def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
-    """run, once the workdir is this run's alone."""
+def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
+    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
+
+    def checked(write: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> None:
+            check_held()
+            try:
+                write(*args, **kwargs)
+            except (OSError, RuntimeError):
+                check_held()  # what a removed workdir leads to
+                raise
+
+        return call
+
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
+    config = start_from.config
     for _, refuse in start_from.before_data():
         refuse()
     if start_from.finished:
@@ -92,40 +111,71 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         teacher = load_teacher(config, mesh, own_fingerprint)
         step_fn = None if start_from.finished else compile_step(config, mesh, teacher)
         start = int(state.step)
+        kept = keep_files(config, workdir, copy=jax.process_index() == 0)
         bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
-            write_text(workdir / "config.json", json.dumps(to_json_dict(config), indent=2, sort_keys=True))
+            check_held()
+            write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
             if start == 0:
                 results = evaluate(state)
                 check_best_metric(config, results)
                 log.write(0, results)
-                recorder.record(eval_variables(state), 0)
+                checked(recorder.record)(eval_variables(state), 0)
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
-            with contextlib.closing(stream), bad_log.kept_on(DataError):
+            at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
+            with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):
                 state, results, data_state = loop(
                     config,
                     state,
                     step_fn,
                     stream,
                     evaluate=evaluate,
-                    evaluated=recorder.record,
-                    save=functools.partial(checkpoints.save, manager, config=config, fingerprint=own_fingerprint),
-                    log=log.write,
+                    evaluated=checked(recorder.record),
+                    save=checked(
+                        functools.partial(
+                            checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                        )
+                    ),
+                    log=checked(log.write),
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),
                 )
-            with checkpoints.clear_errors(manager):
-                manager.wait_until_finished()
-            if int(state.step) < config.total_steps:
-                announce(f"SIGTERM: saved step {int(state.step)} in {workdir}; the same command continues from there.")
+                with checkpoints.clear_errors(manager):
+                    checked(manager.wait_until_finished)()
+            step = int(state.step)
+            if step < config.total_steps:
+                name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
+                announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
                 return {}
-            if data_state:
-                announce(describe_bad_records(workdir, all_causes(data_state)))
-            if config.log.figures:
-                recorder.finish(eval_variables(state), int(state.step))
+            with signals.saying(describe_end(config, workdir), saved=True):
+                if number := max(gather_json(noted.number)):
+                    announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
+                    return results
+                if data_state:
+                    announce(describe_bad_records(workdir, all_causes(data_state)))
+                if config.log.figures:
+                    check_held()
+                    recorder.finish(eval_variables(state), step)
     return results
+
+
+def describe_stop(workdir: str | Path, when: str) -> str:
+    """What the line says about a run that a signal ends without saving."""
+    step = saved_step(workdir)
+    return f"stopped {when}; {workdir} " + (
+        f"has step {step}, and the same command continues from there."
+        if step
+        else "has no checkpoint, and the same command starts again."
+    )
+
+
+def describe_end(config: ExperimentConfig, workdir: Path) -> str:
+    """What a signal's line says after the last step."""
+    return f"all {config.total_steps} steps are saved in {workdir}" + (
+        "; clipjax report makes the report that is missing." if config.log.figures else "."
+    )
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
@@ -167,4 +217,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir))
+    with signals.saying(lambda: describe_stop(values.workdir, "before a new step")):
+        cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir))
+    if signals.last() == signal.SIGINT:  # the run is saved, but commands after it should not follow
+        sys.exit(128 + signal.SIGINT)

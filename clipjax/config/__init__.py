@@ -31,6 +31,7 @@ from clipjax.config.experiment import (
     EvaluatorConfig,
     ExperimentConfig,
     LogConfig,
+    LoraConfig,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
@@ -50,6 +51,7 @@ from clipjax.config.model import (
     Remat,
     TextTowerConfig,
 )
+from clipjax.config.paths import map_paths
 from clipjax.config.reading import build, check_values, require_field, to_config_dict, to_json_dict
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "Init",
     "LoaderConfig",
     "LogConfig",
+    "LoraConfig",
     "LossConfig",
     "MeshConfig",
     "MixturePart",
@@ -93,6 +96,7 @@ __all__ = [
     "from_config_dict",
     "from_eval_config",
     "from_json_dict",
+    "map_paths",
     "nearest",
     "require",
     "require_field",

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from clipjax.config.data import DataConfig, SourceConfig, TokenizerConfig
-from clipjax.config.fields import OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
+from clipjax.config.fields import ADAPTERS, OBJECTIVE, ORDER, STATE, experiment, part, parts, runtime, section
 from clipjax.config.model import Dtype, ModelConfig
 from clipjax.config.ranges import (
+    BLOCKS_OR_ALL,
     COUNT,
     DEVICES,
     DEVICES_OR_REST,
     EXAMPLES,
     EXAMPLES_OR_ZERO,
     LEARNING_RATE,
+    RANK_OR_ZERO,
     RATE,
     SHARE,
+    SHARE_ABOVE_ZERO,
+    SPREAD,
     STEPS,
     THRESHOLD,
     WEIGHT,
@@ -73,11 +77,32 @@ class OptimizerConfig:
     # 0: the tower is frozen (LiT) and has no optimizer state
     image_lr_multiplier: float = experiment(1.0, within=WEIGHT)
     text_lr_multiplier: float = experiment(1.0, within=WEIGHT)
+    temperature_lr_multiplier: float = experiment(1.0, within=WEIGHT)  # 0: logit_scale and logit_bias keep their values
+    # blocks that train, counted from the last, with all that follows them (norm, pooling head, projection); what comes
+    # before is frozen. -1: the whole tower; 0: only what follows the blocks
+    image_unlocked_blocks: int = experiment(-1, within=BLOCKS_OR_ALL, fixed=STATE)
+    text_unlocked_blocks: int = experiment(-1, within=BLOCKS_OR_ALL, fixed=STATE)
+    # each block's updates are this much smaller than the next one's (BEiT); 1: off. clipjax/optim/layers.py
+    layer_decay: float = experiment(1.0, within=SHARE_ABOVE_ZERO)
     ema_decay: float = experiment(0.0, within=RATE)  # 0: no EMA parameters
     max_nonfinite_steps: int = runtime(10, within=COUNT)  # consecutive skipped steps before the run stops
     schedule: ScheduleConfig = section(ScheduleConfig)
     # The share of the warm-up that step 0 has is first_warmup_step / warmup_steps.
     first_warmup_step: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, 2106.09685): matrices W become W + alpha / rank * A B, of which A and B alone train."""
+
+    rank: int = experiment(0, within=RANK_OR_ZERO, fixed=ADAPTERS)  # columns of A and rows of B; 0: no adapters
+    alpha: float = experiment(16.0, within=SPREAD, fixed=ADAPTERS)  # alpha / rank scales what the adapters add
+    # of each block, among query, key, value and out of its attention, up, down and (SwiGLU) gate of its MLP
+    matrices: tuple[str, ...] = experiment(("query", "value"), fixed=ADAPTERS)
+    image: bool = experiment(True, fixed=ADAPTERS)  # adapt this tower; else it trains as config.optimizer says
+    text: bool = experiment(True, fixed=ADAPTERS)
+    # also train, in full, what follows an adapted tower's blocks: norm, pooling head, projection
+    heads: bool = experiment(False, fixed=STATE)
 
 
 @dataclass(frozen=True)
@@ -157,16 +182,22 @@ class ExperimentConfig:
 
     seed: int = experiment(0, within=STEPS, fixed=ORDER)  # of the weights, the data's order, augmentation and dropout
     total_steps: int = experiment(10_000, within=COUNT)  # updates of the weights
-    # pairs of a step, over all devices and micro-batches
+    # images of a step, over all devices and micro-batches, each with data.captions_per_image texts
     global_batch_size: int = experiment(1024, within=EXAMPLES, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)
+    # the same for one tower alone, instead of what init_from gives it
+    init_image_from: str = experiment("", at_start=True)
+    init_text_from: str = experiment("", at_start=True)
+    # logit_scale and logit_bias of init_from: kept, or restarted at config.model's initial values
+    init_temperature: Literal["kept", "restarted"] = experiment("kept", at_start=True)
     # micro-batches in which a step runs the towers; loss and gradient are still those of the whole batch
     accumulation_steps: int = runtime(1, within=EXAMPLES)
     model: ModelConfig = section(ModelConfig)
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")
     mesh: MeshConfig = section(MeshConfig)
     optimizer: OptimizerConfig = part("clipjax.optim:OPTIMIZERS", "adamw")
+    lora: LoraConfig = section(LoraConfig)
     tokenizer: TokenizerConfig = part("clipjax.data.tokenizers:TOKENIZERS", "sentencepiece")
     data: DataConfig = section(DataConfig)
     eval: EvalConfig = section(EvalConfig, role="runtime")

@@ -5,7 +5,8 @@
     dropout: float = experiment(0.0)          # another curve
     remat: Remat = runtime("none")            # no effect on numbers
 
-A number also declares its range, `weights(768, within=WIDTH)`, from clipjax.config.ranges.
+A number also declares its range, `weights(768, within=WIDTH)`, from clipjax.config.ranges; a path declares what it is,
+`runtime("", path="own")`.
 
     loss: LossConfig = part("clipjax.losses:LOSSES", "softmax")   # `loss.name` selects the row that has the dataclass
 
@@ -24,12 +25,15 @@ from typing import Any, Literal, NamedTuple
 from clipjax.config.ranges import Range
 
 Role = Literal["weights", "meaning", "experiment", "runtime"]
+# "own": files so small that a run keeps a copy of them, such as class names; "data": where data are; "": no path.
+Path = Literal["", "own", "data"]
 
 # Reasons why a restarted run may not change a field.
 ORDER = "the checkpoint's position in the data would point elsewhere"
 MODEL = "the weights would be used as another model's"
 STATE = "the optimizer state in the checkpoint would mean something else"
 OBJECTIVE = "one curve would show two experiments"
+ADAPTERS = "the adapters in the checkpoint would mean something else"
 LAYOUT = "the checkpoint's parameters are stacked in another way"
 
 
@@ -40,6 +44,7 @@ class Declaration:
     converted: bool = False  # may differ in init_from, which converts the weights or trains them to the new setting
     at_start: bool = False  # read only when a run begins: a restart does not notice a change
     within: Range | None = None  # the values that a number, or each number of a tuple, may have
+    path: Path = ""
 
 
 class Part(NamedTuple):
@@ -71,9 +76,9 @@ def experiment(default: Any, *, within: Range | None = None, fixed: str = "", at
     return _declared(default, Declaration("experiment", fixed, at_start=at_start, within=within))
 
 
-def runtime(default: Any, *, within: Range | None = None, fixed: str = "") -> Any:
+def runtime(default: Any, *, within: Range | None = None, fixed: str = "", path: Path = "") -> Any:
     """A field that does not affect results: speed, memory, paths, logs."""
-    return _declared(default, Declaration("runtime", fixed, within=within))
+    return _declared(default, Declaration("runtime", fixed, within=within, path=path))
 
 
 def section(cls: type, *, role: Role | None = None) -> Any:
@@ -123,7 +128,11 @@ def declarations(config: Any, prefix: str = "", role: Role | None = None) -> Ite
                 yield from declarations(item, f"{name}.{key}.", below)
         elif "declaration" in declared:
             own = declared["declaration"]
-            yield name, value, Declaration(below, within=own.within) if below else own
+            yield (
+                name,
+                value,
+                dataclasses.replace(own, role=below, fixed="", converted=False, at_start=False) if below else own,
+            )
         elif not below:
             raise TypeError(
                 f"{type(config).__name__}.{field.name} declares no role; give it weights(), meaning(), experiment() "

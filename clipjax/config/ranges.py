@@ -42,6 +42,7 @@ SPREAD = Range(1e-6, 1e6)  # divides
 PARTS = Range(0, 1e12, low_open=True)  # of a sum
 BASE = Range(1e-3, 1e12)  # of a power
 SHARE = Range(0, 1)
+SHARE_ABOVE_ZERO = Range(0, 1, low_open=True)
 RATE = Range(0, 1, high_open=True)  # of dropout, or of a moving average
 LEARNING_RATE = Range(0, 1e4, low_open=True)
 COEFFICIENT = Range(0, 100, low_open=True)
@@ -53,10 +54,13 @@ GREY = Range(0, 255)
 # A size that no model or batch has is a typing error; compiling it would first fill the machine's memory.
 WIDTH, WIDTH_OR_ZERO = Range(1, 2**17), Range(0, 2**17)
 DEPTH, DEPTH_OR_ZERO = Range(1, 2**12), Range(0, 2**12)
+BLOCKS_OR_ALL = Range(-1, 2**12)
+RANK_OR_ZERO = Range(0, 2**12)
 PIXELS, PIXELS_OR_ZERO = Range(1, 2**14), Range(0, 2**14)
 POSITIONS, POSITIONS_OR_ZERO = Range(1, 2**20), Range(0, 2**20)
 VOCABULARY = Range(1, 2**26)
 EXAMPLES, EXAMPLES_OR_ZERO = Range(1, 2**24), Range(0, 2**24)
+CAPTIONS = Range(1, 2**10)  # of one image in one step
 WORKERS, WORKERS_OR_ZERO = Range(1, 2**12), Range(0, 2**12)
 DEVICES, DEVICES_OR_REST = Range(1, 2**20), Range(-1, 2**20)
 

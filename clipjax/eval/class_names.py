@@ -27,12 +27,14 @@ class ClassesConfig(EvaluatorConfig):
 
     # A text file with one name per line, or a JSON file or folder that `dataset` and `language` select from. "": the
     # names that come with the source.
-    class_names: str = runtime("")
+    class_names: str = runtime("", path="own")
     rename: bool = runtime(False)  # class_names gives other names to the source's classes, line by line
     # Prompts; "{}" stands for the class name. (): the source's own templates, or ("{}",) where it has none.
     templates: tuple[str, ...] = runtime(())
-    templates_file: str = runtime("")  # a file of templates, read as class_names is, instead of templates
-    class_prompts: str = runtime("")  # a JSON file with the prompts of each class (CuPL), instead of templates
+    # a file of templates, read as class_names is, instead of templates
+    templates_file: str = runtime("", path="own")
+    # a JSON file with the prompts of each class (CuPL), instead of templates
+    class_prompts: str = runtime("", path="own")
     dataset: str = runtime("")  # the key of these files for this set, such as "imagenet1k"
     language: str = runtime("")  # the language of class_names and templates_file, such as "it"
     ties: Ties = runtime("against")  # equal scores: against the model, or the class with the lowest index is first

@@ -35,7 +35,8 @@ class CompositionalConfig(EvaluatorConfig):
     # of equal scores: "against" the model; "first": the first caption or image wins, and the true caption comes first
     ties: Literal["against", "first"] = runtime("against")
     min_group: int = runtime(1, within=COUNT)  # examples of a group that takes part in the mean over groups
-    skip_groups: str = runtime("")  # text file of groups that take no part in the mean over groups, one name per line
+    # text file of groups that take no part in the mean over groups, one name per line
+    skip_groups: str = runtime("", path="own")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
+from clipjax.data.finding import captions_of_images, list_files
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.probe import read_labels
 from clipjax.data.records import MANIFEST, RecordError
@@ -42,7 +43,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         return FolderConfig(path=str(tables[0]))
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
-        return FolderConfig(path=str(path), split=split)
+        listing = list_files(path / split if split and (path / split).is_dir() else path)
+        return FolderConfig(path=str(path), split=split, captions=captions_of_images(listing) or "files")
     raise ConfigError(
         f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
         f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."
@@ -65,6 +67,18 @@ def evaluation_of(path: str | Path, split: str = "test") -> EvaluationConfig:
     return EvaluationConfig(eval=EvalConfig(evaluators=evaluators))
 
 
+def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+    """Evaluators for an open source by their own names, "zero_shot" or "retrieval"; {} where none fits."""
+    found = _by_layout(config, source) or _by_records(config, source)
+    return {evaluator.name: evaluator for evaluator in found.values()}
+
+
+def has_captions(source: Source) -> bool:
+    """Whether the first records have texts other than the names of the source's classes."""
+    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
+    return bool(captions - set(source.class_names))
+
+
 def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
     """For sets that say their task themselves; {} for others."""
     return {
@@ -78,8 +92,7 @@ def _by_records(config: SourceConfig, source: Source) -> dict[str, EvaluatorConf
     evaluators: dict[str, Any] = {}
     if source.class_names and (read_labels(source, LOOKED_AT).labels >= 0).any():
         evaluators[NAME] = ZeroShotConfig(source=config)
-    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
-    if captions - set(source.class_names):
+    if has_captions(source):
         evaluators[f"{NAME}_retrieval" if evaluators else NAME] = RetrievalConfig(source=config, all_captions=True)
     return evaluators
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipjax.config import EvaluatorConfig, ExperimentConfig, SourceConfig, differences, to_json_dict
+from clipjax.config import EvaluatorConfig, ExperimentConfig, SourceConfig, differences, map_paths, to_json_dict
 from clipjax.data.sources import Source
 from clipjax.eval import EVALUATORS
 from clipjax.models import patch_budget
@@ -164,7 +164,9 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:
     """The evaluator's options, without its sources and the name under which it is published."""
     left_out = {*evaluator.sources, "published_as", "class_names"}
-    return {key: value for key, value in to_json_dict(evaluator).items() if key not in left_out}
+    # A run's own copy of a file is the same file.
+    named = map_paths(evaluator, lambda _, value, kind: Path(value).name if kind == "own" else value)
+    return {key: value for key, value in to_json_dict(named).items() if key not in left_out}
 
 
 def _software(evaluator: EvaluatorConfig) -> dict[str, str]:

@@ -11,7 +11,16 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import ConfigError, EvaluationConfig, EvaluatorConfig, ExperimentConfig, SourceConfig, require
+from clipjax.config import (
+    ConfigError,
+    EvaluationConfig,
+    EvaluatorConfig,
+    ExperimentConfig,
+    SourceConfig,
+    declared,
+    require,
+)
+from clipjax.data.records import ManifestError
 from clipjax.data.sources import Source
 from clipjax.inference import provenance
 from clipjax.inference.evaluate import Results, make_evaluate_one, open_evaluator
@@ -141,6 +150,8 @@ class EvalSession:
 
     def _open(self) -> dict[str, dict[str, Source]]:
         """{evaluator: its sources} of those whose data can be opened; the others go to absent and broken."""
+        if self.given is None:
+            _refuse_missing(self.config)
         opened: dict[SourceConfig, Source] = {}
         sources = {}
         for name, evaluator in self.config.eval.evaluators.items():
@@ -179,6 +190,22 @@ class EvalSession:
             logging.exception("%s failed", name)
             message = f"{type(error).__name__}: {message}"
         broken[name] = message.removeprefix(f"config.eval.evaluators.{name}: ")
+
+
+def _refuse_missing(config: ExperimentConfig) -> None:
+    """Raises ManifestError where data of a run's own evaluators are not here, as after the run was moved."""
+    missing: dict[str, list[str]] = {}
+    for name, evaluator in config.eval.evaluators.items():
+        for source in evaluator.sources.values():
+            if declared(source)["path"].path == "data" and _is_missing(source.path):
+                missing.setdefault(source.path, []).append(name)
+    if missing:
+        data = "; ".join(f"{path} (for {', '.join(names)})" for path, names in missing.items())
+        raise ManifestError(
+            f"The data of the run's evaluators are not here: {data}. Relative paths start at the folder in which the "
+            f"run was started, or at the current folder, {Path.cwd()}. Copy the data there, or evaluate on other data: "
+            "--data=FOLDER, or --config=FILE with evaluators."
+        )
 
 
 def _is_missing(path: str) -> bool:

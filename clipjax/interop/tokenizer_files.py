@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import TokenizerConfig
+from clipjax.data.tokenizers.files import CLIP_FOLDER, files_of
 
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-CLIP_FOLDER = ("vocab.json", "merges.txt")
 OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
 # open_clip's names for what is done to a text, after OpenAI's cleaning.
@@ -69,6 +68,13 @@ def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConf
     return TokenizerConfig(name="hf", path="tokenizer.json", **rules)
 
 
+def bert(beside: frozenset[str]) -> TokenizerConfig:
+    """BERT's tokenizer.json, or its vocab.txt alone, as older models have it."""
+    if "vocab.txt" in beside and "tokenizer.json" not in beside:
+        return TokenizerConfig(name="hf", path="vocab.txt")
+    return tokenizer_json(beside)
+
+
 def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
     """The tokenizer of text_cfg: tokenizer.json where it has an hf_tokenizer_name, else OpenAI's vocabulary.
 
@@ -104,11 +110,6 @@ WRITTEN = {"hf": _tokenizer_json_entries}  # kind of tokenizer -> how text_cfg d
 
 def copy_tokenizer(path: str | Path, destination: Path) -> str:
     """Copies the files of config.tokenizer.path to destination. Returns their path, relative to it."""
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    main = [*CLIP_FOLDER, "tokenizer.json"] if path.is_dir() else [path.name]
-    settings = SETTINGS if path.is_dir() or path.name == "tokenizer.json" else ()
-    for name in (*main, *settings):
-        if (folder / name).is_file():
-            shutil.copy(folder / name, destination / name)
-    return "." if path.is_dir() else path.name
+    for file in files_of(path):
+        shutil.copy(file, destination / file.name)
+    return "." if Path(path).is_dir() else Path(path).name

@@ -11,6 +11,7 @@ from clipjax.config import ModelConfig
 from clipjax.models.decoder import CaptionDecoder, check_decoder
 from clipjax.models.pixels import Patches
 from clipjax.models.towers import image_tower, text_tower
+from clipjax.models.towers.absent import refusal
 from clipjax.models.towers.text import end_of_text
 from clipjax.models.towers.tower import Hidden, TowerOutput
 
@@ -36,12 +37,15 @@ class DualEncoder(nn.Module):
     nothing.
 
     Parameters: image, text, logit_scale (its logarithm), and logit_bias and decoder if config has them. The scale is
-    clipped by the train step after each update, not here. Raises ConfigError for an unknown tower, a decoder that the
-    text tower does not fit, and hidden_layers that a tower does not have.
+    clipped by the train step after each update, not here. A model of one tower has the parameters of that tower alone.
+    Raises ConfigError for an unknown tower, for an input whose tower the model lacks, a decoder that the text tower
+    does not fit, and hidden_layers that a tower does not have.
     """
 
     config: ModelConfig
     activations: jax.sharding.Sharding | None = None  # of [batch, ...]; None: left to the compiler
+    # blocks of the image and the text tower that get no gradient, counted from the first; for scanned blocks
+    frozen_blocks: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(
@@ -56,8 +60,11 @@ class DualEncoder(nn.Module):
         check_decoder(config)
 
         def run(side: str, x: jax.Array | Patches) -> TowerOutput:
+            if rows[side].absent and not self.is_initializing():
+                raise refusal(side)
             options = getattr(config, side), config.embed_dim, dtype, self.activations
-            return rows[side].module(*options, name=side)(x, train, hidden_layers)
+            frozen = {"frozen_blocks": count} if (count := self.frozen_blocks[side == "text"]) else {}
+            return rows[side].module(*options, name=side, **frozen)(x, train, hidden_layers)
 
         seen = None if image is None else run("image", image)
         read = None if text is None else run("text", text)
@@ -66,9 +73,11 @@ class DualEncoder(nn.Module):
             decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, self.activations, name="decoder")
             nll = decoder(read.tokens, seen.tokens, text, counted_tokens(text, config.text.eos_id), train)
         constant = nn.initializers.constant
-        log_scale = self.param("logit_scale", constant(jnp.log(config.logit_scale_init)), ())
-        bias = jnp.zeros(())
-        if config.logit_bias_init is not None:
+        both = not any(row.absent for row in rows.values())
+        log_scale, bias = jnp.log(config.logit_scale_init), jnp.zeros(())
+        if both:
+            log_scale = self.param("logit_scale", constant(log_scale), ())
+        if both and config.logit_bias_init is not None:
             bias = self.param("logit_bias", constant(config.logit_bias_init), ())
         return DualEncoderOutput(
             image_embedding=unit_length(seen.pooled) if seen else None,

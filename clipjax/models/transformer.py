@@ -42,12 +42,13 @@ def transformer(
     rotation: Rotation | None = None,
     mask: jax.Array | None = None,
     hidden_layers: tuple[int, ...] = (),
+    frozen_blocks: int = 0,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """config.depth blocks on x [batch, length, width]; called in a tower's compact method, which owns the parameters.
 
     config: BlockConfig, and scan_layers: True compiles one block and loops over parameters stacked under "blocks";
     False unrolls into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
-    rotation, mask: every layer's, see SelfAttention.
+    rotation, mask: every layer's, see SelfAttention. frozen_blocks: of scanned layers, see in_parts.
     Returns (x, the states of hidden_layers), see layer_indices.
     """
     length = x.shape[1]
@@ -69,16 +70,33 @@ def transformer(
         states = tuple(jnp.where(i == k, x, state) for k, state in zip(wanted, states, strict=True))
         return (block(x, rate, train, rotation, mask)[0], states), None
 
-    scan = nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=config.depth,
-    )
-    blocks = make(name="blocks")
-    carry = (x, (x,) * len(wanted))
-    (x, states), _ = scan(blocks, carry, jnp.asarray(drop_path, jnp.float32), jnp.arange(config.depth))
+    def run(blocks: nn.Module, carry: tuple, start: int, stop: int) -> tuple:
+        scan = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=stop - start,
+        )
+        rates = jnp.asarray(drop_path[start:stop], jnp.float32)
+        return scan(blocks, carry, rates, jnp.arange(start, stop))[0]
+
+    x, states = in_parts(run, make(name="blocks"), (x, (x,) * len(wanted)), config.depth, frozen_blocks)
     return unflat(x), tuple(unflat(x if i == config.depth else s) for i, s in zip(wanted, states, strict=True))
+
+
+def in_parts(run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: int) -> Any:
+    """run(blocks, carry, start, stop) over scanned blocks start to stop - 1; all at once, or the first `frozen` apart.
+
+    The parameters of `blocks` are those of all layers. The backward pass of one loop goes through all of its blocks,
+    however few of them train; after a loop over the trained ones it ends.
+    """
+    if not frozen:
+        return run(blocks, carry, 0, depth)
+    for start, stop in ((0, frozen), (frozen, depth)):
+        rows = functools.partial(jax.tree.map, lambda stack, s=start, t=stop: stack[s:t])
+        part = nn.map_variables(functools.partial(run, start=start, stop=stop), "params", rows)
+        carry = part(blocks, jax.lax.stop_gradient(carry))
+    return carry
 
 
 def rematerialised(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
@@ -144,8 +162,9 @@ class Block(nn.Module):
             init["down"],
             init["bias"],
             self.dtype,
-            gated=config.mlp == "swiglu",
+            gate={"swiglu": "silu", "geglu": config.activation}.get(config.mlp, ""),
             norm=norm if config.mlp_norm else None,
+            first_norm=norm if config.mlp_first_norm else None,
             name="mlp",
         )
 

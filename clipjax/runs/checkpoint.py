@@ -16,8 +16,7 @@ moves them to workdir/damaged_checkpoints and continues from the newest intact o
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +28,12 @@ from clipjax.config import CheckpointConfig, ExperimentConfig, differences, from
 from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
+from clipjax.runs.fingerprint import completed
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
-from clipjax.training.state import TrainState, abstract_state, eval_variables
+from clipjax.runs.lock import RunLockError
+from clipjax.runs.own_files import as_given, located
+from clipjax.training.lora import merged
+from clipjax.training.state import TrainState, abstract_state
 
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
 WEIGHTS = ("params", *OPTIONAL_ITEMS)  # everything except the training state
@@ -41,9 +44,10 @@ SHOWN = 20  # differing parameters named in an error
 class Meta(NamedTuple):
     """A checkpoint's JSON."""
 
-    config: ExperimentConfig
+    config: ExperimentConfig  # with paths that can be opened from here, see clipjax.runs.own_files
     fingerprint: dict[str, Any]
     data_states: list[dict[str, Any]]  # of every process that wrote it; [] for weights without training
+    given: ExperimentConfig  # config, with the paths that the run was started with
 
 
 @contextlib.contextmanager
@@ -59,9 +63,10 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
     try:
         yield manager
-    except BaseException:
-        # With several processes, closing would wait for others, which will not come, to finish the checkpoint.
-        if jax.process_count() == 1:
+    except BaseException as error:
+        # With several processes, closing would wait for others, which will not come, to finish the checkpoint. After a
+        # failed write it would wait for minutes, and might write into a folder that was removed.
+        if jax.process_count() == 1 and not isinstance(error, OSError | CheckpointError | RunLockError):
             with contextlib.suppress(Exception):  # report the first error, not this one
                 manager.close()
         raise
@@ -87,11 +92,13 @@ def save(
     config: ExperimentConfig,
     fingerprint: dict,
     metrics: dict[str, float] | None = None,
+    paths: Mapping[str, Any] | None = None,
 ) -> None:
     """Starts writing the checkpoint of state.step. Returns once the arrays have been copied off the devices.
 
     data_state: the state of this process's training iterator, JSON-able.
     metrics: the evaluation results of this step, if it was evaluated; keep_best compares them.
+    paths: how to read config's paths, of clipjax.runs.own_files.Kept; None: as they are.
     """
     step = int(state.step)
     meta = {
@@ -100,6 +107,7 @@ def save(
         "fingerprint": fingerprint,
         "data_states": gather_json(data_state),
     }
+    meta |= {"paths": dict(paths)} if paths else {}
     items = {
         "params": ocp.args.StandardSave(state.params),
         "train": ocp.args.StandardSave(_train_item(state)),
@@ -169,13 +177,24 @@ def restore_variables(
 ) -> dict:
     """{"params", "batch_stats"} to evaluate with, on any mesh.
 
-    average: the averages if the run kept them; False: the parameters of the step itself. Only these are read.
+    average: the averages if the run kept them; False: the parameters of the step itself. Only these are read. A run's
+    adapters are merged into them.
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
+    variables = restore_with_adapters(manager, step, config, mesh, average=average)
+    return variables | {"params": merged(variables["params"])}
+
+
+def restore_with_adapters(
+    manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh, *, average: bool = True
+) -> dict:
+    """As restore_variables, with a run's adapters beside the matrices, in "lora", and not in them."""
     prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
-    variables = eval_variables(abstract_state(config, mesh))
-    restored = _restore_items(manager, step, {f"{prefix}{name}": tree for name, tree in variables.items() if tree})
-    return variables | {name.removeprefix(prefix): tree for name, tree in restored.items()}
+    state = abstract_state(config, mesh)
+    names = {name: f"{prefix}{name}" for name in ("params", "batch_stats")}
+    stored = {name: getattr(state, name) for name in names.values()}
+    restored = _restore_items(manager, step, {name: tree for name, tree in stored.items() if tree})
+    return {name: (stored | restored)[own] for name, own in names.items()}
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
@@ -188,10 +207,9 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
             f"{FORMAT!r}."
         )
     config = from_json_dict(meta["config"])
-    if meta.get("own_tokenizer"):
-        path = str(Path(manager.directory).parent / config.tokenizer.path)
-        config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=path))
-    return Meta(config, meta["fingerprint"], meta.get("data_states", []))
+    paths = meta.get("paths", {"own": {"tokenizer.path": ""}} if meta.get("own_tokenizer") else {})
+    opened = located(config, Path(manager.directory).parent, paths)
+    return Meta(opened, completed(meta["fingerprint"], config), meta.get("data_states", []), as_given(config, paths))
 
 
 def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> None:

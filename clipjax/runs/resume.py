@@ -13,7 +13,7 @@ from clipjax.processes import announce
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
 from clipjax.runs.config_changes import check_changes
-from clipjax.runs.fingerprint import check_fingerprint
+from clipjax.runs.fingerprint import FingerprintError, check_fingerprint
 from clipjax.runs.weights import first_state
 from clipjax.training.state import TrainState
 
@@ -65,8 +65,22 @@ def _compare(
     checkpoints.refuse_weights_alone(manager, step)
     meta = checkpoints.read_meta(manager, step)
     where = f"{manager.directory}/{step}"
-    check_fingerprint(meta.fingerprint, fingerprint, where=where)
-    return meta, check_changes(meta.config, config, where)
+    try:
+        check_fingerprint(meta.fingerprint, fingerprint, where=where)
+    except FingerprintError as error:
+        if meta.fingerprint.get("tokenizer.sha256") == fingerprint.get("tokenizer.sha256"):
+            raise
+        raise FingerprintError(f"{error}{_of_tokenizer(meta, config)}") from error
+    return meta, check_changes(meta.given, config, where)
+
+
+def _of_tokenizer(meta: checkpoints.Meta, config: ExperimentConfig) -> str:
+    """A line about a tokenizer's file with another content than the run began with."""
+    began, now = meta.given.tokenizer.path, config.tokenizer.path
+    what = f"{now} has changed since the run began" if began == now else f"the run began with {began}, not {now}"
+    kept = meta.config.tokenizer.path
+    cure = f"; its copy is --config.tokenizer.path={kept}" if kept not in (began, now) else ""
+    return f"\nconfig.tokenizer.path: {what}{cure}."
 
 
 def own_data_state(states: list[dict], process_index: int, process_count: int) -> dict:

@@ -4,58 +4,163 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
+from clipjax.models.towers import towers_of
+from clipjax.models.towers.absent import a_tower
+from clipjax.processes import announce
 from clipjax.runs.checkpoint import check_shapes
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.runs.integrity import CheckpointError
 from clipjax.runs.run import Run, open_run
-from clipjax.training.init_from import adapt, initial_state, unused_options
+from clipjax.training.init_from import (
+    Given,
+    initial_state,
+    new_projections,
+    only,
+    projections,
+    taken,
+    unused_options,
+)
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
 from clipjax.training.teacher import EmbeddedTeacher, Teacher, make_teacher, needs_teacher
 
+SIDES = ("image", "text")
+# The fields that name runs to start from -> the tower that each takes. init_from gives what the others do not.
+FIELDS = {"init_image_from": "image", "init_text_from": "text", "init_from": ""}
+# The entries of a fingerprint that are about a tower and what it reads.
+ENTRIES = {"image": ("image.", "pixels."), "text": ("text.", "tokenizer.")}
+
+
+def initialised(config: ExperimentConfig) -> dict[str, str]:
+    """{field: workdir} of the runs that training starts from."""
+    return {field: getattr(config, field) for field in FIELDS if getattr(config, field)}
+
 
 def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> TrainState:
-    """The state of step 0: random weights, or those of the newest checkpoint in config.init_from.
+    """The state of step 0: random weights, or those of the newest checkpoints in config.init_from and its like.
 
-    fingerprint: this experiment's. Raises CheckpointError naming the parameters that do not fit, and FingerprintError
-    where the weights would mean something else here.
+    Prints a line that says what comes from where. fingerprint: this experiment's. Raises CheckpointError naming the
+    parameters that do not fit, and FingerprintError where the weights would mean something else here.
     """
-    if not config.init_from:
+    if not initialised(config):
         return create_state(config, mesh)
-    with open_named("config.init_from", config.init_from) as run:
-        _check_first(run, config, mesh, fingerprint)
-        return initial_state(config, mesh, run)
+    with _open_given(config, mesh, fingerprint) as (given, line):
+        announce(line)
+        return initial_state(config, mesh, given)
 
 
-def check_init_from(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> Run:
-    """Raises what first_state would raise for config.init_from, without reading arrays; returns the run, closed."""
-    with open_named("config.init_from", config.init_from) as run:
-        _check_first(run, config, mesh, fingerprint)
-    return run
+def check_init_from(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> str:
+    """Raises what first_state would raise, without reading arrays; returns the line that it would print."""
+    with _open_given(config, mesh, fingerprint) as (_, line):
+        return line
 
 
-def _check_first(run: Run, config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> None:
-    where = f"config.init_from={config.init_from}"
-    unused = unused_options(run.config.model, config.model)
+@contextlib.contextmanager
+def _open_given(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> Iterator[tuple[list[Given], str]]:
+    """(what each opened run gives, the line about it) of all that config names, checked."""
+    expected = eval_variables(abstract_state(config, mesh))
+    rest = frozenset(expected["params"])
+    given, sources = [], {part: "new" for part in expected["params"]}
+    with contextlib.ExitStack() as stack:
+        for field, workdir in initialised(config).items():
+            where = f"config.{field}={workdir}"
+            run = stack.enter_context(open_named(f"config.{field}", workdir))
+            source = eval_variables(abstract_state(run.config, mesh))
+            unknown = frozenset(source["params"]) - frozenset(expected["params"]) - {"logit_bias"}
+            each = _given(run, FIELDS[field], where, rest, unknown)
+            rest -= each.parts
+            _check_meaning(each, where, config, fingerprint)
+            new = _check_shapes(each, where, config, expected, source)
+            for part in each.parts:
+                sources[part] = f"from {workdir}, step {run.step}" + " with a new projection" * (part in new)
+            given.append(each)
+        yield given, described(sources)
+
+
+def described(sources: Mapping[str, str]) -> str:
+    """One line of where the parts of a model come from: "Weights: image tower from runs/a, step 0; text tower new"."""
+    names = {"image": "image tower", "text": "text tower", "logit_scale": "temperature", "decoder": "captioner"}
+    grouped: dict[str, list[str]] = {}
+    for part, name in names.items():
+        if part in sources:
+            grouped.setdefault(sources[part], []).append(name)
+    listed = (", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] for parts in grouped.values())
+    return "Weights: " + "; ".join(f"{those} {source}" for those, source in zip(listed, grouped, strict=True))
+
+
+def _given(run: Run, side: str, where: str, free: frozenset[str], unknown: frozenset[str]) -> Given:
+    """What a run gives. Raises CheckpointError.
+
+    side: the tower that its field takes; "": everything. where: the field and its value, for messages. free: the parts
+    that no earlier field has given. unknown: those that only the run has.
+    """
+    has = towers_of(run.config.model)
+    if not side and len(has) == len(SIDES):
+        return Given(run, free | unknown)
+    side = side or has[0]
+    if side not in has:
+        raise CheckpointError(f"{where} holds only {a_tower(has[0])}, which config.init_{has[0]}_from takes.")
+    if side not in free:
+        raise CheckpointError(
+            f"{where} holds only {a_tower(side)}, and config.init_{side}_from gives another one. Unset one of them."
+        )
+    return Given(run, frozenset({side}), one_tower=True)
+
+
+def _check_meaning(given: Given, where: str, config: ExperimentConfig, fingerprint: dict[str, Any]) -> None:
+    """Raises FingerprintError where the parts of `given` would mean something else here.
+
+    where: the field and its value, for messages.
+    """
+    unused = unused_options(given.run.config.model, config.model)
+    prefixes = tuple(prefix for side in SIDES if side in given.parts for prefix in ENTRIES[side])
     theirs, ours = (
-        {name: value for name, value in to_train_on(entries, config).items() if name not in unused}
-        for entries in (run.fingerprint, fingerprint)
+        {
+            name: value
+            for name, value in to_train_on(entries, config).items()
+            if name not in unused and name.startswith(prefixes)
+        }
+        for entries in (given.run.fingerprint, fingerprint)
     )
     check_fingerprint(theirs, ours, where=where)
-    convert = functools.partial(adapt, source=run.config.model, target=config.model)
-    expected = eval_variables(abstract_state(config, mesh))
-    source = eval_variables(abstract_state(run.config, mesh))
+
+
+def _check_shapes(
+    given: Given, where: str, config: ExperimentConfig, expected: dict[str, Any], source: dict[str, Any]
+) -> list[str]:
+    """The towers of `given` whose projection is new. Raises CheckpointError for parameters that do not fit.
+
+    expected, source: the variables of this model and of the run's, as shapes.
+    """
+    fresh = projections(expected)
     try:
-        adapted = jax.eval_shape(convert, source)
-    except (KeyError, TypeError, ValueError):  # parts of another architecture, which `adapt` does not expect
-        adapted = source
-    check_shapes(adapted, expected, where=f"{where} does not fit the configuration")
+        convert = functools.partial(taken, given=given, target=config.model)
+        adapted = jax.eval_shape(convert, source, fresh)
+    except (AttributeError, KeyError, TypeError, ValueError):  # parts of another architecture, which `adapt` refuses
+        adapted = only(source, given.parts)
+    check_shapes(adapted, only(expected, given.parts), where=f"{where} does not fit the configuration")
+    new = new_projections(source, fresh, given)
+    for side in new:
+        if getattr(config.optimizer, f"{side}_lr_multiplier") == 0:
+            raise CheckpointError(
+                f"{where} has no projection, so that this run's would be a random one, and it is frozen "
+                f"(config.optimizer.{side}_lr_multiplier=0). {_without_projection(side, given.run.config)}"
+            )
+    return new
+
+
+def _without_projection(side: str, trained: ExperimentConfig) -> str:
+    none = {"image": "False", "text": "'none'"}[side]
+    return (
+        f"Set config.model.{side}.projection={none} and config.model.embed_dim={getattr(trained.model, side).width}, "
+        "so that the tower's own output is the embedding, or train the tower."
+    )
 
 
 @contextlib.contextmanager

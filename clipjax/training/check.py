@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,10 @@ from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
 from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
+from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
+from clipjax.training.lora import check_lora
+from clipjax.training.trainable import check_trainable, farthest
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
@@ -37,15 +41,19 @@ def part_checks(
     return (
         partial(check_processes, shape, process_count),
         *(partial(check_batch, name, size, shape, process_count) for name, size in sizes.items()),
+        partial(check_both_towers, model),
         partial(check_towers, config, tensor=shape[2]),
         partial(check_accumulation, config, shards),
-        partial(check_loss, config.loss, model, config.global_batch_size // shards),
+        partial(check_loss, config.loss, model, config.global_batch_size * config.data.captions_per_image // shards),
+        partial(check_captions, config),
         partial(check_decoder, model),
         partial(check_embeddings, config),
         partial(check_pixels, config.data.pixels, model.image.image_size),
         partial(check_augment, config.data.augment),
         partial(check_mixture, config.data),
         partial(check_optimizer, config.optimizer, config.total_steps),
+        partial(check_trainable, config),
+        partial(check_lora, config),
         partial(check_temperature, model),
         partial(check_best_metric, config),
     )
@@ -92,6 +100,21 @@ def check_accumulation(config: ExperimentConfig, shards: int) -> None:
     )
 
 
+def check_captions(config: ExperimentConfig) -> None:
+    """Refuses several captions of an image in a step where its loss cannot take them. Raises ConfigError."""
+    count = config.data.captions_per_image
+    require(
+        count == 1 or config.loss.repeats == "positives",
+        f"config.data.captions_per_image={count} with config.loss.repeats='{config.loss.repeats}': an image's other "
+        "captions would not be its positives. Set config.loss.repeats='positives'.",
+    )
+    require(
+        count == 1 or not (config.model.decoder.depth or config.loss.teacher),
+        f"config.data.captions_per_image={count}: loss '{config.loss.name}' compares each image with one caption. Set "
+        "captions_per_image=1, or choose a loss without a decoder and a teacher.",
+    )
+
+
 def check_temperature(model: ModelConfig) -> None:
     """Refuses a logit_scale that the first step would cut. Raises ConfigError."""
     require(
@@ -115,13 +138,23 @@ def check_best_metric(config: ExperimentConfig) -> None:
     )
 
 
+def check_both_towers(model: ModelConfig) -> None:
+    """Refuses to train a model of one tower. Raises ConfigError."""
+    for side, other in (("image", "text"), ("text", "image")):
+        require(
+            side in towers_of(model),
+            f"config.model.{side}.name='{getattr(model, side).name}', and training needs both towers. Choose one; the "
+            f"weights of the {other} tower can come from config.init_{other}_from.",
+        )
+
+
 def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     """Runs each tower's own check, then those of the mesh and the micro-batches. Raises ConfigError.
 
     tensor: length of the mesh's tensor axis.
     """
     model = config.model
-    plain = ", ".join(name for name, row in IMAGE_TOWERS.items() if not row.running_statistics)
+    plain = ", ".join(name for name, row in IMAGE_TOWERS.items() if not (row.running_statistics or row.absent))
     for where, row, tower in (
         ("config.model.image", image_tower(model.image), model.image),
         ("config.model.text", text_tower(model.text), model.text),
@@ -137,11 +170,12 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     require(
         not image_tower(model.image).running_statistics
         or config.accumulation_steps == 1
-        or config.optimizer.image_lr_multiplier == 0,
+        or farthest(config, "image") < math.inf,
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
         "would differ. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
-        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0).",
+        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0, or "
+        "image_unlocked_blocks=0 for all except what follows its stages).",
     )
 
 

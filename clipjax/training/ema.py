@@ -25,7 +25,7 @@ def first_averages(config: OptimizerConfig, params: Any, batch_stats: Any) -> Av
 
 
 def updated_averages(config: OptimizerConfig, averages: Averages, params: Any, batch_stats: Any) -> Averages:
-    """decay * average + (1 - decay) * value, of the values after a step."""
+    """decay * average + (1 - decay) * value, of the values after a step. Trees are alike."""
     if not config.ema_decay:
         return averages
     return optax.incremental_update(

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
+import contextlib
+import os
+import sys
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
+
+from clipjax import signals
+from clipjax.processes import forward_preemption
 
 
 class Preemption:
-    """Context manager that notices SIGTERM: `reached(step)` becomes true after it, on all processes at the same step.
+    """Context manager that notices SIGTERM and Ctrl-C: `reached(step)` becomes true after it, on all processes at the
+    same step. A second signal ends the process at once.
 
-    One process uses a signal handler. With several, JAX's coordination service receives the signal wherever it arrives
-    and makes all processes agree on the step at which they save.
+    With several processes, JAX's coordination service makes all of them agree on the step at which they save, whichever
+    of them the signal has reached.
     """
 
     def __enter__(self) -> Preemption:
-        self.signalled = False
         self.alone = jax.process_count() == 1
-        if self.alone:
-            self.previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self.exits = contextlib.ExitStack()
+        self.noted = self.exits.enter_context(signals.noting(act=self._tell))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self.alone:
-            signal.signal(signal.SIGTERM, self.previous)
+        self.exits.close()
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal has arrived at this process."""
+        return bool(self.noted.number)
 
     def reached(self, step: int) -> bool:
         return self.signalled if self.alone else multihost_utils.reached_preemption_sync_point(step)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        logging.info("Signal %d: saving at the end of this step.", number)
-        self.signalled = True
+    def _tell(self, number: int) -> None:
+        if not self.alone:
+            forward_preemption()
+        if sys.stderr.isatty():  # a log gets the line about the saved step alone
+            line = f"{signals.name_of(number)}: saving after this step; once more ends the run at once.\n"
+            os.write(sys.stderr.fileno(), line.encode())

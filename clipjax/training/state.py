@@ -14,8 +14,9 @@ from clipjax.config import ExperimentConfig
 from clipjax.mesh import param_shardings, replicated, state_shardings
 from clipjax.models import DualEncoder, image_tower
 from clipjax.models.pixels import image_of, normalize_pixels
-from clipjax.optim import make_optimizer
 from clipjax.training.ema import first_averages
+from clipjax.training.lora import merged, with_adapters
+from clipjax.training.trainable import make_tx, trained
 
 
 @flax.struct.dataclass
@@ -23,7 +24,7 @@ class TrainState:
     """Everything that survives a step, and the only thing that does."""
 
     step: jax.Array  # int32, batches consumed
-    params: Any  # float32
+    params: Any  # float32: the towers, logit_scale, logit_bias; and "lora" (training/lora.py) in runs with adapters
     opt_state: Any
     ema_params: Any  # float32 tree like params, or None
     rng: jax.Array  # PRNG key data, never advanced: step keys are fold_in(rng, step)
@@ -79,12 +80,12 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
             text=jnp.zeros((1, config.model.text.context_length), jnp.int32),
         )
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        tx = make_optimizer(config.optimizer, params, config.total_steps)
+        params = with_adapters(config, params, jax.random.fold_in(params_key, 1))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
             params=params,
-            opt_state=tx.init(params),
+            opt_state=make_tx(config, params).init(trained(config, params)),
             rng=jax.random.key_data(step_key),
             skipped=zero,
             skipped_in_a_row=zero,
@@ -96,10 +97,15 @@ def initializer(config: ExperimentConfig) -> Callable[[], TrainState]:
 
 
 def eval_variables(state: TrainState) -> dict[str, Any]:
-    """{"params", "batch_stats"} to evaluate with: the averages if the run keeps them."""
+    """{"params", "batch_stats"} to evaluate with: the averages if the run keeps them; adapters are merged."""
     if state.ema_params is None:
-        return {"params": state.params, "batch_stats": state.batch_stats}
-    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+        return raw_variables(state)
+    return {"params": merged(state.ema_params), "batch_stats": state.ema_batch_stats}
+
+
+def raw_variables(state: TrainState) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the step itself, as the model takes them; adapters are merged."""
+    return {"params": merged(state.params), "batch_stats": state.batch_stats}
 
 
 RAW = "_raw"  # follows the evaluators' names in results of the parameters, where the averages are evaluated too
@@ -107,9 +113,8 @@ RAW = "_raw"  # follows the evaluators' names in results of the parameters, wher
 
 def variables_to_evaluate(state: TrainState, weights: str) -> dict[str, dict[str, Any]]:
     """{suffix of the evaluators' names: variables} by config.eval.weights; one entry for a run without averages."""
-    raw = {"params": state.params, "batch_stats": state.batch_stats}
     return {
-        suffix: eval_variables(state) if average else raw
+        suffix: eval_variables(state) if average else raw_variables(state)
         for suffix, average in weights_to_evaluate(state.ema_params is not None, weights).items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,14 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
-from clipjax.optim import make_optimizer, make_schedule
+from clipjax.optim import make_schedule
 from clipjax.processes import announce
 from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 from clipjax.training.temperature import clip_logit_scale
+from clipjax.training.trainable import joined, make_tx, trained
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -35,17 +37,25 @@ def make_train_step(
       state: shapes are enough (abstract_state).
       teacher: for a loss that learns from one; the step then takes its variables as a third argument.
     Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (or patches: see
-      data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
+      data/images/naflex.py), "text": [B, L] int32 ([B, K, L] for config.data.captions_per_image K > 1), and "pair_id":
+      [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
     A step whose loss or gradient is not finite changes nothing except the counters. The learning rate of an update is
     the one that is logged, and follows state.step: skipped steps pass in the schedule, so that it ends where it should.
-    The optimizer's own counts (Adam's bias correction) are of the updates that were kept.
+    The optimizer's own counts (Adam's bias correction) are of the updates that were kept. Parameters that do not train
+    (training/trainable.py) are returned as they came, and grad_norm and update_norm are those of the others.
     """
-    tx = make_optimizer(config.optimizer, state.params, config.total_steps)
+    tx = make_tx(config, state.params)
     schedule = make_schedule(config.optimizer, config.total_steps)
     loss_and_gradients = make_loss_and_gradients(config, mesh, teacher)
+
+    def part(params: Any) -> Any:
+        return None if params is None else trained(config, params)
+
+    def whole(params: Any, part: Any) -> Any:
+        return None if params is None else joined(params, part)
 
     def train_step(state: TrainState, batch: Batch, teacher_variables: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -54,17 +64,19 @@ def make_train_step(
         )
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+            before = {name: getattr(state, name) for name in ("opt_state", "batch_stats", "ema_batch_stats")}
+            before |= {name: part(getattr(state, name)) for name in ("params", "ema_params")}
+            updates, opt_state = tx.update(grads, state.opt_state, before["params"], step=state.step)
             update_norm = optax.tree.norm(updates)
-            params = optax.apply_updates(state.params, updates)
+            params = optax.apply_updates(before["params"], updates)
             params = clip_logit_scale(params, config.model.logit_scale_max)
-            averages = {"ema_params": state.ema_params, "ema_batch_stats": state.ema_batch_stats}
+            averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
             averages = updated_averages(config.optimizer, averages, params, batch_stats)
 
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
-            old = {name: getattr(state, name) for name in new}
-            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
+            new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
             step=state.step + 1,
@@ -115,9 +127,11 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
     extra = (teacher.variables,) if teacher else ()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    part = jax.eval_shape(functools.partial(trained, config), state.params)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (state.params, part)]
+    some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
     announce(
-        f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
@@ -137,4 +151,6 @@ def batch_shapes(
     if isinstance(teacher, EmbeddedTeacher):
         shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
     shapes |= text_tower(text).columns(text, size)
+    if (captions := config.data.captions_per_image) > 1:
+        shapes["text"] = ((size, captions, text.context_length), jnp.int32)
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}

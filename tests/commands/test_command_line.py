@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from clipjax.__main__ import COMMANDS, main
+from clipjax.__main__ import COMMANDS, dispatch
 from clipjax.commands import export, import_weights, train
 
 
@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
 def test_an_unknown_command_lists_the_known_ones(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["clipjax", "trian"])
     with pytest.raises(SystemExit) as end:
-        main()
+        dispatch()
     assert end.value.code == 2
     shown = capsys.readouterr()
     assert "train" in shown.out

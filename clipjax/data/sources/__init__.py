@@ -15,8 +15,10 @@ from clipjax.data.records import ManifestError
 from clipjax.data.sources.array_record import ArrayRecordSource
 from clipjax.data.sources.folder import FolderConfig, FolderSource
 from clipjax.data.sources.hard_negatives import HardNegativesConfig, HardNegativesSource
+from clipjax.data.sources.held_out import HeldOutConfig, HeldOutSource
 from clipjax.data.sources.multilingual import MultilingualConfig, MultilingualSource
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
+from clipjax.data.sources.prompted import PromptedSource
 from clipjax.data.sources.tfds import TfdsConfig, TfdsSource
 from clipjax.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
@@ -27,10 +29,13 @@ __all__ = [
     "FolderSource",
     "HardNegativesConfig",
     "HardNegativesSource",
+    "HeldOutConfig",
+    "HeldOutSource",
     "MultilingualConfig",
     "MultilingualSource",
     "ParquetConfig",
     "ParquetSource",
+    "PromptedSource",
     "Source",
     "TfdsConfig",
     "TfdsSource",
@@ -74,6 +79,7 @@ SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
     "folder": Part(FolderConfig, FolderSource),
     "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
+    "held_out": Part(HeldOutConfig, HeldOutSource),
     "multilingual": Part(MultilingualConfig, MultilingualSource),
     "parquet": Part(ParquetConfig, ParquetSource),
     "tfds": Part(TfdsConfig, TfdsSource),
@@ -82,7 +88,7 @@ SOURCES: dict[str, Part] = {
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Opens the source that config.name selects.
+    """Opens the source that config.name selects; with config.prompts, as a PromptedSource.
 
     Raises ConfigError for an unknown name, the options of another kind or an empty path, ManifestError for data that is
     missing or damaged.
@@ -97,4 +103,4 @@ def open_source(config: SourceConfig) -> Source:
     source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")
-    return source
+    return PromptedSource(source, config) if config.prompts else source

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
-from clipjax.data.labels import CAUSE, ClassNames, Label, names_beside, names_of_texts, read_label
+from clipjax.data.labels import CAUSE, NAMES_FILE, ClassNames, Label, names_beside, names_of_texts, read_label
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources.class_folders import class_folders
 from clipjax.data.sources.csv_tables import table_rows
 from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, decode, pick
 from clipjax.data.sources.image_files import Sidecars, folder_of_split, image_files, tell_unread
@@ -22,12 +23,15 @@ MAX_IMAGE = 256 << 20  # bytes of a file
 
 @dataclass(frozen=True)
 class FolderConfig(SourceConfig):
-    """path: a folder of images, or a .csv, .tsv or .jsonl table. A folder is read without the options below."""
+    """path: a folder of images, or a .csv, .tsv or .jsonl table, which is read with the options from data_dir on."""
 
     name: str = "folder"
-    data_dir: str = runtime("")  # where a table's paths start; "": the table's folder
+    # of a folder: the files beside the images, or the classes that the images' folders are named after
+    captions: Literal["files", "folders"] = experiment("files", fixed=ORDER)
+    data_dir: str = runtime("", path="data")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
-    text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
+    # columns of captions, joined by commas; .jsonl: also lists; "": none, the class's name is the caption
+    text_key: str = experiment("caption", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
     # what separates the fields of a .csv or .tsv: one character or "tab"; "": detected from the header
     delimiter: str = experiment("", fixed=ORDER)
@@ -54,7 +58,10 @@ class FolderSource:
     """Images of config.path, one record each.
 
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
-    NAME.jpg, one caption a line (see Sidecars). A table: the rows that name one image become one record.
+    NAME.jpg, one caption a line (see Sidecars). With captions="folders", an image's class is the folder below that one,
+    CLASS/NAME.jpg or CLASS/.../NAME.jpg, and its caption is the name of the class; images of a class are repeats (their
+    pair_id is the label). A table: the rows that name one image become one record. An image
+    without captions takes the name of its class.
 
     Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
     folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
@@ -67,7 +74,7 @@ class FolderSource:
     def __init__(self, config: FolderConfig):
         path = Path(config.path)
         self.class_names: tuple[str, ...] = ()
-        self.sidecars = Sidecars()
+        self.sidecars, self.of_classes = Sidecars(), config.captions == "folders" and path.is_dir()
         if path.suffix.lower() in TABLES and path.is_file():
             self.table, root = str(path), Path(config.data_dir) if config.data_dir else path.parent
             self.entries, names = _table_entries(path, config)
@@ -81,6 +88,8 @@ class FolderSource:
             self.sidecars.names.clear()
             tell_unread(root, others)
             self.entries = [Entry(name, number) for number, name in enumerate(images)]
+            if self.of_classes:
+                self.entries, self.class_names = _class_entries(self.entries, root, path)
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
@@ -95,6 +104,8 @@ class FolderSource:
         if entry.fault:
             raise RecordError(*entry.fault)
         texts = self.sidecar(entry.path) if entry.texts is None else list(entry.texts)
+        if not texts and 0 <= entry.label < len(self.class_names):
+            texts = [self.class_names[entry.label]]
         if not texts:
             raise RecordError("no caption", f"'{entry.path}' has no caption")
         return {
@@ -102,7 +113,7 @@ class FolderSource:
             "texts": texts,
             "key": entry.path,
             "label": entry.label,
-            "pair_id": -1,
+            "pair_id": entry.label if self.of_classes else -1,
         }
 
     def where(self, index: int) -> tuple[str, int]:
@@ -119,6 +130,20 @@ class FolderSource:
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of a file below the root. Raises RecordError for one outside it, above limit, or not readable."""
         return read_below(self.root, path, limit)
+
+
+def _class_entries(entries: list[Entry], root: Path, whole: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """(entries with labels, class names) of images in class folders; whole: the folder of all splits."""
+    folder_of = [entry.path.split("/")[0] if "/" in entry.path else "" for entry in entries]
+    beside = next((file for file in (root / NAMES_FILE, whole / NAMES_FILE) if file.is_file()), None)
+    names, labels = class_folders(root, sorted({*folder_of} - {""}), beside)
+    labelled = [
+        entry._replace(label=labels[folder], texts=(names.names[labels[folder]],))
+        if folder
+        else entry._replace(fault=Fault("in no class folder", f"'{entry.path}' lies in {root} itself"))
+        for entry, folder in zip(entries, folder_of, strict=True)
+    ]
+    return labelled, names.names
 
 
 def one_spelling(path: str) -> str:
@@ -148,7 +173,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
     labels: dict[str, list[_LabelOfRow]] = {}
-    text_keys = tuple(key.strip() for key in config.text_key.split(","))
+    text_keys = tuple(key.strip() for key in config.text_key.split(",") if config.text_key and not config.prompts)
     unset = config.label_key == FolderConfig.label_key
     columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
     for row in table_rows(table, columns):
@@ -158,7 +183,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
         own_texts: list[str] = []
         value, where = value_of(row.values, config.label_key), f"label of line {row.line}"
         try:
-            own_texts = captions(row.values, config.text_key)
+            own_texts = captions(row.values, ",".join(text_keys))
             label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))

@@ -42,7 +42,7 @@ class HardNegativesConfig(SourceConfig):
     name: str = "hard_negatives"
     split: str = experiment("", fixed=ORDER)  # "": all files
     # folder in which the paths of .json files start; "": the folder of the file, or images or val2017 in it
-    images: str = runtime("")
+    images: str = runtime("", path="data")
     # The fields; "": told by their names (docs/compositional_sets.md).
     image_key: str = experiment("", fixed=ORDER)
     text_key: str = experiment("", fixed=ORDER)  # the true caption

@@ -36,7 +36,7 @@ class MultilingualConfig(SourceConfig):
     split: str = experiment("", fixed=ORDER)  # not used: a file is read whole
     language: str = experiment("", fixed=ORDER)  # as the files write it: "de", "deu_Latn"
     # folder in which the paths of the images start; "": the folder of the file, or images or val2017 in it
-    images: str = runtime("")
+    images: str = runtime("", path="data")
 
 
 class Entry(NamedTuple):

@@ -51,7 +51,7 @@ class WebDatasetConfig(SourceConfig):
     """path: tars, by their folder, file or pattern ("shards/{00000..00012}.tar")."""
 
     name: str = "webdataset"
-    data_dir: str = runtime("")  # where the indexes are kept; "": beside the tars
+    data_dir: str = runtime("", path="data")  # where the indexes are kept; "": beside the tars
     # extensions of the image, joined by commas, the first that there is; "": those of all image formats. An extension
     # is all that follows the first dot of a file's name, such as "seg.png"
     image_key: str = experiment("", fixed=ORDER)

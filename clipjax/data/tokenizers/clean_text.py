@@ -62,7 +62,5 @@ def _ftfy() -> Callable[[str], str]:
     try:
         import ftfy
     except ImportError as error:
-        raise ConfigError(
-            "config.tokenizer.clean needs ftfy, which is not installed: pip install 'clipjax[interop]'."
-        ) from error
+        raise ConfigError("config.tokenizer.clean needs ftfy, which is not installed: pip install ftfy.") from error
     return ftfy.fix_text

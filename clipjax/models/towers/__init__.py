@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, nearest, require
-from clipjax.models.towers import bert, conv_stem_vit, convnext, efficientnet, naflex, resnet, text, vit
+from clipjax.config import ImageTowerConfig, ModelConfig, PatchBudget, TextTowerConfig, nearest, require
+from clipjax.models.towers import (
+    absent,
+    bert,
+    conv_stem_vit,
+    convnext,
+    efficientnet,
+    naflex,
+    resnet,
+    text,
+    vit,
+    vitamin,
+)
 from clipjax.models.towers.tower import Tower
 
 # config.model.image.name -> the tower. Each tower's file holds its row, its options and its module.
 IMAGE_TOWERS: dict[str, Tower] = {
     "vit": vit.TOWER,
     "conv_stem_vit": conv_stem_vit.TOWER,
+    "vitamin": vitamin.TOWER,
     "naflex": naflex.TOWER,
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
     "convnext": convnext.TOWER,
+    "none": absent.IMAGE_TOWER,
 }
 # config.model.text.name -> the tower.
-TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER}
+TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "none": absent.TEXT_TOWER}
 
 
 def image_tower(config: ImageTowerConfig) -> Tower:
@@ -29,6 +42,18 @@ def image_tower(config: ImageTowerConfig) -> Tower:
 def text_tower(config: TextTowerConfig) -> Tower:
     """The row of config.model.text. Raises ConfigError for an unknown name, or for another tower's dataclass."""
     return _row(config, TEXT_TOWERS, "config.model.text")
+
+
+def towers_of(model: ModelConfig) -> tuple[str, ...]:
+    """The towers that a model has: ("image", "text"), or one of them. Raises ConfigError as image_tower does."""
+    rows = {"image": image_tower(model.image), "text": text_tower(model.text)}
+    return tuple(side for side, row in rows.items() if not row.absent)
+
+
+def require_tower(model: ModelConfig, side: str) -> None:
+    """Raises ConfigError for a model without the tower that embeds `side`s ("image" or "text")."""
+    if side not in towers_of(model):
+        raise absent.refusal(side)
 
 
 def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:

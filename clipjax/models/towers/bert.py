@@ -21,7 +21,7 @@ from clipjax.models.attention import SelfAttention
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
 from clipjax.models.towers.text import TokenEmbedding
 from clipjax.models.towers.tower import TEXT, Tower, TowerOutput, check_projection, no_hidden_states, token_ids
-from clipjax.models.transformer import check_heads, rematerialised
+from clipjax.models.transformer import check_heads, in_parts, rematerialised
 
 NORMAL = nn.initializers.normal(0.02)  # of every matrix and table; biases start at zero (BERT)
 
@@ -65,6 +65,7 @@ class BertEncoder(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -95,14 +96,17 @@ class BertEncoder(nn.Module):
             for i in range(c.depth):
                 x, _ = block(c, self.dtype, self.activations, name=f"block_{i}")(x, visible, train)
             return x
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=c.depth,
-        )
-        return scanned(c, self.dtype, self.activations, name="blocks")(x, visible, train)[0]
+
+        def run(blocks: nn.Module, x: jax.Array, start: int, stop: int) -> jax.Array:
+            scan = nn.scan(
+                lambda block, x, _: block(x, visible, train),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=stop - start,
+            )
+            return scan(blocks, x, None)[0]
+
+        return in_parts(run, block(c, self.dtype, self.activations, name="blocks"), x, c.depth, self.frozen_blocks)
 
     def head(self, tokens: jax.Array, visible: jax.Array) -> jax.Array:
         """tokens [B, L, width] -> [B, embed_dim]."""
@@ -184,4 +188,5 @@ TOWER = Tower(
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout",),
     check_tokenizer=check_tokenizer,
+    heads=("pooler", "projection_hidden", "projection"),
 )

@@ -109,4 +109,6 @@ def check(config: ConvNeXtConfig, embed_dim: int) -> None:
     check_stages(config.stages, config.image_size, IMAGE, config.name)
 
 
-TOWER = Tower(ConvNeXt, ConvNeXtConfig, check, square_image, random=("drop_path",))
+TOWER = Tower(
+    ConvNeXt, ConvNeXtConfig, check, square_image, random=("drop_path",), heads=("ln_head", "head_up", "projection")
+)

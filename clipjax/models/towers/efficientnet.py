@@ -183,4 +183,12 @@ def check(config: EfficientNetConfig, embed_dim: int) -> None:
     check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
 
 
-TOWER = Tower(EfficientNet, EfficientNetConfig, check, square_image, running_statistics=True, random=("drop_path",))
+TOWER = Tower(
+    EfficientNet,
+    EfficientNetConfig,
+    check,
+    square_image,
+    running_statistics=True,
+    random=("drop_path",),
+    heads=("projection",),
+)

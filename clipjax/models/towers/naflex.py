@@ -52,6 +52,7 @@ class NaFlexTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, image: Patches, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -75,6 +76,7 @@ class NaFlexTransformer(nn.Module):
             activations=self.activations,
             mask=mask,
             hidden_layers=hidden_layers,
+            frozen_blocks=self.frozen_blocks,
         )
         ln_post = LayerNorm(c.norm_eps, name="ln_post")
         tokens = ln_post(x)
@@ -159,4 +161,5 @@ TOWER = Tower(
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path"),
     patch_budget=lambda config: PatchBudget(config.patch_size, config.max_patches),
+    heads=("ln_post", "map_head", "projection"),
 )

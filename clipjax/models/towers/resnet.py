@@ -141,4 +141,4 @@ def check(config: ResNetConfig, embed_dim: int) -> None:
     )
 
 
-TOWER = Tower(ResNet, ResNetConfig, check, square_image, running_statistics=True)
+TOWER = Tower(ResNet, ResNetConfig, check, square_image, running_statistics=True, heads=("attention_pool",))

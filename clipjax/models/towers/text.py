@@ -54,6 +54,7 @@ class TextTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -85,6 +86,7 @@ class TextTransformer(nn.Module):
             rotation=rotation,
             mask=mask,
             hidden_layers=hidden_layers,
+            frozen_blocks=self.frozen_blocks,
         )
         ln_final = NORMS[c.norm](c.norm_eps, name="ln_final")
         if c.pool == "cls":
@@ -186,4 +188,5 @@ TOWER = Tower(
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path"),
     check_tokenizer=check_tokenizer,
+    heads=("ln_final", "projection"),
 )

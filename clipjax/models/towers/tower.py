@@ -36,7 +36,8 @@ class Tower:
     """A row of IMAGE_TOWERS or TEXT_TOWERS.
 
     module(config, embed_dim, dtype, activations, name=...) makes a linen module; activations is the sharding of
-    [batch, ...] arrays, None to leave it to the compiler. module(x, train, hidden_layers) returns a TowerOutput.
+    [batch, ...] arrays, None to leave it to the compiler. module(x, train, hidden_layers) returns a TowerOutput. A
+    module whose blocks are scanned takes frozen_blocks too: the first so many get no gradient (transformer.in_parts).
     """
 
     module: Callable[..., Any]
@@ -48,8 +49,10 @@ class Tower:
     running_statistics: bool = False  # has a collection "batch_stats": no micro-batches while the tower trains
     tensor_axis: tuple[str, ...] = ()  # fields of config that the mesh's tensor axis must divide
     random: tuple[str, ...] = ()  # fields with rates of random drops in training; at 0 it is deterministic
+    heads: tuple[str, ...] = ()  # names of the parameters that follow the last block; () if nothing does
     patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
     check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
+    absent: bool = False  # stands for no tower: a model with it has only the other one
 
 
 def square_image(config: ImageTowerConfig, batch: int) -> Columns:

@@ -73,6 +73,7 @@ class VisionTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -108,6 +109,7 @@ class VisionTransformer(nn.Module):
             activations=self.activations,
             rotation=rotation,
             hidden_layers=hidden_layers,
+            frozen_blocks=self.frozen_blocks,
         )
         ln_post = norm(name="ln_post")
         by_attention = c.pool in BY_ATTENTION
@@ -271,4 +273,5 @@ TOWER = Tower(
     hidden_states=True,
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path", "patch_dropout"),
+    heads=("ln_post", "pooler", "contrastive_pooler", "map_head", "projection"),
 )

@@ -1,0 +1,117 @@
+"""What `clipjax init` learns from the data: sources, a split, usable records, captions, and a tokenizer of these."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from clipjax.config import ConfigError, EvaluatorConfig, PixelConfig, SourceConfig, require
+from clipjax.data.finding import Found, find_data
+from clipjax.data.images.transforms import eval_image
+from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources import Source, open_source
+from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
+from clipjax.inference.looking import evaluators_of
+
+MOST_READ = 20_000  # records whose captions are read; of more, that many evenly spaced ones
+MOST_DECODED = 1_000  # of these, images that are decoded
+FEWEST = 4  # records
+PROMPTS = ("{}", "a photo of a {}")  # of class names, which the tokenizer is to know as well
+
+
+class Looked(NamedTuple):
+    """What `look` found."""
+
+    found: Found
+    train: SourceConfig
+    evaluated: SourceConfig
+    split: str  # for people: where the records to evaluate on are from
+    trained: int  # records
+    held_out: int
+    read: int
+    bad: collections.Counter[str]  # cause -> records among those that were read
+    texts: list[str]  # captions of those, without white space around them
+    classes: tuple[str, ...]
+    evaluators: dict[str, EvaluatorConfig]  # "zero_shot", "retrieval"
+
+
+def look(data: Any, keys: dict[str, str]) -> Looked:
+    """Opens the data and reads captions of it. Raises ConfigError."""
+    found = find_data(data, keys)
+    train, held_out, split = found.train, found.held_out, "a split of the data"
+    try:
+        source = open_source(train)
+        require(len(source) >= FEWEST, f"--data={data}: {len(source)} records; expected {FEWEST} or more.")
+        if held_out is None:
+            train, held_out = found.split(len(source))
+            split = f"every {_ordinal(train.every)} record"
+            source = open_source(train)
+        other = open_source(held_out)
+    except ManifestError as error:
+        raise ConfigError(f"--data={data}: {error}") from error
+    read, bad, texts = read_some(source)
+    require(
+        bool(texts),
+        f"--data={data}: none of {read} records can be used"
+        + "".join(f"; {count}: {cause}" for cause, count in bad.most_common(3))
+        + ".",
+    )
+    evaluators = evaluators_of(held_out, other)
+    require(bool(evaluators), f"--data={data}: the records have neither classes nor captions that differ.")
+    return Looked(
+        found, train, held_out, split, len(source), len(other), read, bad, texts, source.class_names, evaluators
+    )
+
+
+def read_some(source: Source) -> tuple[int, collections.Counter[str], list[str]]:
+    """(records read, {cause: how many cannot be used}, captions) of evenly spaced records."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_READ)).astype(int))
+    decoded = set(indices[:: -(-len(indices) // MOST_DECODED)].tolist())
+    bad: collections.Counter[str] = collections.Counter()
+    texts: list[str] = []
+    for index in map(int, indices):
+        try:
+            record = source[index]
+            if index in decoded:
+                eval_image(record["image"], 32, PixelConfig())
+            texts += [text.strip() for text in record["texts"] if text.strip()]
+        except RecordError as error:
+            bad[error.cause] += 1
+    return len(indices), bad, texts
+
+
+def train_tokenizer(looked: Looked) -> tuple[bytes, int, int]:
+    """(the SentencePiece model, its pieces, the tokens that nearly all captions fit in). Raises ConfigError."""
+    import sentencepiece
+
+    lines = [text.lower() for text in looked.texts]
+    lines += [prompt.format(name.lower()) for name in looked.classes for prompt in PROMPTS if "{" not in name]
+    size = vocabulary_of(lines)
+    for kind in ("unigram", "bpe"):
+        try:
+            content = train_sentencepiece(lines, size, kind)
+            break
+        except TrainingTextError as error:
+            logging.info("%s: %s", kind, error)
+            failure = error
+    else:
+        raise ConfigError(f"No tokenizer can be trained on the captions: {failure}") from failure
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    lengths = [len(ids) + 1 for ids in processor.encode(lines)]  # and the end of the text
+    return content, processor.vocab_size(), int(np.percentile(lengths, 99))
+
+
+def vocabulary_of(lines: list[str]) -> int:
+    """Pieces at most: about twice as many as there are different words, and room for all characters."""
+    words = {word for line in lines for word in line.split()}
+    characters = {character for line in lines for character in line}
+    size = 2 ** int(np.ceil(np.log2(max(len(words), 100) * 2)))
+    most = 1_000 if len(lines) < 10_000 else 32_000 if len(lines) > 1_000_000 else 16_000
+    return max(min(size, most), len(characters) + 100)
+
+
+def _ordinal(number: int) -> str:
+    return f"{number}{ {2: 'nd', 3: 'rd'}.get(number, 'th') }"

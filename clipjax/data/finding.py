@@ -1,0 +1,218 @@
+"""Which source reads what a user points at: found by looking into a folder, a table, tars, Parquet files or records."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from clipjax.config import ConfigError, SourceConfig, require
+from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.records import MANIFEST, ManifestError, read_manifest
+from clipjax.data.sources import FolderConfig, HeldOutConfig, ParquetConfig, WebDatasetConfig, held_out
+from clipjax.data.sources.columns import parquet_columns, table_columns
+from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
+from clipjax.data.sources.local_files import SPLITS, split_in
+from clipjax.data.sources.tables import TABLES
+from clipjax.files import hidden
+
+HELD_OUT = ("validation", "valid", "val", "dev", "test")  # splits to evaluate on, the first that there is
+EVERY = 10  # the n-th record is held out of data without a split of their own
+SIDES = (held_out.TRAIN, held_out.HELD_OUT)
+SHARDS = {".tar": WebDatasetConfig, ".parquet": ParquetConfig}
+
+
+class Found(NamedTuple):
+    """Sources for what a path holds."""
+
+    train: SourceConfig
+    held_out: SourceConfig | None  # a split to evaluate on; None: the data have none
+    what: str  # for people: "120 images in 3 class folders"
+
+    def split(self, records: int) -> tuple[SourceConfig, SourceConfig]:
+        """(source to train on, source to evaluate on); records: of train.
+
+        Of data without a split of their own, every tenth record is held out (of fewer than 20, every other to ninth).
+        """
+        if self.held_out is not None:
+            return self.train, self.held_out
+        every, source = min(EVERY, max(2, records // 2)), dataclasses.replace(self.train, path="")
+        return tuple(HeldOutConfig(path=self.train.path, split=side, every=every, source=source) for side in SIDES)
+
+
+class Listing(NamedTuple):
+    """The files in a folder and below it, as paths from the folder."""
+
+    images: list[str]
+    others: list[str]
+
+    def of(self, suffix: str) -> list[str]:
+        return [name for name in self.others if name.lower().endswith(suffix)]
+
+
+def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
+    """Sources for a folder, a file or a pattern of tars or Parquet files.
+
+    keys: {"image_key", "text_key", "label_key": column} of a table or of Parquet files, where they are named; the
+    others are chosen by their usual names. Raises ConfigError for a path with nothing that is known, or with several
+    kinds of data, naming what is there with counts.
+    """
+    name, keys = str(path), {key: value for key, value in (keys or {}).items() if value}
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in SHARDS and not Path(name).is_dir():  # a file or a pattern
+        return _of_shards(name, suffix, 0, keys)
+    require(Path(name).exists(), f"--data={name} does not exist.")
+    if Path(name).is_file():
+        require(
+            suffix in TABLES,
+            f"--data={name} is no kind of file that is known: expected a folder, a {', '.join(TABLES)} table, "
+            "a .tar or a .parquet file.",
+        )
+        return Found(table_columns(Path(name), keys), None, f"the table {name}")
+    if (Path(name) / MANIFEST).is_file():
+        return _of_records(name)
+    listing = list_files(Path(name))
+    tables = [table for suffix in TABLES for table in listing.of(suffix) if table.count("/") <= 1]
+    shards = {suffix: len(listing.of(suffix)) for suffix in SHARDS if listing.of(suffix)}
+    stems = [{os.path.splitext(name)[0] for name in listing.of(suffix)} for suffix in (".parquet", ".tar")]
+    if len(shards) == 2 and stems[0] <= stems[1]:
+        del shards[".parquet"]  # what img2dataset writes beside each tar
+    kinds = [f"{count} {suffix} files" for suffix, count in shards.items()]
+    if len(shards) == 1 and not (tables or listing.images):
+        suffix, count = next(iter(shards.items()))
+        return _of_shards(name, suffix, count, keys)
+    if shards:
+        kinds += [f"{len(tables)} tables"] * bool(tables) + [f"{len(listing.images)} images"] * bool(listing.images)
+        raise ConfigError(
+            f"--data={name} holds several kinds of data: {', '.join(kinds)}. Name one: its folder, a table, or a "
+            f"pattern such as --data='{name}/*{next(iter(shards))}'."
+        )
+    if tables:
+        return _of_tables(Path(name), tables, len(listing.images), keys)
+    if listing.images:
+        return _of_images(Path(name), listing)
+    seen = collections.Counter(os.path.splitext(other)[1].lower() or "no suffix" for other in listing.others)
+    there = ", ".join(f"{count} {kind}" for kind, count in seen.most_common(5)) or "no files"
+    raise ConfigError(
+        f"--data={name} holds no data that is known: there are {there}. Expected images ({', '.join(IMAGE_SUFFIXES)}) "
+        f"with captions beside them or in class folders, a {', '.join(TABLES)} table, .tar or .parquet files, or "
+        f"records with {MANIFEST}."
+    )
+
+
+def list_files(folder: Path) -> Listing:
+    """All visible files. Raises ConfigError for a folder that cannot be listed."""
+    others: list[str] = []
+    try:
+        return Listing(sorted(image_files(folder, other=others.append)), others)
+    except ManifestError as error:
+        raise ConfigError(f"--data={folder}: {error}") from error
+
+
+def captions_of_images(listing: Listing) -> str:
+    """What captions a folder of images has: "files" or "folders" (see FolderConfig); "" for neither.
+
+    Files count where at least half of the images have one; folders where there are two or more.
+    """
+    sidecars, names = Sidecars(), set(listing.others)
+    for name in (*listing.images, *listing.others):
+        sidecars.add(name)
+    beside = sum(bool(sidecars.find(image, names.__contains__)) for image in listing.images)
+    if 2 * beside >= len(listing.images):
+        return "files"
+    return "folders" if not beside and len(class_folders_of(listing)) > 1 else ""
+
+
+def class_folders_of(listing: Listing) -> set[str]:
+    """The folders that images lie in."""
+    return {image.split("/")[0] for image in listing.images if "/" in image}
+
+
+def _of_images(folder: Path, listing: Listing) -> Found:
+    train, held_out = splits_of_folders(folder, class_folders_of(listing))
+    part = listing
+    if train:
+        below = [[name[len(train) + 1 :] for name in names if name.startswith(f"{train}/")] for names in listing]
+        part = Listing(*below)
+    captions = captions_of_images(part)
+    if not captions:
+        beside = sum(name.lower().endswith(SIDECARS) for name in part.others)
+        folders = class_folders_of(part)
+        raise ConfigError(
+            f"--data={folder}: {len(part.images)} images, {beside} caption files ({', '.join(SIDECARS)}) and "
+            f"{len(folders)} folders with images. Expected a file NAME.txt beside (nearly) every NAME.jpg, or images "
+            "in two or more folders that are named after their classes; or name a table of paths and captions."
+        )
+    how = (
+        f"images in {len(class_folders_of(part))} class folders"
+        if captions == "folders"
+        else "images with captions beside them"
+    )
+    make = lambda split: FolderConfig(path=str(folder), split=split, captions=captions)  # noqa: E731
+    return Found(make(train or "train"), make(held_out) if held_out else None, f"{len(part.images)} {how}")
+
+
+def splits_of_folders(folder: Path, names: set[str]) -> tuple[str, str]:
+    """(the folder of the training split, that of a split to evaluate on), by their names; "" for none.
+
+    Raises ConfigError for folders of splits of which none is for training.
+    """
+    by_split = {split_in(name): name for name in sorted(names, reverse=True) if name.lower() in SPLITS}
+    train = by_split.get("train") or by_split.get("training", "")
+    held_out = next((by_split[split] for split in HELD_OUT if split in by_split), "")
+    require(
+        bool(train) or len(by_split) < 2,
+        f"--data={folder} has the folders {', '.join(sorted(by_split.values()))} of splits, and none named train. Name "
+        "the folder to train on.",
+    )
+    return (train, held_out) if train else ("", "")
+
+
+def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str, str]) -> Found:
+    by_split: dict[str, list[str]] = {}
+    for table in tables:
+        stem = Path(table).stem
+        split = split_in(stem) or (split_in(table.split("/")[0]) if "/" in table else "")
+        by_split.setdefault("train" if split == "training" else split, []).append(table)
+    alone = len(tables) == 1
+    train = tables if alone else by_split.get("train", [])
+    if len(train) != 1 or (not alone and any(len(names) > 1 for names in by_split.values())):
+        raise ConfigError(
+            f"--data={folder} holds {len(tables)} tables ({', '.join(sorted(tables)[:5])}"
+            f"{', ...' if tables[5:] else ''}) and {images} images. Name one: --data={folder}/{sorted(tables)[0]}."
+        )
+    source = table_columns(folder / train[0], keys)
+    held_out = next((by_split[split][0] for split in HELD_OUT if split in by_split and not alone), "")
+    other = table_columns(folder / held_out, keys) if held_out else None
+    return Found(source, other, f"the table {folder / train[0]} and {images} images")
+
+
+def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str]) -> Found:
+    make = SHARDS[suffix]
+    config = make(path=path, **({"label_key": keys["label_key"]} if "label_key" in keys else {}))
+    if suffix == ".parquet":
+        config = parquet_columns(config, keys)
+    elif keys:
+        config = make(path=path, **keys)
+    held_out = None
+    if Path(path).is_dir():
+        found = {split_in(part) for name in _names_below(Path(path), suffix) for part in (name.split("/")[0], name)}
+        split = next((split for split in HELD_OUT if split in found), "")
+        held_out = type(config)(**{**vars(config), "split": split}) if split else None
+    return Found(config, held_out, f"{count or 'the'} {suffix} file{'s' * (count != 1)} of {path}")
+
+
+def _names_below(folder: Path, suffix: str) -> list[str]:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}")]
+    return [name.removeprefix("data/") for name in names if not hidden(name)]
+
+
+def _of_records(path: str) -> Found:
+    splits = list(read_manifest(path)["splits"])
+    train = "train" if "train" in splits else splits[0]
+    held_out = next((split for split in HELD_OUT if split in splits and split != train), "")
+    other = SourceConfig(path=path, split=held_out) if held_out else None
+    return Found(SourceConfig(path=path, split=train), other, f"records in {path}, splits {', '.join(splits)}")
