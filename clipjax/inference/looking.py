@@ -73,6 +73,12 @@ def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorCo
     return {evaluator.name: evaluator for evaluator in found.values()}
 
 
+def has_captions(source: Source) -> bool:
+    """Whether the first records have texts other than the names of the source's classes."""
+    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
+    return bool(captions - set(source.class_names))
+
+
 def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
     """For sets that say their task themselves; {} for others."""
     return {
@@ -86,8 +92,7 @@ def _by_records(config: SourceConfig, source: Source) -> dict[str, EvaluatorConf
     evaluators: dict[str, Any] = {}
     if source.class_names and (read_labels(source, LOOKED_AT).labels >= 0).any():
         evaluators[NAME] = ZeroShotConfig(source=config)
-    captions = {text for index in range(min(LOOKED_AT, len(source))) for text in _captions(source, index)}
-    if captions - set(source.class_names):
+    if has_captions(source):
         evaluators[f"{NAME}_retrieval" if evaluators else NAME] = RetrievalConfig(source=config, all_captions=True)
     return evaluators
 

@@ -27,7 +27,23 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
     """
     facts = {name: getattr(tokenizer, name) for name in ("sha256", "vocab_size", "pad_id", "eos_id")}
     rules = {name: value for name, value in flat(tokenizer.config).items() if name != "path"}
-    entries = {f"tokenizer.{name}": value for name, value in (rules | facts).items()}
+    return {f"tokenizer.{name}": value for name, value in (rules | facts).items()} | _of_model(config)
+
+
+def completed(stored: Mapping[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """A checkpoint's fingerprint with the fields that clipjax did not have yet when it was written.
+
+    config: the checkpoint's, in which such fields have their defaults: what was computed before there was a choice.
+    """
+    later = _of_model(config)
+    if any(name.startswith("tokenizer.") for name in stored):
+        later |= {f"tokenizer.{name}": value for name, value in flat(config.tokenizer).items() if name != "path"}
+    return later | dict(stored)
+
+
+def _of_model(config: ExperimentConfig) -> dict[str, Any]:
+    """The entries of SECTIONS."""
+    entries: dict[str, Any] = {}
     roles, values = declared(config), flat(config)
     for section, prefix in SECTIONS.items():
         entries |= {

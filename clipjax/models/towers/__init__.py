@@ -28,10 +28,10 @@ IMAGE_TOWERS: dict[str, Tower] = {
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
     "convnext": convnext.TOWER,
-    "none": absent.IMAGE_TOWER,
+    "absent": absent.IMAGE_TOWER,
 }
 # config.model.text.name -> the tower.
-TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "none": absent.TEXT_TOWER}
+TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "absent": absent.TEXT_TOWER}
 
 
 def image_tower(config: ImageTowerConfig) -> Tower:
@@ -48,6 +48,12 @@ def towers_of(model: ModelConfig) -> tuple[str, ...]:
     """The towers that a model has: ("image", "text"), or one of them. Raises ConfigError as image_tower does."""
     rows = {"image": image_tower(model.image), "text": text_tower(model.text)}
     return tuple(side for side, row in rows.items() if not row.absent)
+
+
+def require_tower(model: ModelConfig, side: str) -> None:
+    """Raises ConfigError for a model without the tower that embeds `side`s ("image" or "text")."""
+    if side not in towers_of(model):
+        raise absent.refusal(side)
 
 
 def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:
