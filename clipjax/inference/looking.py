@@ -25,7 +25,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
     """The options of a source for a folder or a file, by what is in it.
 
     Known are records of `clipjax` (manifest.json), tars, Parquet files, tables and images, in this order; the split's
-    folder is looked into too. Columns are chosen by their usual names. Raises ConfigError for a path that does not exist or holds none of these.
+    folder is looked into too. Columns are chosen by their usual names. Raises ConfigError for a path that does not
+    exist or holds none of these.
     """
     path = Path(path)
     require(path.exists(), f"--data={path} does not exist.")
