@@ -234,12 +234,12 @@ def test_in_every_tower_frozen_blocks_change_no_output_and_get_no_gradient():
         for row, config, x in towers_of_blocks():
             whole, part = (row.module(config, 8, jnp.float32, frozen_blocks=frozen) for frozen in (0, 2))
             params = whole.init(KEY, x)
-            value = lambda params, tower, x=x: jnp.sum(tower.apply(params, x).pooled ** 3)  # noqa: E731
+            value = lambda params, tower, x=x: 100 * jnp.sum(tower.apply(params, x).pooled)  # noqa: E731
             results.append([jax.value_and_grad(value)(params, tower) for tower in (whole, part)])
         return results
 
     for (value, grads), (same, some) in compared():
-        assert same == pytest.approx(value, rel=1e-5)
+        assert float(same) == pytest.approx(float(value), rel=1e-4)
         expected = host(grads)
         for name, found in host(some).items():
             trains = name.split("/")[1] in ("ln_post", "map_head", "projection")
