@@ -139,8 +139,8 @@ def read_json_lines(path: str | Path, keys: Collection[str] = ()) -> list[dict[s
     if bad and (str(path), bad[-1]) not in _told:
         _told.add((str(path), bad[-1]))
         shown = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        what = "is not a whole line" if len(bad) == 1 else "are not whole lines"
-        logging.warning("%s: line %s %s of it, and left out.", path, shown, what)
+        which = f"line {shown} is" if len(bad) == 1 else f"lines {shown} are"
+        logging.warning("%s: %s left out: torn, not UTF-8, or not one of this file's lines.", path, which)
     return lines
 
 
