@@ -16,10 +16,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +65,16 @@ def stopping_together() -> Iterator[None]:
         _leave(client, error)
     finally:
         done.set()
+
+
+def run_child(command: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """subprocess.run with the output as text; a signal that ends this process ends the child too."""
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        with signals.tidying(lambda _: child.kill()):
+            output, errors = child.communicate()
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 def wait_for_all() -> None:
@@ -122,7 +134,7 @@ def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
         print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
         return
-    sys.excepthook(type(error), error, error.__traceback__)
+    traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         print(
             f"error: process {jax.process_index()} could not continue; if another process died, its name follows "

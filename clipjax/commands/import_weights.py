@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +21,14 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.files import printable
+from clipjax.files import making_folder, printable
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
 from clipjax.interop.tokenizer_files import copy_tokenizer, no_tokenizer
 from clipjax.mesh import make_mesh
+from clipjax.models.towers import towers_of
+from clipjax.models.towers.absent import a_tower
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 
@@ -54,9 +54,7 @@ def run(
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
     foreign = open_foreign(source, family, preset, state_dict)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
-    try:
+    with making_folder(destination) as temporary:
         config = foreign.config
         if config.tokenizer.path:
             make_tokenizer(config.tokenizer, config.model.text.context_length)  # refuses it before anything is written
@@ -83,13 +81,11 @@ def run(
                     "Nothing was imported. --noparity imports it without comparing."
                 )
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    without = "" if config.tokenizer.path else ", WITHOUT A TOKENIZER"
-    print(f"Imported {foreign.name}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
+    towers = towers_of(config.model)
+    without = "" if config.tokenizer.path or "text" not in towers else ", WITHOUT A TOKENIZER"
+    only = f", {a_tower(towers[0])} alone" if len(towers) == 1 else ""
+    print(f"Imported {foreign.name}{only}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
     if without:
         print(printable(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset)))
 

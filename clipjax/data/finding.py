@@ -77,6 +77,9 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     listing = list_files(Path(name))
     tables = [table for suffix in TABLES for table in listing.of(suffix) if table.count("/") <= 1]
     shards = {suffix: len(listing.of(suffix)) for suffix in SHARDS if listing.of(suffix)}
+    stems = [{os.path.splitext(name)[0] for name in listing.of(suffix)} for suffix in (".parquet", ".tar")]
+    if len(shards) == 2 and stems[0] <= stems[1]:
+        del shards[".parquet"]  # what img2dataset writes beside each tar
     kinds = [f"{count} {suffix} files" for suffix, count in shards.items()]
     if len(shards) == 1 and not (tables or listing.images):
         suffix, count = next(iter(shards.items()))

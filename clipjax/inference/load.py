@@ -18,12 +18,16 @@ from clipjax.inference.inputs import image_columns, text_ids
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
 from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
+from clipjax.models.towers import require_tower
 from clipjax.training.state import Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Weights as functions of images and texts; what clipjax.load returns."""
+    """Weights as functions of images and texts; what clipjax.load returns.
+
+    Of a model with one tower, the functions of the other raise ConfigError.
+    """
 
     config: ExperimentConfig
     params: Any  # on the mesh
@@ -54,10 +58,12 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
     blocks = functools.partial(_blocks, rows=rows, sharding=batch_sharding(mesh))
 
     def columns_of(images: Any) -> dict[str, np.ndarray]:
+        require_tower(config.model, "image")
         image = config.model.image
         return image_columns(images, image.image_size, patch_budget(image), config.data.pixels)
 
     def ids_of(texts: Any) -> np.ndarray:
+        require_tower(config.model, "text")
         return text_ids(texts, tokenizer, config.model.text.context_length, config.model.text.vocab_size)
 
     def embed_images(images: Any) -> np.ndarray:

@@ -12,24 +12,36 @@ from clipjax.interop import (
     coca,
     eva,
     hf_align,
+    hf_chinese_clip,
     hf_clip,
     hf_siglip,
     hf_siglip2,
+    long_clip,
     open_clip,
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
     open_clip_timm,
+    open_clip_vitamin,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
+from clipjax.interop.one_tower import one_tower
 from clipjax.interop.unrecognised import unrecognised
 
 FAMILIES: dict[str, Family] = {
     "hf_align": hf_align.FAMILY,
+    "hf_chinese_clip": hf_chinese_clip.FAMILY,
+    "hf_chinese_clip_image": one_tower(hf_chinese_clip.FAMILY, "image", "chinese_clip", projects=True),
     "hf_clip": hf_clip.FAMILY,
+    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", projects=True),
+    "hf_clip_text": one_tower(hf_clip.FAMILY, "text", "clip", "metaclip_2", projects=True),
     "hf_siglip": hf_siglip.FAMILY,
+    "hf_siglip_image": one_tower(hf_siglip.FAMILY, "image", "siglip", projects=False),
+    "hf_siglip_text": one_tower(hf_siglip.FAMILY, "text", "siglip", projects=False),
     "hf_siglip2": hf_siglip2.FAMILY,
+    "hf_siglip2_image": one_tower(hf_siglip2.FAMILY, "image", "siglip2", projects=False),
+    "hf_siglip2_text": one_tower(hf_siglip2.FAMILY, "text", "siglip2", projects=False),
     "open_clip": open_clip.FAMILY,
     "open_clip_coca": coca.FAMILY,
     "open_clip_resnet": open_clip_conv.RESNET,
@@ -39,6 +51,8 @@ FAMILIES: dict[str, Family] = {
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
     "open_clip_timm": open_clip_timm.FAMILY,
+    "open_clip_vitamin": open_clip_vitamin.FAMILY,
+    "long_clip": long_clip.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
     "big_vision": big_vision.PER_LAYER,
@@ -54,7 +68,7 @@ def formats() -> list[str]:
 def families_of(format: str) -> dict[str, Family]:
     """The families that a format writes. Raises InteropError for an unknown format."""
     if format not in formats():
-        raise InteropError(f"Unknown format '{format}'.{nearest(format, formats())}")
+        raise InteropError(f"Unknown format '{format}'.{nearest(format, [*formats(), 'adapters', 'peft'])}")
     return {name: family for name, family in FAMILIES.items() if family.format == format}
 
 
@@ -67,7 +81,7 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
         if name not in FAMILIES:
             raise InteropError(f"Unknown family '{name}'.{nearest(name, FAMILIES)}")
         return name, FAMILIES[name]
-    fitting = [known for known, family in FAMILIES.items() if family.matches(description)]
+    fitting = [known for known, family in FAMILIES.items() if _fits(family, description)]
     if len(fitting) > 1:  # a directory with the configurations of two libraries: whose names the tensors have
         own = [known for known in fitting if FAMILIES[known].format == format_of(description.shapes)]
         fitting = own or fitting
@@ -79,6 +93,13 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
             f"Some of their tensors: {', '.join(list(description.shapes)[:5])}."
         )
     return fitting[0], FAMILIES[fitting[0]]
+
+
+def _fits(family: Family, description: Description) -> bool:
+    try:
+        return family.matches(description)
+    except (AttributeError, TypeError):  # a section of a configuration that is none
+        return False
 
 
 def format_of(names: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": BASE
     | CLIP
     | dict(size={"shortest_edge": 224}, crop_size=224, do_center_crop=True, use_square_size=False),
+    "ChineseCLIPImageProcessor": BASE | CLIP | dict(size={"shortest_edge": 224}, crop_size=224, do_center_crop=True),
     "SiglipImageProcessor": BASE | dict(size={"height": 224, "width": 224}),
     "Siglip2ImageProcessor": BASE | dict(resample=2, patch_size=16, max_num_patches=256),
     "ViTImageProcessor": BASE | dict(size={"height": 224, "width": 224}, resample=2, default_to_square=True),

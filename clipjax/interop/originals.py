@@ -18,9 +18,11 @@ from clipjax.interop.hf_pixels import LEGACY, NESTED
 from clipjax.interop.names import InteropError
 from clipjax.interop.open_clip_config import CONFIG
 from clipjax.models.pixels import Patches
+from clipjax.models.towers import towers_of
 from clipjax.models.towers.naflex import patch_mask
 
-Outputs = dict[str, np.ndarray]  # image_embedding, text_embedding [B, D] of unit length, logits [B, B]
+# image_embedding, text_embedding [B, D] of unit length, logits [B, B]; of one tower its embedding alone
+Outputs = dict[str, np.ndarray]
 Pixels = np.ndarray | Patches  # normalised, as our tower reads them: [B, H, W, 3] float32, or Patches of float32
 
 
@@ -47,14 +49,21 @@ class Original(NamedTuple):
 def transformers_model(foreign: Foreign) -> Original:
     """A directory of transformers."""
     import torch
-    from transformers import AutoModel
+    import transformers
 
-    path = foreign.source.path
-    model = AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    path, towers = foreign.source.path, towers_of(foreign.config.model)
+    # An AutoModel would read a tower that has a projection without it.
+    kind = "AutoModel" if len(towers) > 1 else foreign.family.write(foreign.meaning)["config.json"]["architectures"][0]
+    model = getattr(transformers, kind).from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
 
     def forward(images: dict[str, Any], texts: dict[str, Any]) -> Outputs:
+        inputs = {name: value for side in towers for name, value in {"image": images, "text": texts}[side].items()}
         with torch.no_grad():
-            out = model(**texts, **images)
+            out = model(**inputs)
+        if len(towers) == 1:
+            embedded = getattr(out, f"{towers[0]}_embeds", None)
+            pooled = (out.pooler_output if embedded is None else embedded).numpy()
+            return {f"{towers[0]}_embedding": pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)}
         names = {"image_embedding": "image_embeds", "text_embedding": "text_embeds", "logits": "logits_per_image"}
         return {ours: getattr(out, theirs).numpy() for ours, theirs in names.items()}
 
@@ -101,8 +110,9 @@ def open_clip_model(foreign: Foreign) -> Original:
 
     def forward(images: Any, texts: Any) -> Outputs:
         with torch.no_grad():
-            logits, _ = model.get_logits(images, texts)
             encoded = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
+            logits = model.logit_scale.exp() * encoded[0] @ encoded[1].T  # not get_logits: CoCa has none
+            logits = logits if model.logit_bias is None else logits + model.logit_bias
         return dict(image_embedding=encoded[0].numpy(), text_embedding=encoded[1].numpy(), logits=logits.numpy())
 
     def process(picture: Image.Image) -> tuple[Any, Pixels]:

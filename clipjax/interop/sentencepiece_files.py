@@ -19,7 +19,8 @@ from clipjax.interop.names import InteropError
 
 UNIGRAM, BPE, CHAR = 1, 2, 4  # TrainerSpec.ModelType; 3 splits at spaces alone
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # SentencePiece.Type; 4 is defined by the user
-MOST_REPLACEMENTS = 2_500
+MOST_REPLACEMENTS = 400
+MOST_EXEMPT = 1_200  # characters; those of a vocabulary with bytes are about 850
 PRIVATE = 0xF0000  # characters from here on are temporary stand-ins for others
 
 
@@ -142,7 +143,7 @@ def _normalization(tokenizers: Any, model: SentencePieceModel, changed_before: A
         and changed_before(character) == character and nfkc.normalize_str(character) != character
     ]  # fmt: skip
     unstable = [value for value in other if nfkc.normalize_str(value) != value]
-    if len(other) + 2 * len(kept) > MOST_REPLACEMENTS or unstable:
+    if len(other) > MOST_REPLACEMENTS or len(kept) > MOST_EXEMPT or unstable:
         raise InteropError(
             "the SentencePiece model has a normalisation that a tokenizer.json cannot express: besides NFKC, "
             f"{len(other)} replacements and {len(kept)} characters that are exempt from it"

@@ -3,7 +3,7 @@
 hf          the files that transformers has a class for (CLIP's, SigLIP's, a tokenizer.json of its own); any other
             tokenizer as a tokenizer.json of the class PreTrainedTokenizerFast, with the rules of its text inside
 open_clip   OpenAI's vocabulary, which comes with open_clip; any other as a tokenizer.json, with the rules in text_cfg
-openai, eva_clip            OpenAI's vocabulary alone: their code has no other
+openai, eva_clip, long_clip OpenAI's vocabulary alone: their code has no other
 big_vision, ..._stacked     a SentencePiece model alone
 """
 
@@ -20,7 +20,7 @@ from clipjax.config import ConfigError, TokenizerConfig
 from clipjax.data.tokenizers import TOKENIZERS, make_tokenizer
 from clipjax.data.tokenizers.clean_text import repair
 from clipjax.data.tokenizers.clip_bpe import clip_bpe, read_openai
-from clipjax.data.tokenizers.hf import find_token, hf_tokenizer, token_settings
+from clipjax.data.tokenizers.hf import VOCABULARY, find_token, hf_tokenizer, token_settings
 from clipjax.data.tokenizers.rust import RustTokenizer, import_tokenizers
 from clipjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from clipjax.interop.names import InteropError
@@ -29,7 +29,7 @@ from clipjax.interop.tokenizer_files import copy_tokenizer
 
 # SHA-256 of the merges that openai/CLIP and open_clip come with, one a line.
 OPENAI_MERGES = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
-FAST = "PreTrainedTokenizerFast"
+FAST, BERT = "PreTrainedTokenizerFast", "BertTokenizer"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PUNCTUATION = r"[!-/:-@\[-`{-~]"
 SPACES = r"[\s\x1c-\x1f]+"  # Python's
@@ -94,11 +94,12 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
     unchanged = plain and (config.add_bos, config.add_eos, config.pad_id) == (None, None, None)
     if _made_by(tokenizer, hf_tokenizer):
         folder = path if path.is_dir() else path.parent
-        own_class = token_settings(folder).get("tokenizer_class", FAST)
+        bert = path.name == VOCABULARY
+        own_class = token_settings(folder).get("tokenizer_class", BERT if bert else FAST)
         if family == "hf_siglip2":
             return None
         if unchanged and own_class.removesuffix("Fast") != FAST.removesuffix("Fast"):
-            return lambda to: _copy(path, to, {})
+            return lambda to: _copy(path, to, {"tokenizer_class": own_class} if bert else {})
         if unchanged:
             return lambda to: _copy(path, to, {"tokenizer_class": FAST})
     encloses = config.add_bos and config.add_eos and config.lowercase
@@ -293,6 +294,7 @@ FORMATS: dict[str, Callable[[str, Any], Export]] = {
     "open_clip": _open_clip,
     "openai": _code_with_openai,
     "eva_clip": _code_with_openai,
+    "long_clip": _code_with_openai,
     "big_vision": _big_vision,
     "big_vision_stacked": _big_vision,
 }

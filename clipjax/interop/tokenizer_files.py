@@ -68,6 +68,13 @@ def tokenizer_json(beside: frozenset[str], **rules: bool | int) -> TokenizerConf
     return TokenizerConfig(name="hf", path="tokenizer.json", **rules)
 
 
+def bert(beside: frozenset[str]) -> TokenizerConfig:
+    """BERT's tokenizer.json, or its vocab.txt alone, as older models have it."""
+    if "vocab.txt" in beside and "tokenizer.json" not in beside:
+        return TokenizerConfig(name="hf", path="vocab.txt")
+    return tokenizer_json(beside)
+
+
 def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfig:
     """The tokenizer of text_cfg: tokenizer.json where it has an hf_tokenizer_name, else OpenAI's vocabulary.
 

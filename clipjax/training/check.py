@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -169,7 +170,7 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     require(
         not image_tower(model.image).running_statistics
         or config.accumulation_steps == 1
-        or farthest(config, "image") <= 0,
+        or farthest(config, "image") < math.inf,
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
         "would differ. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,8 @@ def make_loss_and_gradients(
     comes once with each of its texts; see with_all_texts.
 
     BatchNorm's statistics are those of the whole batch, which a micro-batch cannot know; therefore training/check.py
-    refuses BatchNorm with accumulation. A tower of which nothing trains, or only what follows its blocks, uses its
-    running statistics and leaves them unchanged.
+    refuses BatchNorm with accumulation. A tower that does not train as a whole uses its running statistics and leaves
+    them unchanged.
     """
     model = DualEncoder(config.model, batch_sharding(mesh), frozen_blocks(config))
     loss_fn = make_loss(config.loss, mesh)
@@ -75,7 +76,8 @@ def make_loss_and_gradients(
 def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
     """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
     pixels = config.data.pixels
-    mutable = ["batch_stats"] if farthest(config, "image") > 0 else []
+    # What has running statistics precedes the blocks, or is in stages, of which all or none train.
+    mutable = ["batch_stats"] if farthest(config, "image") == math.inf else []
 
     def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         image = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -126,9 +127,11 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
     extra = (teacher.variables,) if teacher else ()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    part = jax.eval_shape(functools.partial(trained, config), state.params)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (state.params, part)]
+    some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
     announce(
-        f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )

@@ -224,6 +224,15 @@ class _Description(NamedTuple):
 
 def _describe(path: Path, config: ParquetConfig, first: _Description | None = None) -> _Description:
     """Raises ManifestError. first: the description of a file whose columns this one must have too."""
+    try:
+        return _describe_sound(path, config, first)
+    except (ManifestError, RecordError, MemoryError):
+        raise
+    except Exception as error:  # Arrow raises many kinds for damaged metadata
+        raise ManifestError(f"{path} is damaged: {type(error).__name__} {error!s:.200}.") from error
+
+
+def _describe_sound(path: Path, config: ParquetConfig, first: _Description | None) -> _Description:
     with open_file(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
         labels = describe_labels(path, file, config.label_key, ParquetConfig.label_key)

@@ -13,5 +13,5 @@ def files_of(path: str | Path) -> list[Path]:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     main = [*CLIP_FOLDER, "tokenizer.json"] if path.is_dir() else [path.name]
-    settings = SETTINGS if path.is_dir() or path.name == "tokenizer.json" else ()
+    settings = SETTINGS if path.is_dir() or path.name in ("tokenizer.json", "vocab.txt") else ()
     return [folder / name for name in (*main, *settings) if (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""Any tokenizer.json: BERT's WordPiece (ALIGN), RoBERTa and XLM-R, Gemma (SigLIP 2), CLIP."""
+"""Any tokenizer.json: BERT's WordPiece (ALIGN), RoBERTa and XLM-R, Gemma (SigLIP 2), CLIP; and BERT's vocab.txt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipjax.data.tokenizers.rust import (
     quiet_stderr,
     read_json,
 )
-from clipjax.files import read_text
+from clipjax.files import TextFileError, read_text, split_lines
 
 # Keys of a token in tokenizer_config.json, and its usual names where there is no such file.
 NAMES = {
@@ -28,9 +28,14 @@ NAMES = {
     "pad": (("pad_token",), ("[PAD]", "<pad>")),
 }
 
+VOCABULARY = "vocab.txt"
+BERT = dict(unk_token="[UNK]", sep_token="[SEP]", pad_token="[PAD]", cls_token="[CLS]")
+
 
 def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     """The `tokenizers` pipeline of a tokenizer.json (config.path: the file or its folder), padded on the right.
+
+    config.path may also be a BERT's vocab.txt, which older models have alone (Chinese-CLIP).
 
     The file's post-processor adds special tokens, unless config.add_bos or add_eos is set. config.lowercase lowers case
     before the file's own normalisation (SigLIP 2). A special token written out in a text is read as text: "[SEP]"
@@ -39,8 +44,12 @@ def hf_tokenizer(config: TokenizerConfig, context_length: int) -> RustTokenizer:
     tokenizers = import_tokenizers()
     path = Path(config.path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    pipeline = read_pipeline(path)
     settings = token_settings(path.parent)
+    if path.name == VOCABULARY:
+        with library_errors(f"config.tokenizer.path: '{path}' and its tokenizer_config.json are not a BERT's"):
+            pipeline = wordpiece(path, settings)
+    else:
+        pipeline = read_pipeline(path)
     ids = {kind: find_token(pipeline, settings, kind) for kind in NAMES}
     if config.add_bos is not None or config.add_eos is not None:
         set_template(pipeline, config, ids)
@@ -73,6 +82,38 @@ def read_pipeline(path: Path) -> Any:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error
     with library_errors(f"config.tokenizer.path: '{path}' is not JSON, or is not a tokenizer.json"), quiet_stderr():
         return tokenizers.Tokenizer.from_str(text)
+
+
+def wordpiece(path: Path, settings: dict[str, Any]) -> Any:
+    """The pipeline of a BERT's vocab.txt, a piece a line; settings: tokenizer_config.json's, or BERT's own for {}.
+
+    From transformers models/bert/tokenization_bert.py. Raises ConfigError for a file without BERT's special tokens.
+    """
+    library = import_tokenizers()
+    require(path.is_file(), f"config.tokenizer.path: there is no file '{path}'.")
+    try:
+        vocabulary = {piece: i for i, piece in enumerate(split_lines(read_text(path)))}
+    except TextFileError as error:
+        raise ConfigError(f"config.tokenizer.path: {error}") from error
+    named = {key: settings.get(key) or usual for key, usual in BERT.items()}
+    names = {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
+    missing = [name for name in names.values() if name not in vocabulary]
+    require(not missing, f"config.tokenizer.path='{path}' is not a BERT's vocabulary: it lacks {', '.join(missing)}.")
+    pipeline = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token=names["unk_token"]))
+    pipeline.add_special_tokens([*names.values()])
+    pipeline.normalizer = library.normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    pipeline.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    pipeline.decoder = library.decoders.WordPiece(prefix="##")
+    ends = [(names[key], vocabulary[names[key]]) for key in ("cls_token", "sep_token")]
+    pipeline.post_processor = library.processors.TemplateProcessing(
+        single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
+    )
+    return pipeline
 
 
 def token_settings(folder: Path) -> dict[str, Any]:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PatchBudget, TextTowerConfig, nearest, require
-from clipjax.models.towers import absent, bert, conv_stem_vit, convnext, efficientnet, naflex, resnet, text, vit
+from clipjax.models.towers import (
+    absent,
+    bert,
+    conv_stem_vit,
+    convnext,
+    efficientnet,
+    naflex,
+    resnet,
+    text,
+    vit,
+    vitamin,
+)
 from clipjax.models.towers.tower import Tower
 
 # config.model.image.name -> the tower. Each tower's file holds its row, its options and its module.
 IMAGE_TOWERS: dict[str, Tower] = {
     "vit": vit.TOWER,
     "conv_stem_vit": conv_stem_vit.TOWER,
+    "vitamin": vitamin.TOWER,
     "naflex": naflex.TOWER,
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
@@ -36,6 +48,12 @@ def towers_of(model: ModelConfig) -> tuple[str, ...]:
     """The towers that a model has: ("image", "text"), or one of them. Raises ConfigError as image_tower does."""
     rows = {"image": image_tower(model.image), "text": text_tower(model.text)}
     return tuple(side for side, row in rows.items() if not row.absent)
+
+
+def require_tower(model: ModelConfig, side: str) -> None:
+    """Raises ConfigError for a model without the tower that embeds `side`s ("image" or "text")."""
+    if side not in towers_of(model):
+        raise absent.refusal(side)
 
 
 def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:
