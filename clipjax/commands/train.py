@@ -74,18 +74,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
 
 def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
-
-    def checked(write: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> None:
-            check_held()
-            try:
-                write(*args, **kwargs)
-            except (OSError, RuntimeError):
-                check_held()  # what a removed workdir leads to
-                raise
-
-        return call
-
+    checked = functools.partial(checking, check_held)
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     config = start_from.config
@@ -176,6 +165,20 @@ def describe_end(config: ExperimentConfig, workdir: Path) -> str:
     return f"all {config.total_steps} steps are saved in {workdir}" + (
         "; clipjax report makes the report that is missing." if config.log.figures else "."
     )
+
+
+def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Callable[..., None]:
+    """write, which first makes sure that the workdir is still this run's."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        check_held()
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError):
+            check_held()  # what a removed workdir leads to
+            raise
+
+    return call
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
