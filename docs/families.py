@@ -187,11 +187,13 @@ def write_holes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def refusal(config: dict[str, Any], message: str) -> str:
     """What of a refused configuration clipjax does not read: a tower by its name, or the first line of the message."""
-    if text := config.get("text_cfg", {}).get("hf_model_name"):
+    text = config.get("text_cfg", {}).get("hf_model_name")
+    image = config.get("vision_cfg", {}).get("timm_model_name")
+    if text and "hf_model_name=" in message:
         return f"text tower `{text}`"
-    if image := config.get("vision_cfg", {}).get("timm_model_name"):
+    if image and "timm_model_name=" in message:
         return f"image tower `{re.match('(vit_)?[a-z]+', image)[0]}*`"
-    return message.splitlines()[0]
+    return message.splitlines()[0].removeprefix(f"{CONFIG}: ")
 
 
 def with_tables(page: str, results: dict[str, Any]) -> str:

@@ -283,7 +283,7 @@ def of_tar(data: bytes, rng: random.Random) -> bytes:
 
 
 def of_zip(inner: Callable[[str], Mutation]) -> Mutation:
-    """An archive with members changed and packed again, with right checksums; or any bytes. inner: by a member's name."""
+    """An archive with members changed and packed again, checksums included; or any bytes. inner: by a member's name."""
 
     def mutate(data: bytes, rng: random.Random) -> bytes:
         if rng.random() < 0.35:

@@ -33,7 +33,7 @@ from clipjax.files import write_text
 from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of_state
 from clipjax.mesh import batch_sharding
-from clipjax.processes import announce, gather_json
+from clipjax.processes import announce, gather_json, meet
 from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
@@ -74,18 +74,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
 
 def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
-
-    def checked(write: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> None:
-            check_held()
-            try:
-                write(*args, **kwargs)
-            except (OSError, RuntimeError):
-                check_held()  # what a removed workdir leads to
-                raise
-
-        return call
-
+    checked = functools.partial(checking, check_held)
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     config = start_from.config
@@ -118,11 +107,13 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
+            meet("the first evaluation")
             if start == 0:
                 results = evaluate(state)
                 check_best_metric(config, results)
                 log.write(0, results)
                 checked(recorder.record)(eval_variables(state), 0)
+            meet("the first step")
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
             with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):
@@ -176,6 +167,20 @@ def describe_end(config: ExperimentConfig, workdir: Path) -> str:
     return f"all {config.total_steps} steps are saved in {workdir}" + (
         "; clipjax report makes the report that is missing." if config.log.figures else "."
     )
+
+
+def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Callable[..., None]:
+    """write, which first makes sure that the workdir is still this run's."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        check_held()
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError):
+            check_held()  # what a removed workdir leads to
+            raise
+
+    return call
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:

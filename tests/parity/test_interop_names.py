@@ -1,4 +1,4 @@
-"""MetaCLIP 2, BiomedCLIP and timm's plain ViTs: imported they compute what their libraries compute."""
+"""MetaCLIP 2, BiomedCLIP and timm's plain ViTs: imported, they compute as their libraries do, and go back."""
 
 import functools
 import json

@@ -79,7 +79,7 @@ SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
     "folder": Part(FolderConfig, FolderSource),
     "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
-    "held_out": Part(HeldOutConfig, HeldOutSource),
+    "held_out": Part(HeldOutConfig, lambda config: HeldOutSource(config, open_source)),
     "multilingual": Part(MultilingualConfig, MultilingualSource),
     "parquet": Part(ParquetConfig, ParquetSource),
     "tfds": Part(TfdsConfig, TfdsSource),

@@ -28,10 +28,10 @@ IMAGE_TOWERS: dict[str, Tower] = {
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
     "convnext": convnext.TOWER,
-    "none": absent.IMAGE_TOWER,
+    "absent": absent.IMAGE_TOWER,
 }
 # config.model.text.name -> the tower.
-TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "none": absent.TEXT_TOWER}
+TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "absent": absent.TEXT_TOWER}
 
 
 def image_tower(config: ImageTowerConfig) -> Tower:
