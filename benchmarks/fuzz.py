@@ -169,6 +169,11 @@ def _add(out: Path, reader: str, shard: int, counts: dict[str, Any], until: int 
     temporary.replace(path)
 
 
+def again_command(seed: int, reader: str, shard: int, index: int) -> str:
+    """The command that reads one input again."""
+    return f"python -m benchmarks.fuzz --seed={seed} --input={reader}/{shard}/{index}"
+
+
 def keep(
     out: Path,
     reader: str,
@@ -186,7 +191,7 @@ def keep(
     place.mkdir(parents=True)
     if folder is not None:
         shutil.copytree(folder, place / "files", symlinks=True)
-    again = f"python -m benchmarks.fuzz --seed={seed} --input={reader}/{shard}/{index}"
+    again = again_command(seed, reader, shard, index)
     label = case.label if case is not None else ""
     (place / "fault.json").write_text(json.dumps({"kind": kind, "case": label, "again": again, "what": what}, indent=1))
 

@@ -49,7 +49,7 @@ class Words(NamedTuple):
 
 
 WORDS: dict[str, Words] = {
-    "hf_clip": Words("directory of transformers' `CLIPModel`", "`clip_vit_*`"),
+    "hf_clip": Words("directory of transformers' `CLIPModel` or `MetaClip2Model`", "`clip_vit_*`"),
     "hf_siglip": Words(
         "directory of `SiglipModel` (SigLIP; SigLIP 2 of a fixed resolution)", "`siglip_*`, `siglip2_*`"
     ),
@@ -71,13 +71,13 @@ WORDS: dict[str, Words] = {
         "the same with timm's EVA trunk (`EVA01-g-14*`, `EVA02-*`)", "`eva01_clip_*`, `eva02_clip_{b16,l14,bige14}*`"
     ),
     "open_clip_timm": Words(
-        "the same with another ViT of timm: PE-Core, MobileCLIP-B, MobileCLIP2-B and -L, `vit_*_clip_*`",
+        "the same with another ViT of timm: PE-Core, MobileCLIP-B, MobileCLIP2-B and -L, `vit_*_clip_*`, plain ViTs",
         "`pe_core_*`, `mobileclip_b`, `mobileclip2_*`",
     ),
     "open_clip_vitamin": Words("the same with timm's ViTamin", "`vitamin_*`"),
     "open_clip_coca": Words("the same with `multimodal_cfg`", "`coca_vit_*`"),
     "open_clip_hf_text": Words(
-        "the same with `hf_model_name` (BERT, RoBERTa, XLM-R)",
+        "the same with `hf_model_name` ([a BERT, RoBERTa or XLM-R](#text-towers-from-the-hub); BiomedCLIP)",
         "`open_clip_{roberta,xlm_roberta_base}_vit_b32`, `open_clip_xlm_roberta_large_vit_h14`",
     ),
     "open_clip_resnet": Words("the same with a [ResNet](conv_towers.md)", "`clip_rn*`"),

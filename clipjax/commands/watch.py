@@ -21,9 +21,10 @@ from absl import logging
 from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
-from clipjax.files import read_json_object, write_text
+from clipjax.files import write_text
 from clipjax.inference.evaluate import numbers_of
 from clipjax.inference.session import EvalSession
+from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
 from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
 from clipjax.runs.checkpoint import open_read_only, read_meta

@@ -19,6 +19,7 @@ SECTION = {"image": "vision_config", "text": "text_config"}
 KIND = {"image": "vision", "text": "text"}
 PROJECTION = {"image": "visual_projection", "text": "text_projection"}
 OTHER = {"image": "text", "text": "image"}
+ONE = tuple(OTHER)
 ABSENT = {"image": NoImageConfig, "text": NoTextConfig}
 
 
@@ -103,6 +104,12 @@ def alone(meaning: Meaning, side: str) -> Meaning:
     if side == "image":
         return Meaning(model, meaning.pixels, TokenizerConfig())
     return Meaning(model, PixelConfig(), meaning.tokenizer)
+
+
+def of_both_towers(family: str) -> str:
+    """The name of the family whose tower a family of one tower has: "hf_clip" of "hf_clip_text"."""
+    name, _, side = family.rpartition("_")
+    return name if family.startswith("hf_") and side in ONE else family
 
 
 def has_projection(tower: ImageTowerConfig | TextTowerConfig) -> bool:
