@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+import traceback
 
 from clipjax import signals
 
@@ -28,7 +31,24 @@ COMMANDS = {
 def main() -> None:
     """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
     signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
-    dispatch()
+    signals.quiet_threads()
+    try:
+        dispatch()
+    except SystemExit as error:
+        _leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """Exits; after an error at once, because threads that wait for a failed checkpoint would go on for minutes."""
+    if not code:
+        sys.exit()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def dispatch() -> None:

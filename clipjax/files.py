@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import fnmatch
 import glob
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from absl import logging
+
+from clipjax import signals
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -24,20 +30,84 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` on success and is removed on an error."""
+    """A temporary path beside `path` to write to; it becomes `path` on success and is removed on an error or a signal.
+
+    What a process that was killed has left of the same file is removed first, unless somebody is still writing it. An
+    OSError names `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     temporary = Path(name)
+    _lock(handle)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with signals.tidying(lambda _: temporary.unlink(missing_ok=True)), naming(path, instead_of=temporary):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(destination: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `destination` on success, and is removed on an error or a signal."""
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(destination)
+    temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
+    handle = os.open(temporary, os.O_RDONLY)
+    _lock(handle)
+    try:
+        with signals.tidying(lambda _: shutil.rmtree(temporary, ignore_errors=True)):
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.rename(destination)
+    finally:
+        os.close(handle)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Removes what killed processes have left of `path`; what a living one still writes has its lock, and stays."""
+    path = Path(path)
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+    names = re.compile(rf"\.{re.escape(stem)}-[a-z0-9_]{{8}}{re.escape(suffix)}")
+    entries = []
+    with suppress(OSError):  # no folder, or no permission to list it
+        entries = list(path.parent.iterdir())
+    for leftover in entries:
+        if names.fullmatch(leftover.name) is None or leftover.is_symlink():
+            continue
+        with suppress(OSError):  # it is gone, locked, or on a file system without locks
+            handle = os.open(leftover, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def naming(path: str | Path, *, instead_of: str | Path | None = None) -> Iterator[None]:
+    """Makes an OSError of the block name `path`, where it names no file, as a full disk does, or `instead_of`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename) == str(instead_of)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _lock(handle: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
@@ -49,18 +119,32 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects in order; [] without the file. Lines that are torn, or hold no object, are left out."""
+def read_json_lines(path: str | Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The objects in order; [] without the file. Lines that are torn, or hold no object with these keys, are left out.
+
+    One warning names the lines that were left out, in the first reading that finds them.
+    """
     path = Path(path)
-    lines = []
-    for text in split_lines(path.read_text(encoding="utf-8")) if path.exists() else ():
+    lines, bad = [], []
+    data = path.read_bytes() if path.is_file() else b""
+    for number, text in enumerate(data.split(b"\n"), 1):
         try:
-            line = parse_json(text)
+            line = parse_json(text.decode("utf-8")) if text.strip() else None
         except ValueError:
-            continue
-        if isinstance(line, dict):
+            line = False
+        if isinstance(line, dict) and line.keys() >= set(keys):
             lines.append(line)
+        elif line is not None:
+            bad.append(number)
+    if bad and (str(path), bad[-1]) not in _told:
+        _told.add((str(path), bad[-1]))
+        shown = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        which = f"line {shown} is" if len(bad) == 1 else f"lines {shown} are"
+        logging.warning("%s: %s left out: torn, not UTF-8, or not one of this file's lines.", path, which)
     return lines
+
+
+_told: set[tuple[str, int]] = set()  # files whose unreadable lines a warning has named, and the last of those
 
 
 def read_text(path: str | Path, limit: int = 0) -> str:

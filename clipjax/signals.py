@@ -66,6 +66,15 @@ def install(command: str) -> None:
     threading.Thread(target=_read, args=(reader,), name="signals", daemon=True).start()
 
 
+def quiet_threads() -> None:
+    """Exceptions of threads in the background are not printed: what matters of them is raised in the main thread.
+
+    Others are consequences, such as the hundreds of callbacks of TensorStore after a failed write. Those of the main
+    thread are printed where they are caught.
+    """
+    sys.excepthook = threading.excepthook = sys.unraisablehook = lambda *args: None
+
+
 def installed() -> bool:
     """Whether install has been called in this process."""
     return bool(_command)

@@ -63,12 +63,12 @@ def restart_table() -> str:
 
 
 def every_field(
-    cls: type = ExperimentConfig, prefix: str = "", role: Any = None, around: tuple[str, ...] = ()
+    cls: type = ExperimentConfig, prefix: str = "", role: Any = None, tables: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, type, Declaration | None]]:
     """(dotted name, dataclass, declaration) of every field of the configuration, those of every table's parts included.
 
-    "*" stands for the keys of a dict of sections. The declaration is None where a field declares no role. around: the
-    tables whose parts hold cls; a part of one that holds another part of it (a source's own source) repeats nothing.
+    "*" stands for the keys of a dict of sections. The declaration is None where a field declares no role. tables: those
+    that have been entered; a part inside another of the same table is left out.
     """
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -76,15 +76,14 @@ def every_field(
         below = role or declared.get("below")
         if typing.get_origin(kind) is dict:
             kind, name = typing.get_args(kind)[1], f"{name}.*"
-        if declared.get("table") in around:
+        if declared.get("table", "") in tables:
             continue
-        inside = around
         if "table" in declared:
-            inside = (*around, declared["table"])
             sections = [row.config for row in rows(declared["table"]).values()]
         else:
             sections = [kind] if dataclasses.is_dataclass(kind) else []
         for section in sections:
+            inside = (*tables, declared["table"]) if "table" in declared else tables
             yield from every_field(section, f"{name}.", below, inside)
         if not sections:
             own = declared.get("declaration")

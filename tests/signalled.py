@@ -1,10 +1,7 @@
-"""A process that sends itself a signal at a named moment, for tests of Ctrl-C and SIGTERM.
+"""Commands in processes that suffer something at a named moment: a signal, a full disk, a folder that disappears.
 
-    python -m tests.signalled MODULE:NAME NUMBER AFTER COMMAND ARGUMENTS...
-
-MODULE:NAME is the function in whose AFTER-th call the signal arrives, before what it does; "import:MODULE": when the
-module is first imported; "compile": while XLA holds the main thread; "callback": in a Python function that C++ calls.
-The signal is sent by the process itself, so nothing depends on time.
+A process is forked after everything has been imported, so that each costs little. Nothing depends on time: the
+process itself does what happens to it, in a call of a function that the test names.
 """
 
 from __future__ import annotations
@@ -14,10 +11,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
 
 
-def at_call(place: str, number: int, after: int, times: int = 1) -> None:
-    """Replaces MODULE:NAME[.NAME] by a function that sends this process the signal in its call `after`, from 1."""
+def at_call(place: str, act: Callable[[], Any], *, call: int = 1, result: Callable[[Any], Any] | None = None) -> None:
+    """Makes "MODULE:NAME" or "MODULE:CLASS.NAME" call `act` before its call number `call`, counted from 1.
+
+    result: if act's value is to be returned instead of calling the function.
+    """
     module, _, path = place.partition(":")
     owner = importlib.import_module(module)
     *parents, name = path.split(".")
@@ -25,63 +30,59 @@ def at_call(place: str, number: int, after: int, times: int = 1) -> None:
         owner = getattr(owner, parent)
     original, calls = getattr(owner, name), [0]
 
-    def called(*args, **kwargs):
+    def called(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == after:
-            send(number, times)
+        if calls[0] == call:
+            act()
         return original(*args, **kwargs)
 
     setattr(owner, name, called)
 
 
-def send(number: int, times: int = 1) -> None:
-    """Sends this process the signal, and waits until it has been noted; one that ends the process does not return."""
-    from clipjax import signals
+def send(number: int, times: int = 1) -> Callable[[], None]:
+    """What sends this process the signal and waits until it is noted; it does not return if the process ends."""
 
-    for _ in range(times):
-        before = signals._noted.count if signals._noted else 0
-        os.kill(os.getpid(), number)
-        while signals._noted is None or signals._noted.count == before:
-            time.sleep(0.01)
+    def act() -> None:
+        from clipjax import signals
 
+        for _ in range(times):
+            before = signals._noted.count if signals._noted else 0
+            os.kill(os.getpid(), number)
+            while signals._noted is None or signals._noted.count == before:
+                time.sleep(0.01)
 
-class AtImport:
-    """A finder that sends the signal when a module is looked for."""
-
-    def __init__(self, module: str, number: int):
-        self.module, self.number = module, number
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == self.module:
-            send(self.number)
+    return act
 
 
-def in_callback(number: int) -> None:
-    """The signal arrives while C++ calls a Python function, whose exceptions C++ would swallow."""
-    import jax
+def outcome(arguments: Sequence[str], prepare: Callable[[], None], folder: Path) -> tuple[int, str]:
+    """(exit code, output) of a forked `clipjax ARGUMENTS`, for which `prepare` is called first."""
+    log = folder / "forked.log"
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with open(log, "wb") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            for number in (signal.SIGINT, signal.SIGTERM):  # what runs in the background ignores Ctrl-C
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            sys.stdout = open(1, "w", closefd=False)
+            sys.stderr = open(2, "w", closefd=False, buffering=1)
+            sys.argv = ["clipjax", *arguments]
+            prepare()
+            from clipjax.__main__ import main
 
-    def run(variables, step):
-        jax.jit(lambda x: jax.pure_callback(lambda y: (send(number), y)[1], x, x))(1.0).block_until_ready()
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:
+            import traceback
 
-    importlib.import_module("clipjax.training.loop").eval_variables = lambda state: run(state, 0)
-
-
-def main() -> None:
-    place, number, after, *arguments = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a test starts in the background would ignore it
-    sys.argv = ["clipjax", *arguments]
-    kind, _, rest = place.partition(":")
-    if kind == "import":
-        sys.meta_path.insert(0, AtImport(rest, int(number)))
-    elif place == "callback":
-        in_callback(int(number))
-    else:
-        times = 2 if kind == "twice" else 1
-        at_call(rest if kind == "twice" else place, int(number), int(after), times)
-    from clipjax.__main__ import main as clipjax_main
-
-    clipjax_main()
-
-
-if __name__ == "__main__":
-    main()
+            traceback.print_exc()
+            code = 98
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")

@@ -29,7 +29,11 @@ from clipjax.commands.watch import watch
 from clipjax.config import EvaluationConfig, ExperimentConfig, from_eval_config
 from clipjax.inference.looking import evaluation_of
 from clipjax.inference.session import EvalSession
+from clipjax.processes import announce
 from clipjax.runs import open_run
+from clipjax.runs.run import VanishedError
+
+TRIES = 3  # of a checkpoint that its run removes meanwhile
 
 __all__ = ["EvaluationError", "main", "refuse_broken", "run"]
 
@@ -57,12 +61,28 @@ def run(
     Returns: what results.json holds; "broken" names evaluators that failed where config.broken is "skip".
     """
     check_suite(config)
+    for left in reversed(range(TRIES)):
+        try:
+            return _run(checkpoint, config, step, out, model=model, pretrained=pretrained, redo=redo)
+        except VanishedError as error:  # its run goes on, and keeps the last checkpoints alone
+            if step.isdecimal() or not left or jax.process_count() > 1:
+                raise
+            announce(f"{str(error).partition(':')[0]}; trying the newest instead." if step == "latest" else str(error))
+
+
+def _run(
+    checkpoint: str | Path,
+    config: ExperimentConfig | EvaluationConfig | None,
+    step: str,
+    out: str | Path | None,
+    **options: Any,
+) -> dict[str, Any]:
     with open_run(checkpoint, step) as opened:
         out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
         if jax.process_index() == 0:
             check_folder(out, "--out")
         session = EvalSession(opened, config)
-        return evaluate_into(out, opened, session, model=model, pretrained=pretrained, redo=redo)
+        return evaluate_into(out, opened, session, **options)
 
 
 def main(argv: list[str]) -> None:

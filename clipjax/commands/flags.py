@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,7 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
         try:
             require_field(config, field)
         except ConfigError as error:
-            raise ConfigError(f"{arg}: {error}") from error
+            raise ConfigError(f"{arg[:200]}: {error}") from error
         if field.endswith(".name"):
             *sections, last = field.split(".")
             functools.reduce(getattr, sections, config)[last] = _value_of(arg, argv)
@@ -168,8 +169,8 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    # Orbax warns about options that are set on purpose, such as read_only.
-    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname or record.levelno >= 40)
+    # Orbax warns about options that are set on purpose, such as read_only, and its errors are raised here as well.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.get_absl_logger().addFilter(_printable)
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
@@ -192,9 +193,16 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.startswith("clipjax."):
             fail(error, code=1)
-        if isinstance(error, OSError) and error.filename:
-            fail(f"{error.filename}: {error.strerror}.", code=1)
+        if isinstance(error, OSError) and error.strerror:
+            fail(os_reason(error), code=1)
         raise
+
+
+def os_reason(error: OSError) -> str:
+    """'runs/x/metrics.jsonl: No space left on device. Make room, ...'"""
+    room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = " Make room and run the command again; what is complete is kept." if room else ""
+    return f"{error.filename}: {error.strerror}.{cure}" if error.filename else f"{error.strerror}.{cure}"
 
 
 def fail(error: object, code: int = 2) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +21,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.tokenizers import make_tokenizer
-from clipjax.files import printable
+from clipjax.files import making_folder, printable
 from clipjax.interop.foreign import open_foreign
 from clipjax.interop.names import InteropError
 from clipjax.interop.parity import parity_report
@@ -56,9 +54,7 @@ def run(
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
     foreign = open_foreign(source, family, preset, state_dict)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
-    try:
+    with making_folder(destination) as temporary:
         config = foreign.config
         if config.tokenizer.path:
             make_tokenizer(config.tokenizer, config.model.text.context_length)  # refuses it before anything is written
@@ -85,10 +81,6 @@ def run(
                     "Nothing was imported. --noparity imports it without comparing."
                 )
             (temporary / "parity.json").write_text(json.dumps(document, indent=2, sort_keys=True))
-        temporary.chmod(0o755)
-        temporary.rename(destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     towers = towers_of(config.model)
     without = "" if config.tokenizer.path or "text" not in towers else ", WITHOUT A TOKENIZER"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,8 +85,7 @@ def experiment_text(looked: Looked, size: Size, model: str, pieces: int, longest
 
     evaluators = looked.evaluators
     every = max(1, size.steps // 4)
-    text = HEAD + BODY
-    for mark, value in {
+    values = {
         **_data_lines(looked, path_of),
         "STEM": out.stem,
         "FOUND": _comment(f"{looked.found.what}; {looked.trained:,} records to train on"),
@@ -103,9 +103,8 @@ def experiment_text(looked: Looked, size: Size, model: str, pieces: int, longest
         "EVERY": every,
         "LOG": max(1, size.steps // 50),
         **{name.upper(): value for name, value in size._asdict().items()},
-    }.items():
-        text = text.replace(f"<{mark}>", str(value))
-    return text
+    }
+    return re.sub("<([A-Z_]+)>", lambda mark: str(values[mark[1]]), HEAD + BODY)
 
 
 def _data_lines(looked: Looked, path_of: Callable[[str], str]) -> dict[str, str]:
@@ -260,7 +259,7 @@ BODY = """def get_config():
 <EVALUATORS>    }
     config.eval.every_steps = <EVERY>
     config.checkpoint.every_steps = <EVERY>
-    config.checkpoint.best_metric = "<BEST>"
+    config.checkpoint.best_metric = <BEST>
     config.log.every_steps = <LOG>
     return config
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +12,12 @@ from clipjax.config import ConfigError, EvaluatorConfig, PixelConfig, SourceConf
 from clipjax.data.finding import Found, find_data
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import HeldOutConfig, Source, open_source
-from clipjax.data.sources.held_out import HELD_OUT, TRAIN
+from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
 from clipjax.inference.looking import evaluators_of
 
 MOST_READ = 20_000  # records whose captions are read; of more, that many evenly spaced ones
 MOST_DECODED = 1_000  # of these, images that are decoded
-EVERY = 10  # the n-th record is held out
 FEWEST = 4  # records
 PROMPTS = ("{}", "a photo of a {}")  # of class names, which the tokenizer is to know as well
 
@@ -49,12 +46,8 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
         source = open_source(train)
         require(len(source) >= FEWEST, f"--data={data}: {len(source)} records; expected {FEWEST} or more.")
         if held_out is None:
-            every = min(EVERY, max(2, len(source) // 2))
-            train, held_out = (
-                HeldOutConfig(path=found.train.path, split=side, every=every, source=_without_path(found.train))
-                for side in (TRAIN, HELD_OUT)
-            )
-            split = f"every {_ordinal(every)} record"
+            train, held_out = found.split(len(source))
+            split = f"every {_ordinal(train.every)} record"
             source = open_source(train)
         other = open_source(held_out)
     except ManifestError as error:
@@ -118,10 +111,6 @@ def vocabulary_of(lines: list[str]) -> int:
     size = 2 ** int(np.ceil(np.log2(max(len(words), 100) * 2)))
     most = 1_000 if len(lines) < 10_000 else 32_000 if len(lines) > 1_000_000 else 16_000
     return max(min(size, most), len(characters) + 100)
-
-
-def _without_path(config: SourceConfig) -> SourceConfig:
-    return dataclasses.replace(config, path="")
 
 
 def _ordinal(number: int) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from clipjax.commands.flags import read_config
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, ExperimentConfig
 from clipjax.inference.evaluate import check_evaluators
+from clipjax.processes import run_child
 from clipjax.training.check import part_checks
 
 
@@ -31,7 +31,7 @@ def errors_here(cells: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         request.write_text(json.dumps({workdir: list(arguments) for workdir, arguments in cells.items()}))
         command = [sys.executable, "-m", "clipjax.commands.sweep_check", str(request), str(result)]
         env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        process = subprocess.run(command, env=env, capture_output=True, text=True)
+        process = run_child(command, env)
         if process.returncode:
             last = (process.stderr.strip() or process.stdout.strip() or f"exit code {process.returncode}").splitlines()
             raise ConfigError(f"The cells cannot be checked on this machine: {last[-1]}")

@@ -15,6 +15,7 @@ import functools
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from clipjax.files import write_text
 from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of_state
 from clipjax.mesh import batch_sharding
-from clipjax.processes import announce, gather_json
+from clipjax.processes import announce, gather_json, meet
 from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
@@ -67,12 +68,13 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     """
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     refuse_as_workdir(workdir)
-    with run_lock(workdir):
-        return locked_run(config, Path(workdir))
+    with run_lock(workdir) as check_held:
+        return locked_run(config, Path(workdir), check_held)
 
 
-def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
-    """run, once the workdir is this run's alone."""
+def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
+    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
+    checked = functools.partial(checking, check_held)
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     config = start_from.config
@@ -101,14 +103,17 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         kept = keep_files(config, workdir, copy=jax.process_index() == 0)
         bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
+            check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
+            meet("the first evaluation")
             if start == 0:
                 results = evaluate(state)
                 check_best_metric(config, results)
                 log.write(0, results)
-                recorder.record(eval_variables(state), 0)
+                checked(recorder.record)(eval_variables(state), 0)
+            meet("the first step")
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
             with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):
@@ -118,16 +123,18 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                     step_fn,
                     stream,
                     evaluate=evaluate,
-                    evaluated=recorder.record,
-                    save=functools.partial(
-                        checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                    evaluated=checked(recorder.record),
+                    save=checked(
+                        functools.partial(
+                            checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                        )
                     ),
-                    log=log.write,
+                    log=checked(log.write),
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),
                 )
                 with checkpoints.clear_errors(manager):
-                    manager.wait_until_finished()
+                    checked(manager.wait_until_finished)()
             step = int(state.step)
             if step < config.total_steps:
                 name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
@@ -140,6 +147,7 @@ def locked_run(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
                 if data_state:
                     announce(describe_bad_records(workdir, all_causes(data_state)))
                 if config.log.figures:
+                    check_held()
                     recorder.finish(eval_variables(state), step)
     return results
 
@@ -159,6 +167,20 @@ def describe_end(config: ExperimentConfig, workdir: Path) -> str:
     return f"all {config.total_steps} steps are saved in {workdir}" + (
         "; clipjax report makes the report that is missing." if config.log.figures else "."
     )
+
+
+def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Callable[..., None]:
+    """write, which first makes sure that the workdir is still this run's."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        check_held()
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError):
+            check_held()  # what a removed workdir leads to
+            raise
+
+    return call
 
 
 def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:

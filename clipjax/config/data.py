@@ -8,6 +8,7 @@ from typing import Literal
 from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, section
 from clipjax.config.ranges import (
     BIAS,
+    CAPTIONS,
     GREY,
     PARTS,
     PIXELS_OR_ZERO,
@@ -50,6 +51,9 @@ class SourceConfig:
     # a folder, a file, a pattern or a dataset's name, by kind; see docs/data.md
     path: str = runtime("", path="data")
     split: str = experiment("train", fixed=ORDER)  # part of the dataset, for sources that have parts
+    # templates such as "a photo of a {}.": the texts of a record are then its class's name in each of them, and records
+    # of one class have one pair_id
+    prompts: tuple[str, ...] = experiment(())
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class DataConfig:
     mixture: dict[str, MixturePart] = field(default_factory=dict)  # several sources instead of `train`
     pixels: PixelConfig = section(PixelConfig)
     augment: AugmentConfig = section(AugmentConfig)
+    # texts of each image in a step, drawn from its captions or prompts; all are positives of the image
+    captions_per_image: int = experiment(1, within=CAPTIONS)
     # folder that clipjax embed --tower=image wrote: embeddings of a frozen image tower, read instead of images
     image_embeddings: str = experiment("")
     # folder that clipjax embed --tower=teacher wrote: embeddings of config.loss.teacher, which then does not run

@@ -187,7 +187,7 @@ class ExperimentConfig:
 
     seed: int = experiment(0, within=STEPS, fixed=ORDER)  # of the weights, the data's order, augmentation and dropout
     total_steps: int = experiment(10_000, within=COUNT)  # updates of the weights
-    # pairs of a step, over all devices and micro-batches
+    # images of a step, over all devices and micro-batches, each with data.captions_per_image texts
     global_batch_size: int = experiment(1024, within=EXAMPLES, fixed=ORDER)
     # weights to start from: the --workdir of a run, or a directory that clipjax import wrote
     init_from: str = experiment("", at_start=True)

@@ -47,10 +47,12 @@ class BlockConfig:
     norm: Literal["layer", "rms"] = weights("layer")  # LayerNorm, or RMSNorm without a bias
     norm_eps: float = meaning(1e-5, within=SHARE)  # added to the variance in norms
     post_norm: bool = meaning(False)  # x + LN(f(x)) instead of x + f(LN(x)) (EVA-02-CLIP E/14)
-    mlp: Literal["plain", "swiglu"] = weights("plain")  # swiglu: silu(gate) * up instead of the activation
+    # swiglu: silu(gate) * up instead of the activation; geglu: activation(gate) * up
+    mlp: Literal["plain", "swiglu", "geglu"] = weights("plain")
     qkv_bias: Literal["qkv", "qv", "none"] = weights("qkv")  # which of query, key and value have a bias (EVA: qv)
     attention_norm: bool = weights(False)  # a norm between attention and its output matrix (EVA-02's sub-LN)
     mlp_norm: bool = weights(False)  # a norm before the MLP's last matrix (EVA-02's sub-LN)
+    mlp_first_norm: bool = weights(False)  # a second norm before the MLP's first matrix (ViTamin)
     # initial value of a learned factor per channel on every branch; 0: none
     layer_scale: float = weights(0.0, within=WEIGHT)
     init: Init = experiment("clip", at_start=True)  # whose initial weights

@@ -60,6 +60,7 @@ PIXELS, PIXELS_OR_ZERO = Range(1, 2**14), Range(0, 2**14)
 POSITIONS, POSITIONS_OR_ZERO = Range(1, 2**20), Range(0, 2**20)
 VOCABULARY = Range(1, 2**26)
 EXAMPLES, EXAMPLES_OR_ZERO = Range(1, 2**24), Range(0, 2**24)
+CAPTIONS = Range(1, 2**10)  # of one image in one step
 WORKERS, WORKERS_OR_ZERO = Range(1, 2**12), Range(0, 2**12)
 DEVICES, DEVICES_OR_REST = Range(1, 2**20), Range(-1, 2**20)
 

@@ -68,7 +68,7 @@ def require_field(config: ConfigDict, name: str) -> None:
             chosen = section["name"] if table else ""
             elsewhere = [field for field in _names(config) if field.rpartition(".")[2] == key][:3]
             hint = f" Fields of that name: {', '.join(f'config.{field}' for field in elsewhere)}." if elsewhere else ""
-            raise ConfigError(f"no such field {path}.{key}" + _who_has_it(key, chosen, known, table, path) + hint)
+            raise ConfigError(f"no such field {path}.{key[:100]}" + _who_has_it(key, chosen, known, table, path) + hint)
         section, path = section[key], f"{path}.{key}"
     if isinstance(section, ConfigDict):
         raise ConfigError(

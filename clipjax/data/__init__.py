@@ -8,6 +8,7 @@
     order.py        which record is example i; mixture.py: the same for several sources
     examples.py     records -> rows of a batch, each a function of its position
     pipeline.py     rows -> batches; read_ahead.py makes them in threads or processes; prefetch.py moves them to devices
+    finding.py      which source reads what a path holds
     embeddings.py   embeddings of a frozen tower, stored as records
 
 The names below can be imported from here; each is loaded when it is first used.
@@ -21,6 +22,7 @@ from typing import Any
 _MODULES = {
     "embeddings": ("Embeddings", "open_embeddings", "write_embeddings"),
     "bad_records": ("DataError",),
+    "finding": ("Found", "find_data"),
     "labels": ("ClassNames", "read_class_names", "read_label"),
     "images": ("PIXEL_PRESETS", "eval_image", "open_image", "train_image"),
     "mixture": ("Mixture", "make_order", "open_mixture", "open_train"),
@@ -31,6 +33,7 @@ _MODULES = {
         "SOURCES",
         "FolderConfig",
         "HardNegativesConfig",
+        "HeldOutConfig",
         "MultilingualConfig",
         "ParquetConfig",
         "Source",

@@ -21,6 +21,9 @@ from clipjax.data.tokenizers import Tokenizer
 class TrainExamples:
     """examples(first, count) -> Rows with the columns image, text, pair_id, for training.
 
+    With data.captions_per_image K > 1, text is [count, K, L]: K different texts of each image, drawn at random. An
+    image that has fewer comes with all of them, each as often as the others or once more.
+
     With data.image_embeddings, a column image_embedding takes the place of image. data.teacher_embeddings adds
     teacher_image_embedding and teacher_text_embedding.
 
@@ -51,18 +54,21 @@ class TrainExamples:
         examples = [self.example(i, bad) for i in range(first, first + count)]
         images, texts, pair_ids = zip(*examples, strict=True)
         rows = {name: np.stack([columns[name] for columns in images]) for name in images[0]}
-        rows |= {"text": self.tokenizer(texts), "pair_id": np.array(pair_ids, np.int32)}
-        return rows, bad
+        text = self.tokenizer([text for own in texts for text in own])
+        if self.data.captions_per_image > 1:
+            text = text.reshape(count, self.data.captions_per_image, -1)
+        return rows | {"text": text, "pair_id": np.array(pair_ids, np.int32)}, bad
 
-    def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], str, int]:
+    def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], list[str], int]:
+        """(the image's columns, data.captions_per_image texts, pair_id) of example i."""
         rng = np.random.default_rng((self.seed, i))
 
-        def make(index: int, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], str, int]:
+        def make(index: int, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str], int]:
             columns = self.image(index, record, rng)
             texts = record["texts"]
-            caption = int(rng.integers(len(texts)))
-            columns |= self.of_teacher(index, record["key"], caption)
-            return columns, texts[caption], record["pair_id"]
+            chosen = choose_captions(len(texts), self.data.captions_per_image, rng)
+            columns |= self.of_teacher(index, record["key"], chosen[0])
+            return columns, [texts[caption] for caption in chosen], record["pair_id"]
 
         return first_good(self.source, self.order[i], make, lambda bad: self.order.replacement(bad, rng), bad)
 
@@ -82,6 +88,13 @@ class TrainExamples:
             return {}
         image, text = self.teacher.image(index, key), self.teacher.text(index, key, caption)
         return {"teacher_image_embedding": image, "teacher_text_embedding": text}
+
+
+def choose_captions(available: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` random indices below `available`; none comes again before all have come."""
+    if count == 1:
+        return [int(rng.integers(available))]
+    return np.resize(rng.permutation(available), count).tolist()
 
 
 class EvalExamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from clipjax.config import ConfigError, SourceConfig, require
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import MANIFEST, ManifestError, read_manifest
-from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig
+from clipjax.data.sources import FolderConfig, HeldOutConfig, ParquetConfig, WebDatasetConfig, held_out
 from clipjax.data.sources.columns import parquet_columns, table_columns
 from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
 from clipjax.data.sources.local_files import SPLITS, split_in
@@ -19,6 +20,8 @@ from clipjax.data.sources.tables import TABLES
 from clipjax.files import hidden
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # splits to evaluate on, the first that there is
+EVERY = 10  # the n-th record is held out of data without a split of their own
+SIDES = (held_out.TRAIN, held_out.HELD_OUT)
 SHARDS = {".tar": WebDatasetConfig, ".parquet": ParquetConfig}
 
 
@@ -28,6 +31,16 @@ class Found(NamedTuple):
     train: SourceConfig
     held_out: SourceConfig | None  # a split to evaluate on; None: the data have none
     what: str  # for people: "120 images in 3 class folders"
+
+    def split(self, records: int) -> tuple[SourceConfig, SourceConfig]:
+        """(source to train on, source to evaluate on); records: of train.
+
+        Of data without a split of their own, every tenth record is held out (of fewer than 20, every other to ninth).
+        """
+        if self.held_out is not None:
+            return self.train, self.held_out
+        every, source = min(EVERY, max(2, records // 2)), dataclasses.replace(self.train, path="")
+        return tuple(HeldOutConfig(path=self.train.path, split=side, every=every, source=source) for side in SIDES)
 
 
 class Listing(NamedTuple):
@@ -64,6 +77,9 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     listing = list_files(Path(name))
     tables = [table for suffix in TABLES for table in listing.of(suffix) if table.count("/") <= 1]
     shards = {suffix: len(listing.of(suffix)) for suffix in SHARDS if listing.of(suffix)}
+    stems = [{os.path.splitext(name)[0] for name in listing.of(suffix)} for suffix in (".parquet", ".tar")]
+    if len(shards) == 2 and stems[0] <= stems[1]:
+        del shards[".parquet"]  # what img2dataset writes beside each tar
     kinds = [f"{count} {suffix} files" for suffix, count in shards.items()]
     if len(shards) == 1 and not (tables or listing.images):
         suffix, count = next(iter(shards.items()))

@@ -269,8 +269,8 @@ def _check(record: dict[str, Any]) -> None:
     texts = record["texts"]
     if not all(isinstance(text, str) for text in texts) or not any(map(str.strip, texts)):
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
-    if any(len(text) > MAX_CAPTION for text in texts):
-        raise RecordError("caption too long", f"{max(map(len, texts))} characters, the limit is {MAX_CAPTION}")
+    if (longest := max(map(len, texts))) > MAX_CAPTION:
+        raise RecordError("caption too long", f"{longest} characters, the limit is {MAX_CAPTION}")
     for name in ("label", "pair_id"):
         value = record.get(name, -1)
         if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 2**31:

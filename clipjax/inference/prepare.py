@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,6 +44,9 @@ def prepare_model(
         f"config.eval.evaluators is empty, and {run.directory} has none of its own: there is nothing to evaluate. Name "
         "an evaluation with --config, such as --config=experiments/eval/clip_benchmark.py:FOLDER.",
     )
+    own = trained.tokenizer
+    if config.tokenizer.name == own.name and not Path(config.tokenizer.path).exists():  # an experiment from elsewhere
+        config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=own.path))
     check_evaluators(config)
     check_embeds(run, config)
     texts = "text" in towers_of(trained.model)

@@ -33,6 +33,10 @@ def read(description: Description) -> Meaning:
     model = open_clip_config.model_cfg(description)
     text, multimodal = model["text_cfg"], open_clip.TEXT | model["multimodal_cfg"]
     open_clip_config.refuse_others(multimodal, dict(ls_init_value=None), f"{open_clip.CONFIG}: multimodal_cfg")
+    if text.get("hf_model_name"):
+        raise InteropError(
+            f"{open_clip.CONFIG}: a CoCa with text_cfg.hf_model_name={text['hf_model_name']!r} is not supported."
+        )
     if not text.get("embed_cls", False):
         raise InteropError(f"{open_clip.CONFIG}: a CoCa with text_cfg.embed_cls=false is not supported.")
     if not model["vision_cfg"].get("attentional_pool", False):

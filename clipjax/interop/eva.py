@@ -62,7 +62,8 @@ def original_tensors(model: ModelConfig) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of timm's EVA trunks."""
-    return timm_name(_vision(description)).startswith(("eva_", "eva02_"))
+    text = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("text_cfg", {})
+    return timm_name(_vision(description)).startswith(("eva_", "eva02_")) and not text.get("hf_model_name")
 
 
 def read(description: Description) -> Meaning:

@@ -16,11 +16,13 @@ from clipjax.interop import (
     hf_clip,
     hf_siglip,
     hf_siglip2,
+    long_clip,
     open_clip,
     open_clip_bert,
     open_clip_conv,
     open_clip_siglip,
     open_clip_timm,
+    open_clip_vitamin,
     openai,
 )
 from clipjax.interop.names import Description, Family, InteropError
@@ -49,6 +51,8 @@ FAMILIES: dict[str, Family] = {
     "open_clip_eva": eva.TIMM,
     "eva_clip": eva.ORIGINAL,
     "open_clip_timm": open_clip_timm.FAMILY,
+    "open_clip_vitamin": open_clip_vitamin.FAMILY,
+    "long_clip": long_clip.FAMILY,
     "openai": openai.VIT,
     "openai_resnet": openai.RESNET,
     "big_vision": big_vision.PER_LAYER,
@@ -64,7 +68,7 @@ def formats() -> list[str]:
 def families_of(format: str) -> dict[str, Family]:
     """The families that a format writes. Raises InteropError for an unknown format."""
     if format not in formats():
-        raise InteropError(f"Unknown format '{format}'.{nearest(format, formats())}")
+        raise InteropError(f"Unknown format '{format}'.{nearest(format, [*formats(), 'adapters', 'peft'])}")
     return {name: family for name, family in FAMILIES.items() if family.format == format}
 
 
@@ -77,7 +81,7 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
         if name not in FAMILIES:
             raise InteropError(f"Unknown family '{name}'.{nearest(name, FAMILIES)}")
         return name, FAMILIES[name]
-    fitting = [known for known, family in FAMILIES.items() if family.matches(description)]
+    fitting = [known for known, family in FAMILIES.items() if _fits(family, description)]
     if len(fitting) > 1:  # a directory with the configurations of two libraries: whose names the tensors have
         own = [known for known in fitting if FAMILIES[known].format == format_of(description.shapes)]
         fitting = own or fitting
@@ -89,6 +93,13 @@ def recognise(description: Description, name: str = "") -> tuple[str, Family]:
             f"Some of their tensors: {', '.join(list(description.shapes)[:5])}."
         )
     return fitting[0], FAMILIES[fitting[0]]
+
+
+def _fits(family: Family, description: Description) -> bool:
+    try:
+        return family.matches(description)
+    except (AttributeError, TypeError):  # a section of a configuration that is none
+        return False
 
 
 def format_of(names: Iterable[str]) -> str:

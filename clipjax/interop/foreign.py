@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from absl import logging
 from jax.sharding import Mesh
 
-from clipjax.config import DataConfig, ExperimentConfig, ModelConfig, PixelConfig, differences
+from clipjax.config import ConfigError, DataConfig, ExperimentConfig, ModelConfig, PixelConfig, differences
 from clipjax.interop.config_files import OPEN_CLIP, TRANSFORMERS
 from clipjax.interop.convert import read_variables
 from clipjax.interop.families import FAMILIES, Family, check_towers, recognise, weights
 from clipjax.interop.names import InteropError, Meaning, check_tensors, computed_fields, flatten, their_shapes
+from clipjax.interop.soundness import refuse_far_larger, sound
 from clipjax.interop.source import Source, open_weights
 from clipjax.interop.tokenizer_files import no_tokenizer
 from clipjax.mesh import make_mesh
@@ -57,6 +58,8 @@ def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str 
         _check_other_formats(source, name, meaning)
     meaning = _with_bias(meaning, row, source.tensors)
     check_towers(name, row, meaning.model)
+    meaning = sound(meaning, source.path, name)
+    refuse_far_larger(meaning, row, source.description, source.path, name)
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
@@ -127,7 +130,9 @@ def read_meaning(source: Source, name: str, row: Family) -> Meaning:
     """What the family reads from the files. Raises InteropError where their configuration is not of this family."""
     try:
         return row.read(source.description)
-    except (KeyError, TypeError) as error:
+    except (InteropError, ConfigError):
+        raise
+    except Exception as error:  # fields that are missing, or of any other type
         raise InteropError(
-            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error}."
+            f"{source.path} is not configured as a model of family '{name}': {type(error).__name__} {error!s:.200}."
         ) from error

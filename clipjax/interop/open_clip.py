@@ -51,6 +51,11 @@ def renamed(name: str) -> str:
     return CUSTOM_TEXT.sub("", name)
 
 
+def prefixed(name: str) -> str:
+    """A name in a file, with the prefix of "custom_text", which a text tower of OpenCLIP's CLIP class lacks."""
+    return f"text.{name}" if CUSTOM_TEXT.match(f"text.{name}") else name
+
+
 def matches(description: Description) -> bool:
     """Whether both towers are OpenCLIP's own transformers."""
     model = description.files.get(CONFIG, {}).get("model_cfg", {})

@@ -1,19 +1,20 @@
 """OpenCLIP's models with a text tower from transformers (BERT, RoBERTa, XLM-R). Names from open_clip hf_model.py.
 
 open_clip_config.json names the text tower on the Hugging Face hub and gives no sizes: those are read from the tensors.
-The name decides the rules of padding, positions and LayerNorm; heads are 64 wide in all of them. To build such a model,
-open_clip asks the hub, or its cache, for the configuration of that name.
+The rules of padding, positions and LayerNorm follow from the text tower's own config.json where it is there, and else
+from the name or the tensors: see clipjax.interop.bert_rules. To build such a model, open_clip asks the hub, or its
+cache, for the configuration of that name. The image tower is OpenCLIP's own ViT, or one of timm's.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ModelConfig
-from clipjax.interop import hf_parts, open_clip, open_clip_config
+from clipjax.config import ModelConfig, PixelConfig
+from clipjax.interop import bert_rules, hf_parts, open_clip, open_clip_config, open_clip_siglip, open_clip_timm
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.layouts import linear
 from clipjax.interop.names import (
     Description,
@@ -28,6 +29,7 @@ from clipjax.interop.names import (
 from clipjax.interop.open_clip_parts import image_tower
 from clipjax.models.presets.bert import BERT_TOWERS
 from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.vit import ViTConfig
 
 IGNORED = rf"{open_clip.IGNORED}|.*\.(position|token_type)_ids"
 # hf_pooler_type -> ours. Only the first keeps BERT's pooler in the model.
@@ -39,35 +41,63 @@ CONFIGURED = ("context_length", "pool", "pooler", "projection", "projection_bias
 
 def tensors(model: ModelConfig) -> list[Tensor]:
     """The table of names."""
-    return [*open_clip.scalars(model), *text_tensors(model), *image_tower(model)]
+    image = open_clip_timm.trunk(model) if _of_timm(model.image) else image_tower(model)
+    return [*open_clip.scalars(model), *text_tensors(model), *image]
 
 
 def matches(description: Description) -> bool:
-    """Whether the text tower is named on the hub and the image tower is OpenCLIP's own."""
+    """Whether the text tower is named on the hub."""
     model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
-    hf, others = model.get("text_cfg", {}).get("hf_model_name"), model.get("vision_cfg", {}).get("timm_model_name")
-    return bool(hf) and not others and "multimodal_cfg" not in model
+    return bool(model.get("text_cfg", {}).get("hf_model_name")) and "multimodal_cfg" not in model
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a text model, pooler, projection or image tower that clipjax does not support."""
     model = open_clip_config.model_cfg(description)
-    text = read_text(model["text_cfg"], description.shapes)
-    return open_clip.read_around(description, open_clip.read_image(model), text)
+    text = read_text(model["text_cfg"], description.shapes, description.files)
+    image, pixels = _read_image(model)
+    # SigLIP's temperature has no upper bound, and OpenCLIP bounds none itself.
+    bound = dict(logit_scale_max=0.0) if image.pool == "map" else {}
+    return open_clip.read_around(description, image, text, pixels, **bound)
 
 
-def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> BertConfig:
-    """The text tower of text_cfg (`config`), with the sizes of the tensors (`shapes`: name -> shape)."""
+def _read_image(model: Mapping[str, Any]) -> tuple[ViTConfig, PixelConfig]:
+    vision = model.get("vision_cfg", {})
+    name = timm_name(vision)
+    if open_clip_siglip.is_siglip(vision):
+        return open_clip_siglip.read_image(model), open_clip_siglip.PIXELS
+    if name in open_clip_timm.TRUNKS:
+        image, pixels = open_clip_timm.read_image(model)
+        if _of_timm(image):
+            return image, pixels
+    if name or isinstance(vision.get("layers"), list):
+        found = f"timm_model_name={vision['timm_model_name']!r}" if name else f"layers={vision['layers']!r} (a ResNet)"
+        text = model["text_cfg"]["hf_model_name"]
+        raise InteropError(
+            f"{open_clip.CONFIG}: vision_cfg has {found}, which is not supported with text_cfg.hf_model_name={text!r}."
+        )
+    return open_clip.read_image(model), open_clip.PIXELS
+
+
+def _of_timm(image: ViTConfig) -> bool:
+    """Whether these are settings of timm's ViTs, none of which OpenCLIP's own has."""
+    return image.patch_bias or image.projection_bias or not image.projection
+
+
+def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, Any]) -> BertConfig:
+    """The text tower of text_cfg (`config`), with the sizes of the tensors (`shapes`: name -> shape).
+
+    files: the JSON files beside the weights, of which one may be the text tower's own.
+    """
     where, name = f"{open_clip.CONFIG}: text_cfg", config["hf_model_name"]
-    known = BERT_TOWERS.get(re.sub("^(FacebookAI|google-bert)/", "", name))
-    if known is None:
-        raise InteropError(f"{where}.hf_model_name='{name}' is not supported. Known: {', '.join(BERT_TOWERS)}.")
-    pooler, projection = config.get("hf_pooler_type", "mean_pooler"), config.get("hf_proj_type", "mlp")
+    at = "text.transformer"
+    known = bert_rules.read_rules(name, f"{where}.hf_model_name={name!r}", shapes, files, at)
+    default = "mean_pooler" if known.positions_after_padding else "cls_last_hidden_state_pooler"
+    pooler, projection = config.get("hf_pooler_type", "mean_pooler") or default, config.get("hf_proj_type", "mlp")
     if pooler not in POOLERS:
         raise InteropError(f"{where}.hf_pooler_type={pooler!r} is not one of {', '.join(POOLERS)}.")
     if projection not in PROJECTIONS:
         raise InteropError(f"{where}.hf_proj_type={projection!r} is not one of mlp, linear, null.")
-    at = "text.transformer"
     try:
         vocab_size, width = shapes[f"{at}.embeddings.word_embeddings.weight"]
         num_positions, _ = shapes[f"{at}.embeddings.position_embeddings.weight"]
@@ -83,10 +113,9 @@ def read_text(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
         token_types=token_types,
         width=width,
         depth=len({name.split(".")[4] for name in shapes if name.startswith(f"{at}.encoder.layer.")}),
-        num_heads=width // 64,
         mlp_dim=mlp_dim,
         pool=POOLERS[pooler],
-        pooler=pooler == "cls_pooler",
+        pooler=pooler == "cls_pooler" or f"{at}.pooler.dense.weight" in shapes,
         projection=PROJECTIONS[projection],
     )
 
@@ -103,7 +132,13 @@ def write(meaning: Meaning) -> dict[str, Any]:
     config = dict(hf_model_name=names[0], hf_tokenizer_name=names[0], hf_model_pretrained=False)
     config |= dict(context_length=text.context_length, hf_pooler_type=pooler, hf_proj_type=projection)
     quick = model.image.activation == "quick_gelu"
-    return open_clip.write_around(meaning, open_clip.write_image(model.image), config, quick_gelu=quick)
+    return open_clip.write_around(meaning, _write_image(model.image), config, quick_gelu=quick)
+
+
+def _write_image(image: ViTConfig) -> dict[str, Any]:
+    if not _of_timm(image):
+        return open_clip.write_image(image)
+    return open_clip_timm.write_image(image) if image.projection else open_clip_siglip.write_image(image)
 
 
 def hub_config(text: BertConfig) -> dict[str, Any]:
@@ -116,6 +151,7 @@ def hub_config(text: BertConfig) -> dict[str, Any]:
         num_attention_heads=text.num_heads,
         intermediate_size=text.mlp_dim,
         max_position_embeddings=text.num_positions,
+        hidden_act=hf_parts.THEIR_ACTIVATIONS[text.activation],
         type_vocab_size=text.token_types,
         pad_token_id=text.pad_id,
         layer_norm_eps=text.norm_eps,

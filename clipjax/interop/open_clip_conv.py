@@ -43,12 +43,12 @@ def convnext_tensors(model: ModelConfig) -> list[Tensor]:
 
 def matches_resnet(description: Description) -> bool:
     """Whether the image tower is a ResNet, which has a list of layers."""
-    return isinstance(_vision(description).get("layers"), list)
+    return isinstance(_vision(description).get("layers"), list) and not _hf_text(description)
 
 
 def matches_convnext(description: Description) -> bool:
     """Whether the image tower is timm's ConvNeXt."""
-    return timm_name(_vision(description)).startswith("convnext_")
+    return timm_name(_vision(description)).startswith("convnext_") and not _hf_text(description)
 
 
 def read_resnet(description: Description) -> Meaning:
@@ -116,6 +116,11 @@ def write_convnext(meaning: Meaning) -> dict[str, Any]:
 
 def _vision(description: Description) -> Mapping[str, Any]:
     return description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
+
+
+def _hf_text(description: Description) -> bool:
+    text = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("text_cfg", {})
+    return bool(text.get("hf_model_name"))
 
 
 def _image_size(vision: Mapping[str, Any]) -> int:

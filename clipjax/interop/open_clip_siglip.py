@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig
@@ -48,21 +49,43 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether the configuration names one of timm's SigLIP image towers, and the file has it."""
-    vision = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})
-    return bool(NAME.fullmatch(timm_name(vision))) and any(
-        name.startswith("visual.trunk.") for name in description.shapes
-    )
+    model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
+    named = is_siglip(model.get("vision_cfg", {})) and not model.get("text_cfg", {}).get("hf_model_name")
+    return named and any(name.startswith("visual.trunk.") for name in description.shapes)
+
+
+def is_siglip(vision: Mapping[str, Any]) -> bool:
+    """Whether vision_cfg names one of timm's SigLIP image towers."""
+    return bool(NAME.fullmatch(timm_name(vision)))
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for an image tower that is none of timm's SigLIP models."""
-    model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
-    vision, text = model["vision_cfg"], model["text_cfg"]
+    model = open_clip_config.model_cfg(description)
+    image, text, bias = read_image(model), model["text_cfg"], model.get("init_logit_bias")
+    return Meaning(
+        ModelConfig(
+            image=image,
+            text=open_clip.read_text(model, text),
+            embed_dim=model["embed_dim"],
+            logit_scale_init=math.exp(model.get("init_logit_scale", math.log(10))),
+            logit_scale_max=0.0,
+            logit_bias_init=None if bias is None else float(bias),
+        ),
+        open_clip_config.read_pixels(description, image.image_size, PIXELS),
+        tokenizer_files.open_clip(text, description.beside),
+    )
+
+
+def read_image(model: Mapping[str, Any]) -> ViTConfig:
+    """The image tower of model_cfg. Raises InteropError where it is none of timm's SigLIP models."""
+    vision, where = model["vision_cfg"], f"{open_clip.CONFIG}: vision_cfg"
     match = NAME.fullmatch(timm_name(vision))
     if not match or match[1] not in SIZES or vision.get("timm_proj") != "none" or vision.get("timm_pool") != "map":
         raise InteropError(
-            f"{where} {vision} is none of timm's SigLIP models. Expected a timm_model_name "
-            f"such as vit_base_patch16_siglip_224 (sizes: {', '.join(SIZES)}), timm_pool 'map' and timm_proj 'none'."
+            f"{where} has timm_model_name={vision.get('timm_model_name')!r}, timm_pool={vision.get('timm_pool')!r} and "
+            f"timm_proj={vision.get('timm_proj')!r}. Expected one of timm's SigLIP models, such as "
+            f"vit_base_patch16_siglip_224 (sizes: {', '.join(SIZES)}), timm_pool 'map' and timm_proj 'none'."
         )
     if square(vision.get("image_size", 224), f"{where}.image_size") != int(match[3]):
         raise InteropError(
@@ -70,7 +93,7 @@ def read(description: Description) -> Meaning:
         )
     open_clip_config.refuse_others(vision, dict(patch_dropout=0.0), where)
     width, depth, heads, mlp_dim = SIZES[match[1]]
-    image = ViTConfig(
+    return ViTConfig(
         image_size=int(match[3]),
         patch_size=int(match[2]),
         width=width,
@@ -86,19 +109,6 @@ def read(description: Description) -> Meaning:
         init="big_vision",
         drop_path=float(vision.get("timm_drop_path") or 0.0),
     )
-    bias = model.get("init_logit_bias")
-    return Meaning(
-        ModelConfig(
-            image=image,
-            text=open_clip.read_text(model, text),
-            embed_dim=model["embed_dim"],
-            logit_scale_init=math.exp(model.get("init_logit_scale", math.log(10))),
-            logit_scale_max=0.0,
-            logit_bias_init=None if bias is None else float(bias),
-        ),
-        open_clip_config.read_pixels(description, image.image_size, PIXELS),
-        tokenizer_files.open_clip(text, description.beside),
-    )
 
 
 def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
@@ -108,9 +118,14 @@ def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
 
 def write(meaning: Meaning) -> dict[str, Any]:
     """open_clip_config.json. A tower that timm has no name for is refused when it is read back."""
-    image = meaning.model.image
+    text = open_clip.write_text(meaning.model)
+    return open_clip.write_around(meaning, write_image(meaning.model.image), text, custom_text=True)
+
+
+def write_image(image: ViTConfig) -> dict[str, Any]:
+    """vision_cfg."""
     size = next((name for name, sizes in SIZES.items() if sizes[0] == image.width), "unknown")
-    vision = dict(
+    return dict(
         image_size=image.image_size,
         timm_model_name=f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}",
         timm_model_pretrained=False,
@@ -118,7 +133,13 @@ def write(meaning: Meaning) -> dict[str, Any]:
         timm_proj="none",
         **({"timm_drop_path": image.drop_path} if image.drop_path else {}),
     )
-    return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
-FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(pixels=PIXELS, read_pixels=read_pixels))
+FAMILY = Family(
+    tensors,
+    matches,
+    read,
+    write=write,
+    renamed=open_clip.prefixed,
+    **open_clip.OPTIONS | dict(pixels=PIXELS, read_pixels=read_pixels),
+)

@@ -1,4 +1,4 @@
-"""OpenCLIP with one of timm's ViTs as the image tower: PE-Core, MobileCLIP-B and MobileCLIP2-L, timm's CLIP ViTs.
+"""OpenCLIP with one of timm's ViTs as the image tower: PE-Core, MobileCLIP-B and MobileCLIP2-L, CLIP's and plain ViTs.
 
 Names from open_clip timm_model.py and timm vision_transformer.py, vision_transformer_hybrid.py and eva.py. The settings
 of a trunk follow from its name.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop import open_clip, open_clip_config
+from clipjax.interop.config_files import timm_name
 from clipjax.interop.conv_towers import conv_and_norm
 from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import conv, in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
@@ -38,6 +39,7 @@ class Trunk(NamedTuple):
     image: ViTConfig
     pool: str = "token"  # timm_pool
     pixels: PixelConfig = open_clip.PIXELS  # where no file says how images are prepared
+    own_head: bool = False  # whether OpenCLIP's own linear map after it (timm_proj 'linear') is read too
 
 
 def _clip_trunks() -> Iterator[tuple[str, Trunk]]:
@@ -65,10 +67,49 @@ def _clip_trunks() -> Iterator[tuple[str, Trunk]]:
                 mlp_dim=mlp_dim,
                 projection_bias=True,
             )
-            yield f"vit_{size}_patch{patch}_clip_{image_size}", Trunk(image)
+            yield f"vit_{size}_patch{patch}_clip_{image_size}", Trunk(image, own_head=True)
             if name in quick.get(size, "").split():
                 other = replace(image, activation="quick_gelu")
-                yield f"vit_{size}_patch{patch}_clip_quickgelu_{image_size}", Trunk(other)
+                yield f"vit_{size}_patch{patch}_clip_quickgelu_{image_size}", Trunk(other, own_head=True)
+
+
+def _plain_trunks() -> Iterator[tuple[str, Trunk]]:
+    """timm's ViTs of the original paper, as in BiomedCLIP."""
+    sizes = {
+        "tiny": ((192, 12, 3), "16_224 16_384"),
+        "small": ((384, 12, 6), "32_224 32_384 16_224 16_384 8_224"),
+        "base": ((768, 12, 12), "32_224 32_384 16_224 16_384 8_224"),
+        "large": ((1024, 24, 16), "32_224 32_384 16_224 16_384 14_224"),
+        "huge": ((1280, 32, 16), "14_224"),
+    }
+    for size, ((width, depth, heads), names) in sizes.items():
+        for name in names.split():
+            patch, image_size = map(int, name.split("_"))
+            shape = dict(width=width, depth=depth, num_heads=heads, mlp_dim=4 * width)
+            settings = dict(pre_norm=False, patch_bias=True, norm_eps=1e-6, projection_bias=True)
+            image = ViTConfig(image_size=image_size, patch_size=patch, **shape, **settings)
+            yield f"vit_{size}_patch{patch}_{image_size}", Trunk(image, own_head=True)
+
+
+def _gap_trunks() -> Iterator[tuple[str, Trunk]]:
+    """timm's ViTs without a class token and without a bias of queries, keys and values, with LayerScale."""
+    for image_size in (240, 256, 384):
+        image = ViTConfig(
+            image_size=image_size,
+            patch_size=16,
+            width=512,
+            depth=12,
+            num_heads=8,
+            mlp_dim=2048,
+            pool="gap",
+            qkv_bias="none",
+            layer_scale=1e-6,
+            pre_norm=False,
+            patch_bias=True,
+            norm_eps=1e-6,
+            projection_bias=True,
+        )
+        yield f"vit_medium_patch16_gap_{image_size}", Trunk(image, "avg", own_head=True)
 
 
 def _pe_core(preset: str) -> Trunk:
@@ -84,6 +125,8 @@ TRUNKS: dict[str, Trunk] = {
     "vit_pe_core_gigantic_patch14_448": _pe_core("pe_core_g14_448"),
     "vit_base_mci_224": Trunk(TIMM_PRESETS["mobileclip_b"].image, pixels=PIXEL_PRESETS["mobileclip"]),
     **dict(_clip_trunks()),
+    **dict(_plain_trunks()),
+    **dict(_gap_trunks()),
 }
 
 
@@ -95,7 +138,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
 def trunk(model: ModelConfig, theirs: str = "visual.trunk") -> list[Tensor]:
     """timm's VisionTransformer, with a class token, a pool "map" and a head where the model has them."""
     image, at, layer = model.image, "image/block_{i}", theirs + ".blocks.{i}"
-    has_class = image.pool == "cls" or image.class_token
+    has_class, has_bias = image.pool == "cls" or image.class_token, image.qkv_bias == "qkv"
     return [
         *([Tensor("image/cls_token", (f"{theirs}.cls_token",), reshape((-1,), (1, 1, -1)))] if has_class else []),
         Tensor("image/position_embedding", (f"{theirs}.pos_embed",), reshape((-1, image.width), (1, -1, image.width))),
@@ -103,15 +146,22 @@ def trunk(model: ModelConfig, theirs: str = "visual.trunk") -> list[Tensor]:
         *(norm("image/ln_pre", f"{theirs}.norm_pre") if image.pre_norm else []),
         *norm(f"{at}/ln_1", f"{layer}.norm1"),
         Tensor(f"{at}/attention/qkv/kernel", (f"{layer}.attn.qkv.weight",), in_proj_kernel),
-        Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.qkv.bias",), in_proj_bias),
+        *([Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.qkv.bias",), in_proj_bias)] if has_bias else []),
         *weight_and_bias(f"{at}/attention/out", f"{layer}.attn.proj", linear),
         *norm(f"{at}/ln_2", f"{layer}.norm2"),
         *weight_and_bias(f"{at}/mlp/up", f"{layer}.mlp.fc1", linear),
         *weight_and_bias(f"{at}/mlp/down", f"{layer}.mlp.fc2", linear),
+        *(Tensor(f"{at}/ls_{n}", (f"{layer}.ls{n}.gamma",)) for n in (1, 2) if image.layer_scale),
         *norm("image/ln_post", f"{theirs}.norm"),
         *(_map_head("image/map_head", f"{theirs}.attn_pool") if image.pool == "map" else []),
-        *(weight_and_bias("image/projection", f"{theirs}.head", linear) if image.projection else []),
+        *(_head(image, theirs) if image.projection else []),
     ]
+
+
+def _head(image: ViTConfig, theirs: str) -> list[Tensor]:
+    """timm's own, which has a bias, or OpenCLIP's after the trunk."""
+    name = f"{theirs}.head" if image.projection_bias else theirs.replace("trunk", "head.proj")
+    return weight_and_bias("image/projection", name, linear, image.projection_bias)
 
 
 def _patches(image: ViTConfig, theirs: str) -> list[Tensor]:
@@ -144,26 +194,37 @@ def _map_head(ours: str, theirs: str) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of TRUNKS."""
-    return _name(description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("vision_cfg", {})) in TRUNKS
+    model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
+    return timm_name(model.get("vision_cfg", {})) in TRUNKS and not model.get("text_cfg", {}).get("hf_model_name")
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a pool, a head or an image size that the trunk does not have in a published model."""
-    model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
-    vision = model["vision_cfg"]
-    name = _name(vision)
+    model = open_clip_config.model_cfg(description)
+    image, pixels = read_image(model)
+    return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})), pixels)
+
+
+def read_image(model: Mapping[str, Any]) -> tuple[ViTConfig, PixelConfig]:
+    """(image tower of model_cfg, how images are prepared where no file says it). Raises InteropError as `read` does."""
+    vision, where = model["vision_cfg"], f"{open_clip.CONFIG}: vision_cfg"
+    name = timm_name(vision)
     if name not in TRUNKS:
         raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
-    image, pool, pixels = TRUNKS[name]
+    image, pool, pixels, own_head = TRUNKS[name]
     found = dict(timm_pool=vision.get("timm_pool", "avg"), timm_proj=vision.get("timm_proj", "linear") or None)
-    if found != dict(timm_pool=pool, timm_proj=None):
+    if own_head and found["timm_proj"] == "linear" and found["timm_pool"] in ("token", "", None, "avg"):
+        open_clip_config.refuse_others(vision, dict(timm_proj_bias=False, timm_drop=0.0), where)
+        image = replace(image, projection_bias=False)
+        if found["timm_pool"] == "avg":  # without one, the trunk's own
+            image = replace(image, pool="gap", class_token=image.pool == "cls")
+    elif found != dict(timm_pool=pool, timm_proj=None):
         raise InteropError(f"{where} has {found}; expected timm_pool '{pool}' and timm_proj null for {name}.")
     size = vision.get("image_size", 224)
     if square(size, f"{where}.image_size") != image.image_size:
         raise InteropError(f"{where}.image_size={size}; {name} takes images of {image.image_size}.")
     drops = dict(patch_dropout=vision.get("patch_dropout", 0.0), drop_path=float(vision.get("timm_drop_path") or 0.0))
-    text = open_clip.read_text(model, model.get("text_cfg", {}))
-    return open_clip.read_around(description, replace(image, **drops), text, pixels)
+    return replace(image, **drops), pixels
 
 
 def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
@@ -175,20 +236,33 @@ def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
 
 def write(meaning: Meaning) -> dict[str, Any]:
     """Raises InteropError for a trunk that timm has no name for."""
-    image = meaning.model.image
-    names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk.image) == computed_fields(image)]
-    if not names:
-        raise InteropError("config.model.image is none of the ViTs that timm has a name for.")
-    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
-    vision |= dict(timm_pool=TRUNKS[names[0]].pool, timm_proj=None)
-    vision |= {"patch_dropout": image.patch_dropout} if image.patch_dropout else {}
-    vision |= {"timm_drop_path": image.drop_path} if image.drop_path else {}
+    vision = write_image(meaning.model.image)
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 
-def _name(vision: Mapping[str, Any]) -> str:
-    """timm_model_name without the tag of its weights: "vit_base_mci_224.apple_mclip"."""
-    return str(vision.get("timm_model_name") or "").partition(".")[0]
+def write_image(image: ViTConfig) -> dict[str, Any]:
+    """vision_cfg. Raises InteropError for a trunk that timm has no name for."""
+    own_head = image.projection and not image.projection_bias
+    like = replace(image, projection_bias=True) if own_head else image  # the trunk's own head, which OpenCLIP replaces
+    if own_head and image.class_token:
+        like = replace(like, pool="cls", class_token=False)
+    names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk.image) == computed_fields(like)]
+    if not names or (own_head and not TRUNKS[names[0]].own_head):
+        raise InteropError("config.model.image is none of the ViTs that timm has a name for.")
+    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
+    if own_head:
+        vision |= dict(timm_pool="avg" if image.pool == "gap" else "token", timm_proj="linear")
+    else:
+        vision |= dict(timm_pool=TRUNKS[names[0]].pool, timm_proj=None)
+    vision |= {"patch_dropout": image.patch_dropout} if image.patch_dropout else {}
+    return vision | ({"timm_drop_path": image.drop_path} if image.drop_path else {})
 
 
-FAMILY = Family(tensors, matches, read, write=write, **open_clip.OPTIONS | dict(read_pixels=read_pixels))
+FAMILY = Family(
+    tensors,
+    matches,
+    read,
+    write=write,
+    renamed=open_clip.prefixed,
+    **open_clip.OPTIONS | dict(read_pixels=read_pixels),
+)

@@ -110,8 +110,9 @@ def open_clip_model(foreign: Foreign) -> Original:
 
     def forward(images: Any, texts: Any) -> Outputs:
         with torch.no_grad():
-            logits, _ = model.get_logits(images, texts)
             encoded = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
+            logits = model.logit_scale.exp() * encoded[0] @ encoded[1].T  # not get_logits: CoCa has none
+            logits = logits if model.logit_bias is None else logits + model.logit_bias
         return dict(image_embedding=encoded[0].numpy(), text_embedding=encoded[1].numpy(), logits=logits.numpy())
 
     def process(picture: Image.Image) -> tuple[Any, Pixels]:

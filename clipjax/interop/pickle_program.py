@@ -24,7 +24,7 @@ LITERALS = frozenset(
 )
 KEYS = (str, int, float, bool, bytes, type(None))  # a deep tuple cannot even be hashed
 MAX_PROGRAM = 64 << 20  # bytes
-MAX_STEPS = 3_000_000  # instructions, 40 of which describe a tensor; also the objects that are copied
+MAX_STEPS = 2_000_000  # instructions, 40 of which describe a tensor; also the objects that are copied
 
 
 class Global(NamedTuple):

@@ -19,7 +19,9 @@ from clipjax.interop.names import InteropError
 
 UNIGRAM, BPE, CHAR = 1, 2, 4  # TrainerSpec.ModelType; 3 splits at spaces alone
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # SentencePiece.Type; 4 is defined by the user
-MOST_REPLACEMENTS = 2_500
+MOST_REPLACEMENTS = 400
+MOST_EXEMPT = 1_200  # characters; those of a vocabulary with bytes are about 850
+MOST_NODES = 20_000  # of the table of characters; NFKC's has about 1,500
 PRIVATE = 0xF0000  # characters from here on are temporary stand-ins for others
 
 
@@ -63,8 +65,19 @@ def to_pipeline(data: bytes, changed_before: Any = None) -> Any:
     """A tokenizers.Tokenizer without special tokens that gives a SentencePiece model's ids.
 
     changed_before: a function text -> text, by which texts come normalised already (lower case), or None. Raises
-    InteropError naming what cannot be expressed.
+    InteropError naming what cannot be expressed, and for a damaged model.
     """
+    try:
+        return _to_pipeline(data, changed_before)
+    except InteropError:
+        raise
+    except BaseException as error:  # its tables, and the library, fail in many ways where it is damaged
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InteropError(f"the SentencePiece model is damaged: {type(error).__name__} {error!s:.200}") from error
+
+
+def _to_pipeline(data: bytes, changed_before: Any) -> Any:
     tokenizers, model = import_tokenizers(), read_model(data)
     normalizers, regex = tokenizers.normalizers, tokenizers.Regex
     odd = [text for text, _, kind in model.pieces if kind not in (NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE)]
@@ -142,7 +155,7 @@ def _normalization(tokenizers: Any, model: SentencePieceModel, changed_before: A
         and changed_before(character) == character and nfkc.normalize_str(character) != character
     ]  # fmt: skip
     unstable = [value for value in other if nfkc.normalize_str(value) != value]
-    if len(other) + 2 * len(kept) > MOST_REPLACEMENTS or unstable:
+    if len(other) > MOST_REPLACEMENTS or len(kept) > MOST_EXEMPT or unstable:
         raise InteropError(
             "the SentencePiece model has a normalisation that a tokenizer.json cannot express: besides NFKC, "
             f"{len(other)} replacements and {len(kept)} characters that are exempt from it"
@@ -167,9 +180,12 @@ def read_charsmap(data: bytes) -> dict[str, str]:
     def below(unit: int) -> int:
         return (unit >> 10) << ((unit & (1 << 9)) >> 6)
 
-    result, stack = {}, [(below(units[0]), b"")]
+    result, stack, nodes = {}, [(below(units[0]), b"")], 0
     while stack:
         at, key = stack.pop()
+        nodes += 1
+        if nodes > MOST_NODES:  # a damaged array may lead back to where it came from
+            raise InteropError("the SentencePiece model has a damaged table of characters")
         for byte in range(1, 256):
             place = at ^ byte
             if place >= len(units) or units[place] & 0x800000FF != byte:

@@ -77,7 +77,7 @@ def read_json(path: Path) -> Any:
     try:
         return files.read_json(path)
     except ValueError as error:
-        raise InteropError(f"{path} is not JSON, or truncated: {error}.") from error
+        raise InteropError(f"{path} is not JSON, or truncated: {str(error).rstrip('.')}.") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

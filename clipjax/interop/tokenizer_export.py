@@ -3,7 +3,7 @@
 hf          the files that transformers has a class for (CLIP's, SigLIP's, a tokenizer.json of its own); any other
             tokenizer as a tokenizer.json of the class PreTrainedTokenizerFast, with the rules of its text inside
 open_clip   OpenAI's vocabulary, which comes with open_clip; any other as a tokenizer.json, with the rules in text_cfg
-openai, eva_clip            OpenAI's vocabulary alone: their code has no other
+openai, eva_clip, long_clip OpenAI's vocabulary alone: their code has no other
 big_vision, ..._stacked     a SentencePiece model alone
 """
 
@@ -294,6 +294,7 @@ FORMATS: dict[str, Callable[[str, Any], Export]] = {
     "open_clip": _open_clip,
     "openai": _code_with_openai,
     "eva_clip": _code_with_openai,
+    "long_clip": _code_with_openai,
     "big_vision": _big_vision,
     "big_vision_stacked": _big_vision,
 }

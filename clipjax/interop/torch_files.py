@@ -203,7 +203,9 @@ def _checked(path: Path, name: str, tensor: Tensor) -> tuple[str, str, tuple[int
         and all(type(n) is int and 0 <= n < 2**62 for n in (offset, *shape, *strides))
     )
     if not sound:
-        raise InteropError(f"{path} is damaged: {name!r} is described as a tensor, but without a shape or a storage.")
+        raise InteropError(
+            f"{path} is damaged: {name!r} is described by a shape, strides, an offset or a storage that no tensor has."
+        )
     return storage[1].name, storage[2], tuple(shape), tuple(strides)
 
 

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP clip/model.py
+    "silu": jax.nn.silu,  # of a gate
 }
 
 
@@ -188,9 +189,10 @@ NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class Mlp(nn.Module):
-    """Two matrices with an activation between them; gated: three, down(silu(gate(x)) * up(x)), SwiGLU (2002.05202).
+    """Two matrices with an activation between them. With a gate there are three: down(f(gate(x)) * up(x)) (2002.05202).
 
-    norm: makes the norm before the last matrix; None: there is none.
+    gate: the name of f, a row of ACTIVATIONS; "" for no gate. norm, first_norm: make the norms before the last matrix
+    and before the first; None: there is none.
     """
 
     mlp_dim: int
@@ -199,17 +201,20 @@ class Mlp(nn.Module):
     down_init: Callable
     bias_init: Callable
     dtype: jnp.dtype
-    gated: bool = False
+    gate: str = ""
     norm: Callable | None = None
+    first_norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = x if self.first_norm is None else self.first_norm(name="ln_first")(x)
+
         def widen(name: str) -> jax.Array:
             y = Linear(self.mlp_dim, self.up_init, bias_init=self.bias_init, dtype=self.dtype, name=name)(x)
             return checkpoint_name(y, "mlp_up")
 
         y = widen("up")
-        y = jax.nn.silu(widen("gate")) * y if self.gated else ACTIVATIONS[self.activation](y)
+        y = ACTIVATIONS[self.gate](widen("gate")) * y if self.gate else ACTIVATIONS[self.activation](y)
         if self.norm is not None:
             y = self.norm(name="ln")(y)
         return Linear(x.shape[-1], self.down_init, bias_init=self.bias_init, dtype=self.dtype, name="down")(y)

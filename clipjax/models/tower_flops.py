@@ -22,7 +22,7 @@ class TowerFlops(NamedTuple):
 
 def block_products(config: BlockConfig, length: int) -> int:
     """The matrices of config.depth blocks on `length` tokens."""
-    return stack_products(config.depth, config.width, config.mlp_dim, length, gated=config.mlp == "swiglu")
+    return stack_products(config.depth, config.width, config.mlp_dim, length, gated=config.mlp != "plain")
 
 
 def stack_products(depth: int, width: int, mlp_dim: int, length: int, *, gated: bool = False) -> int:

@@ -162,8 +162,9 @@ class Block(nn.Module):
             init["down"],
             init["bias"],
             self.dtype,
-            gated=config.mlp == "swiglu",
+            gate={"swiglu": "silu", "geglu": config.activation}.get(config.mlp, ""),
             norm=norm if config.mlp_norm else None,
+            first_norm=norm if config.mlp_first_norm else None,
             name="mlp",
         )
 

@@ -17,25 +17,25 @@ from jax.extend import core
 from clipjax.config import ExperimentConfig, ImageTowerConfig, TextTowerConfig
 from clipjax.models import Tower, image_tower, text_tower
 from clipjax.models.tower_flops import TowerFlops, block_products, cross_attention, self_attention
+from clipjax.training.trainable import adapted, farthest
 
 
 def step_flops(config: ExperimentConfig) -> dict[str, float]:
     """{part: FLOPs of one step of the global batch}, parts as in clipjax.planning.parts.
 
-    A frozen tower counts its forward pass only. The optimizer's elementwise work is not counted.
+    A frozen tower, or block, counts its forward pass only, and a block with adapters half of the backward pass: that
+    of its input, not of its matrices. The optimizer's elementwise work is not counted.
     """
-    model, batch, optimizer = config.model, config.global_batch_size, config.optimizer
+    model, batch = config.model, config.global_batch_size
     image = tower_flops(image_tower(model.image), model.image, model.embed_dim)
     text = tower_flops(text_tower(model.text), model.text, model.embed_dim)
+    texts = batch * config.data.captions_per_image
     flops = {}
-    for name, tower, multiplier in (
-        ("image", image, optimizer.image_lr_multiplier),
-        ("text", text, optimizer.text_lr_multiplier),
-    ):
-        passes = 3 if multiplier else 1  # the backward pass costs two forward passes
-        flops[f"{name} tower"] = float(batch * tower.products * passes)
-        flops[f"{name} attention"] = float(batch * tower.attention * passes)
-    flops["loss"] = 6.0 * batch**2 * model.embed_dim
+    for name, rows, tower in (("image", batch, image), ("text", texts, text)):
+        share = trained_share(config, name)  # the backward pass costs two forward passes
+        flops[f"{name} tower"] = float(rows * tower.products * (2 if adapted(config, name) else 1 + 2 * share))
+        flops[f"{name} attention"] = float(rows * tower.attention * (1 + 2 * share))
+    flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:
         positions = model.text.context_length - 1
@@ -44,6 +44,14 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
         layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim
         flops["captioner"] = 3.0 * batch * (layers + 2 * positions * decoder.width * model.text.vocab_size)
     return flops
+
+
+def trained_share(config: ExperimentConfig, tower: str) -> float:
+    """The share of a tower's blocks that the backward pass goes through, 0 to 1."""
+    if adapted(config, tower):
+        return 1.0
+    depth = getattr(getattr(config.model, tower), "depth", 1)
+    return min(max(farthest(config, tower), 0), depth) / depth
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float) -> float:

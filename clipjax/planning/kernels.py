@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -28,6 +27,7 @@ from clipjax.planning.chips import Chip
 from clipjax.planning.hlo import Program
 from clipjax.planning.parts import part_of
 from clipjax.planning.topology import open_topology
+from clipjax.processes import run_child
 
 _NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)x(\d+)x(\d+)(_causal)?")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32"}
@@ -86,7 +86,7 @@ def _bundles(kernels: list[Kernel], chip: Chip) -> list[int | None]:
         flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder}"
         env = {**os.environ, "LIBTPU_INIT_ARGS": flags, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", _CHILD, chip.name, folder, json.dumps(kernels)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = run_child(command, env)
     return json.loads(done.stdout) if done.returncode == 0 else [None] * len(kernels)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.data.bad_records import BadRecord
-from clipjax.files import read_json_lines, write_text
+from clipjax.files import naming, read_json_lines, write_text
 
 MAX_ENTRIES = 10_000  # per process, about 3 MB; further records are only counted
 
@@ -65,7 +65,7 @@ class BadRecordsLog:
                     self.entries += 1
                     lines.append(json.dumps(line) + "\n")
         if lines:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(lines))
 
 
@@ -104,4 +104,5 @@ def _identity(line: Mapping[str, Any]) -> tuple:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [line for line in read_json_lines(path) if "step" in line]
+    lines = read_json_lines(path, ("file", "position", "cause", "step"))
+    return [line for line in lines if type(line["step"]) is int]

@@ -28,7 +28,9 @@ from clipjax.config import CheckpointConfig, ExperimentConfig, differences, from
 from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
+from clipjax.runs.fingerprint import completed
 from clipjax.runs.integrity import CheckpointError, write_step_checksums
+from clipjax.runs.lock import RunLockError
 from clipjax.runs.own_files import as_given, located
 from clipjax.training.lora import merged
 from clipjax.training.state import TrainState, abstract_state
@@ -61,9 +63,10 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
     try:
         yield manager
-    except BaseException:
-        # With several processes, closing would wait for others, which will not come, to finish the checkpoint.
-        if jax.process_count() == 1:
+    except BaseException as error:
+        # With several processes, closing would wait for others, which will not come, to finish the checkpoint. After a
+        # failed write it would wait for minutes, and might write into a folder that was removed.
+        if jax.process_count() == 1 and not isinstance(error, OSError | CheckpointError | RunLockError):
             with contextlib.suppress(Exception):  # report the first error, not this one
                 manager.close()
         raise
@@ -178,13 +181,20 @@ def restore_variables(
     adapters are merged into them.
     Raises CheckpointError listing the parameters whose shapes differ from config's.
     """
+    variables = restore_with_adapters(manager, step, config, mesh, average=average)
+    return variables | {"params": merged(variables["params"])}
+
+
+def restore_with_adapters(
+    manager: ocp.CheckpointManager, step: int, config: ExperimentConfig, mesh: Mesh, *, average: bool = True
+) -> dict:
+    """As restore_variables, with a run's adapters beside the matrices, in "lora", and not in them."""
     prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
     state = abstract_state(config, mesh)
     names = {name: f"{prefix}{name}" for name in ("params", "batch_stats")}
     stored = {name: getattr(state, name) for name in names.values()}
     restored = _restore_items(manager, step, {name: tree for name, tree in stored.items() if tree})
-    variables = {name: (stored | restored)[own] for name, own in names.items()}
-    return variables | {"params": merged(variables["params"])}
+    return {name: (stored | restored)[own] for name, own in names.items()}
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
@@ -199,7 +209,7 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     config = from_json_dict(meta["config"])
     paths = meta.get("paths", {"own": {"tokenizer.path": ""}} if meta.get("own_tokenizer") else {})
     opened = located(config, Path(manager.directory).parent, paths)
-    return Meta(opened, meta["fingerprint"], meta.get("data_states", []), as_given(config, paths))
+    return Meta(opened, completed(meta["fingerprint"], config), meta.get("data_states", []), as_given(config, paths))
 
 
 def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> None:

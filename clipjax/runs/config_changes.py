@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from clipjax.config import ConfigError, ExperimentConfig, declared, differences, flat
 
-FROZEN = "a tower that is frozen (0) has no optimizer state, and one that is trained needs it"
+FROZEN = "what is frozen (0) has no optimizer state, and what is trained needs it"
 
 
 def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: str) -> list[str]:
@@ -36,5 +36,5 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
 
 
 def _freezes(name: str, old: object, new: object) -> bool:
-    """Whether a change freezes a tower, or begins to train a frozen one."""
-    return name in ("optimizer.image_lr_multiplier", "optimizer.text_lr_multiplier") and 0 in (old, new)
+    """Whether a change freezes a tower or the temperature, or begins to train a frozen one."""
+    return name.startswith("optimizer.") and name.endswith("_lr_multiplier") and 0 in (old, new)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ExperimentConfig, declared, differences, flat
+from clipjax.config import ExperimentConfig, PixelConfig, TokenizerConfig, declared, differences, flat
+from clipjax.models import IMAGE_TOWERS, TEXT_TOWERS
 
 # Sections whose fields of role "weights" or "meaning" are recorded, and the prefix of their names in the fingerprint.
 SECTIONS = {"model.image.": "image.", "model.text.": "text.", "data.pixels.": "pixels."}
@@ -26,7 +27,23 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
     """
     facts = {name: getattr(tokenizer, name) for name in ("sha256", "vocab_size", "pad_id", "eos_id")}
     rules = {name: value for name, value in flat(tokenizer.config).items() if name != "path"}
-    entries = {f"tokenizer.{name}": value for name, value in (rules | facts).items()}
+    return {f"tokenizer.{name}": value for name, value in (rules | facts).items()} | _of_model(config)
+
+
+def completed(stored: Mapping[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """A checkpoint's fingerprint with the fields that clipjax did not have yet when it was written.
+
+    config: the checkpoint's, in which such fields have their defaults: what was computed before there was a choice.
+    """
+    later = _of_model(config)
+    if any(name.startswith("tokenizer.") for name in stored):
+        later |= {f"tokenizer.{name}": value for name, value in flat(config.tokenizer).items() if name != "path"}
+    return later | dict(stored)
+
+
+def _of_model(config: ExperimentConfig) -> dict[str, Any]:
+    """The entries of SECTIONS."""
+    entries: dict[str, Any] = {}
     roles, values = declared(config), flat(config)
     for section, prefix in SECTIONS.items():
         entries |= {
@@ -40,8 +57,10 @@ def fingerprint(config: ExperimentConfig, tokenizer: Any) -> dict[str, Any]:
 def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
     """Raises FingerprintError listing every entry in which a checkpoint differs from the configuration.
 
-    stored: the checkpoint's fingerprint; expected: the configuration's; where: names the checkpoint in the message.
+    An option that was added after the checkpoint was written makes no difference at its default. stored: the
+    checkpoint's fingerprint; expected: the configuration's; where: names the checkpoint in the message.
     """
+    expected = {name: v for name, v in expected.items() if name in stored or v != _default(name, expected)}
     if not any(name.startswith("tokenizer.") for name in stored):  # weights that came without a tokenizer
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
     lines = [
@@ -55,6 +74,16 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
             + "\n".join(lines)
             + "\nUse the checkpoint's own settings (clipjax eval has them without --config), or a new --workdir."
         )
+
+
+def _default(name: str, entries: Mapping[str, Any]) -> Any:
+    """The default of the option that an entry records; None for an entry that is no option, such as sha256."""
+    section, _, field = name.partition(".")
+    parts = {"pixels": PixelConfig, "tokenizer": TokenizerConfig}
+    for tower, table in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
+        row = table.get(entries.get(f"{tower}.name", ""))
+        parts |= {tower: row.config} if row else {}
+    return flat(parts[section]()).get(field) if section in parts else None
 
 
 def _field(name: str) -> str:

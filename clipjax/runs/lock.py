@@ -6,9 +6,10 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -27,14 +28,16 @@ class RunLockError(RuntimeError):
 
 
 @contextmanager
-def run_lock(workdir: str | Path) -> Iterator[None]:
+def run_lock(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """Holds workdir/run.lock, after creating the workdir. The file says who holds it, and is not removed.
+
+    Yields a function that raises RunLockError where the workdir or the file is no longer there, or is another one.
 
     The first process of a run holds it for all of them. Raises RunLockError naming the other run, or why files cannot
     be written. After kill -9 the lock is free at once: the file's age and content do not matter.
     """
     if jax.process_index() != 0:
-        yield
+        yield lambda: None
         return
     with folder_lock(
         workdir,
@@ -42,12 +45,12 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         user="run",
         harm="Two runs would overwrite each other's checkpoints",
         keeps="a run keeps its checkpoints and metrics there",
-    ):
-        yield
+    ) as check_held:
+        yield check_held
 
 
 @contextmanager
-def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: str) -> Iterator[None]:
+def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: str) -> Iterator[Callable[[], None]]:
     """Holds workdir/name as run_lock does, in this process; asks JAX nothing.
 
     user: what holds such a lock; harm: what two of them would do; keeps: why the folder must be writable. Raises
@@ -66,10 +69,43 @@ def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: 
             f"--workdir={workdir} cannot be written to ({error.strerror or error}); {keeps}. "
             "Use a folder that this user may write to, on a disk with room."
         ) from error
+    folder = os.stat(workdir)
     try:
-        yield
+        yield lambda: _check_held(held, folder, Path(workdir), name, user)
     finally:
         os.close(held)
+
+
+def _check_held(held: int, folder: os.stat_result, workdir: Path, name: str, user: str) -> None:
+    """Raises RunLockError unless workdir is still `folder`, and its file `name` the one whose lock is held."""
+    found_folder, found = _stat(workdir), _stat(workdir / name)
+    if found is not None and os.path.samestat(found, os.fstat(held)):
+        return
+    if found_folder is None or not os.path.samestat(found_folder, folder):
+        _remove_unfinished(workdir)
+        what = f"--workdir={workdir} was removed or renamed under this {user}"
+    elif found is None:
+        what = f"{workdir / name} was removed under this {user}, so that a second {user} could start there"
+    else:
+        what = f"{workdir / name} was replaced under this {user}: {lock_owner(workdir) or 'nobody'} holds it now"
+    raise RunLockError(
+        f"{what}. It stopped and writes nothing more. Put the folder back and start the same command, which continues "
+        "from the last checkpoint in it."
+    )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _remove_unfinished(workdir: Path) -> None:
+    """Removes a workdir that a checkpoint on its way to a removed one has made again, if it holds nothing else."""
+    paths = [path for pattern in ("*", "checkpoints/*") for path in workdir.glob(pattern)]
+    if all(path.name == "checkpoints" or ".orbax-checkpoint-tmp" in path.name for path in paths):
+        shutil.rmtree(workdir, ignore_errors=True)
 
 
 def lock_owner(workdir: str | Path) -> str:

@@ -41,8 +41,28 @@ def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
         )
     with checkpoints.open_read_only(directory) as manager:
         number = _choose(manager, directory, step)
-        meta = checkpoints.read_meta(manager, number)
+        with _not_vanishing(directory / str(number)):
+            meta = checkpoints.read_meta(manager, number)
         yield Run(Path(workdir), number, meta.config, meta.fingerprint, meta.data_states, manager)
+
+
+class VanishedError(CheckpointError):
+    """A checkpoint was removed while it was read: by its run, which keeps the last ones, or by somebody else."""
+
+
+@contextlib.contextmanager
+def _not_vanishing(folder: Path) -> Iterator[None]:
+    """Raises VanishedError for whatever fails in the block because a checkpoint is no longer there."""
+    try:
+        yield
+    except Exception as error:  # while a checkpoint is being removed, Orbax raises whatever it meets first
+        if folder.exists():
+            raise
+        raise VanishedError(
+            f"Checkpoint {folder} was removed while it was being read: a running run keeps its last "
+            "config.checkpoint.keep_last checkpoints and the best ones. Run the command again, without --step for the "
+            "newest one."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -66,18 +86,31 @@ class Run:
 
         average: False for the parameters of the step itself.
         """
-        return checkpoints.restore_variables(self._manager, self.step, self.config, mesh, average=average)
+        with self._there():
+            return checkpoints.restore_variables(self._manager, self.step, self.config, mesh, average=average)
+
+    def variables_with_adapters(self, mesh: Mesh, *, average: bool = True) -> dict[str, Any]:
+        """As `variables`, with the adapters of config.lora in "lora" (training/lora.py) instead of added."""
+        return checkpoints.restore_with_adapters(self._manager, self.step, self.config, mesh, average=average)
 
     def weights_sha256(self, *, average: bool = True) -> str:
         """A checksum of the files of the weights that `variables` reads."""
         prefix = "ema_" if average and self.config.optimizer.ema_decay > 0 else ""
-        folder = self.directory.absolute() / "checkpoints" / str(self.step)
-        return checksum_of_items(folder, (f"{prefix}params", f"{prefix}batch_stats"))
+        with self._there():
+            return checksum_of_items(self._folder, (f"{prefix}params", f"{prefix}batch_stats"))
 
     def state(self, mesh: Mesh) -> TrainState:
         """The whole training state, on any mesh. Raises CheckpointError for weights without training state."""
-        checkpoints.refuse_weights_alone(self._manager, self.step)
-        return checkpoints.restore(self._manager, self.step, self.config, mesh)
+        with self._there():
+            checkpoints.refuse_weights_alone(self._manager, self.step)
+            return checkpoints.restore(self._manager, self.step, self.config, mesh)
+
+    @property
+    def _folder(self) -> Path:
+        return self.directory.absolute() / "checkpoints" / str(self.step)
+
+    def _there(self) -> contextlib.AbstractContextManager[None]:
+        return _not_vanishing(self._folder)
 
 
 def hint(path: Path) -> str:
@@ -126,12 +159,13 @@ def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
             f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "
             "--step takes one of them, 'latest', or 'best' (with config.checkpoint.best_metric)."
         )
-    if damage := damage_of(directory / str(chosen), items=checkpoints.WEIGHTS):
-        raise CheckpointError(
-            f"Checkpoint {directory / str(chosen)} is damaged:\n"
-            + "".join(f"  {line}\n" for line in damage)
-            + f"Use another with --step ({directory} has {steps}), or put back a copy of it."
-        )
+    with _not_vanishing(directory / str(chosen)):
+        if damage := damage_of(directory / str(chosen), items=checkpoints.WEIGHTS):
+            raise CheckpointError(
+                f"Checkpoint {directory / str(chosen)} is damaged:\n"
+                + "".join(f"  {line}\n" for line in damage)
+                + f"Use another with --step ({directory} has {steps}), or put back a copy of it."
+            )
     return chosen
 
 

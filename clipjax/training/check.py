@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
 from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
+from clipjax.training.lora import check_lora
+from clipjax.training.trainable import check_trainable, farthest
 
 
 def check(config: ExperimentConfig, *, num_devices: int, process_count: int = 1) -> None:
@@ -41,13 +44,16 @@ def part_checks(
         partial(check_both_towers, model),
         partial(check_towers, config, tensor=shape[2]),
         partial(check_accumulation, config, shards),
-        partial(check_loss, config.loss, model, config.global_batch_size // shards),
+        partial(check_loss, config.loss, model, config.global_batch_size * config.data.captions_per_image // shards),
+        partial(check_captions, config),
         partial(check_decoder, model),
         partial(check_embeddings, config),
         partial(check_pixels, config.data.pixels, model.image.image_size),
         partial(check_augment, config.data.augment),
         partial(check_mixture, config.data),
         partial(check_optimizer, config.optimizer, config.total_steps),
+        partial(check_trainable, config),
+        partial(check_lora, config),
         partial(check_temperature, model),
         partial(check_best_metric, config),
     )
@@ -91,6 +97,21 @@ def check_accumulation(config: ExperimentConfig, shards: int) -> None:
         config.global_batch_size % (shards * micro) == 0,
         f"config.accumulation_steps={micro} does not divide the {config.global_batch_size // shards} rows of one "
         f"device (global_batch_size={config.global_batch_size} over {shards}); use a divisor of it.",
+    )
+
+
+def check_captions(config: ExperimentConfig) -> None:
+    """Refuses several captions of an image in a step where its loss cannot take them. Raises ConfigError."""
+    count = config.data.captions_per_image
+    require(
+        count == 1 or config.loss.repeats == "positives",
+        f"config.data.captions_per_image={count} with config.loss.repeats='{config.loss.repeats}': an image's other "
+        "captions would not be its positives. Set config.loss.repeats='positives'.",
+    )
+    require(
+        count == 1 or not (config.model.decoder.depth or config.loss.teacher),
+        f"config.data.captions_per_image={count}: loss '{config.loss.name}' compares each image with one caption. Set "
+        "captions_per_image=1, or choose a loss without a decoder and a teacher.",
     )
 
 
@@ -149,11 +170,12 @@ def check_towers(config: ExperimentConfig, *, tensor: int) -> None:
     require(
         not image_tower(model.image).running_statistics
         or config.accumulation_steps == 1
-        or config.optimizer.image_lr_multiplier == 0,
+        or farthest(config, "image") < math.inf,
         f"config.accumulation_steps={config.accumulation_steps} with config.model.image.name='{model.image.name}': "
         "BatchNorm normalises by statistics of the whole batch, which a micro-batch does not have, so the gradient "
         "would differ. Use accumulation_steps=1 with config.model.image.remat='full' or more devices, a tower "
-        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0).",
+        f"without BatchNorm ({plain}), or freeze it (config.optimizer.image_lr_multiplier=0, or "
+        "image_unlocked_blocks=0 for all except what follows its stages).",
     )
 
 

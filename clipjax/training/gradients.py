@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +39,12 @@ def make_loss_and_gradients(
     the gradient of the whole batch, not an average of small batches' losses; it costs one more forward pass. A
     micro-batch takes its share of every device's rows, so nothing moves between devices.
 
+    With config.data.captions_per_image K > 1 an image is embedded once, and the loss is that of B K pairs in which it
+    comes once with each of its texts; see with_all_texts.
+
     BatchNorm's statistics are those of the whole batch, which a micro-batch cannot know; therefore training/check.py
-    refuses BatchNorm with accumulation. A tower of which nothing trains, or only what follows its blocks, uses its
-    running statistics and leaves them unchanged.
+    refuses BatchNorm with accumulation. A tower that does not train as a whole uses its running statistics and leaves
+    them unchanged.
     """
     model = DualEncoder(config.model, batch_sharding(mesh), frozen_blocks(config))
     loss_fn = make_loss(config.loss, mesh)
@@ -49,6 +53,7 @@ def make_loss_and_gradients(
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
         out = model.apply({"params": {name: params[name] for name in TEMPERATURE if name in params}})
         with jax.named_scope("loss"):
+            embedded, others = with_all_texts(embedded, others)
             loss, metrics = loss_fn(**embedded, **others, logit_scale=out.logit_scale, logit_bias=out.logit_bias)
         return loss, {**metrics, "logit_scale": out.logit_scale, "logit_bias": out.logit_bias}
 
@@ -71,23 +76,54 @@ def make_loss_and_gradients(
 def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
     """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
     pixels = config.data.pixels
-    mutable = ["batch_stats"] if farthest(config, "image") > 0 else []
+    # What has running statistics precedes the blocks, or is in stages, of which all or none train.
+    mutable = ["batch_stats"] if farthest(config, "image") == math.inf else []
 
     def embed(params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         image = None
         if "image_embedding" not in batch:
             image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         variables = {"params": merged(params), "batch_stats": batch_stats}
+        *rows, length = batch["text"].shape  # [b, L], or [b, K, L]
+        text = batch["text"].reshape(-1, length)
         out, changed = model.apply(
-            variables, image=image, text=batch["text"], train=True, rngs={"dropout": key}, mutable=mutable
+            variables, image=image, text=text, train=True, rngs={"dropout": key}, mutable=mutable
         )
         names = ("image_embedding", "text_embedding", "caption_nll")
         embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+        embedded["text_embedding"] = embedded["text_embedding"].reshape(*rows, -1)
         # Without an image, the frozen tower's embeddings come with the batch.
         embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
         return embedded, changed.get("batch_stats", batch_stats)
 
     return embed
+
+
+def with_all_texts(embedded: dict[str, jax.Array], others: dict[str, jax.Array]) -> tuple[dict, dict]:
+    """The loss's inputs for B K pairs, where embedded["text_embedding"] is [B, K, D]; as they are, where it is [B, D].
+
+    Image i becomes the rows i K to i K + K - 1, with one of its texts each. Their pair_id is the image's own, or one
+    that no other image has where it has none (< 0), so that all its texts are positives of each row. The gradient by an
+    image's embedding is then the sum over its rows.
+    """
+    texts = embedded["text_embedding"]
+    if texts.ndim == 2:
+        return embedded, others
+    batch, count, _ = texts.shape
+
+    def repeated(a: jax.Array) -> jax.Array:
+        """[B, ...] -> [B K, ...]"""
+        return jnp.broadcast_to(a[:, None], (batch, count, *a.shape[1:])).reshape(batch * count, *a.shape[1:])
+
+    pair_id = others["pair_id"]
+    # Numbers below the batch for ids that images share, beyond it for the rest: no id that data may have is in the way.
+    shared = jnp.searchsorted(jnp.sort(pair_id), pair_id)
+    pair_id = jnp.where(pair_id >= 0, shared, batch + jnp.arange(batch)).astype(jnp.int32)
+    embedded = {
+        "image_embedding": repeated(embedded["image_embedding"]),
+        "text_embedding": texts.reshape(batch * count, -1),
+    }
+    return embedded, {**others, "pair_id": repeated(pair_id)}
 
 
 def _make_known(

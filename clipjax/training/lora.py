@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clipjax.config import ExperimentConfig
-from clipjax.optim.layers import ADAPTERS, TOWERS
+from clipjax.config import ExperimentConfig, LoraConfig, nearest, require
+from clipjax.optim.layers import ADAPTERS, TOWERS, multiplier
 from clipjax.training.trainable import adapted, joined
 
 Tree = dict[str, Any]
@@ -113,3 +113,67 @@ def adapted_kernels(params: Tree) -> Tree:
                     delta = scale * jnp.matmul(pair["a"], pair["b"], precision=lax.Precision.HIGHEST)
                     own["kernel"] = kernel + delta if index is None else kernel.at[..., index, :].add(delta)
     return kernels
+
+
+def check_lora(config: ExperimentConfig) -> None:
+    """Refuses adapters that could not be made, or would have no effect. Raises ConfigError."""
+    lora, where, default = config.lora, "config.lora", LoraConfig()
+    if not lora.rank:
+        for name, value in vars(lora).items():
+            require(
+                value == getattr(default, name),
+                f"{where}.{name}={value!r} has no effect with {where}.rank=0, which is without adapters. Set a rank, "
+                f"such as 8, or leave {name} at {getattr(default, name)!r}.",
+            )
+        return
+    for name in lora.matrices:
+        require(name in MATRICES, f"{where}.matrices has '{name}', which is no matrix.{nearest(name, MATRICES)}")
+    require(
+        len(set(lora.matrices)) == len(lora.matrices) > 0,
+        f"{where}.matrices={lora.matrices} must name at least one of {', '.join(MATRICES)}, each once.",
+    )
+    require(
+        lora.image or lora.text,
+        f"{where}.image and text are both False: {where}.rank={lora.rank} adapts no tower. Adapt one, or set rank=0.",
+    )
+    for name in filter(lambda name: getattr(lora, name), TOWERS):
+        _check_tower(config, name)
+    having = {matrix for name in TOWERS if getattr(lora, name) for matrix in matrices_of(getattr(config.model, name))}
+    for matrix in lora.matrices:
+        require(
+            matrix in having,
+            f"{where}.matrices has '{matrix}', which no adapted tower has: only blocks with mlp='swiglu' have a gate.",
+        )
+
+
+def _check_tower(config: ExperimentConfig, name: str) -> None:
+    lora, tower, optimizer = config.lora, getattr(config.model, name), config.optimizer
+    cure, unlocked = f"Set config.lora.{name}=False", getattr(optimizer, f"{name}_unlocked_blocks")
+    require(
+        set(lora.matrices) & set(matrices_of(tower)),
+        f"config.lora.{name}=True, but tower '{tower.name}' has none of the matrices {', '.join(lora.matrices)} in "
+        f"blocks. {cure}, or adapt others.",
+    )
+    require(
+        lora.rank <= tower.width,
+        f"config.lora.rank={lora.rank} is more than config.model.{name}.width={tower.width}: such adapters would be "
+        "larger than the matrices. Use a smaller rank, such as 8.",
+    )
+    require(
+        multiplier(optimizer, name) > 0,
+        f"config.lora.{name}=True with config.optimizer.{name}_lr_multiplier=0: the adapters would not train. {cure} "
+        "to freeze the tower, or set the multiplier to 1.0.",
+    )
+    require(
+        unlocked == -1,
+        f"config.optimizer.{name}_unlocked_blocks={unlocked} with config.lora.{name}=True, which freezes all blocks "
+        f"and adapts each of them. Leave it at -1, or {cure[0].lower() + cure[1:]}.",
+    )
+
+
+def matrices_of(tower: Any) -> tuple[str, ...]:
+    """Those of MATRICES that the blocks of a tower have; tower: its section of config.model."""
+    if not hasattr(tower, "depth"):
+        return ()
+    gated = getattr(tower, "mlp", "plain") == "swiglu"
+    return tuple(name for name in MATRICES if name != "gate" or gated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ def make_train_step(
       state: shapes are enough (abstract_state).
       teacher: for a loss that learns from one; the step then takes its variables as a third argument.
     Batch: the columns of batch_shapes, global arrays over (data, fsdp): {"image": [B, H, W, 3] uint8 (or patches: see
-      data/images/naflex.py), "text": [B, L] int32, and "pair_id": [B] int32 where config.loss.repeats asks for it}.
+      data/images/naflex.py), "text": [B, L] int32 ([B, K, L] for config.data.captions_per_image K > 1), and "pair_id":
+      [B] int32 where config.loss.repeats asks for it}.
     Metrics: float32 scalars, replicated: loss, grad_norm, update_norm, logit_scale, logit_bias,
       learning_rate, skipped, skipped_in_a_row, and what the loss adds.
 
@@ -125,9 +127,11 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     state = abstract_state(config, mesh)
     compiled = lower_step(config, mesh, state, teacher).compile()
     extra = (teacher.variables,) if teacher else ()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    part = jax.eval_shape(functools.partial(trained, config), state.params)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (state.params, part)]
+    some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
     announce(
-        f"{parameters:.1f}M parameters, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
@@ -147,4 +151,6 @@ def batch_shapes(
     if isinstance(teacher, EmbeddedTeacher):
         shapes |= {name: ((size, teacher.embed_dim), jnp.float32) for name in teacher.columns}
     shapes |= text_tower(text).columns(text, size)
+    if (captions := config.data.captions_per_image) > 1:
+        shapes["text"] = ((size, captions, text.context_length), jnp.int32)
     return shapes if config.loss.repeats == "negatives" else shapes | {"pair_id": ((size,), jnp.int32)}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clipjax.config import ExperimentConfig
+from clipjax.config import ExperimentConfig, require
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_optimizer
 from clipjax.optim.layers import ADAPTERS, TOWERS, Heads, distances, multiplier
@@ -78,6 +78,31 @@ def farthest(config: ExperimentConfig, tower: str) -> float:
     if adapted(config, tower):
         return 0 if config.lora.heads else -1
     return math.inf if unlocked == -1 else unlocked
+
+
+def check_trainable(config: ExperimentConfig) -> None:
+    """Refuses unlocked blocks and layer-wise rates that a tower cannot have. Raises ConfigError."""
+    for name, tower in zip(TOWERS, (config.model.image, config.model.text), strict=True):
+        multiplier_of, where = f"config.optimizer.{name}_lr_multiplier", f"config.optimizer.{name}_unlocked_blocks"
+        unlocked, depth = getattr(config.optimizer, f"{name}_unlocked_blocks"), getattr(tower, "depth", None)
+        require(
+            unlocked <= 0 or depth is not None,
+            f"{where}={unlocked}: tower '{tower.name}' has no blocks of one kind to count. Use -1 (the whole tower), 0 "
+            f"(only what follows its stages), or {multiplier_of}=0 (nothing of it).",
+        )
+        require(
+            depth is None or unlocked <= depth,
+            f"{where}={unlocked} is more than the {depth} blocks of config.model.{name}; use -1 for the whole tower.",
+        )
+        require(
+            unlocked == -1 or multiplier(config.optimizer, name) > 0,
+            f"{where}={unlocked} has no effect with {multiplier_of}=0, which freezes the whole tower. Set one of them.",
+        )
+        require(
+            config.optimizer.layer_decay == 1 or depth is not None or farthest(config, name) <= 0,
+            f"config.optimizer.layer_decay={config.optimizer.layer_decay}: tower '{tower.name}' has no blocks of one "
+            f"kind to count. Use 1.0, or train nothing before its end ({multiplier_of}=0, or {where}=0).",
+        )
 
 
 def adapted(config: ExperimentConfig, tower: str) -> bool:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from clipjax.config import CheckpointConfig, ConfigError, from_json_dict, to_json_dict
 from clipjax.mesh import batch_sharding, make_mesh, partition_spec
 from clipjax.models.conv import BatchNorm
+from clipjax.models.towers.conv_stem_vit import ConvStemViTConfig
 from clipjax.models.towers.efficientnet import EfficientNetConfig
 from clipjax.models.towers.resnet import ResNetConfig
 from clipjax.planning.hlo import collectives, parse
@@ -94,6 +95,22 @@ def test_a_frozen_tower_normalises_by_them_and_leaves_them():
     assert_equal(results[0][3], state.batch_stats)
     assert_equal(results[1][3], moved)
     assert abs(results[0][0] - results[1][0]) > 1e-4, "they count in the loss"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("unlocked", "moves"), [(-1, True), (1, False)])
+def test_a_vit_s_convolutional_stem_moves_them_only_while_it_trains(unlocked, moves):
+    config = tiny_config(image_unlocked_blocks=unlocked)
+    shape = dict(image_size=32, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32)
+    image = ConvStemViTConfig(stem_strides=(2, 2), stem_width=8, **shape)
+    config = replace(config, model=replace(config.model, image=image))
+    check(config, num_devices=1)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    state = create_state(config, mesh)
+    run = jax.jit(make_loss_and_gradients(config, mesh))
+    loss, _, grads, after = run(state.params, state.batch_stats, BATCH, jax.random.key(0))
+    assert np.isfinite(loss) and ("conv_1" in grads["image"]) == moves
+    assert (differs(after, state.batch_stats) > 1e-3) == moves
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from clipjax.commands import train
 from clipjax.config import ConfigError, flat, from_json_dict, to_json_dict
 from clipjax.runs.config_changes import check_changes
+from clipjax.runs.fingerprint import FingerprintError, check_fingerprint
 from docs.generate import RESTART, every_field, restart_table, with_part
 from tests import runs
 from tests.runs import ROOT
@@ -120,3 +121,13 @@ def test_every_field_of_every_part_declares_a_role():
 def test_the_table_in_the_docs_is_what_the_fields_declare():
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert page == with_part(page, RESTART, restart_table()), "run python -m docs.generate"
+
+
+def test_an_option_newer_than_a_checkpoint_makes_no_difference_at_its_default():
+    now = {"image.name": "vit", "image.rope": False, "image.rope_axes": "yx", "tokenizer.sha256": "a"}
+    before = {name: value for name, value in now.items() if name != "image.rope_axes"}
+    check_fingerprint(before, now, where="here")
+    with pytest.raises(FingerprintError, match="rope_axes: checkpoint 'not recorded', configuration 'xy'"):
+        check_fingerprint(before, now | {"image.rope_axes": "xy"}, where="here")
+    with pytest.raises(FingerprintError, match="tokenizer.sha256"):
+        check_fingerprint({"tokenizer.pad_id": 0}, {"tokenizer.pad_id": 0, "tokenizer.sha256": "a"}, where="here")

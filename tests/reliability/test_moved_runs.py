@@ -20,10 +20,11 @@ from clipjax.data.records import ManifestError
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.inference import evaluate
 from clipjax.inference.looking import evaluation_of
+from clipjax.inference.prepare import prepare_model
 from clipjax.interop.foreign import open_foreign
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import open_run
-from clipjax.runs.fingerprint import FingerprintError, fingerprint
+from clipjax.runs.fingerprint import FingerprintError, completed, fingerprint
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.sweep import trained_config
 from data_pipelines import train_tokenizer
@@ -123,6 +124,13 @@ def test_a_tokenizer_that_is_gone_is_the_copy_of_the_run(project):
     assert Preflight(relative_config(), "runs/one").restart.step == 3
 
 
+def test_an_experiment_whose_tokenizer_is_gone_evaluates_with_the_run_s(project):
+    (project / "data/scenes.model").unlink()
+    with open_run("runs/one") as run:
+        _, _, tokenizer = prepare_model(run, relative_config())
+        assert tokenizer.sha256 == run.fingerprint["tokenizer.sha256"]
+
+
 def test_class_names_that_change_later_do_not_change_what_an_earlier_checkpoint_means(project):
     (project / "data" / NAMES).write_text("others\n")
     with open_run("runs/one") as run:
@@ -207,3 +215,13 @@ def test_a_trained_run_in_another_process_and_folder(project, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (Path(place) / "eval/2/results.json").is_file()
+
+
+def test_a_run_of_a_version_without_a_field_is_read_with_the_fields_default(project):
+    """What was computed before there was a choice is the default."""
+    with open_run("runs/one") as run:
+        stored, config = run.fingerprint, run.config
+    older = {name: value for name, value in stored.items() if name not in ("image.pool", "tokenizer.eos_to_pad")}
+    assert completed(older, config) == stored
+    assert completed({"image.pool": "another"}, config)["image.pool"] == "another"
+    assert not any(name.startswith("tokenizer.") for name in completed({"image.pool": "map"}, config))

@@ -116,7 +116,8 @@ def _opened(picture: Picture) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+        return orientation if orientation in TURNS else 1
     except Exception:  # damaged EXIF data beside sound pixels: leave the image as it is
         return 1
 

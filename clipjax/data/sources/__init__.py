@@ -18,6 +18,7 @@ from clipjax.data.sources.hard_negatives import HardNegativesConfig, HardNegativ
 from clipjax.data.sources.held_out import HeldOutConfig, HeldOutSource
 from clipjax.data.sources.multilingual import MultilingualConfig, MultilingualSource
 from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
+from clipjax.data.sources.prompted import PromptedSource
 from clipjax.data.sources.tfds import TfdsConfig, TfdsSource
 from clipjax.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
@@ -34,6 +35,7 @@ __all__ = [
     "MultilingualSource",
     "ParquetConfig",
     "ParquetSource",
+    "PromptedSource",
     "Source",
     "TfdsConfig",
     "TfdsSource",
@@ -77,7 +79,7 @@ SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
     "folder": Part(FolderConfig, FolderSource),
     "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
-    "held_out": Part(HeldOutConfig, HeldOutSource),
+    "held_out": Part(HeldOutConfig, lambda config: HeldOutSource(config, open_source)),
     "multilingual": Part(MultilingualConfig, MultilingualSource),
     "parquet": Part(ParquetConfig, ParquetSource),
     "tfds": Part(TfdsConfig, TfdsSource),
@@ -86,7 +88,7 @@ SOURCES: dict[str, Part] = {
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Opens the source that config.name selects.
+    """Opens the source that config.name selects; with config.prompts, as a PromptedSource.
 
     Raises ConfigError for an unknown name, the options of another kind or an empty path, ManifestError for data that is
     missing or damaged.
@@ -101,4 +103,4 @@ def open_source(config: SourceConfig) -> Source:
     source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")
-    return source
+    return PromptedSource(source, config) if config.prompts else source

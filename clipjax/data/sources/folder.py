@@ -30,7 +30,8 @@ class FolderConfig(SourceConfig):
     captions: Literal["files", "folders"] = experiment("files", fixed=ORDER)
     data_dir: str = runtime("", path="data")  # where a table's paths start; "": the table's folder
     image_key: str = experiment("image", fixed=ORDER)  # column of paths
-    text_key: str = experiment("caption", fixed=ORDER)  # columns of captions, joined by commas; .jsonl: also lists
+    # columns of captions, joined by commas; .jsonl: also lists; "": none, the class's name is the caption
+    text_key: str = experiment("caption", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # column of class numbers or names; "": none
     # what separates the fields of a .csv or .tsv: one character or "tab"; "": detected from the header
     delimiter: str = experiment("", fixed=ORDER)
@@ -59,7 +60,8 @@ class FolderSource:
     A folder (or its subfolder named config.split, if there is one): all images in it and below, with NAME.txt beside
     NAME.jpg, one caption a line (see Sidecars). With captions="folders", an image's class is the folder below that one,
     CLASS/NAME.jpg or CLASS/.../NAME.jpg, and its caption is the name of the class; images of a class are repeats (their
-    pair_id is the label). A table: the rows that name one image become one record.
+    pair_id is the label). A table: the rows that name one image become one record. An image
+    without captions takes the name of its class.
 
     Labels are read by the rule of clipjax.data.labels; class names are those of a file classnames.txt in the table's
     folder, or else the labels that are texts, sorted. Rows of one image with different labels are a bad record.
@@ -102,6 +104,8 @@ class FolderSource:
         if entry.fault:
             raise RecordError(*entry.fault)
         texts = self.sidecar(entry.path) if entry.texts is None else list(entry.texts)
+        if not texts and 0 <= entry.label < len(self.class_names):
+            texts = [self.class_names[entry.label]]
         if not texts:
             raise RecordError("no caption", f"'{entry.path}' has no caption")
         return {
@@ -169,7 +173,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
     texts: dict[str, list[str]] = {}
     first: dict[str, Entry] = {}  # by path; a row that cannot be used is an entry of its own
     labels: dict[str, list[_LabelOfRow]] = {}
-    text_keys = tuple(key.strip() for key in config.text_key.split(","))
+    text_keys = tuple(key.strip() for key in config.text_key.split(",") if config.text_key and not config.prompts)
     unset = config.label_key == FolderConfig.label_key
     columns = Columns(config.image_key, text_keys, config.label_key, unset, config.delimiter)
     for row in table_rows(table, columns):
@@ -179,7 +183,7 @@ def _table_entries(table: Path, config: FolderConfig) -> tuple[list[Entry], Clas
         own_texts: list[str] = []
         value, where = value_of(row.values, config.label_key), f"label of line {row.line}"
         try:
-            own_texts = captions(row.values, config.text_key)
+            own_texts = captions(row.values, ",".join(text_keys))
             label = read_label(value, where)
         except RecordError as error:
             fault = fault or Fault(error.cause, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +36,7 @@ class HeldOutSource:
     ConfigError for another split, ManifestError for a source of fewer than `every` records; and as that source does.
     """
 
-    def __init__(self, config: HeldOutConfig):
-        from clipjax.data.sources import open_source  # whose table names this class
-
+    def __init__(self, config: HeldOutConfig, open_source: Callable[[SourceConfig], Any]):
         require(config.every > 1, f"Source '{config.name}' has every={config.every}, which leaves nothing to train on.")
         require(
             config.split in (TRAIN, HELD_OUT),

@@ -224,6 +224,15 @@ class _Description(NamedTuple):
 
 def _describe(path: Path, config: ParquetConfig, first: _Description | None = None) -> _Description:
     """Raises ManifestError. first: the description of a file whose columns this one must have too."""
+    try:
+        return _describe_sound(path, config, first)
+    except (ManifestError, RecordError, MemoryError):
+        raise
+    except Exception as error:  # Arrow raises many kinds for damaged metadata
+        raise ManifestError(f"{path} is damaged: {type(error).__name__} {error!s:.200}.") from error
+
+
+def _describe_sound(path: Path, config: ParquetConfig, first: _Description | None) -> _Description:
     with open_file(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
         labels = describe_labels(path, file, config.label_key, ParquetConfig.label_key)
@@ -231,11 +240,12 @@ def _describe(path: Path, config: ParquetConfig, first: _Description | None = No
     texts = [key.strip() for key in config.text_key.split(",")]
     check_image(path, schema, config.image_key, "the source's image_key")
     # An image classification set has no captions; the names of its classes are the texts unless text_key is set.
+    # Prompts need no column.
     from_names = config.text_key == ParquetConfig.text_key and not has_texts(
         schema, (config.image_key, config.label_key)
     )
     for text in texts:
-        if not (names and (from_names or text == config.label_key)):
+        if not (names and (from_names or config.prompts or text == config.label_key)):
             check_text(path, schema, text, "the source's text_key", config.label_key if names else "")
     warn_unless_number(path, schema, PAIR_ID)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -42,7 +43,7 @@ def describe_labels(
             f"{path}: column '{column}' has the type {schema.field(column).type}, which is not one class of a record. "
             f"Expected whole numbers or texts. Set {option} to another column, or to '' to read no labels."
         )
-    kind = "none" if _is_empty(file.metadata, column) else kind
+    kind = "none" if _is_empty(file, column) else kind
     names = ClassNames(class_label_names(schema, column), f"the ClassLabel of {path}")
     return LabelColumn(kind, names)
 
@@ -106,9 +107,16 @@ def _kind(kind: pyarrow.DataType) -> Literal["none", "number", "text", ""]:
     return "text" if any(is_kind(kind) for is_kind in texts) else ""
 
 
-def _is_empty(metadata: pyarrow.parquet.FileMetaData, column: str) -> bool:
-    """Whether the file's statistics say that the column has no value, as where pandas saw no label in this file."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    known = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
-    return all(one is not None and one.num_values == 0 for one in known)
+def _is_empty(file: pyarrow.parquet.ParquetFile, column: str) -> bool:
+    """Whether the column has no value, as where pandas saw no label in this file. Reads row groups up to the first one.
+
+    Arrow's statistics would say it, too, but asking a damaged file for those ends the process (Arrow 25).
+    """
+    with contextlib.suppress(Exception):  # a damaged row group: its records are bad, and say why
+        groups = range(file.num_row_groups)
+        return all(_without_values(file.read_row_group(n, columns=[column], use_threads=False)) for n in groups)
+    return False
+
+
+def _without_values(table: pyarrow.Table) -> bool:
+    return all(column.null_count == len(column) for column in table.columns)

@@ -132,7 +132,8 @@ def find_token(pipeline: Any, settings: dict[str, Any], kind: str) -> int:
     keys, usual = NAMES[kind]
     named = [settings[key] for key in keys if settings.get(key)]
     named = [token.get("content") if isinstance(token, dict) else token for token in named]
-    ids = (pipeline.token_to_id(token) for token in named or usual if isinstance(token, str))
+    with library_errors(f"{keys[0]} of the tokenizer is no text"):
+        ids = [pipeline.token_to_id(token) for token in named or usual if isinstance(token, str)]
     return next((i for i in ids if i is not None), -1)
 
 

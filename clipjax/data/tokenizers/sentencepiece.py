@@ -32,6 +32,8 @@ class SentencePieceTokenizer:
             )
         try:
             data = read_file(path, MAX_TEXT)
+            if not data:
+                raise TextFileError("the file is empty")
             with quiet_stderr():
                 self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except (RuntimeError, TextFileError) as error:

@@ -1,4 +1,4 @@
-"""OpenCLIP's published models with a timm ViT as the image tower that no other library has: PE-Core, MobileCLIP."""
+"""OpenCLIP's published models with an image tower that only timm has: PE-Core, MobileCLIP, ViTamin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from clipjax.config import ModelConfig
 from clipjax.models.presets.shared import clip_model, clip_text
 from clipjax.models.towers.conv_stem_vit import ConvStemViTConfig
+from clipjax.models.towers.vitamin import ViTaminConfig
 
 
 def _pe_core(
@@ -49,7 +50,23 @@ def _mobileclip2_l14() -> ModelConfig:
     return replace(model, text=replace(model.text, causal=False))
 
 
+def _vitamin(size: str, image_size: int, text: tuple[int, int], embed_dim: int) -> ModelConfig:
+    """open_clip model_configs/ViTamin-*.json (2404.02132)."""
+    width, depth, num_heads, stage_widths = {
+        "s": (384, 14, 6, (64, 128)),
+        "b": (768, 14, 12, (128, 256)),
+        "l": (1024, 31, 16, (160, 320)),
+        "xl": (1152, 32, 16, (192, 384)),
+    }[size]
+    shape = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=2 * width)
+    position = "none" if size == "xl" else "learned"
+    image = ViTaminConfig(image_size=image_size, stage_widths=stage_widths, position=position, drop_path=0.1, **shape)
+    tower = clip_text(*text)
+    return ModelConfig(image=image, text=replace(tower, num_heads=16) if size == "xl" else tower, embed_dim=embed_dim)
+
+
 _CLASS = dict(class_token=True, rope_offset=1.0)
+_SIZES = {"": 224, "_256": 256, "_336": 336, "_384": 384}
 
 TIMM_PRESETS: dict[str, ModelConfig] = {
     "pe_core_t16_384": _pe_core(384, 16, (192, 12, 3, 768), (512, 12), 512, **_CLASS),
@@ -60,4 +77,11 @@ TIMM_PRESETS: dict[str, ModelConfig] = {
     "mobileclip_b": _mobileclip_b(),
     "mobileclip2_b": _mobileclip_b(),
     "mobileclip2_l14": _mobileclip2_l14(),
+    "vitamin_s": _vitamin("s", 224, (384, 12), 384),
+    "vitamin_s_ltt": _vitamin("s", 224, (768, 12), 768),
+    "vitamin_b": _vitamin("b", 224, (512, 12), 512),
+    "vitamin_b_ltt": _vitamin("b", 224, (768, 12), 768),
+    **{f"vitamin_l{suffix}": _vitamin("l", size, (768, 12), 768) for suffix, size in _SIZES.items()},
+    **{f"vitamin_l2{suffix}": _vitamin("l", size, (1024, 24), 1024) for suffix, size in _SIZES.items()},
+    **{f"vitamin_xl_{size}": _vitamin("xl", size, (1152, 27), 1152) for size in (256, 336, 384)},
 }

@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clipjax.config import ImageTowerConfig, ModelConfig, PatchBudget, TextTowerConfig, nearest, require
-from clipjax.models.towers import absent, bert, conv_stem_vit, convnext, efficientnet, naflex, resnet, text, vit
+from clipjax.models.towers import (
+    absent,
+    bert,
+    conv_stem_vit,
+    convnext,
+    efficientnet,
+    naflex,
+    resnet,
+    text,
+    vit,
+    vitamin,
+)
 from clipjax.models.towers.tower import Tower
 
 # config.model.image.name -> the tower. Each tower's file holds its row, its options and its module.
 IMAGE_TOWERS: dict[str, Tower] = {
     "vit": vit.TOWER,
     "conv_stem_vit": conv_stem_vit.TOWER,
+    "vitamin": vitamin.TOWER,
     "naflex": naflex.TOWER,
     "resnet": resnet.TOWER,
     "efficientnet": efficientnet.TOWER,
     "convnext": convnext.TOWER,
-    "none": absent.IMAGE_TOWER,
+    "absent": absent.IMAGE_TOWER,
 }
 # config.model.text.name -> the tower.
-TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "none": absent.TEXT_TOWER}
+TEXT_TOWERS: dict[str, Tower] = {"transformer": text.TOWER, "bert": bert.TOWER, "absent": absent.TEXT_TOWER}
 
 
 def image_tower(config: ImageTowerConfig) -> Tower:

@@ -22,14 +22,14 @@ from clipjax.models.towers.tower import Tower, TowerOutput, no_hidden_states, sq
 class NoImageConfig(ImageTowerConfig):
     """The options of every image tower, which nothing reads."""
 
-    name: str = "none"
+    name: str = "absent"
 
 
 @dataclass(frozen=True)
 class NoTextConfig(TextTowerConfig):
     """The options of every text tower, which nothing reads."""
 
-    name: str = "none"
+    name: str = "absent"
 
 
 class NoTower(nn.Module):
@@ -56,7 +56,7 @@ def refusal(side: str) -> ConfigError:
     """The error for images or texts ("image" or "text") that a model without their tower should embed."""
     other = {"image": "text", "text": "image"}[side]
     return ConfigError(
-        f"These weights have only {a_tower(other)} (config.model.{side}.name='none') and cannot embed {side}s. "
+        f"These weights have only {a_tower(other)} (config.model.{side}.name='absent') and cannot embed {side}s. "
         f"Use weights with both towers, or train a run with both from these (config.init_{other}_from)."
     )
 
