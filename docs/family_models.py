@@ -82,6 +82,19 @@ def hf(kind: str, vision: dict[str, Any], text: dict[str, Any], **options: Any) 
     return save
 
 
+def hf_tower(model: str, **options: Any) -> Callable[[Path], Saved]:
+    """A model of transformers with one tower; model: the name of its class."""
+
+    def save(path: Path) -> Saved:
+        transformers = library("transformers")
+        kind = model.removesuffix("WithProjection").removesuffix("Model")
+        config = getattr(transformers, f"{kind}Config")(**options)
+        randomised(getattr(transformers, model)(config)).save_pretrained(path)
+        return Saved("transformers")
+
+    return save
+
+
 def open_clip_model(vision: dict[str, Any], text: dict[str, Any] | None = None, **options: Any) -> Any:
     """(configuration, model): a model of open_clip with a small text tower; text: other options of it."""
     shared = dict(context_length=CONTEXT, vocab_size=VOCAB, width=WIDTH, heads=HEADS, layers=LAYERS)
@@ -232,6 +245,20 @@ ROBERTA = dict(hf_model_name="roberta-base", hf_model_pretrained=False, hf_poole
 
 MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
     "hf_clip": {"CLIPModel": hf("CLIP", HF_IMAGE, dict(HF_TEXT, eos_token_id=2), projection_dim=EMBED)},
+    "hf_clip_image": {
+        name: hf_tower(name, **HF_IMAGE, projection_dim=EMBED)
+        for name in ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+    },
+    "hf_clip_text": {
+        name: hf_tower(name, **HF_TEXT, eos_token_id=2, projection_dim=EMBED)
+        for name in ("CLIPTextModel", "CLIPTextModelWithProjection")
+    },
+    "hf_chinese_clip": {"ChineseCLIPModel": hf("ChineseCLIP", HF_IMAGE, HF_TEXT, projection_dim=EMBED)},
+    "hf_chinese_clip_image": {"ChineseCLIPVisionModel": hf_tower("ChineseCLIPVisionModel", **HF_IMAGE)},
+    "hf_siglip_image": {"SiglipVisionModel": hf_tower("SiglipVisionModel", **HF_IMAGE)},
+    "hf_siglip_text": {"SiglipTextModel": hf_tower("SiglipTextModel", **HF_TEXT | SIGLIP)},
+    "hf_siglip2_image": {"Siglip2VisionModel": hf_tower("Siglip2VisionModel", **HF, patch_size=PATCH, num_patches=16)},
+    "hf_siglip2_text": {"Siglip2TextModel": hf_tower("Siglip2TextModel", **HF_TEXT | SIGLIP)},
     "hf_siglip": {"SiglipModel": hf("Siglip", HF_IMAGE, HF_TEXT | SIGLIP)},
     "hf_siglip2": {"Siglip2Model": hf("Siglip2", dict(HF, patch_size=PATCH, num_patches=16), HF_TEXT | SIGLIP)},
     "hf_align": {"AlignModel": hf("Align", ALIGN_IMAGE, HF_TEXT, projection_dim=80)},
