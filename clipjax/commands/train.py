@@ -73,18 +73,7 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
 
 def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
-
-    def checked(write: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> None:
-            check_held()
-            try:
-                write(*args, **kwargs)
-            except (OSError, RuntimeError):
-                check_held()  # what a removed workdir leads to
-                raise
-
-        return call
-
+    checked = functools.partial(_checked, check_held)
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     for _, refuse in start_from.before_data():
@@ -156,6 +145,20 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                     check_held()
                     recorder.finish(eval_variables(state), step)
     return results
+
+
+def _checked(check_held: Callable[[], None], write: Callable) -> Callable[..., None]:
+    """write, for a workdir that check_held has found to be there; also after an error, whose cause it may name."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        check_held()
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError):
+            check_held()
+            raise
+
+    return call
 
 
 def describe_stop(workdir: str | Path, when: str) -> str:
