@@ -106,4 +106,5 @@ def _identity(line: Mapping[str, Any]) -> tuple:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(path, ("file", "position", "cause", "step"))
-    return [line for line in lines if type(line["step"]) is int]
+    plain = (str, int)  # a list or an object in their place cannot identify a record
+    return [line for line in lines if type(line["step"]) is int and all(isinstance(x, plain) for x in _identity(line))]

@@ -144,6 +144,8 @@ def test_one_tower_of_a_whole_model_is_exported_alone(side, tmp_path, capsys):
     original.save_pretrained(tmp_path / "source")
     import_weights.run(tmp_path / "source", tmp_path / "run", parity=False)
     export.run(tmp_path / "run", tmp_path / "out", format="hf", tower=side)
+    named, read = open_foreign(str(tmp_path / "source"), f"hf_clip_{side}"), open_foreign(str(tmp_path / "out"))
+    assert named.config.model == read.config.model  # an import may also take one tower
     assert f" as hf_clip_{side} into" in capsys.readouterr().out
     kind = {"image": "CLIPVisionModelWithProjection", "text": "CLIPTextModelWithProjection"}[side]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [kind]
