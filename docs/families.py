@@ -110,6 +110,7 @@ def main() -> None:
         for name, outcome in try_open_clip(outcomes) if not names else ():
             results["open_clip"][name] = outcome
             save(results)
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))  # in the file's order
     if missing := FAMILIES.keys() - results["families"].keys():
         sys.exit(f"Not tried yet: {', '.join(sorted(missing))}. Run python -m docs.families without names.")
     page = PAGE.read_text(encoding="utf-8")
