@@ -34,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     "hf_clip": hf_clip.FAMILY,
     "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", projects=True),
     "hf_clip_text": one_tower(hf_clip.FAMILY, "text", "clip", "metaclip_2", projects=True),
+    # After CLIP's, which has the same image tower: an export is of the first family that can hold the model.
     "hf_chinese_clip": hf_chinese_clip.FAMILY,
     "hf_chinese_clip_image": one_tower(hf_chinese_clip.FAMILY, "image", "chinese_clip", projects=True),
     "hf_siglip": hf_siglip.FAMILY,
