@@ -53,7 +53,6 @@ WORDS: dict[str, Words] = {
     "hf_clip_image": Words("directory of `CLIPVisionModel`, with or without projection: [one tower](#one-tower)", ""),
     "hf_clip_text": Words("the same of `CLIPTextModel`", ""),
     "hf_chinese_clip": Words("directory of `ChineseCLIPModel` (CLIP's ViT and a Chinese BERT)", ""),
-    "hf_chinese_clip_image": Words("directory of `ChineseCLIPVisionModel`", ""),
     "hf_siglip": Words(
         "directory of `SiglipModel` (SigLIP; SigLIP 2 of a fixed resolution)", "`siglip_*`, `siglip2_*`"
     ),

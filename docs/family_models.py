@@ -254,7 +254,6 @@ MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
         for name in ("CLIPTextModel", "CLIPTextModelWithProjection")
     },
     "hf_chinese_clip": {"ChineseCLIPModel": hf("ChineseCLIP", HF_IMAGE, HF_TEXT, projection_dim=EMBED)},
-    "hf_chinese_clip_image": {"ChineseCLIPVisionModel": hf_tower("ChineseCLIPVisionModel", **HF_IMAGE)},
     "hf_siglip_image": {"SiglipVisionModel": hf_tower("SiglipVisionModel", **HF_IMAGE)},
     "hf_siglip_text": {"SiglipTextModel": hf_tower("SiglipTextModel", **HF_TEXT | SIGLIP)},
     "hf_siglip2_image": {"Siglip2VisionModel": hf_tower("Siglip2VisionModel", **HF, patch_size=PATCH, num_patches=16)},

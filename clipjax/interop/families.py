@@ -32,10 +32,9 @@ from clipjax.interop.unrecognised import unrecognised
 FAMILIES: dict[str, Family] = {
     "hf_align": hf_align.FAMILY,
     "hf_clip": hf_clip.FAMILY,
-    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", projects=True),
+    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", "chinese_clip", projects=True),
     "hf_clip_text": one_tower(hf_clip.FAMILY, "text", "clip", "metaclip_2", projects=True),
     "hf_chinese_clip": hf_chinese_clip.FAMILY,
-    "hf_chinese_clip_image": one_tower(hf_chinese_clip.FAMILY, "image", "chinese_clip", projects=True),
     "hf_siglip": hf_siglip.FAMILY,
     "hf_siglip_image": one_tower(hf_siglip.FAMILY, "image", "siglip", projects=False),
     "hf_siglip_text": one_tower(hf_siglip.FAMILY, "text", "siglip", projects=False),
