@@ -257,7 +257,6 @@ MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
     "hf_siglip_image": {"SiglipVisionModel": hf_tower("SiglipVisionModel", **HF_IMAGE)},
     "hf_siglip_text": {"SiglipTextModel": hf_tower("SiglipTextModel", **HF_TEXT | SIGLIP)},
     "hf_siglip2_image": {"Siglip2VisionModel": hf_tower("Siglip2VisionModel", **HF, patch_size=PATCH, num_patches=16)},
-    "hf_siglip2_text": {"Siglip2TextModel": hf_tower("Siglip2TextModel", **HF_TEXT | SIGLIP)},
     "hf_siglip": {"SiglipModel": hf("Siglip", HF_IMAGE, HF_TEXT | SIGLIP)},
     "hf_siglip2": {"Siglip2Model": hf("Siglip2", dict(HF, patch_size=PATCH, num_patches=16), HF_TEXT | SIGLIP)},
     "hf_align": {"AlignModel": hf("Align", ALIGN_IMAGE, HF_TEXT, projection_dim=80)},
