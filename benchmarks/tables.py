@@ -38,6 +38,7 @@ into the JSON by hand.
 | [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
 | | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
 | [soak](soak.py) | whether a run that is killed again and again ends like one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
+| [fuzz](fuzz.py) | whether damaged and hostile files give a right value or one clean line | `python -m benchmarks.fuzz --workers=2` | one hour for a million inputs; it goes on where it was stopped |
 | [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
 
 The times are rough. `train_step` and `input_pipeline` compare clipjax with libraries that `make parity` installs."""
@@ -393,6 +394,33 @@ of the run left alone. scenes and emoji were measured before the soak set `MALLO
 that glibc keeps for each thread. [docs/reliability.md](../docs/reliability.md) says where the rest goes."""
 
 
+def fuzz(documents: dict[str, Any]) -> str:
+    document = documents["fuzz"]
+    rows = [
+        [
+            reader, f"{row['value'] + row['refused'] + row['fault']:,}", f"{row['value']:,}", f"{row['refused']:,}",
+            row["fault"], f"{row['slowest']:.1f}", f"{row['memory'] / 2**20:,.0f}",
+        ]
+        for reader, row in sorted(document["readers"].items())
+    ]  # fmt: skip
+    limits = document["limits"]
+    return f"""\
+## Damaged and hostile files
+
+{origin(documents, document["command"])}
+
+{document["inputs"]:,} small files of every format, changed in bits, lengths, pieces, and in what the format is made of, with
+seed {document["seed"]}. "Value": the reader gave one, of the type and within the bounds that it promises. "Refused": one of
+clipjax's errors, in clean text. All else is a fault: another exception, the end of the process, more than
+{limits["seconds"]} s of processor time or {limits["memory"] >> 20:,} MB for the whole process. The slowest input and the
+highest memory, most of which Python and its libraries take before the first input, are in the last columns.
+
+{table(["Reader", "Inputs", "Value", "Refused", "Faults", "Slowest, s", "MB"], rows)}
+
+Native libraries bound what Python cannot: a crash in one would end a command without a clean line. The script found one in
+Arrow 25, whose statistics of a damaged Parquet file end the process, and clipjax no longer asks for them."""
+
+
 def emoji(documents: dict[str, Any]) -> str:
     (document,) = documents.values()
     rows = [
@@ -427,6 +455,7 @@ SECTIONS = {
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
     ("soak_",): soak,
+    ("fuzz",): fuzz,
     ("emoji",): emoji,
 }
 MODELS = {

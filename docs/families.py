@@ -50,16 +50,21 @@ class Words(NamedTuple):
 
 WORDS: dict[str, Words] = {
     "hf_clip": Words("directory of transformers' `CLIPModel` or `MetaClip2Model`", "`clip_vit_*`"),
-    "hf_clip_image": Words("directory of `CLIPVisionModel`, with or without projection ([one tower](#one-tower))", ""),
-    "hf_clip_text": Words("the same of `CLIPTextModel`", ""),
-    "hf_chinese_clip": Words("directory of `ChineseCLIPModel` (CLIP's ViT and a Chinese BERT)", ""),
     "hf_siglip": Words(
         "directory of `SiglipModel` (SigLIP; SigLIP 2 of a fixed resolution)", "`siglip_*`, `siglip2_*`"
     ),
     "hf_siglip2": Words("directory of `Siglip2Model` ([NaFlex](naflex.md))", "`siglip2_naflex_*`"),
-    "hf_siglip_image": Words("directory of `SiglipVisionModel`", ""),
-    "hf_siglip_text": Words("directory of `SiglipTextModel` or `Siglip2TextModel`", ""),
-    "hf_siglip2_image": Words("directory of `Siglip2VisionModel`", ""),
+    "hf_chinese_clip": Words("directory of `ChineseCLIPModel`", ""),
+    "hf_clip_image": Words(
+        "directory of `CLIPVisionModel`, with or without projection ([one tower](#one-tower))",
+        "image tower of `clip_vit_*`",
+    ),
+    "hf_clip_text": Words("directory of `CLIPTextModel`, with or without projection", "text tower of `clip_vit_*`"),
+    "hf_siglip_image": Words("directory of `SiglipVisionModel`", "image tower of `siglip_*`, `siglip2_*`"),
+    "hf_siglip_text": Words(
+        "directory of `SiglipTextModel` or `Siglip2TextModel`", "text tower of `siglip_*`, `siglip2_*`"
+    ),
+    "hf_siglip2_image": Words("directory of `Siglip2VisionModel`", "image tower of `siglip2_naflex_*`"),
     "hf_align": Words("directory of `AlignModel` ([EfficientNet](conv_towers.md) and BERT)", "`align_base`"),
     "open_clip": Words(
         "`open_clip_config.json` and weights, OpenCLIP's own ViT", "`clip_vit_*`, `open_clip_vit_*`, `clipa_*`"

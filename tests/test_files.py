@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import os
 
 import pytest
 
@@ -11,11 +12,13 @@ from clipjax.files import (
     TextFileError,
     making_folder,
     numbered_lines,
+    printable,
     read_text,
     replacing,
     split_lines,
     write_text,
 )
+from clipjax.json_files import parse_json, read_json
 
 TEXT = "café\nein Hügel\n犬"
 
@@ -88,3 +91,48 @@ def test_a_folder_appears_whole_or_not_at_all_and_leftovers_go(tmp_path):
     with making_folder(tmp_path / "weights") as temporary:
         (temporary / "a").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a cat", "a cat"),
+        ("caf\u00e9 \u732b \U0001f600", "caf\u00e9 \u732b \U0001f600"),
+        ("\x1b[2J\x1b]0;x\x07", "\\x1b[2J\\x1b]0;x\\x07"),
+        ("a\nb\rc\td", "a\\nb\\rc\\td"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),
+        ("\x9b31m\u2028\ud800", "\\x9b31m\\u2028\\ud800"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_escaped(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_message_of_several_lines_keeps_them():
+    assert printable("two:\n  a\x1b\n\tb\r", lines=False) == "two:\n  a\\x1b\n\tb\\r"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": 1, "a": 2}', "the field 'a' is there twice"),
+        ("[" + "0," * 60 + "0]", "122 bytes|123 bytes"),
+        ("9" * 5000, "digits"),
+        ("{", "Expecting"),
+    ],
+)
+def test_json_that_cannot_be_read_is_a_value_error_that_says_why(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text, 100 if text.startswith("[0") else 0)
+
+
+def test_a_pipe_a_device_and_a_file_beyond_the_limit_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path / "pipe", "is a named pipe"), ("/dev/zero", "is a device")):
+        with pytest.raises(TextFileError, match=message):
+            read_text(path)
+    (tmp_path / "x.json").write_text("[1]")
+    assert read_json(tmp_path / "x.json") == [1]
+    with pytest.raises(TextFileError, match="x.json has more than 2 bytes"):
+        read_text(tmp_path / "x.json", limit=2)

@@ -80,7 +80,7 @@ def _chosen(prefixes: list[str], where: str, state_dict: str) -> str:
 
 
 def _container(named: Mapping[str, Any]) -> str:
-    """The prefix of a state dict without a temperature; it is refused later, by the names that it lacks."""
+    """The prefix of a state dict without a temperature: of one tower, or refused later by the names that it lacks."""
     prefix = next((f"{key}." for key in CONTAINERS if any(name.startswith(f"{key}.") for name in named)), "")
     own = [name for name in named if name.startswith(prefix)]
     while own:

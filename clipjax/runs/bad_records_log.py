@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.data.bad_records import BadRecord
-from clipjax.files import naming, read_json_lines, write_text
+from clipjax.files import naming, write_text
+from clipjax.json_files import read_json_lines
 
 MAX_ENTRIES = 10_000  # per process, about 3 MB; further records are only counted
 
@@ -105,4 +106,5 @@ def _identity(line: Mapping[str, Any]) -> tuple:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = read_json_lines(path, ("file", "position", "cause", "step"))
-    return [line for line in lines if type(line["step"]) is int]
+    plain = (str, int)  # a list or an object in their place cannot identify a record
+    return [line for line in lines if type(line["step"]) is int and all(isinstance(x, plain) for x in _identity(line))]

@@ -14,7 +14,7 @@ from benchmarks.fuzzing import mutations
 from benchmarks.fuzzing.readers import READERS
 from tests.runs import ROOT
 
-COUNT = {"model_directories": 60, "experiments": 30, "tokenizers": 150}  # others: 300
+COUNT = {"model_directories": 40, "experiments": 30}  # others: 150
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def limits():
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_give_a_value_or_one_clean_line(reader, tmp_path):
     cases, seen = READERS[reader][0](), set()
-    for index in range(COUNT.get(reader, 300)):
+    for index in range(COUNT.get(reader, 150)):
         case, name, folder = fuzz.read_input(reader, cases, 7, 0, index, tmp_path)
         outcome, kind, what = fuzz.judge(case, folder)
         assert outcome != "fault", f"{fuzz.again_command(7, reader, 0, index)}\n{what}"

@@ -6,6 +6,7 @@ Prints {name: [exit code, output, names of the workdir's checkpoints]} as JSON. 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -130,11 +131,8 @@ def main(folder: Path) -> None:
         print(f"{name}: {code}", file=sys.stderr, flush=True)
         found[name] = [code, output, [step for step in steps if step.isdecimal()]]
     for command in COMMANDS:
-        if command in ("import", "export"):
-            arguments = [command, "a", "b", "--format=hf"] if command == "export" else [command, "a", "b"]
-        else:
-            arguments = [command]
-        code, output = outcome(arguments, lambda: at_call("clipjax.commands.flags:parse", send(SIGINT)), folder)
+        prepare = functools.partial(at_call, "clipjax.__main__:importlib.import_module", send(SIGINT))
+        code, output = outcome([command], prepare, folder)
         found[command] = [code, output, []]
     print(json.dumps(found))
 

@@ -135,3 +135,10 @@ def test_a_run_that_its_data_stop_leaves_the_list_of_what_stopped_it(damaged, tm
 def bad_counts(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: {k: v for k, v in line.items() if k.startswith("bad_records/")} for line in lines}
+
+
+def test_a_line_whose_file_is_no_text_is_left_out(tmp_path):
+    line = {"file": "a.tar", "position": 1, "key": "k", "cause": "corrupt image", "error": "x", "step": 2}
+    lines = [line, line | {"file": ["a"]}, line | {"position": {}}, line | {"cause": None}]
+    (tmp_path / "bad_records.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_bad_records(tmp_path) == [line]
