@@ -55,13 +55,16 @@ WORDS: dict[str, Words] = {
     ),
     "hf_siglip2": Words("directory of `Siglip2Model` ([NaFlex](naflex.md))", "`siglip2_naflex_*`"),
     "hf_chinese_clip": Words("directory of `ChineseCLIPModel`", ""),
-    "hf_clip_image": Words("directory of `CLIPVisionModel`, with or without projection", "image tower of `clip_vit_*`"),
+    "hf_clip_image": Words(
+        "directory of `CLIPVisionModel`, with or without projection ([one tower](#one-tower))",
+        "image tower of `clip_vit_*`",
+    ),
     "hf_clip_text": Words("directory of `CLIPTextModel`, with or without projection", "text tower of `clip_vit_*`"),
     "hf_siglip_image": Words("directory of `SiglipVisionModel`", "image tower of `siglip_*`, `siglip2_*`"),
-    "hf_siglip_text": Words("directory of `SiglipTextModel`", "text tower of `siglip_*`, `siglip2_*`"),
+    "hf_siglip_text": Words(
+        "directory of `SiglipTextModel` or `Siglip2TextModel`", "text tower of `siglip_*`, `siglip2_*`"
+    ),
     "hf_siglip2_image": Words("directory of `Siglip2VisionModel`", "image tower of `siglip2_naflex_*`"),
-    "hf_siglip2_text": Words("directory of `Siglip2TextModel`", "text tower of `siglip2_*`"),
-    "hf_chinese_clip_image": Words("directory of `ChineseCLIPVisionModel`", ""),
     "hf_align": Words("directory of `AlignModel` ([EfficientNet](conv_towers.md) and BERT)", "`align_base`"),
     "open_clip": Words(
         "`open_clip_config.json` and weights, OpenCLIP's own ViT", "`clip_vit_*`, `open_clip_vit_*`, `clipa_*`"

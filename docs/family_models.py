@@ -259,8 +259,6 @@ MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
     "hf_siglip_image": {"SiglipVisionModel": hf_tower("SiglipVision", HF_IMAGE)},
     "hf_siglip_text": {"SiglipTextModel": hf_tower("SiglipText", HF_TEXT | SIGLIP)},
     "hf_siglip2_image": {"Siglip2VisionModel": hf_tower("Siglip2Vision", NAFLEX)},
-    "hf_siglip2_text": {"Siglip2TextModel": hf_tower("Siglip2Text", HF_TEXT | SIGLIP)},
-    "hf_chinese_clip_image": {"ChineseCLIPVisionModel": hf_tower("ChineseCLIPVision", HF_IMAGE)},
     "hf_align": {"AlignModel": hf("Align", ALIGN_IMAGE, HF_TEXT, projection_dim=80)},
     "open_clip": {"ViT": open_clip(VIT), "CLIPA": open_clip(dict(VIT, pool_type="avg", no_ln_pre=True))},
     "open_clip_coca": {"CoCa": open_clip(VIT | POOLER, COCA_TEXT, multimodal_cfg=CAPTIONER, custom_text=True)},

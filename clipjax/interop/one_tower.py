@@ -44,6 +44,7 @@ def one_tower(family: Family, side: str, *kinds: str, projects: bool) -> Family:
 
     def read(description: Description) -> Meaning:
         config = config_of(description, "config.json")
+        config = {name: value for name, value in config.items() if not name.startswith(SECTION[other])}
         section = config.get(SECTION[side], {})
         if config.get("model_type") not in kinds:  # the section alone, and not a whole model to take one tower of
             kind, section = str(config.get("model_type")).removesuffix(ends), config
