@@ -227,6 +227,7 @@ def towers_of_blocks():
     yield IMAGE_TOWERS["naflex"], naflex, Patches(rng.normal(size=(3, 12, 48)).astype(np.float32), shape)
 
 
+@pytest.mark.slow
 def test_in_every_tower_frozen_blocks_change_no_output_and_get_no_gradient():
     @jax.jit
     def compared():
