@@ -29,7 +29,7 @@ from clipjax.mesh import named_leaves
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.fingerprint import completed
-from clipjax.runs.integrity import CheckpointError, write_step_checksums
+from clipjax.runs.integrity import CheckpointError, readable, write_step_checksums
 from clipjax.runs.lock import RunLockError
 from clipjax.runs.own_files import as_given, located
 from clipjax.training.lora import merged
@@ -76,11 +76,16 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
 
 @contextlib.contextmanager
 def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
-    """The manager of a folder of checkpoints, to read from."""
+    """The manager of a folder of checkpoints, to read from. Raises CheckpointError where Orbax cannot open it."""
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with contextlib.closing(
-        ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
-    ) as manager:
+    try:
+        manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"The checkpoints in {directory} cannot be read ({type(error).__name__}: {error!s:.200}): the "
+            "_CHECKPOINT_METADATA of one is damaged. Put back a copy of it, or move that checkpoint away."
+        ) from error
+    with contextlib.closing(manager):
         yield manager
 
 
@@ -198,7 +203,12 @@ def restore_with_adapters(
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
-    """The checkpoint's config, fingerprint and data states."""
+    """The checkpoint's config, fingerprint and data states. Raises CheckpointError where they cannot be read."""
+    with readable(f"{manager.directory}/{step}"):
+        return _read_meta(manager, step)
+
+
+def _read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
@@ -254,13 +264,15 @@ def _restore_items(manager: ocp.CheckpointManager, step: int, targets: dict[str,
     """The items as their targets' shapes and shardings say. Raises CheckpointError where shapes differ."""
     _check_items(manager, step, targets)
     args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**args))
-    return {name: restored[name] for name in targets}
+    with readable(f"{manager.directory}/{step}"):
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in targets}
 
 
 def _check_items(manager: ocp.CheckpointManager, step: int, targets: dict[str, Any]) -> None:
-    metadata = manager.item_metadata(step)
-    present = sorted(name for name in metadata.keys() if metadata[name] is not None)
+    with readable(f"{manager.directory}/{step}"):
+        metadata = manager.item_metadata(step)
+        present = sorted(name for name in metadata.keys() if metadata[name] is not None)
     for item, target in targets.items():
         if item not in present:
             raise CheckpointError(

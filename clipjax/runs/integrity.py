@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 from absl import logging
 
+<<<<<<< HEAD
 from clipjax.files import write_text
 from clipjax.json_files import read_json
+=======
+from clipjax.config import ConfigError
+from clipjax.files import read_json, write_text
+>>>>>>> foreign
 from clipjax.processes import gather_json
 
 FILE = "checksums.json"
@@ -24,6 +30,21 @@ THREADS = 4  # hashlib releases the interpreter's lock
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, or does not fit what is asked of it."""
+
+
+@contextlib.contextmanager
+def readable(checkpoint: str) -> Iterator[None]:
+    """Whatever fails in the block because a checkpoint without checksums is damaged becomes a CheckpointError."""
+    try:
+        yield
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise what they meet first
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"Checkpoint {checkpoint} cannot be read ({type(error).__name__}: {reason[:300]}). Put back a copy of it, "
+            "or use another with --step."
+        ) from error
 
 
 def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]]:

@@ -129,6 +129,15 @@ def test_a_panic_of_the_tokenizers_library_is_one_clean_error():
         raise KeyboardInterrupt
 
 
+def test_an_id_far_beyond_the_vocabulary_is_refused(tmp_path):
+    """The library would count up to it when a pipeline is written."""
+    made = json.loads(tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, "<unk>")).to_str())
+    made["model"]["vocab"]["a"] = 2**31 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    with pytest.raises(ConfigError, match="has the id 2,147,483,647 among 2 pieces"):
+        make_tokenizer(TokenizerConfig(name="hf", path=str(tmp_path), pad_id=0), 8)
+
+
 DAMAGED = {
     "a score that is no number": lambda made: made["model"].update(vocab=[["a", None]]),
     "no unknown piece": lambda made: made["model"].update(unk_id=99),

@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 from absl import logging
 
 from clipjax.commands import eval as evaluate
 from clipjax.commands import train
+from clipjax.config import ConfigError, MeshConfig
+from clipjax.mesh import make_mesh
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import open_run
-from clipjax.runs.integrity import find_damage, set_aside_damaged, write_checksums
+from clipjax.runs.integrity import CheckpointError, find_damage, set_aside_damaged, write_checksums
 from tests import runs
 
 
@@ -92,6 +95,22 @@ def test_a_missing_meta_is_found_without_checksums_too(workdir, warnings):
     (step / "checksums.json").unlink()
     set_aside_damaged(workdir)
     assert f"{step / 'meta'}: missing" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["params", "meta", "tree", "orbax"])
+@pytest.mark.parametrize("content", [b"{", b"[" * 5000, b"\xff\0"])
+def test_damage_that_no_checksum_tells_is_one_clean_error(workdir, name, content):
+    step = workdir / "checkpoints" / "9"
+    (step / "checksums.json").unlink()
+    for path in (step / "params").rglob("*") if name == "params" else [FILES[name](step)]:
+        if path.is_file():
+            path.write_bytes(content)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    try:
+        with open_run(workdir, step="9") as run:
+            run.variables(mesh)
+    except (CheckpointError, ConfigError) as error:
+        assert str(workdir) in str(error) or "config" in str(error)
 
 
 def test_damaged_checkpoints_are_moved_whole_and_beside_earlier_ones(workdir, warnings):

@@ -22,7 +22,7 @@ from clipjax.data.tokenizers.rust import (
 from clipjax.files import MAX_TEXT, decode_text, read_text, split_lines
 
 VOCAB_SIZE = 49_408
-MAX_ID = 1 << 24
+MAX_ID = 1 << 20
 # A clitic, a word, one digit, or a run of anything else. OpenAI's pattern ignores case: "ſ" counts as "s", and U+0345,
 # whose capital is a letter, matches nothing. transformers' pattern does not ignore case.
 OPENAI_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"

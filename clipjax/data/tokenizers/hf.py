@@ -21,6 +21,7 @@ from clipjax.data.tokenizers.rust import (
 )
 from clipjax.files import TextFileError, read_text, split_lines
 
+MAX_UNUSED = 1 << 20  # ids without a piece
 # Keys of a token in tokenizer_config.json, and its usual names where there is no such file.
 NAMES = {
     "bos": (("bos_token", "cls_token"), ("<|startoftext|>", "[CLS]", "<s>", "<bos>")),
@@ -81,7 +82,14 @@ def read_pipeline(path: Path) -> Any:
     except ValueError as error:
         raise ConfigError(f"config.tokenizer.path: '{path}' is not JSON ({error}).") from error
     with library_errors(f"config.tokenizer.path: '{path}' is not JSON, or is not a tokenizer.json"), quiet_stderr():
-        return tokenizers.Tokenizer.from_str(text)
+        pipeline = tokenizers.Tokenizer.from_str(text)
+        ids = pipeline.get_vocab().values()
+    # The library counts up to the largest id when it writes a pipeline.
+    require(
+        max(ids, default=0) < 2 * len(ids) + MAX_UNUSED,
+        f"config.tokenizer.path='{path}' has the id {max(ids, default=0):,} among {len(ids):,} pieces.",
+    )
+    return pipeline
 
 
 def wordpiece(path: Path, settings: dict[str, Any]) -> Any:
