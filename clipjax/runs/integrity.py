@@ -12,13 +12,9 @@ from pathlib import Path
 import jax
 from absl import logging
 
-<<<<<<< HEAD
+from clipjax.config import ConfigError
 from clipjax.files import write_text
 from clipjax.json_files import read_json
-=======
-from clipjax.config import ConfigError
-from clipjax.files import read_json, write_text
->>>>>>> foreign
 from clipjax.processes import gather_json
 
 FILE = "checksums.json"
