@@ -205,7 +205,7 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
 
 
 def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str | None) -> End:
-    """What exit statuses mean: after SIGKILL anything of the others; else all must be 0: saved, or 143: before the first step."""
+    """What exit statuses mean. After SIGKILL: any of the others; else all must be 0 (saved) or 143 (before a step)."""
     if phase is not None and kill.number == signal.SIGKILL:
         if statuses[kill.index] != -signal.SIGKILL:
             return End(False, phase, f"exit statuses {statuses}")
