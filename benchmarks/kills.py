@@ -205,14 +205,14 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
 
 
 def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str | None) -> End:
-    """What exit statuses mean: after SIGKILL anything of the others; else all must be 0, or SIGTERM's own."""
+    """What exit statuses mean. After SIGKILL: any of the others; else all must be 0 (saved) or 143 (before a step)."""
     if phase is not None and kill.number == signal.SIGKILL:
         if statuses[kill.index] != -signal.SIGKILL:
             return End(False, phase, f"exit statuses {statuses}")
         if kill.spare_others and 0 in statuses and not finished(run_folder):
             return End(False, phase, f"a process said that all was well: exit statuses {statuses}")
         return End(False, phase, "")
-    allowed = (0, -signal.SIGTERM) if phase is not None else (0,)
+    allowed = (0, 128 + signal.SIGTERM) if phase is not None else (0,)
     if any(status not in allowed for status in statuses):
         return End(False, phase, f"exit statuses {statuses}")
     return End(not any(statuses) and finished(run_folder), phase, "")

@@ -38,6 +38,7 @@ into the JSON by hand.
 | [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
 | | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
 | [soak](soak.py) | whether a run that is killed again and again ends like one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
+| [kills](kills.py) | the same for runs of one, two and four processes, killed while they start, compile, evaluate and save | `python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300` | five to twenty seconds a kill |
 | [fuzz](fuzz.py) | whether damaged and hostile files give a right value or one clean line | `python -m benchmarks.fuzz --workers=2` | one hour for a million inputs; it goes on where it was stopped |
 | [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
 
@@ -394,6 +395,37 @@ of the run left alone. scenes and emoji were measured before the soak set `MALLO
 that glibc keeps for each thread. [docs/reliability.md](../docs/reliability.md) says where the rest goes."""
 
 
+def kills(documents: dict[str, Any]) -> str:
+    rows = []
+    for name, document in sorted(documents.items(), key=lambda item: item[1]["processes"]):
+        signals, phases = document["by_signal"], document["by_phase"]
+        rows.append(
+            [
+                f"{document['processes']} ([JSON](results/{name}.json))",
+                f"{document['kills']} ({signals.get('SIGKILL', 0)} SIGKILL, {signals.get('SIGTERM', 0)} SIGTERM)",
+                ", ".join(f"{phase} {count}" for phase, count in phases.items()),
+                document["runs"],
+                f"equal, all {document['arrays']} arrays" if document["equal"] else "NOT equal",
+                f"{document['seconds'] / 60:.0f}",
+            ]
+        )
+    header = ["Processes", "Kills", "In", "Runs", "Curves, states, bad records", "Minutes"]
+    return f"""\
+## Killed in every phase
+
+{origin(documents, "python -m benchmarks.kills --workdir=runs/kills --processes=N --kills=KILLS", files=False)}
+
+Runs of a tiny model on data with damaged records, killed in each of their lives and started again until they reach their
+last step. Every run must end like one left alone: the state in every bit, the curve in every number, `bad_records.jsonl` in
+every byte; and a life must end killed, saved, or finished.
+
+{table(header, rows)}
+
+"In" is what the process was doing when the signal came; "checkpoint" includes a checkpoint that a thread was writing while
+the run went on. SIGTERM goes to one process, which saves together with the others. SIGKILL to one of several is followed by
+SIGKILL to the others; in two lives of a hundred the others are left to notice."""
+
+
 def fuzz(documents: dict[str, Any]) -> str:
     document = documents["fuzz"]
     rows = [
@@ -455,6 +487,7 @@ SECTIONS = {
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
     ("soak_",): soak,
+    ("kills_",): kills,
     ("fuzz",): fuzz,
     ("emoji",): emoji,
 }

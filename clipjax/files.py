@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, text files of any origin, JSON lines, and which files are hidden."""
+"""Files that are written whole or not at all, text files of any origin, and which files are hidden."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import codecs
 import fcntl
 import fnmatch
 import glob
-import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from absl import logging
 
 from clipjax import signals
 
@@ -110,43 +106,6 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_json_object(path: str | Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none: no file, or one that cannot be read or holds something else."""
-    try:
-        document = parse_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def read_json_lines(path: str | Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The objects in order; [] without the file. Lines that are torn, or hold no object with these keys, are left out.
-
-    One warning names the lines that were left out, in the first reading that finds them.
-    """
-    path = Path(path)
-    lines, bad = [], []
-    data = path.read_bytes() if path.is_file() else b""
-    for number, text in enumerate(data.split(b"\n"), 1):
-        try:
-            line = parse_json(text.decode("utf-8")) if text.strip() else None
-        except ValueError:
-            line = False
-        if isinstance(line, dict) and line.keys() >= set(keys):
-            lines.append(line)
-        elif line is not None:
-            bad.append(number)
-    if bad and (str(path), bad[-1]) not in _told:
-        _told.add((str(path), bad[-1]))
-        shown = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        what = "is not a whole line" if len(bad) == 1 else "are not whole lines"
-        logging.warning("%s: line %s %s of it, and left out.", path, shown, what)
-    return lines
-
-
-_told: set[tuple[str, int]] = set()  # files whose unreadable lines a warning has named, and the last of those
-
-
 def read_text(path: str | Path, limit: int = 0) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
@@ -177,26 +136,6 @@ def not_a_file(path: str | Path) -> str:
     return next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "")
 
 
-def parse_json(text: str | bytes, limit: int = 0) -> Any:
-    """The value of a JSON text. limit: its characters or bytes; 0: MAX_JSON.
-
-    Raises ValueError for what is not JSON, for JSON above the limit, nested deeper than Python reads, or with a field
-    that is there twice in one object. Values take up to thirty times the memory of their text.
-    """
-    limit = limit or MAX_JSON
-    if len(text) > limit:
-        raise ValueError(f"it has {len(text):,} bytes, the limit is {limit:,}")
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def read_json(path: str | Path, limit: int = 0) -> Any:
-    """The value of a JSON file, in an encoding of read_text. Raises ValueError as parse_json and read_text do."""
-    return parse_json(read_text(path, limit or MAX_JSON), limit)
-
-
 def printable(text: object, lines: bool = True) -> str:
     r"""A text from a file as it is shown in a terminal or a log: control characters as \x1b, \u202e.
 
@@ -208,15 +147,6 @@ def printable(text: object, lines: bool = True) -> str:
 
 def _escaped(match: re.Match) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = set()
-        twice = next(name for name, _ in pairs if name in names or names.add(name))
-        raise ValueError(f"the field {twice[:100]!r} is there twice")
-    return made
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -274,7 +204,6 @@ class TextFileError(ValueError):
 
 
 MAX_TEXT = 64 << 20  # bytes of a text file that is read whole; the largest tokenizer.json in use has 34 MB
-MAX_JSON = 16 << 20  # bytes of a JSON text, which takes up to thirty times as much memory
 _KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a named pipe",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
-from clipjax.processes import HEARTBEAT_SECONDS
+from clipjax.processes import HEARTBEAT_SECONDS, meet
 
 __all__ = [
     "AXES",
@@ -89,6 +91,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     the loss's embeddings cross the data-centre network, which is far slower than the links inside a slice. Raises
     ConfigError where the number of slices does not divide the data axis.
     """
+    everything = devices is None
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     slices = len({getattr(device, "slice_index", None) for device in devices})
@@ -101,7 +104,24 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         inside = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if everything and jax.process_count() > 1 and devices[0].platform == "cpu":
+        _connect(mesh)
+    return mesh
+
+
+def _connect(mesh: Mesh) -> None:
+    """Makes the processes' connections over every choice of the mesh's axes, when all processes are there.
+
+    Gloo makes them at the first collective, and gives up after 30 seconds; once they are there, it waits longer.
+    """
+    meet("the first collective")
+    axes = [axis for axis in AXES if mesh.shape[axis] > 1]
+    for count in range(1, len(axes) + 1):
+        for chosen in itertools.combinations(axes, count):
+            sharding = NamedSharding(mesh, P(chosen))
+            ones = to_mesh(np.ones(math.prod(mesh.shape[axis] for axis in chosen), np.float32), sharding)
+            jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(ones))
 
 
 def batch_shards(mesh: Mesh) -> int:

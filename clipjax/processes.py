@@ -34,8 +34,11 @@ from clipjax.files import printable
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
 POLL_SECONDS = 1.0
+TELL_SECONDS = 30.0  # before the processes that others wait for are named
+MEETING_SECONDS = 2 * 3600.0  # that processes wait for one another before the first collective of a kind
 LONGEST_WAIT = 7 * 24 * 3600
 FOLDER = "clipjax/stopped"
+_met: set[str] = set()
 _waits = itertools.count()  # each barrier needs a new name; all processes pass the same barriers in the same order
 
 
@@ -87,10 +90,47 @@ def wait_for_all() -> None:
         _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
 
 
+def meet(what: str) -> None:
+    """Returns when every process has called it with this `what`; the second call with it returns at once.
+
+    For the first collective of a kind. Gloo, which connects the processes of CPUs, gives up when they reach it 30
+    seconds apart, and they may be as far apart as one compiles, or indexes its data, longer than another. After
+    TELL_SECONDS, process 0 prints which are missing. Raises PeersError after MEETING_SECONDS.
+    """
+    count = jax.process_count()
+    if count == 1 or what in _met:
+        return
+    _met.add(what)
+    client, folder, started, told = _client(), f"clipjax/meet/{what}", time.monotonic(), False
+    client.key_value_set(f"{folder}/{jax.process_index()}", socket.gethostname())
+    wait = 0.05
+    while True:
+        present = {int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(folder)}
+        missing = ", ".join(str(index) for index in range(count) if index not in present)
+        waited = time.monotonic() - started
+        if not missing:
+            return
+        if waited > MEETING_SECONDS:
+            raise PeersError(
+                f"Of {count} processes, these did not reach {what} in {duration(MEETING_SECONDS)}: {missing}. See what "
+                "they are doing, and start all processes again."
+            )
+        if waited > TELL_SECONDS and not told:
+            told = True
+            announce(f"Waiting for other processes before {what}. Missing of {count}: {missing}")
+        time.sleep(wait)
+        wait = min(2 * wait, POLL_SECONDS)
+
+
+class PeersError(RuntimeError):
+    """Other processes of the run did not come; the message names them."""
+
+
 def gather_json(value: Any) -> list[Any]:
     """Every process's value, on every process, in process order."""
     if jax.process_count() == 1:
         return [value]
+    meet("the first exchange")
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(int(lengths.max()), np.uint8)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clipjax import signals
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import TextFileError
 
@@ -52,6 +53,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
     """Calls build with the flags as keyword arguments. An error in the input is printed in one line, exit code 1."""
+    if argv is None:  # this is the program
+        signals.install(parser.prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Images over our limit are refused and counted; a warning at Pillow's own, lower limit would only repeat that.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -82,6 +82,18 @@ def hf(kind: str, vision: dict[str, Any], text: dict[str, Any], **options: Any) 
     return save
 
 
+def hf_tower(kind: str, config: dict[str, Any], projected: bool = False) -> Callable[[Path], Saved]:
+    """One tower of transformers; kind: the beginning of its classes' names, such as CLIPVision."""
+
+    def save(path: Path) -> Saved:
+        transformers = library("transformers")
+        cls = getattr(transformers, f"{kind}Model" + "WithProjection" * projected)
+        randomised(cls(getattr(transformers, f"{kind}Config")(**config))).save_pretrained(path)
+        return Saved("transformers")
+
+    return save
+
+
 def open_clip_model(vision: dict[str, Any], text: dict[str, Any] | None = None, **options: Any) -> Any:
     """(configuration, model): a model of open_clip with a small text tower; text: other options of it."""
     shared = dict(context_length=CONTEXT, vocab_size=VOCAB, width=WIDTH, heads=HEADS, layers=LAYERS)
@@ -220,6 +232,7 @@ def as_original(model: Any) -> Original:
 HF = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
 HF_IMAGE = dict(image_size=IMAGE, patch_size=PATCH, **HF)
 HF_TEXT = dict(vocab_size=VOCAB, max_position_embeddings=CONTEXT, **HF)
+NAFLEX = dict(HF, patch_size=PATCH, num_patches=16)
 SIGLIP = dict(projection_size=WIDTH, bos_token_id=0, eos_token_id=1)
 ALIGN_IMAGE = dict(image_size=64, width_coefficient=0.25, depth_coefficient=0.5, hidden_dim=160)
 SIGLIP_TEXT = dict(no_causal_mask=True, proj_bias=True, pool_type="last", norm_kwargs=dict(eps=1e-6))
@@ -233,7 +246,19 @@ ROBERTA = dict(hf_model_name="roberta-base", hf_model_pretrained=False, hf_poole
 MODELS: dict[str, dict[str, Callable[[Path], Saved]]] = {
     "hf_clip": {"CLIPModel": hf("CLIP", HF_IMAGE, dict(HF_TEXT, eos_token_id=2), projection_dim=EMBED)},
     "hf_siglip": {"SiglipModel": hf("Siglip", HF_IMAGE, HF_TEXT | SIGLIP)},
-    "hf_siglip2": {"Siglip2Model": hf("Siglip2", dict(HF, patch_size=PATCH, num_patches=16), HF_TEXT | SIGLIP)},
+    "hf_siglip2": {"Siglip2Model": hf("Siglip2", NAFLEX, HF_TEXT | SIGLIP)},
+    "hf_chinese_clip": {"ChineseCLIPModel": hf("ChineseCLIP", HF_IMAGE, HF_TEXT, projection_dim=EMBED)},
+    "hf_clip_image": {
+        "CLIPVisionModel": hf_tower("CLIPVision", HF_IMAGE),
+        "CLIPVisionModelWithProjection": hf_tower("CLIPVision", dict(HF_IMAGE, projection_dim=EMBED), True),
+    },
+    "hf_clip_text": {
+        "CLIPTextModel": hf_tower("CLIPText", dict(HF_TEXT, eos_token_id=2)),
+        "CLIPTextModelWithProjection": hf_tower("CLIPText", dict(HF_TEXT, eos_token_id=2, projection_dim=EMBED), True),
+    },
+    "hf_siglip_image": {"SiglipVisionModel": hf_tower("SiglipVision", HF_IMAGE)},
+    "hf_siglip_text": {"SiglipTextModel": hf_tower("SiglipText", HF_TEXT | SIGLIP)},
+    "hf_siglip2_image": {"Siglip2VisionModel": hf_tower("Siglip2Vision", NAFLEX)},
     "hf_align": {"AlignModel": hf("Align", ALIGN_IMAGE, HF_TEXT, projection_dim=80)},
     "open_clip": {"ViT": open_clip(VIT), "CLIPA": open_clip(dict(VIT, pool_type="avg", no_ln_pre=True))},
     "open_clip_coca": {"CoCa": open_clip(VIT | POOLER, COCA_TEXT, multimodal_cfg=CAPTIONER, custom_text=True)},

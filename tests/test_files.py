@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 
 import pytest
 
-from clipjax.files import TextFileError, numbered_lines, parse_json, printable, read_json, read_text, split_lines
+from clipjax.files import (
+    TextFileError,
+    making_folder,
+    numbered_lines,
+    printable,
+    read_text,
+    replacing,
+    split_lines,
+    write_text,
+)
+from clipjax.json_files import parse_json, read_json
 
 TEXT = "café\nein Hügel\n犬"
 
@@ -46,6 +57,40 @@ def test_line_numbers_are_those_an_editor_shows_or_the_file_is_refused(tmp_path)
     names.write_text("zero\n\ntwo\n")
     with pytest.raises(TextFileError, match="line 2 is empty"):
         numbered_lines(names)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_writer_unless_it_is_locked(tmp_path):
+    left, other = tmp_path / ".config-abcd_123.json", tmp_path / ".config-backup.json"
+    for path in (left, other):
+        path.write_text("{")
+    with replacing(tmp_path / "config.json") as first:
+        assert not left.exists() and other.exists(), "another name is not ours"
+        with replacing(tmp_path / "config.json") as second:
+            assert first.exists(), "somebody is still writing it"
+            second.write_text("2")
+        first.write_text("1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".config-backup.json", "config.json"]
+    assert (tmp_path / "config.json").read_text() == "1"
+
+
+def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path):
+    write_text(tmp_path / "config.json", "old")
+    with pytest.raises(OSError) as found, replacing(tmp_path / "config.json") as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert found.value.filename == str(tmp_path / "config.json")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_appears_whole_or_not_at_all_and_leftovers_go(tmp_path):
+    (tmp_path / ".weights-abcdefgh").mkdir()
+    with pytest.raises(ValueError), making_folder(tmp_path / "weights") as temporary:
+        (temporary / "a").write_text("half")
+        raise ValueError
+    assert not list(tmp_path.iterdir())
+    with making_folder(tmp_path / "weights") as temporary:
+        (temporary / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.fuzzing import mutations as m
 from clipjax.commands.flags import read_config
 from clipjax.config import ExperimentConfig, from_json_dict, to_json_dict
-from clipjax.files import read_json, read_json_object
+from clipjax.json_files import read_json, read_json_object
 from clipjax.report.run_data import read_run
 from clipjax.runs.bad_records_log import read_bad_records
 from clipjax.runs.fingerprint import check_fingerprint

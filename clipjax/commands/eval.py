@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from clipjax import signals
 from clipjax.commands import flags as cli
 from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, refuse_broken
 from clipjax.commands.preflight import check_folder
@@ -67,7 +68,7 @@ def run(
         except VanishedError as error:  # its run goes on, and keeps the last checkpoints alone
             if step.isdecimal() or not left or jax.process_count() > 1:
                 raise
-            announce(f"{str(error).partition(':')[0]}; trying the newest instead." if step == "latest" else str(error))
+            announce(f"{str(error).partition(': ')[0]}; trying the {'newest' if step == 'latest' else step} instead.")
 
 
 def _run(
@@ -117,4 +118,5 @@ def main(argv: list[str]) -> None:
         else:
             refuse_broken(run(values.checkpoint, config=config, step=values.step, out=values.out, **names))
 
-    cli.run_command(values, body)
+    with signals.saying("stopped; what is evaluated is kept, and the same command continues."):
+        cli.run_command(values, body)

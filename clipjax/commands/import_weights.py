@@ -86,6 +86,8 @@ def run(
     without = "" if config.tokenizer.path or "text" not in towers else ", WITHOUT A TOKENIZER"
     only = f", {a_tower(towers[0])} alone" if len(towers) == 1 else ""
     print(f"Imported {foreign.name}{only}, {count / 1e6:.2f}M parameters, into {destination}{without}\n{summary}")
+    if foreign.source.others:
+        print(f"Read {foreign.source.weights}. Not read: {', '.join(foreign.source.others)}.")
     if without:
         print(printable(no_tokenizer(source, foreign.name, foreign.source.description.beside, preset)))
 

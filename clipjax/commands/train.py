@@ -33,7 +33,7 @@ from clipjax.files import write_text
 from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of_state
 from clipjax.mesh import batch_sharding
-from clipjax.processes import announce, gather_json
+from clipjax.processes import announce, gather_json, meet
 from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
@@ -107,11 +107,13 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
             recorder = Recorder(workdir, held_out, log.picture, start)
+            meet("the first evaluation")
             if start == 0:
                 results = evaluate(state)
                 check_best_metric(config, results)
                 log.write(0, results)
                 checked(recorder.record)(eval_variables(state), 0)
+            meet("the first step")
             stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
             with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
+from clipjax import signals
 from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
-from clipjax.files import read_json_object, write_text
+from clipjax.files import write_text
 from clipjax.inference.evaluate import numbers_of
 from clipjax.inference.session import EvalSession
+from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
 from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
 from clipjax.runs.checkpoint import open_read_only, read_meta
@@ -192,10 +194,13 @@ class Watcher:
 
 @contextlib.contextmanager
 def _one_line_on_interrupt(watcher: Watcher) -> Iterator[None]:
+    def line() -> str:
+        done, where = len(watcher.done), watcher.workdir
+        return f"stopped; {done} checkpoints of {where} were evaluated. The same command goes on."
+
     try:
-        yield
-    except KeyboardInterrupt:
-        announce(
-            f"Stopped; {len(watcher.done)} checkpoints of {watcher.workdir} were evaluated. The same command goes on."
-        )
+        with signals.saying(line):
+            yield
+    except KeyboardInterrupt:  # outside the command line, where signals are Python's own
+        announce("S" + line()[1:])
         sys.exit(INTERRUPTED)

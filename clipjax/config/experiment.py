@@ -127,6 +127,11 @@ class EvaluatorConfig:
         return {"source": self.source}
 
     @property
+    def embeds(self) -> tuple[str, ...]:
+        """The towers that it needs."""
+        return ("image", "text")
+
+    @property
     def needs_features(self) -> bool:
         """Whether it reads what enters the image tower's projection, which not every tower has."""
         return False

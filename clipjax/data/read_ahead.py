@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,6 +63,8 @@ class Chunks:
         self.__dict__.update(state)
         parent = multiprocessing.parent_process()
         if parent is not None and self.owner != os.getpid():
+            with contextlib.suppress(ValueError):  # Ctrl-C in a terminal reaches it too, but its run ends it
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             # A worker waits for room in its queue. If the run is killed, it would wait forever.
             threading.Thread(target=_end_with, args=(parent,), name="end_with_the_run", daemon=True).start()
 

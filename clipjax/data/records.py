@@ -23,7 +23,8 @@ from typing import Any
 import msgpack
 
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
-from clipjax.files import read_json, write_text
+from clipjax.files import write_text
+from clipjax.json_files import read_json
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -263,9 +264,8 @@ def _check(record: dict[str, Any]) -> None:
     """Raises RecordError where a field is missing, has another type, or does not fit a batch's int32."""
     for name, kind in (("image", bytes), ("texts", list), ("key", str)):
         if not isinstance(record.get(name), kind):
-            raise RecordError(
-                "corrupt record", f"field '{name}' is {type(record.get(name)).__name__}, expected {kind.__name__}"
-            )
+            kinds = type(record.get(name)).__name__, kind.__name__
+            raise RecordError("corrupt record", f"field '{name}' is {kinds[0]}, expected {kinds[1]}")
     texts = record["texts"]
     if not all(isinstance(text, str) for text in texts) or not any(map(str.strip, texts)):
         raise RecordError("no caption", f"record '{record['key']}' has no caption, or one that is not text")
@@ -292,9 +292,7 @@ def _well_formed(manifest: dict[str, Any]) -> bool:
     try:
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
         return all(
-            Path(shard["file"]).name == shard["file"]
-            and isinstance(shard["records"], int)
-            and isinstance(shard["bytes"], int)
+            Path(shard["file"]).name == shard["file"] and {type(shard["records"]), type(shard["bytes"])} == {int}
             for shard in shards
         )
     except (KeyError, TypeError, AttributeError):

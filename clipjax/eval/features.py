@@ -37,6 +37,11 @@ class ProbeConfig(EvaluatorConfig):
         return {"source": self.source, "train": self.train, **own}
 
     @property
+    def embeds(self) -> tuple[str, ...]:
+        """The towers that it needs."""
+        return ("image",)
+
+    @property
     def needs_features(self) -> bool:
         """Whether it reads what enters the projection."""
         return self.features == "before_projection"

@@ -17,7 +17,8 @@ from typing import Any
 from clipjax.config import ConfigError, nearest, require
 from clipjax.data.labels import read_class_names as read_names
 from clipjax.data.templates import TemplateError, pieces_of, read_template_lines
-from clipjax.files import TextFileError, read_json
+from clipjax.files import TextFileError
+from clipjax.json_files import read_json
 
 NAMES_SUFFIX = "_classnames.json"
 TEMPLATES_SUFFIX = "_zeroshot_classification_templates.json"

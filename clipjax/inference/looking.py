@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.probe import read_labels
 from clipjax.data.records import MANIFEST, RecordError
 from clipjax.data.sources import FolderConfig, ParquetConfig, Source, WebDatasetConfig, open_source
+from clipjax.data.sources.columns import parquet_columns, table_columns
 from clipjax.data.sources.tables import TABLES
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.files import glob_visible
@@ -23,7 +25,8 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
     """The options of a source for a folder or a file, by what is in it.
 
     Known are records of `clipjax` (manifest.json), tars, Parquet files, tables and images, in this order; the split's
-    folder is looked into too. Raises ConfigError for a path that does not exist or holds none of these.
+    folder is looked into too. Columns are chosen by their usual names. Raises ConfigError for a path that does not
+    exist or holds none of these.
     """
     path = Path(path)
     require(path.exists(), f"--data={path} does not exist.")
@@ -32,15 +35,19 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
     else:
         if (path / MANIFEST).is_file():
             return SourceConfig(path=str(path), split=split)
-        found = [Path(name) for pattern in ("*", f"{split}/*") for name in glob_visible(f"{path}/{pattern}")]
+        found = [
+            Path(name)
+            for pattern in ("*", f"{split}/*")
+            for name in glob_visible(f"{glob.escape(str(path))}/{pattern}")
+        ]
         names = {name.suffix.lower() for name in found if name.is_file()}
     if ".tar" in names:
         return WebDatasetConfig(path=str(path), split=split)
     if ".parquet" in names:
-        return ParquetConfig(path=str(path), split=split)
+        return parquet_columns(ParquetConfig(path=str(path), split=split), {})
     tables = [path] if path.is_file() else [name for name in found if name.suffix.lower() in TABLES]
     if len(tables) == 1 and tables[0].suffix.lower() in TABLES:
-        return FolderConfig(path=str(tables[0]))
+        return table_columns(tables[0], {})
     images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
     if images and path.is_dir():
         listing = list_files(path / split if split and (path / split).is_dir() else path)

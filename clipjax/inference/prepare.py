@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from clipjax.config import EvaluationConfig, ExperimentConfig, ModelConfig, evaluated, require
+from clipjax.config import EvaluationConfig, ExperimentConfig, ModelConfig, TokenizerConfig, evaluated, require
 from clipjax.config.fields import LAYOUT, declarations
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import make_tokenizer
+from clipjax.eval import EVALUATORS
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.mesh import make_mesh
+from clipjax.models.towers import towers_of
+from clipjax.models.towers.absent import a_tower
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
 from clipjax.training.check import check_evaluation, check_tokenizer
@@ -43,11 +48,13 @@ def prepare_model(
     if config.tokenizer.name == own.name and not Path(config.tokenizer.path).exists():  # an experiment from elsewhere
         config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=own.path))
     check_evaluators(config)
+    check_embeds(run, config)
+    texts = "text" in towers_of(trained.model)
     require(
-        bool(config.tokenizer.path),
+        bool(config.tokenizer.path) or not texts,
         f"{run.directory} has no tokenizer, without which no text can be embedded: import the weights again with one.",
     )
-    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
+    tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length) if texts else NoTokenizer()
     check_tokenizer(config, tokenizer)
     where = f"{run.directory} step {run.step}"
     check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
@@ -55,6 +62,29 @@ def prepare_model(
     # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
     model = with_runtime_options(trained.model, config.model)
     return dataclasses.replace(config, model=model, optimizer=trained.optimizer), make_mesh(config.mesh), tokenizer
+
+
+def check_embeds(run: Run, config: ExperimentConfig) -> None:
+    """Refuses evaluators that need a tower that the run does not have. Raises ConfigError."""
+    has = towers_of(run.config.model)
+    for name, evaluator in config.eval.evaluators.items():
+        missing = [side for side in evaluator.embeds if side not in has]
+        fitting = [other for other, row in EVALUATORS.items() if set(row.config().embeds) <= set(has)]
+        require(
+            not missing,
+            f"config.eval.evaluators.{name} ('{evaluator.name}') embeds {' and '.join(f'{s}s' for s in missing)}, and "
+            f"{run.directory} has only {a_tower(has[0])}. Evaluators that fit it: {', '.join(fitting) or 'none'}.",
+        )
+
+
+class NoTokenizer:
+    """Stands for the tokenizer of a model without a text tower: every text is one token that nothing reads."""
+
+    config = TokenizerConfig()
+    sha256, vocab_size, pad_id, eos_id = "", 0, 0, -1
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return np.zeros((len(texts), 1), np.int32)
 
 
 def with_runtime_options(trained: ModelConfig, wanted: ModelConfig) -> ModelConfig:

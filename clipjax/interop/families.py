@@ -31,17 +31,16 @@ from clipjax.interop.unrecognised import unrecognised
 
 FAMILIES: dict[str, Family] = {
     "hf_align": hf_align.FAMILY,
-    "hf_chinese_clip": hf_chinese_clip.FAMILY,
-    "hf_chinese_clip_image": one_tower(hf_chinese_clip.FAMILY, "image", "chinese_clip", projects=True),
     "hf_clip": hf_clip.FAMILY,
-    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", projects=True),
+    "hf_clip_image": one_tower(hf_clip.FAMILY, "image", "clip", "metaclip_2", "chinese_clip", projects=True),
     "hf_clip_text": one_tower(hf_clip.FAMILY, "text", "clip", "metaclip_2", projects=True),
+    # After CLIP's, which has the same image tower: an export is of the first family that can hold the model.
+    "hf_chinese_clip": hf_chinese_clip.FAMILY,
     "hf_siglip": hf_siglip.FAMILY,
     "hf_siglip_image": one_tower(hf_siglip.FAMILY, "image", "siglip", projects=False),
-    "hf_siglip_text": one_tower(hf_siglip.FAMILY, "text", "siglip", projects=False),
+    "hf_siglip_text": one_tower(hf_siglip.FAMILY, "text", "siglip", "siglip2", projects=False),
     "hf_siglip2": hf_siglip2.FAMILY,
     "hf_siglip2_image": one_tower(hf_siglip2.FAMILY, "image", "siglip2", projects=False),
-    "hf_siglip2_text": one_tower(hf_siglip2.FAMILY, "text", "siglip2", projects=False),
     "open_clip": open_clip.FAMILY,
     "open_clip_coca": coca.FAMILY,
     "open_clip_resnet": open_clip_conv.RESNET,

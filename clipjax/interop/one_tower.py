@@ -19,11 +19,14 @@ SECTION = {"image": "vision_config", "text": "text_config"}
 KIND = {"image": "vision", "text": "text"}
 PROJECTION = {"image": "visual_projection", "text": "text_projection"}
 OTHER = {"image": "text", "text": "image"}
+ONE = tuple(OTHER)
 ABSENT = {"image": NoImageConfig, "text": NoTextConfig}
 
 
 def one_tower(family: Family, side: str, *kinds: str, projects: bool) -> Family:
     """The family of a directory that has one tower of `family`'s models: `side` is "image" or "text".
+
+    Files of the whole model are read too, where the user names the family.
 
     kinds: model_type of the whole models. projects: whether transformers has the tower with and without a projection,
     as two models (CLIP). Without, the embedding is the pooled state, transformers' pooler_output.
@@ -40,9 +43,12 @@ def one_tower(family: Family, side: str, *kinds: str, projects: bool) -> Family:
         return str(kind).removesuffix(ends) in kinds and str(kind).endswith(ends)
 
     def read(description: Description) -> Meaning:
-        section = config_of(description, "config.json")
-        kind = section.get("model_type", "").removesuffix(ends)
-        config = {"model_type": kind, SECTION[side]: section, "projection_dim": section.get("projection_dim", 512)}
+        config = config_of(description, "config.json")
+        config = {name: value for name, value in config.items() if not name.startswith(SECTION[other])}
+        section = config.get(SECTION[side], {})
+        if config.get("model_type") not in kinds:  # the section alone, and not a whole model to take one tower of
+            kind, section = str(config.get("model_type")).removesuffix(ends), config
+            config = {"model_type": kind, SECTION[side]: section, "projection_dim": section.get("projection_dim", 512)}
         files = {**description.files, "config.json": config}
         if side == "text":  # nothing is said of pixels, and nothing is to be warned of
             files = {name: files[name] for name in files if name != hf_pixels.NESTED} | {hf_pixels.LEGACY: {}}
@@ -103,6 +109,12 @@ def alone(meaning: Meaning, side: str) -> Meaning:
     if side == "image":
         return Meaning(model, meaning.pixels, TokenizerConfig())
     return Meaning(model, PixelConfig(), meaning.tokenizer)
+
+
+def of_both_towers(family: str) -> str:
+    """The name of the family whose tower a family of one tower has: "hf_clip" of "hf_clip_text"."""
+    name, _, side = family.rpartition("_")
+    return name if family.startswith("hf_") and side in ONE else family
 
 
 def has_projection(tower: ImageTowerConfig | TextTowerConfig) -> bool:

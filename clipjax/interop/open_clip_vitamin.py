@@ -42,12 +42,13 @@ TRUNKS: dict[str, ViTaminConfig] = {
 def tensors(model: ModelConfig) -> list[Tensor]:
     """The table of names."""
     image, at, theirs = model.image, "image/block_{i}", "visual.trunk"
-    layer = theirs + ".blocks.{i}"
+    layer, flat = theirs + ".blocks.{i}", reshape((-1, image.width), (1, -1, image.width))
+    position = Tensor("image/position_embedding", (f"{theirs}.pos_embed",), flat)
     return [
         *open_clip.scalars(model),
         *text_tower(model, "text."),
         *_convolutions(image, f"{theirs}.patch_embed.backbone"),
-        Tensor("image/position_embedding", (f"{theirs}.pos_embed",), reshape((-1, image.width), (1, -1, image.width))),
+        *([] if image.position == "none" else [position]),
         *norm(f"{at}/ln_1", f"{layer}.norm1"),
         Tensor(f"{at}/attention/qkv/kernel", (f"{layer}.attn.qkv.weight",), in_proj_kernel),
         Tensor(f"{at}/attention/qkv/bias", (f"{layer}.attn.qkv.bias",), in_proj_bias),

@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from clipjax.config.errors import shown
-from clipjax.files import MAX_JSON, parse_json
 from clipjax.interop.archives import refuse_special
 from clipjax.interop.names import InteropError, Stored
+from clipjax.json_files import MAX_JSON, parse_json
 
 DTYPES = {
     "F64": np.dtype("<f8"),

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipjax import files
+from clipjax import files, json_files
 from clipjax.config.errors import shown
 from clipjax.interop.config_files import OPEN_CLIP, TRANSFORMERS, read_sections
 from clipjax.interop.names import Description, InteropError, Stored
@@ -75,7 +75,7 @@ def open_weights(path: str | Path, state_dict: str = "", format: str = "") -> So
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises InteropError where it is not JSON."""
     try:
-        return files.read_json(path)
+        return json_files.read_json(path)
     except ValueError as error:
         raise InteropError(f"{path} is not JSON, or truncated: {str(error).rstrip('.')}.") from error
 

@@ -26,6 +26,7 @@ AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow)(?![a-z])", re.IGNORE
 TRAINING = re.compile(
     r"(^|\.)(optim|scheduler|lr_sched|.*scaler|.*rng|random|callbacks|loops|n_averaged|hyper_param|(global_)?step)"
 )
+INNER = ("module", "model", "net", "clip")  # what a training script calls a model without a temperature
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 MIN_SHARE = 0.1  # a model has at least this share of the tensors of the largest one in the file
 
@@ -79,11 +80,14 @@ def _chosen(prefixes: list[str], where: str, state_dict: str) -> str:
 
 
 def _container(named: Mapping[str, Any]) -> str:
-    """The prefix of a state dict without a temperature; it is refused later, by the names that it lacks."""
+    """The prefix of a state dict without a temperature: of one tower, or refused later by the names that it lacks."""
     prefix = next((f"{key}." for key in CONTAINERS if any(name.startswith(f"{key}.") for name in named)), "")
     own = [name for name in named if name.startswith(prefix)]
-    while own and all(name.startswith(f"{prefix}module.") for name in own):
-        prefix += "module."
+    while own:
+        inner = next((p for p in INNER if all(name.startswith(f"{prefix}{p}.") for name in own)), "")
+        if not inner:
+            break
+        prefix += f"{inner}."
     return prefix
 
 

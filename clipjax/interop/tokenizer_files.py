@@ -43,8 +43,8 @@ def no_tokenizer(where: str | Path, family: str, beside: frozenset[str], preset:
 
 
 EXPECTED = (
-    "vocab.json with merges.txt, tokenizer.json, spiece.model, tokenizer.model, bpe_simple_vocab_16e6.txt.gz "
-    "(docs/interop.md says which for which family)"
+    "vocab.json with merges.txt, tokenizer.json, vocab.txt, spiece.model, tokenizer.model, "
+    "bpe_simple_vocab_16e6.txt.gz (docs/interop.md says which for which family)"
 )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import EvaluatorConfig, to_json_dict
-from clipjax.files import read_json, write_text
+from clipjax.files import write_text
 from clipjax.inference.session import Evaluation, Record
+from clipjax.json_files import read_json
 from clipjax.models import patch_budget
 from clipjax.processes import duration
 from clipjax.report.html import write_html

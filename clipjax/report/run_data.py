@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, flat, from_json_dict
-from clipjax.files import read_json_object
+from clipjax.json_files import read_json_object
 from clipjax.runs.bad_records_log import read_bad_records
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.run import hint

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.data.bad_records import BadRecord
-from clipjax.files import naming, read_json_lines, write_text
+from clipjax.files import naming, write_text
+from clipjax.json_files import read_json_lines
 
 MAX_ENTRIES = 10_000  # per process, about 3 MB; further records are only counted
 

@@ -13,7 +13,8 @@ import jax
 from absl import logging
 
 from clipjax.config import ConfigError
-from clipjax.files import read_json, write_text
+from clipjax.files import write_text
+from clipjax.json_files import read_json
 from clipjax.processes import gather_json
 
 FILE = "checksums.json"

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipjax.files import naming, read_json_lines, write_text
+from clipjax.files import naming, write_text
+from clipjax.json_files import read_json_lines
 
 FILE = "metrics.jsonl"
 

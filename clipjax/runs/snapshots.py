@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipjax.files import read_json_object, replacing, write_text
+from clipjax.files import replacing, write_text
+from clipjax.json_files import read_json_object
 
 FOLDER = "snapshots"
 PAIRS, PREDICTIONS = f"{FOLDER}/pairs.json", f"{FOLDER}/predictions.json"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, require
-from clipjax.files import read_json, write_text
+from clipjax.files import write_text
+from clipjax.json_files import read_json
 
 FILE, LOCK, LOG = "sweep.json", "sweep.lock", "train.log"
 LONGEST_NAME = 120  # characters of a folder's name

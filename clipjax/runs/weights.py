@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig
+from clipjax.config import ExperimentConfig, require
 from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
 from clipjax.processes import announce
@@ -185,4 +185,9 @@ def load_teacher(
     if not needs_teacher(config):
         return None
     with open_named("config.loss.teacher", config.loss.teacher) as run:
+        towers = towers_of(run.config.model)
+        require(
+            len(towers) == len(SIDES),
+            f"config.loss.teacher={config.loss.teacher} holds only {a_tower(towers[0])}; a teacher needs both.",
+        )
         return make_teacher(config, mesh, run, fingerprint, shapes_only=shapes_only)

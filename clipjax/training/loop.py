@@ -87,6 +87,8 @@ def loop(
                 evaluated(eval_variables(state), step)
                 if results:  # empty without evaluators
                     announce(f"evaluated step {step}: {headline(results)}")
+            if preemption.alone and preemption.signalled:  # during the evaluation
+                preempted = saves = True
             if saves:
                 save(state, data_state=data_state, metrics=results if evaluates else None)
             if evaluates or saves:

@@ -108,7 +108,7 @@ def adapted_kernels(params: Tree) -> Tree:
                 for matrix, pair in matrices.items():
                     _, whole, index = MATRICES[matrix]
                     own = kernels.setdefault(tower, {}).setdefault(name, {}).setdefault(part, {}).setdefault(whole, {})
-                    kernel = own.get("kernel", params[tower][name][part][whole]["kernel"])
+                    kernel = jnp.asarray(own.get("kernel", params[tower][name][part][whole]["kernel"]))
                     # In float32, as parameters are: a TPU's default precision would round A and B to bfloat16.
                     delta = scale * jnp.matmul(pair["a"], pair["b"], precision=lax.Precision.HIGHEST)
                     own["kernel"] = kernel + delta if index is None else kernel.at[..., index, :].add(delta)

@@ -95,6 +95,11 @@ def check_trainable(config: ExperimentConfig) -> None:
             f"{where}={unlocked} is more than the {depth} blocks of config.model.{name}; use -1 for the whole tower.",
         )
         require(
+            unlocked != 0 or bool(heads_of(config)[name]),
+            f"{where}=0: tower '{tower.name}' has nothing behind its blocks (Tower.heads), so none of it would "
+            f"train. Use {multiplier_of}=0 to freeze it.",
+        )
+        require(
             unlocked == -1 or multiplier(config.optimizer, name) > 0,
             f"{where}={unlocked} has no effect with {multiplier_of}=0, which freezes the whole tower. Set one of them.",
         )

@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks.machine import machine
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
-from clipjax.files import read_json_lines, replacing, write_text
+from clipjax.files import replacing, write_text
+from clipjax.json_files import read_json_lines
 from clipjax.report.statistics import Difference, difference, holm
 from clipjax.runs.sweep import is_sweep, read_sweep
 from docs.generate import with_part

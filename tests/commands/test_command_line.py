@@ -15,7 +15,7 @@ def test_help_shows_examples_and_every_flag(command, capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert f"clipjax {command} " in shown
-    assert ("  --config\n" in shown) == (command not in ("import", "export", "compare"))
+    assert ("  --config\n" in shown) == (command not in ("init", "import", "export", "compare"))
     assert ("  --coordinator_address\n" in shown) == (command in ("train", "embed", "eval"))
 
 

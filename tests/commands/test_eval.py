@@ -12,7 +12,8 @@ from clipjax.data.records import ManifestError
 from clipjax.data.sources import WebDatasetConfig
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.inference import comparable, evaluate
-from clipjax.runs import open_run
+from clipjax.runs import CheckpointError, open_run
+from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.checkpoint import save_weights
 from tests.eval import wds_sets
 from tests.eval_runs import fake_embed, run_of, save_steps, start_of
@@ -183,3 +184,27 @@ def test_averages_and_parameters_can_both_be_evaluated(trained, data, tmp_path):
     config.eval.weights = "both"
     with pytest.raises(ConfigError, match="pairs_raw has the name that config.eval.weights='both' gives"):
         eval_command.run(trained / "run", config=from_eval_config(config), out=tmp_path / "raw")
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_gives_way_to_the_newest_or_is_told(
+    data, tmp_path, monkeypatch, capsys
+):
+    config, workdir = run_of(data), tmp_path / "run"
+    save_steps(workdir, config, start_of(config), [3, 6])
+    read = checkpoints.restore_variables
+
+    def vanishing(manager, step, *args, **kwargs):
+        if step == 6:
+            shutil.rmtree(workdir / "checkpoints" / "6")
+            raise ValueError("an array is not there")
+        return read(manager, step, *args, **kwargs)
+
+    shutil.copytree(workdir / "checkpoints" / "6", tmp_path / "6")
+    monkeypatch.setattr(checkpoints, "restore_variables", vanishing)
+    eval_command.run(workdir)
+    assert [path.name for path in (workdir / "eval").glob("*/results.json")] == ["results.json"]
+    assert (workdir / "eval" / "3" / "results.json").exists()
+    assert "6 was removed while it was being read; trying the newest instead." in capsys.readouterr().out
+    (tmp_path / "6").rename(workdir / "checkpoints" / "6")
+    with pytest.raises(CheckpointError, match="6 was removed while it was being read: a running run keeps"):
+        eval_command.run(workdir, step="6")

@@ -74,14 +74,14 @@ def test_two_paths_give_a_configuration_that_can_run(folder):
     assert config.global_batch_size == 64 and config.total_steps == 20  # all 64 records once a step
     assert (config.loss.name, config.loss.repeats) == ("softmax", "positives")
     kinds = {name: (one.name, one.source.split) for name, one in config.eval.evaluators.items()}
-    assert kinds == {"data": ("zero_shot", "validation"), "data_retrieval": ("retrieval", "validation")}
+    assert kinds == {name: (name, "validation") for name in ("zero_shot", "retrieval")}
 
 
 def test_folders_of_classes_are_trained_on_and_evaluated_with_the_same_prompts(folder):
     config = config_of(folder, "classes")
     check(config, num_devices=1)
     assert config.data.train.captions == "folders" and len(config.data.train.prompts) == 3
-    assert config.eval.evaluators["data"].templates == config.data.train.prompts
+    assert config.eval.evaluators["zero_shot"].templates == config.data.train.prompts
     assert config.global_batch_size == 16  # of 18 images
     assert config_of(folder, "captions", ["prompts"]).data.train.prompts == config.data.train.prompts
     assert config_of(folder, "classes", ["captions"]).data.train.prompts == ()

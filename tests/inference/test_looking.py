@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipjax.config import ConfigError
+from clipjax.data.sources import open_source
 from clipjax.inference.looking import evaluation_of, find_source
 from tests.eval import wds_sets
 
@@ -53,3 +54,20 @@ def test_a_folder_of_something_else_is_told(tmp_path):
         find_source(tmp_path)
     with pytest.raises(ConfigError, match="does not exist"):
         find_source(tmp_path / "gone")
+
+
+def test_class_folders_and_columns_with_other_names_are_read(tmp_path):
+    images = [wds_sets.image(number) for number in range(4)]
+    folder = tmp_path / "pets [2024]"
+    for number, data in enumerate(images):
+        place = folder / ("cat", "red_dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(data)
+    found = evaluation_of(folder).eval.evaluators
+    assert {name: one.name for name, one in found.items()} == {"data": "zero_shot"}
+    assert open_source(found["data"].source).class_names == ("cat", "red dog")
+    rows = [f"{('cat', 'red_dog')[n % 2]}/{n}.png;a picture {n}" for n in range(4)]
+    (folder / "rows.csv").write_text("\n".join(["filepath;title", *rows]))
+    assert kinds(folder) == {"data": ("retrieval", "folder")}
+    pq.write_table(pa.table({"jpg": images, "description": list("abcd")}), tmp_path / "test.parquet")
+    assert kinds(tmp_path / "test.parquet") == {"data": ("retrieval", "parquet")}

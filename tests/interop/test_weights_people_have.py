@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clipjax.commands import import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop import bert_rules
 from clipjax.interop.config_files import read_sections, timm_name
@@ -18,6 +19,7 @@ from clipjax.interop.names import Description, InteropError
 from clipjax.interop.open_clip_bert import read_text
 from clipjax.interop.safetensors import write_safetensors
 from clipjax.interop.source import open_weights
+from clipjax.interop.state_dicts import model_tensors
 from clipjax.mesh import make_mesh
 from tests.interop.test_commands import publish
 from tests.interop.test_names import random_file, tiny
@@ -64,6 +66,14 @@ def test_a_wrapped_model_is_read_from_every_kind_of_file(prefix, file, clip, tmp
     found = weights(family, source.tensors)
     assert found.keys() == clip.keys()
     np.testing.assert_array_equal(found["logit_scale"].read(), clip["logit_scale"])
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "net.", "clip.", "state_dict.model.", "net.module."]
+)
+def test_one_wrapped_tower_is_read_without_a_temperature_to_find_it_by(prefix, clip):
+    own = {name: array for name, array in clip.items() if name.startswith("text_model.")}
+    assert model_tensors({prefix + name: array for name, array in own.items()}, "file").keys() == own.keys()
 
 
 @pytest.mark.parametrize("family", ["hf_clip", "open_clip"])
@@ -173,6 +183,12 @@ def test_safetensors_come_before_bin_and_what_trainers_keep_is_no_model(clip, tm
     assert open_weights(path).weights == "step_100.bin"
 
 
+def test_an_import_says_which_file_it_read(tmp_path, capsys):
+    path = both_formats(tmp_path / "both")
+    import_weights.run(path, tmp_path / "run", parity=False)
+    assert "\nRead model.safetensors. Not read: open_clip_model.safetensors.\n" in capsys.readouterr().out
+
+
 def test_parts_of_a_model_without_an_index_are_read_together(clip, tmp_path):
     names = sorted(clip)
     path = tmp_path / "clip"
@@ -222,15 +238,7 @@ def test_a_refusal_says_what_was_found_in_one_line(found):
     assert "\n" not in str(error.value) and "open_clip_convnext" not in str(error.value)
 
 
-def test_long_clip_s_positions_are_named():
-    """Long-CLIP keeps a second table of 248 positions, which no family has."""
-    arrays = random_file("open_clip", CLIP) | {"positional_embedding_res": np.zeros((6, 16), np.float32)}
-    files = configuration("open_clip")
-    description = Description(files, {name: array.shape for name, array in arrays.items()})
-    assert recognise(description)[0] == "open_clip"
-
-
-def test_the_tensor_that_long_clip_adds_is_refused_by_name(tmp_path):
+def test_a_tensor_more_is_refused_by_name(tmp_path):
     arrays = random_file("open_clip", CLIP) | {"positional_embedding_res": np.zeros((6, 16), np.float32)}
     path = directory(tmp_path / "clip", configuration("open_clip"), arrays)
     with pytest.raises(InteropError, match=r"unexpected: positional_embedding_res \[6, 16\]"):

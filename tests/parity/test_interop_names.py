@@ -15,7 +15,7 @@ from clipjax.interop.foreign import open_foreign
 from clipjax.interop.open_clip_timm import TRUNKS
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
-from tests.parity.test_interop_open_clip import EMBED, IMAGE, PATCH, assert_reads_computes_and_writes, config_of
+from tests.parity.test_interop_open_clip import EMBED, IMAGE, PATCH, assert_reads_computes_and_writes, config_of, saved
 from tests.parity.torch_pairs import CONTEXT, VOCAB, as_torch, inputs, perturb
 from tests.torch_reference import import_torch
 
@@ -69,13 +69,31 @@ def computed(path, image, text):
         ("vit_base_patch16_224", "avg", "linear"),
         ("vit_base_patch16_224", "token", None),
         ("vit_medium_patch16_gap_256", "", "linear"),
-        ("vit_base_patch16_clip_224", "token", "linear"),
     ],
 )
 def test_timm_s_plain_trunks_compute_what_open_clip_computes(name, pool, proj, tmp_path, monkeypatch):
     vision = dict(image_size=IMAGE, timm_model_name=register_tiny(name, monkeypatch), timm_pool=pool, timm_proj=proj)
     config = config_of(custom_text=True) | dict(vision_cfg=vision | dict(timm_model_pretrained=False))
     assert_reads_computes_and_writes("open_clip_timm", config, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_clip_trunk_with_a_head_of_open_clip_s_is_written_as_open_clip_s_own_vit(tmp_path, monkeypatch):
+    """The same function under other names, and without timm."""
+    vision = dict(image_size=IMAGE, timm_model_name=register_tiny("vit_base_patch16_clip_224", monkeypatch))
+    vision |= dict(timm_model_pretrained=False, timm_pool="token", timm_proj="linear")
+    theirs = saved(config_of(custom_text=True) | dict(vision_cfg=vision), tmp_path / "original")
+    _, out = computed(tmp_path / "original", *inputs())
+    images, _ = as_torch(*inputs())
+    with torch.no_grad():
+        expected = theirs.encode_image(images, normalize=True)
+    np.testing.assert_allclose(out.image_embedding, expected.numpy(), atol=1e-5)
+    import_weights.run(tmp_path / "original", tmp_path / "run", parity=False)
+    export.run(tmp_path / "run", tmp_path / "out", format="open_clip")
+    again = open_clip.create_model(f"local-dir:{tmp_path / 'out'}", load_weights=False)
+    open_clip.load_checkpoint(again, str(tmp_path / "out" / "open_clip_model.safetensors"), strict=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(again.eval().encode_image(images, normalize=True), expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -90,9 +108,8 @@ def test_biomedclip_computes_what_open_clip_computes(beside, tmp_path, monkeypat
     text = dict(hf_model_name=hub, hf_tokenizer_name=hub, hf_model_pretrained=False, context_length=CONTEXT)
     text |= dict(hf_proj_type="mlp", hf_pooler_type="cls_last_hidden_state_pooler")
     trunk = register_tiny("vit_base_patch16_224", monkeypatch)
-    vision = dict(
-        image_size=IMAGE, timm_model_name=trunk, timm_model_pretrained=False, timm_pool="", timm_proj="linear"
-    )
+    vision = dict(image_size=IMAGE, timm_model_name=trunk, timm_model_pretrained=False)
+    vision |= dict(timm_pool="", timm_proj="linear")
     theirs = perturb(open_clip.CustomTextCLIP(EMBED, vision, text))
     path = tmp_path / "biomed"
     path.mkdir()

@@ -10,7 +10,7 @@ import pytest
 import clipjax
 from clipjax.commands import export, import_weights
 from clipjax.config import ConfigError, MeshConfig
-from clipjax.interop import open_foreign
+from clipjax.interop import InteropError, open_foreign
 from clipjax.mesh import make_mesh
 from clipjax.models import image_tower, text_tower
 from clipjax.models.pixels import Patches
@@ -134,3 +134,25 @@ def test_an_imported_tower_agrees_and_is_exported_bit_for_bit(kind, tmp_path, ca
     again = getattr(transformers, kind).from_pretrained(tmp_path / "out")
     for (name, ours), (other, theirs) in zip(again.state_dict().items(), original.state_dict().items(), strict=True):
         assert name == other and torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_one_tower_of_a_whole_model_is_exported_alone(side, tmp_path, capsys):
+    """What systems that build on an image or a text tower load."""
+    config = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
+    original = randomised(transformers.CLIPModel(config))
+    original.save_pretrained(tmp_path / "source")
+    import_weights.run(tmp_path / "source", tmp_path / "run", parity=False)
+    export.run(tmp_path / "run", tmp_path / "out", format="hf", tower=side)
+    named, read = open_foreign(str(tmp_path / "source"), f"hf_clip_{side}"), open_foreign(str(tmp_path / "out"))
+    assert named.config.model == read.config.model  # an import may also take one tower
+    assert f" as hf_clip_{side} into" in capsys.readouterr().out
+    kind = {"image": "CLIPVisionModelWithProjection", "text": "CLIPTextModelWithProjection"}[side]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [kind]
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file() == (side == "image")
+    ours, theirs = getattr(transformers, kind).from_pretrained(tmp_path / "out").state_dict(), original.state_dict()
+    assert ours and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    with pytest.raises(ConfigError, match=r"--tower='vision' is not one of image, text"):
+        export.run(tmp_path / "run", tmp_path / "other", format="hf", tower="vision")
+    with pytest.raises(InteropError, match="cannot hold this model"):
+        export.run(tmp_path / "run", tmp_path / "other", format="open_clip", tower=side)

@@ -142,10 +142,10 @@ def test_adapters_with_heads_are_no_pefts_but_are_saved_under_our_names(tmp_path
 
 
 def test_layer_decay_is_timms_except_for_the_last_norm():
-    timm = import_torch("timm")
+    timm, optim = import_torch("timm"), import_torch("timm.optim")
     depth = 3
     vit = timm.create_model("vit_tiny_patch16_224", depth=depth, num_classes=4)
-    groups = timm.optim.param_groups_layer_decay(vit, weight_decay=0.0, layer_decay=0.5)
+    groups = optim.param_groups_layer_decay(vit, weight_decay=0.0, layer_decay=0.5)
     names = {id(parameter): name for name, parameter in vit.named_parameters()}
     theirs = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
     config = tiny_config(layer_decay=0.5)

@@ -19,6 +19,7 @@ def test_every_family_has_its_words_and_was_tried():
     assert FAMILIES.keys() == families.WORDS.keys() == RESULTS["families"].keys()
     for name, models in RESULTS["families"].items():
         for model, tried in models.items():
+            assert tried.get("exported_as", name) in FAMILIES
             for output, error in tried["outputs"].items():
                 most = 1e-4 if output == "logits" else 1e-5  # logits: times the scale
                 assert error["max_abs_error"] <= most and error["cosine_error"] <= 1e-9, (name, model, output)

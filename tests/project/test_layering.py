@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     ("config", "signals"),
     ("files",),
+    ("json_files",),
     ("processes",),
     ("mesh",),
     ("data", "models", "losses", "optim"),

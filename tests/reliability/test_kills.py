@@ -47,12 +47,13 @@ def test_a_killed_process_counts_and_one_that_claims_success_beside_it_does_not(
     assert kills.judge(other, [-KILL, 0], spared, "step").wrong, "the wrong process was killed"
 
 
-def test_sigterm_ends_in_its_own_status_or_zero(kills, tmp_path):
+def test_sigterm_ends_in_143_or_zero(kills, tmp_path):
     kill = kills.Kill(TERM, 0, "step", 0.1, spare_others=True)
     folder = finished_run(tmp_path / "run", step=21)
     assert kills.judge(folder, [0, 0], kill, "step") == kills.End(False, "step", "")
-    assert kills.judge(folder, [-TERM, -TERM], kill, "compile").wrong == ""
+    assert kills.judge(folder, [143, 143], kill, "compile").wrong == ""
     assert kills.judge(folder, [1, 0], kill, "step").wrong
+    assert kills.judge(folder, [-TERM], kill, "step").wrong, "nobody handled the signal"
 
 
 def test_every_phase_and_both_signals_are_drawn(kills):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from contextlib import closing
 
 import jax
 import pytest
 
+from clipjax.runs.bad_records_log import read_bad_records
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
 
 
@@ -92,3 +94,29 @@ def test_tensorboard_events_hold_the_same_numbers(tmp_path):
         found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
         data = data[12 + size + 4 :]
     assert found == {"loss": (3, 0.5), "zoo/top1": (3, 0.25)}
+
+
+def test_lines_that_are_torn_not_utf_8_or_without_a_step_are_left_out_and_named_once(tmp_path, caplog):
+    log = b'{"step": 1, "loss": 2.0, "note": "text"}\n{"step": 2, "loss": "\xff"}\n{"loss": 3.0}\n\n{"step": "4"}\n{"st'
+    (tmp_path / "metrics.jsonl").write_bytes(log)
+    for _ in range(2):
+        assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/metrics.jsonl: lines 2, 3, 6 are left out: torn, not UTF-8, or not one of this file's lines."
+    ]
+    MetricsLog(tmp_path, tensorboard=False, resume_step=3).close()
+    assert lines_of(tmp_path) == ['{"step": 1, "loss": 2.0}']
+
+
+def test_bad_records_with_unreadable_lines_are_read_without_them(tmp_path):
+    whole = {"file": "a.tar", "position": 3, "key": "", "cause": "empty", "error": "", "step": 2}
+    (tmp_path / "bad_records.jsonl").write_bytes(json.dumps(whole).encode() + b'\n{"step": 1}\n\xc3\n[1]\n{"file": "b')
+    assert read_bad_records(tmp_path) == [whole]
+
+
+def test_a_full_disk_is_named_with_its_file(tmp_path):
+    log = MetricsLog(tmp_path, tensorboard=False, resume_step=0)
+    log.file.close()
+    log.file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path}/metrics.jsonl'")):
+        log.write(1, {"loss": 1.0})

@@ -14,16 +14,16 @@ from clipjax.models.pixels import Patches
 from clipjax.models.presets import get_preset
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.naflex import NaFlexConfig
-from clipjax.models.transformer import stack_layers
+from clipjax.models.transformer import unstack_layers
 from clipjax.optim.adamw import AdamWConfig
-from clipjax.optim.layers import rate_multipliers
+from clipjax.optim.layers import TOWERS, rate_multipliers
 from clipjax.planning.flops import step_flops, traced_flops
 from clipjax.runs.checkpoint import open_checkpoints, open_read_only, restore, restore_variables, save
 from clipjax.training.check import check
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.lora import merged, with_adapters
 from clipjax.training.state import abstract_state, create_state, eval_variables, initializer
-from clipjax.training.trainable import heads_of, joined, trained
+from clipjax.training.trainable import heads_of, trained
 from tests.tiny import start, tiny_batches, tiny_config
 
 DEPTH = 3
@@ -147,70 +147,63 @@ def test_layer_decay_is_the_rule_of_beit_for_scanned_and_unrolled_blocks(scan):
 # What it costs.
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_the_backward_pass_ends_behind_what_is_frozen(scan):
-    def flops(**changes):
+def test_the_backward_pass_ends_behind_what_is_frozen():
+    def flops(scan=True, **changes):
         config = config_for(scan=scan, **changes)
         mesh = on_one_device(config)
-        state, batch = abstract_state(config, mesh), tiny_batches(1)[0]
-        return traced_flops(make_loss_and_gradients(config, mesh), state.params, {}, batch, KEY)
+        state = jax.eval_shape(initializer(config))
+        return traced_flops(make_loss_and_gradients(config, mesh), state.params, {}, tiny_batches(1)[0], KEY)
 
     frozen = dict(text_lr_multiplier=0.0)
     whole, last, heads = (flops(image_unlocked_blocks=k, **frozen) for k in (DEPTH, 1, 0))
-    none = flops(image_lr_multiplier=0.0)
     image = step_flops(config_for())["image tower"] + step_flops(config_for())["image attention"]
     per_block = (whole - last) / (DEPTH - 1)
     # Two products for each of the forward pass, in three blocks of which the rest of the tower is a small part.
     assert per_block == pytest.approx(2 / 3 * image / DEPTH, rel=0.35)
     assert heads < last - 0.9 * per_block
+    assert flops(scan=False, image_unlocked_blocks=1, **frozen) == last
     assert flops(lora=LoraConfig(rank=2, text=False), **frozen) < whole
-    assert none < flops()
 
 
 # Gradients.
 
 
+@pytest.mark.slow
 def test_gradients_of_last_blocks_and_adapters_are_parts_of_the_whole_gradient():
-    config = config_for(scan=False)
-    mesh = on_one_device(config)
-    batch = jax.device_put(tiny_batches(1)[0])
-    params = jax.jit(lambda: initializer(config)().params)()
-    stacked = {name: stack_layers(tree) if name in ("image", "text") else tree for name, tree in params.items()}
-
-    lora = LoraConfig(rank=2, alpha=3.0, matrices=ALL)
-    adapted = noisy(with_adapters(config_for(lora=lora), stacked, KEY))
-
-    def gradients(params, scan, **changes):
-        return make_loss_and_gradients(config_for(scan=scan, **changes), mesh)(params, {}, batch, KEY)[2]
-
+    mesh, batch, lora = on_one_device(config_for()), tiny_batches(1)[0], LoraConfig(rank=2, alpha=3.0, matrices=ALL)
     last = dict(image_unlocked_blocks=2, text_unlocked_blocks=1)
+
+    def gradients(params, scan=True, **changes):
+        return make_loss_and_gradients(config_for(scan=scan, **changes), mesh)(params, {}, batch, KEY)[2]
 
     @jax.jit
     def all_of_them():
+        adapted = noisy(initializer(config_for(lora=lora))().params)
+        stacked = merged(adapted)
+        unrolled = {name: unstack_layers(tree) if name in TOWERS else tree for name, tree in stacked.items()}
         return (
-            gradients(params, False),
-            gradients(params, False, **last),
-            gradients(stacked, True, remat="full", **last),
-            gradients(adapted, True, lora=lora),
-            gradients(merged(adapted), True),
+            adapted,
+            gradients(stacked),
+            gradients(stacked, remat="full", **last),
+            gradients(unrolled, scan=False, **last),
+            gradients(adapted, lora=lora),
         )
 
-    whole, unrolled, scanned, ours, of_sum = map(host, all_of_them())
-    assert set(unrolled) < set(whole)
-    for name, value in unrolled.items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    adapted, whole, scanned, unrolled, ours = map(host, all_of_them())
     for name, value in scanned.items():
-        first = DEPTH - len(value) if "/blocks/" in name else 0
-        names = [name.replace("blocks", f"block_{i}") for i in range(first, DEPTH)] if "/blocks/" in name else [name]
-        expected = np.stack([whole[n] for n in names]) if "/blocks/" in name else whole[name]
+        expected = whole[name][-len(value) :] if "/blocks/" in name else whole[name]
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+        for i in range(DEPTH - len(value), DEPTH) if "/blocks/" in name else ():
+            one = unrolled[name.replace("blocks", f"block_{i}")]
+            np.testing.assert_allclose(one, whole[name][i], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert {len(value) for name, value in scanned.items() if "/blocks/" in name} == {2, 1}
     assert {name for name in ours if not name.startswith("lora/")} == {"logit_scale", "logit_bias"}
     for name in (name for name in ours if name.endswith("/a")):
         _, tower, block, part, matrix, _ = name.split("/")
         fused = {"query": 0, "key": 1, "value": 2}.get(matrix)
-        kernel = of_sum[f"{tower}/{block}/{part}/{'qkv' if fused is not None else matrix}/kernel"].astype(np.float64)
+        kernel = whole[f"{tower}/{block}/{part}/{'qkv' if fused is not None else matrix}/kernel"].astype(np.float64)
         dw = kernel if fused is None else kernel[..., fused, :]
-        a, b = (np.asarray(adapted["lora"][tower][block][part][matrix][x], np.float64) for x in "ab")
+        a, b = (adapted[f"{name[:-1]}{letter}"].astype(np.float64) for letter in "ab")
         for letter, expected in {"a": dw @ b.swapaxes(1, 2), "b": a.swapaxes(1, 2) @ dw}.items():
             found = ours[f"{name[:-1]}{letter}"]
             np.testing.assert_allclose(found, 3.0 / 2 * expected, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -234,6 +227,7 @@ def towers_of_blocks():
     yield IMAGE_TOWERS["naflex"], naflex, Patches(rng.normal(size=(3, 12, 48)).astype(np.float32), shape)
 
 
+@pytest.mark.slow
 def test_in_every_tower_frozen_blocks_change_no_output_and_get_no_gradient():
     @jax.jit
     def compared():
@@ -241,12 +235,12 @@ def test_in_every_tower_frozen_blocks_change_no_output_and_get_no_gradient():
         for row, config, x in towers_of_blocks():
             whole, part = (row.module(config, 8, jnp.float32, frozen_blocks=frozen) for frozen in (0, 2))
             params = whole.init(KEY, x)
-            value = lambda params, tower, x=x: jnp.sum(tower.apply(params, x).pooled ** 3)  # noqa: E731
+            value = lambda params, tower, x=x: 100 * jnp.sum(tower.apply(params, x).pooled)  # noqa: E731
             results.append([jax.value_and_grad(value)(params, tower) for tower in (whole, part)])
         return results
 
     for (value, grads), (same, some) in compared():
-        assert same == pytest.approx(value, rel=1e-5)
+        assert float(same) == pytest.approx(float(value), rel=1e-4)
         expected = host(grads)
         for name, found in host(some).items():
             trains = name.split("/")[1] in ("ln_post", "map_head", "projection")
@@ -270,6 +264,7 @@ def three_steps(mesh, devices, accumulation=1):
     return config, first, state, float(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_frozen_rows_and_adapted_matrices_keep_their_bits_in_parameters_and_averages():
     config, first, state, _ = three_steps((1, 1, 1), 1)
     for before, after in ((first.params, state.params), (first.ema_params, state.ema_params)):
@@ -302,15 +297,13 @@ def test_steps_of_part_of_the_model_are_the_same_on_any_mesh(mesh, accumulation)
 
 
 def test_adapters_start_at_the_base_and_within_pefts_bound():
-    config = config_for(lora=LoraConfig(rank=4, matrices=ALL))
-    state = create_state(config, on_one_device(config))
-    base = {name: tree for name, tree in state.params.items() if name != "lora"}
-    for name, value in host(merged(state.params)).items():
+    base = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), params_of(config_for()))
+    params = with_adapters(config_for(lora=LoraConfig(rank=4, matrices=ALL)), base, KEY)
+    for name, value in host(merged(params)).items():
         np.testing.assert_array_equal(value, host(base)[name], err_msg=name)
-    for name, value in host(state.params["lora"]).items():
+    for name, value in host(params["lora"]).items():
         if name.endswith("/a"):
             assert 0.9 * value.shape[1] ** -0.5 < np.abs(value).max() <= value.shape[1] ** -0.5
-    assert joined(state.params, trained(config, state.params)).keys() == state.params.keys()
 
 
 def test_a_checkpoint_of_part_of_the_model_is_restored_on_another_mesh(tmp_path):

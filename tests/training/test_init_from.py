@@ -175,5 +175,5 @@ def test_a_directory_that_cannot_give_a_tower_is_refused(named, message, runs):
 def test_a_model_of_one_tower_has_no_temperature_and_is_not_trained(side, given):
     assert set(given[side]) == {side}
     missing = {"image": "text", "text": "image"}[side]
-    with pytest.raises(ConfigError, match=rf"config\.model\.{missing}\.name='none'.*both towers.*init_{side}_from"):
+    with pytest.raises(ConfigError, match=rf"config\.model\.{missing}\.name='absent'.*both towers.*init_{side}_from"):
         check(config(side, global_batch_size=8), num_devices=8)

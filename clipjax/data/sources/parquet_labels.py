@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from clipjax.data.labels import ClassNames, names_beside, names_of_texts, one_list_of_names, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import missing_column
-from clipjax.files import parse_json
+from clipjax.json_files import parse_json
 
 if TYPE_CHECKING:
     import pyarrow

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TextIO
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
 from clipjax.data.sources.fields import has_field, missing_column
-from clipjax.files import parse_json, text_encoding
+from clipjax.files import text_encoding
+from clipjax.json_files import parse_json
 
 TABLES = (".csv", ".tsv", ".jsonl")
 # The columns that the folder source and the commands of data_pipelines read unless others are named.

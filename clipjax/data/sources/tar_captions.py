@@ -8,7 +8,7 @@ from typing import Any
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import RecordError
 from clipjax.data.sources.fields import captions, decode
-from clipjax.files import parse_json as parse
+from clipjax.json_files import parse_json as parse
 
 CAPTION_FIELDS = "caption,captions,text,texts"
 # Extensions of the files that are read where a sample of a tar has neither a .txt nor captions in a .json.

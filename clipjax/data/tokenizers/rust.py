@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clipjax.config import ConfigError, TokenizerConfig, require
-from clipjax.files import read_json as read_any_json
+from clipjax.json_files import read_json as read_any_json
 
 PROBES = ("", "a photo of 2 cats, isn't it?", "\u00e9\u6f22\U0001f600 \u0e01\u0e33 <s>")  # a text of each kind
 

@@ -59,7 +59,8 @@ def _vitamin(size: str, image_size: int, text: tuple[int, int], embed_dim: int) 
         "xl": (1152, 32, 16, (192, 384)),
     }[size]
     shape = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=2 * width)
-    image = ViTaminConfig(image_size=image_size, stage_widths=stage_widths, drop_path=0.1, **shape)
+    position = "none" if size == "xl" else "learned"
+    image = ViTaminConfig(image_size=image_size, stage_widths=stage_widths, position=position, drop_path=0.1, **shape)
     tower = clip_text(*text)
     return ModelConfig(image=image, text=replace(tower, num_heads=16) if size == "xl" else tower, embed_dim=embed_dim)
 
