@@ -104,7 +104,9 @@ def last_results(
     workdir: Path, metrics: list[dict[str, float]], config: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], int | None]:
     """({evaluator: {metric: value}}, step): the last evaluation in metrics.jsonl, or else the last of clipjax eval."""
-    evaluators = config.get("eval", {}).get("evaluators", {})
+    section = config.get("eval")
+    evaluators = section.get("evaluators") if isinstance(section, dict) else {}
+    evaluators = evaluators if isinstance(evaluators, dict) else {}  # config.json may be damaged
     results: dict[str, dict[str, Any]] = {}
     last = None
     for line in metrics:
