@@ -14,6 +14,7 @@ Nothing is overwritten. docs/own_data.md has more.
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(
     device, count = jax.devices()[0].platform, jax.device_count()
     size = choose_size(looked.trained, device, count)
     text = experiment_text(looked, size, model.name, pieces, longest, _data_path(data, out), out)
-    compile(text, str(out), "exec")
+    ast.parse(text, str(out))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(model) as temporary:

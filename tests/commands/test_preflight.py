@@ -109,7 +109,7 @@ RESTARTS = {  # of the workdir `run`
         FingerprintError,
         r"config\.model\.text\.width: checkpoint 32",
     ),
-    "a frozen tower": (lambda f: {"optimizer__image_lr_multiplier": 0.0}, ConfigError, "is now 0.0: a tower that is"),
+    "a frozen tower": (lambda f: {"optimizer__image_lr_multiplier": 0.0}, ConfigError, "is now 0.0: what is frozen"),
     "another seed": (lambda f: {"seed": 3}, ConfigError, "seed=0, config.seed is now 3"),
     "another split": (lambda f: {"data__train__split": "validation"}, ConfigError, "split='train'"),
     "another loss": (lambda f: {"loss__name": "softmax"}, ConfigError, "loss.name='sigmoid'"),

@@ -221,7 +221,7 @@ def test_missing_columns_folders_and_tables_are_named(tmp_path, monkeypatch):
     (tmp_path / "no_images").mkdir()
     with pytest.raises(ManifestError, match="has no records"):
         open_images(tmp_path / "no_images")
-    monkeypatch.setattr(csv_tables, "LONGEST_FIELD", 3)
+    monkeypatch.setattr(csv_tables, "LONGEST_LINE", 3)
     with pytest.raises(ManifestError, match=r"t.csv line \d+ is not CSV: field larger than field limit"):
         open_images(tmp_path / "t.csv", image_key="file", text_key="caption")
 

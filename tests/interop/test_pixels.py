@@ -215,7 +215,6 @@ def test_open_clip_sizes_of_two_equal_numbers_are_read_and_others_refused_by_nam
         ("text", dict(pool="last"), "text_cfg has an unknown field pool='last'"),
         ("text", dict(act_kwargs=dict(approximate="sigmoid")), "text_cfg.act_kwargs={'approximate': 'sigmoid'}"),
         ("model", dict(logit_scale=3.0), "model_cfg has an unknown field logit_scale=3.0"),
-        ("model", dict(nonscalar_logit_scale=True), "model_cfg.nonscalar_logit_scale=True"),
         ("preprocess", dict(means=[0, 0, 0]), "preprocess_cfg has an unknown field means=[0, 0, 0]"),
         ("preprocess", dict(resize_mode="crop"), "preprocess_cfg.resize_mode='crop'"),
         ("preprocess", dict(interpolation="lanczos"), "preprocess_cfg.interpolation='lanczos'"),

@@ -174,7 +174,7 @@ def test_flash_attention_is_four_kernels_whose_schedules_are_read():
 
 
 def test_kernels_without_a_schedule_are_not_counted_in_silence(monkeypatch):
-    monkeypatch.setattr(kernels.subprocess, "run", lambda *args, **_: subprocess.CompletedProcess(args, 1, "", "no"))
+    monkeypatch.setattr(kernels, "run_child", lambda *args, **_: subprocess.CompletedProcess(args, 1, "", "no"))
     kernel = kernels.Kernel("flash_forward", 16, 36, 2, 64, False, "bfloat16")
     assert kernels._bundles([kernel], CHIPS["v5e"]) == [None]
     timed = kernels._timed(kernel, "image attention", 2.0, None, CHIPS["v5e"])
