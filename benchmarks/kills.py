@@ -205,15 +205,19 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
 
 
 def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str | None) -> End:
-    """What exit statuses mean. After SIGKILL: any of the others; else all must be 0 (saved) or 143 (before a step)."""
+    """What exit statuses mean. After SIGKILL: any of the others. After SIGTERM: all 0 (saved),
+
+    or, before the first step, 143, and of the others 1, since they cannot go on without it. Else: all 0.
+    """
     if phase is not None and kill.number == signal.SIGKILL:
         if statuses[kill.index] != -signal.SIGKILL:
             return End(False, phase, f"exit statuses {statuses}")
         if kill.spare_others and 0 in statuses and not finished(run_folder):
             return End(False, phase, f"a process said that all was well: exit statuses {statuses}")
         return End(False, phase, "")
-    allowed = (0, 128 + signal.SIGTERM) if phase is not None else (0,)
-    if any(status not in allowed for status in statuses):
+    stopped = 128 + signal.SIGTERM
+    early = phase is not None and statuses[kill.index] == stopped
+    if any(status not in ((0, 1, stopped) if early else (0,)) for status in statuses):
         return End(False, phase, f"exit statuses {statuses}")
     return End(not any(statuses) and finished(run_folder), phase, "")
 

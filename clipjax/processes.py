@@ -60,6 +60,9 @@ def stopping_together() -> Iterator[None]:
         with signals.tidying(lambda name: (_tell_peers(client, name), _wait_for_readers())):
             yield
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A process that another one has left in a collective hears of its reason soon, and ends with that line.
+            time.sleep(3 * POLL_SECONDS)
         _print(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
             # Most likely the consequence of another process's death: give it, or the service, time to name it.
