@@ -205,9 +205,9 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
 
 
 def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str | None) -> End:
-    """What exit statuses mean. After SIGKILL: any of the others. After SIGTERM: all 0 (saved),
+    """What exit statuses mean. After SIGKILL, the others may have any.
 
-    or, before the first step, 143, and of the others 1, since they cannot go on without it. Else: all 0.
+    After SIGTERM all must be 0 (saved); before the first step 143, and 1 for the others, which cannot go on alone.
     """
     if phase is not None and kill.number == signal.SIGKILL:
         if statuses[kill.index] != -signal.SIGKILL:
