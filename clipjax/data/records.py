@@ -286,14 +286,13 @@ def _whole(value: Any) -> Any:
 
 
 def _well_formed(manifest: dict[str, Any]) -> bool:
-    names = manifest.get("class_names") or []
+    names = manifest.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return False
     try:
         shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        return all(
-            Path(shard["file"]).name == shard["file"] and {type(shard["records"]), type(shard["bytes"])} == {int}
-            for shard in shards
-        )
+        sizes = [shard[name] for shard in shards for name in ("records", "bytes")]
+        plain = all(Path(shard["file"]).name == shard["file"] for shard in shards)
+        return plain and all(type(size) is int and 0 <= size < 2**48 for size in sizes)
     except (KeyError, TypeError, AttributeError):
         return False

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from clipjax.config import ModelConfig, PixelConfig
+from clipjax.config.errors import shown
 from clipjax.data.images.presets import CLIP_STATISTICS
 from clipjax.interop.json_fields import refuse_unknown, square, three_numbers, whole_number
 from clipjax.interop.names import Description, InteropError
@@ -80,10 +81,10 @@ def read_processor(description: Description, kind: str) -> Processor | None:
     fields = CLASSES[kind] | given
     for name, value in fields.items():
         if (name.startswith("do_") or isinstance(CLASSES[kind][name], bool)) and not isinstance(value, bool):
-            raise InteropError(f"{where}{name}={value!r} is not supported; expected true or false.")
+            raise InteropError(f"{where}{name}={shown(value)} is not supported; expected true or false.")
     for name, value in dict(do_resize=True, do_pad=False, use_square_size=False).items():
         if fields.get(name, value) != value:
-            raise InteropError(f"{where}{name}={fields[name]!r} is not supported; expected {value!r}.")
+            raise InteropError(f"{where}{name}={shown(fields[name])} is not supported; expected {shown(value)}.")
     return Processor(kind, fields, where)
 
 
@@ -96,13 +97,13 @@ def read_square(processor: Processor, image_size: int) -> PixelConfig:
     if processor.kind == PATCHES:
         raise InteropError(f"{where}image_processor_type='{PATCHES}' makes patches; this model reads squares.")
     shortest, side = _scaled(fields, where)
-    size = f"{where}size={fields['size']!r}"
+    size = f"{where}size={shown(fields['size'])}"
     pixels = PixelConfig(**_interpolation(processor), **statistics(processor))
     if not fields["do_center_crop"]:
         if shortest:
             raise InteropError(
-                f"{where}do_center_crop=False with size={fields['size']!r} leaves images of different shapes, which "
-                "is not supported; expected do_center_crop=True, or a size of height and width."
+                f"{where}do_center_crop=False with size={shown(fields['size'])} leaves images of different shapes, "
+                "which is not supported; expected do_center_crop=True, or a size of height and width."
             )
         if side != image_size:
             raise InteropError(f"{size} is not supported; the model's image_size is {image_size}, and nothing is cut.")
@@ -110,12 +111,12 @@ def read_square(processor: Processor, image_size: int) -> PixelConfig:
     crop = crop_side(processor)
     if crop != image_size:
         raise InteropError(
-            f"{where}crop_size={fields['crop_size']!r} is not supported; the model's image_size is {image_size}."
+            f"{where}crop_size={shown(fields['crop_size'])} is not supported; the model's image_size is {image_size}."
         )
     if side < crop:
         raise InteropError(
-            f"{size} is smaller than crop_size={fields['crop_size']!r}, so transformers adds a black border, which is "
-            "not supported; expected at least crop_size."
+            f"{size} is smaller than crop_size={shown(fields['crop_size'])}, so transformers adds a black border, "
+            "which is not supported; expected at least crop_size."
         )
     scale_to = 0 if side == crop else side
     if shortest:
@@ -133,7 +134,7 @@ def read_patches(processor: Processor, patch_size: int) -> tuple[PixelConfig, in
         )
     if square(fields["patch_size"], f"{where}patch_size") != patch_size:
         raise InteropError(
-            f"{where}patch_size={fields['patch_size']!r} is not supported; the model's patch_size is {patch_size}."
+            f"{where}patch_size={shown(fields['patch_size'])} is not supported; the model's patch_size is {patch_size}."
         )
     budget = whole_number(fields["max_num_patches"], f"{where}max_num_patches")
     return PixelConfig(**_interpolation(processor), **statistics(processor)), budget
@@ -158,13 +159,15 @@ def statistics(processor: Processor) -> dict[str, tuple[float, ...]]:
     fields, where = processor.fields, processor.where
     mean, std = (three_numbers(fields[name], f"{where}{name}") for name in ("image_mean", "image_std"))
     if min(std) <= 0:
-        raise InteropError(f"{where}image_std={fields['image_std']!r} is not supported; expected positive numbers.")
+        raise InteropError(
+            f"{where}image_std={shown(fields['image_std'])} is not supported; expected positive numbers."
+        )
     last = std if fields.get("include_top") else (1.0,) * 3
     if not fields["do_normalize"]:
         mean, std = (0.0,) * 3, (1.0,) * 3
     factor = three_numbers(fields["rescale_factor"], f"{where}rescale_factor")[0]
     if not (factor > 0 and math.isfinite(255 * factor)):
-        raise InteropError(f"{where}rescale_factor={factor!r} is not supported; expected a positive number.")
+        raise InteropError(f"{where}rescale_factor={shown(factor)} is not supported; expected a positive number.")
     scale, offset = 255.0, 0.0
     if fields["do_rescale"]:
         scale, offset = 255 * factor, float(fields.get("rescale_offset", False))
@@ -231,9 +234,9 @@ def _scaled(fields: Mapping[str, Any], where: str) -> tuple[bool, int]:
 def _square_of(size: Any, where: str) -> int:
     if isinstance(size, Mapping):
         if _given(size).keys() != {"height", "width"}:
-            raise InteropError(f"{where}={size!r} is not supported; expected height and width that are equal.")
+            raise InteropError(f"{where}={shown(size)} is not supported; expected height and width that are equal.")
         if size["height"] != size["width"]:
-            raise InteropError(f"{where}={size!r} is not supported; expected a square.")
+            raise InteropError(f"{where}={shown(size)} is not supported; expected a square.")
         return whole_number(size["height"], f"{where}.height")
     return square(size, where)
 
@@ -246,7 +249,7 @@ def _interpolation(processor: Processor) -> dict[str, str]:
     resample = processor.fields["resample"]
     if type(resample) is not int or resample not in RESAMPLE:
         known = ", ".join(f"{number} ({name})" for number, name in RESAMPLE.items())
-        raise InteropError(f"{processor.where}resample={resample!r} is not supported. Known: {known}.")
+        raise InteropError(f"{processor.where}resample={shown(resample)} is not supported. Known: {known}.")
     return {"interpolation": RESAMPLE[resample]}
 
 

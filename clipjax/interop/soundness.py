@@ -29,6 +29,10 @@ def sound(meaning: Meaning, path: Path, name: str) -> Meaning:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and number > most:
                 raise InteropError(f"{path}: model.{field}={shown(value)}; no model has more than {most:,}.")
+    for side, part in (("image", model.image), ("text", model.text)):
+        width, heads = getattr(part, "width", 0), getattr(part, "num_heads", 1)
+        if width % heads:
+            raise InteropError(f"{path}: model.{side}.num_heads={heads} does not divide the width {width}.")
     image = model.image
     side = getattr(image, "image_size", 0) // max(1, getattr(image, "patch_size", MOST) or MOST)
     if side * side > MOST_POSITIONS:

@@ -75,7 +75,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         document = read_json(path)
         cells = [Cell(**{key: cell[key] for key in cell if key != "workdir"}) for cell in document["cells"]]
         return Sweep(document["config"], document["overrides"], document["fields"], cells)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Put back a copy of it; or remove it, and "
             "clipjax sweep makes it again from its command, and goes on with the cells' folders."

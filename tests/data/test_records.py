@@ -272,6 +272,12 @@ def test_overwrite_never_removes_a_folder_of_other_things(tmp_path):
             ),
             "is incomplete: .*name in this folder",
         ),
+        ('{"format": "clipjax-records/1", "splits": {}, "class_names": 0}', "is incomplete: .*class_names is a list"),
+        (
+            '{"format": "clipjax-records/1", "splits": {"train": {"shards": '
+            '[{"file": "a", "records": 9999999999999999999, "bytes": 1}]}}}',
+            'is incomplete: .*"records": number',
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_why(tmp_path, text, message):

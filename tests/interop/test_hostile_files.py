@@ -300,6 +300,7 @@ def test_what_is_no_file_is_not_read(tmp_path):
         ("vision_config", "patch_size", 0),
         ("text_config", "vocab_size", 10**400),
         ("text_config", "num_attention_heads", -1),
+        ("vision_config", "num_attention_heads", 255),
         ("text_config", "max_position_embeddings", [1]),
         ("text_config", "layer_norm_eps", "x"),
     ],

@@ -70,6 +70,11 @@ class RustTokenizer:
         with library_errors(f"config.tokenizer.path='{self.config.path}' cannot encode a text"):
             encodings = self.pipeline.encode_batch_fast(self._prepared(texts))
         for row, encoding in zip(ids, encodings, strict=True):
+            require(
+                len(encoding) <= self.context_length,
+                f"config.tokenizer.path='{self.config.path}' gives {len(encoding)} tokens where {self.context_length} "
+                "were asked for (config.model.text.context_length): its rules contradict each other.",
+            )
             row[: len(encoding)] = encoding.ids
         if self.config.eos_to_pad:
             ids[ids == self.eos_id] = self.pad_id
