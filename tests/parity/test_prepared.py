@@ -231,16 +231,15 @@ def test_the_report_says_where_the_original_has_no_processor_and_no_tokenizer(tm
 
 @pytest.mark.slow
 def test_an_exported_open_clip_directory_agrees_end_to_end(clip, tmp_path, capsys):
-    """Its transform and tokenizer are open_clip's own; the export names what open_clip does in its own way."""
+    """Its transform is open_clip's own; the export names what open_clip does in its own way."""
     import_weights.run(clip, tmp_path / "run", parity=False)
     with pytest.raises(InteropError, match="open_clip: cannot express config.data.pixels.scale_to=48"):
-        export.run(tmp_path / "run", tmp_path / "out", format="open_clip")
-    export.run(tmp_path / "run", tmp_path / "out", format="open_clip", nearest_pixels=True)
+        export.run(tmp_path / "run", tmp_path / "out", format="open_clip", tokenizer=False)
+    export.run(tmp_path / "run", tmp_path / "out", format="open_clip", nearest_pixels=True, tokenizer=False)
     assert "does not keep config.data.pixels.scale_to=48 (read back as 32)" in capsys.readouterr().out
     import_weights.run(tmp_path / "out", tmp_path / "again")
     found = report(tmp_path / "again")
     assert found["agrees"] and found["end_to_end"]["picture"]["max_levels"] < 0.01
-    assert all(found["end_to_end"]["captions"][caption]["tokens_equal"] for caption in CAPTIONS)
 
 
 @pytest.mark.slow
