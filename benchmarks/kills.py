@@ -207,7 +207,8 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
 def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str | None) -> End:
     """What exit statuses mean. After SIGKILL, the others may have any.
 
-    After SIGTERM all must be 0 (saved); before the first step 143, and 1 for the others, which cannot go on alone.
+    After SIGTERM all must be 0 (saved). Before the first step, its process has 143, and with nothing left to save 0;
+    the others cannot go on alone, and end with 1 or by JAX's service.
     """
     if phase is not None and kill.number == signal.SIGKILL:
         if statuses[kill.index] != -signal.SIGKILL:
@@ -216,8 +217,9 @@ def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str |
             return End(False, phase, f"a process said that all was well: exit statuses {statuses}")
         return End(False, phase, "")
     stopped = 128 + signal.SIGTERM
-    early = phase is not None and statuses[kill.index] == stopped
-    if any(status not in ((0, 1, stopped) if early else (0,)) for status in statuses):
+    own = None if phase is None else statuses[kill.index]
+    alone = own == stopped or (own == 0 and finished(run_folder))
+    if any(status not in ((0, 1, stopped, -signal.SIGABRT) if alone else (0,)) for status in statuses):
         return End(False, phase, f"exit statuses {statuses}")
     return End(not any(statuses) and finished(run_folder), phase, "")
 

@@ -54,6 +54,7 @@ def test_sigterm_ends_in_143_or_zero(kills, tmp_path):
     assert kills.judge(folder, [143, 143], kill, "compile").wrong == ""
     assert kills.judge(folder, [143, 1], kill, "compile") == kills.End(False, "compile", "")
     assert kills.judge(folder, [0, 1], kill, "compile").wrong, "all processes save together"
+    assert not kills.judge(finished_run(tmp_path / "done"), [0, -signal.SIGABRT], kill, "report").wrong
     assert kills.judge(folder, [1, 0], kill, "step").wrong
     assert kills.judge(folder, [-TERM], kill, "step").wrong, "nobody handled the signal"
 
