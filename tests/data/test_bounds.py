@@ -146,6 +146,10 @@ DAMAGED = {
         post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "X", "type_id": 0}}],
                         "pair": [], "special_tokens": {}}
     ),
+    "a template with an id beyond int32": lambda made: made.update(
+        post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "X", "type_id": 0}}],
+                        "pair": [], "special_tokens": {"X": {"id": "X", "ids": [2**32 - 1], "tokens": ["X"]}}}
+    ),
     "a damaged table of characters": lambda made: made.update(
         normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     ),

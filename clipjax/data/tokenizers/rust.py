@@ -63,7 +63,10 @@ class RustTokenizer:
         pipeline.enable_truncation(context_length)
         pipeline.no_padding()
         with quiet_stderr():
-            self(PROBES)  # damage may be met only now
+            try:
+                self(PROBES)  # damage may be met only now
+            except OverflowError as error:
+                raise ConfigError(f"config.tokenizer.path='{config.path}' gives ids beyond 2^31: {error}.") from error
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
