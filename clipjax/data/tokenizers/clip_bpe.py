@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, TokenizerConfig, require
+from clipjax.config.errors import shown
 from clipjax.data.tokenizers.clean_text import make_clean
 from clipjax.data.tokenizers.hf import find_token, set_template, token_settings
 from clipjax.data.tokenizers.rust import (
@@ -121,7 +122,7 @@ def read_hf(vocab_file: Path, merges_file: Path) -> tuple[dict[str, int], list[t
         raise ConfigError(f"config.tokenizer.path: '{merges_file}' is not text ({error}).") from error
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     bad = next((pair for pair in merges if len(pair) != 2), None)
-    require(bad is None, f"config.tokenizer.path: '{merges_file}' has a line that is not two pieces: {bad}.")
+    require(bad is None, f"config.tokenizer.path: '{merges_file}' has a line that is not two pieces: {shown(bad)}.")
     return vocab, merges
 
 
