@@ -59,7 +59,7 @@ FRAMES = {
 }
 # How long the phase lasts at most where a kill is to come: the kill follows its beginning by a share of these seconds.
 PHASES = {"compile": 2.0, "restore": 0.5, "evaluation": 0.5, "step": 2.0, "checkpoint": 0.1, "report": 1.0}
-FIGURES_EVERY = 10  # one run in so many draws snapshots and a report, where a kill may come during them
+FIGURES_EVERY = 10  # every tenth run draws snapshots and a report, and may be killed while it does
 LONGEST_START = 8.0  # seconds from a start to a kill that waits for no phase
 NOTICE_SHARE = 0.02  # of the lives of several processes: only one is killed, and the others must end by themselves
 NOTICE_SECONDS = 120  # in which they do

@@ -13,7 +13,7 @@ from clipjax.data.records import decode_record, encode_record, write_records
 from clipjax.eval import RetrievalConfig
 from data_pipelines import scene_content, scenes, train_tokenizer
 
-DAMAGED = 29  # one record in so many has half a picture
+DAMAGED = 29  # every 29th record has half a picture
 
 
 def get_config(data: str = "data") -> ConfigDict:

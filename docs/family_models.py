@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.pytorch import declare_missing_operators
 from clipjax.commands import export, import_weights
 from clipjax.config import ModelConfig
 from clipjax.interop import eva
@@ -44,16 +45,7 @@ class Saved(NamedTuple):
 
 def library(name: str = "torch") -> ModuleType:
     """torch, or a library that needs it."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # its operators are missing beside a CPU torch; their names are enough for importing it
-        for operator in ("nms", "qnms"):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", schema)
-    except ImportError:
-        pass
+    declare_missing_operators(importlib.import_module("torch"))
     return importlib.import_module(name)
 
 

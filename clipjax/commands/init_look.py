@@ -105,7 +105,7 @@ def train_tokenizer(looked: Looked) -> tuple[bytes, int, int]:
 
 
 def vocabulary_of(lines: list[str]) -> int:
-    """Pieces at most: about twice as many as there are different words, and room for all characters."""
+    """The largest number of pieces: about twice the number of different words, and room for all characters."""
     words = {word for line in lines for word in line.split()}
     characters = {character for line in lines for character in line}
     size = 2 ** int(np.ceil(np.log2(max(len(words), 100) * 2)))

@@ -96,8 +96,8 @@ def _check_directory(file: BinaryIO, path: Path) -> None:
             length = max(length if length < 2**32 - 1 else 0, *_long_lengths(record, tail, at))
         if min(length, size) > MAX_DIRECTORY:
             raise InteropError(
-                f"{path} has a list of members of {min(length, size):,} bytes, the limit is {MAX_DIRECTORY:,}: "
-                "no model has so many tensors."
+                f"{path} has a list of members of {min(length, size):,} bytes; the limit is {MAX_DIRECTORY:,}, more "
+                "than any model's tensors need. This is not a file of weights."
             )
     file.seek(0)
 

@@ -7,13 +7,10 @@ configuration: they are state dicts for rei/eva_clip/factory.py, where the user 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import open_clip, open_clip_config, tokenizer_files
-from clipjax.interop.config_files import timm_name
-from clipjax.interop.json_fields import square
+from clipjax.interop import open_clip, open_clip_config, timm_trunks, tokenizer_files
 from clipjax.interop.layouts import in_proj_kernel, linear, patch_conv, qkv_bias, qkv_kernel, reshape
 from clipjax.interop.names import (
     Description,
@@ -62,25 +59,17 @@ def original_tensors(model: ModelConfig) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of timm's EVA trunks."""
-    text = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {}).get("text_cfg", {})
-    return timm_name(_vision(description)).startswith(("eva_", "eva02_")) and not text.get("hf_model_name")
+    return timm_trunks.named(description).startswith(("eva_", "eva02_"))
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a trunk, a pooling or an image size that no EVA-CLIP has."""
     model = open_clip_config.model_cfg(description)
     vision = model["vision_cfg"]
-    name, where = timm_name(vision) or vision["timm_model_name"], f"{open_clip.CONFIG}: vision_cfg"
-    if name not in TRUNKS:
-        raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
+    image = timm_trunks.known(vision, TRUNKS)
     if vision.get("timm_pool", "avg") != "token" or vision.get("timm_proj", "linear"):
-        raise InteropError(f"{where}: expected timm_pool 'token' and timm_proj null; got {vision}.")
-    drop_path = float(vision.get("timm_drop_path") or 0.0)
-    image = replace(TRUNKS[name], patch_dropout=vision.get("patch_dropout", 0.0), drop_path=drop_path)
-    if square(vision.get("image_size", 224), f"{where}.image_size") != image.image_size:
-        raise InteropError(
-            f"{where}.image_size={vision.get('image_size', 224)}; {name} takes images of {image.image_size}."
-        )
+        raise InteropError(f"{timm_trunks.WHERE}: expected timm_pool 'token' and timm_proj null; got {vision}.")
+    image = timm_trunks.with_dropouts(image, vision)
     return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
 
 
@@ -90,9 +79,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
     names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk) == computed_fields(image)]
     if not names:
         raise InteropError(f"config.model.image is not one of timm's EVA trunks: {', '.join(TRUNKS)}.")
-    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
-    vision |= dict(timm_pool="token", timm_proj=None, patch_dropout=image.patch_dropout)
-    vision |= {"timm_drop_path": image.drop_path} if image.drop_path else {}
+    vision = timm_trunks.write(names[0], image, timm_pool="token", timm_proj=None)
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 

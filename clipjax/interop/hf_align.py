@@ -17,7 +17,7 @@ from clipjax.interop import hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.conv_towers import efficientnet
 from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import Layout, linear
-from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor, config_of, weight_and_bias
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.efficientnet import STAGES, EfficientNetConfig, block_shapes
 
@@ -68,13 +68,10 @@ _temperature = Layout(
 
 def tensors(model: ModelConfig) -> list[Tensor]:
     """The table of names."""
-    text, embeddings = "text_model", "text_model.embeddings"
+    text = "text_model"
     return [
         Tensor("logit_scale", ("temperature",), _temperature),
-        Tensor("text/token_embedding/embedding", (f"{embeddings}.word_embeddings.weight",)),
-        Tensor("text/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
-        Tensor("text/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
-        *norm("text/ln_embedding", f"{embeddings}.LayerNorm"),
+        *hf_parts.bert_embeddings("text", text),
         *hf_parts.bert_blocks("text", text),
         *weight_and_bias("text/pooler", f"{text}.pooler.dense", linear),
         *weight_and_bias("text/projection", "text_projection", linear),
@@ -115,18 +112,7 @@ def read(description: Description) -> Meaning:
         )
     model = ModelConfig(
         image=replace(image, width=width),
-        text=BertConfig(
-            vocab_size=text["vocab_size"],
-            context_length=min(CONTEXT, text["max_position_embeddings"]),
-            num_positions=text["max_position_embeddings"],
-            token_types=text["type_vocab_size"],
-            pad_id=text["pad_token_id"],
-            pool="cls",
-            pooler=True,
-            projection_bias=True,
-            dropout=float(text["hidden_dropout_prob"]),
-            **hf_parts.tower(text, TEXT, "config.json: text_config"),
-        ),
+        text=BertConfig(pool="cls", pooler=True, projection_bias=True, **hf_parts.read_bert(text, TEXT, CONTEXT)),
         embed_dim=embed_dim,
         logit_scale_init=1 / config.get("temperature_init_value", 1.0),
         logit_scale_max=0.0,
@@ -165,15 +151,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
                 drop_connect_rate=image.drop_path,
                 hidden_dim=image.width,
             ),
-            "text_config": hf_parts.their_tower(text)
-            | dict(
-                model_type="align_text_model",
-                vocab_size=text.vocab_size,
-                max_position_embeddings=text.num_positions or text.context_length,
-                type_vocab_size=text.token_types,
-                pad_token_id=text.pad_id,
-                hidden_dropout_prob=text.dropout,
-            ),
+            "text_config": hf_parts.write_bert(text, "align_text_model"),
         },
         # No further normalisation of what is normalised already.
         hf_pixels.LEGACY: hf_pixels.write_square(PROCESSOR, meaning.pixels, side)

@@ -13,7 +13,7 @@ from clipjax.config import ModelConfig, PixelConfig
 from clipjax.interop import hf_clip, hf_parts, hf_pixels, tokenizer_files
 from clipjax.interop.hf_align import TEXT
 from clipjax.interop.layouts import linear
-from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of, norm, weight_and_bias
+from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of, weight_and_bias
 from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -23,13 +23,10 @@ CONTEXT = 52  # tokens that a text is padded or cut to in training; no file give
 
 def tensors(model: ModelConfig) -> list[Tensor]:
     """The table of names."""
-    text, embeddings = "text_model", "text_model.embeddings"
+    text = "text_model"
     return [
         Tensor("logit_scale", ("logit_scale",)),
-        Tensor("text/token_embedding/embedding", (f"{embeddings}.word_embeddings.weight",)),
-        Tensor("text/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
-        Tensor("text/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
-        *norm("text/ln_embedding", f"{embeddings}.LayerNorm"),
+        *hf_parts.bert_embeddings("text", text),
         *hf_parts.bert_blocks("text", text),
         *weight_and_bias("text/projection", "text_projection", linear, bias=False),
         *(tensor for tensor in hf_clip.tensors(model) if tensor.ours.startswith("image/")),
@@ -51,16 +48,7 @@ def read(description: Description) -> Meaning:
             **hf_parts.grid(vision),
             **hf_parts.tower(vision, hf_clip.VISION, "config.json: vision_config"),
         ),
-        text=BertConfig(
-            vocab_size=text["vocab_size"],
-            context_length=min(CONTEXT, text["max_position_embeddings"]),
-            num_positions=text["max_position_embeddings"],
-            token_types=text["type_vocab_size"],
-            pad_id=text["pad_token_id"],
-            pool="cls",
-            dropout=float(text["hidden_dropout_prob"]),
-            **hf_parts.tower(text, TEXT, "config.json: text_config"),
-        ),
+        text=BertConfig(pool="cls", **hf_parts.read_bert(text, TEXT, CONTEXT)),
         embed_dim=config.get("projection_dim", 512),
         logit_scale_init=math.exp(config.get("logit_scale_init_value", 2.6592)),
     )
@@ -88,15 +76,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
             patch_size=image.patch_size,
             projection_dim=model.embed_dim,
         ),
-        "text_config": hf_parts.their_tower(text)
-        | dict(
-            model_type="chinese_clip_text_model",
-            vocab_size=text.vocab_size,
-            max_position_embeddings=text.num_positions or text.context_length,
-            type_vocab_size=text.token_types,
-            pad_token_id=text.pad_id,
-            hidden_dropout_prob=text.dropout,
-        ),
+        "text_config": hf_parts.write_bert(text, "chinese_clip_text_model"),
     }
     processor = hf_pixels.write_square(PROCESSOR, meaning.pixels, image.image_size)
     return {"config.json": config, hf_pixels.LEGACY: processor}

@@ -35,6 +35,17 @@ def blocks(ours: str, theirs: str) -> list[Tensor]:
     ]
 
 
+def bert_embeddings(ours: str, theirs: str) -> list[Tensor]:
+    """What comes before the blocks of BERT; `theirs` is the name of the model."""
+    embeddings = f"{theirs}.embeddings"
+    return [
+        Tensor(f"{ours}/token_embedding/embedding", (f"{embeddings}.word_embeddings.weight",)),
+        Tensor(f"{ours}/position_embedding", (f"{embeddings}.position_embeddings.weight",)),
+        Tensor(f"{ours}/token_type_embedding", (f"{embeddings}.token_type_embeddings.weight",)),
+        *norm(f"{ours}/ln_embedding", f"{embeddings}.LayerNorm"),
+    ]
+
+
 def bert_blocks(ours: str, theirs: str) -> list[Tensor]:
     """The blocks of BERT; `theirs` is the name of the model."""
     at, layer = f"{ours}/block_{{i}}", f"{theirs}.encoder.layer.{{i}}"
@@ -48,6 +59,31 @@ def bert_blocks(ours: str, theirs: str) -> list[Tensor]:
         *weight_and_bias(f"{at}/mlp/down", f"{layer}.output.dense", linear),
         *norm(f"{at}/ln_2", f"{layer}.output.LayerNorm"),
     ]
+
+
+def read_bert(text: Mapping[str, Any], defaults: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """Options of BertConfig for text_config; longest: tokens that texts are cut to, which no file says."""
+    return dict(
+        vocab_size=text["vocab_size"],
+        context_length=min(longest, text["max_position_embeddings"]),
+        num_positions=text["max_position_embeddings"],
+        token_types=text["type_vocab_size"],
+        pad_id=text["pad_token_id"],
+        dropout=float(text["hidden_dropout_prob"]),
+        **tower(text, defaults, "config.json: text_config"),
+    )
+
+
+def write_bert(text: Any, model_type: str) -> dict[str, Any]:
+    """text_config of a BertConfig."""
+    return their_tower(text) | dict(
+        model_type=model_type,
+        vocab_size=text.vocab_size,
+        max_position_embeddings=text.num_positions or text.context_length,
+        type_vocab_size=text.token_types,
+        pad_token_id=text.pad_id,
+        hidden_dropout_prob=text.dropout,
+    )
 
 
 def tower(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:

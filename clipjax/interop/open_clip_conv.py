@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ImageTowerConfig, ModelConfig
-from clipjax.interop import open_clip, open_clip_config
+from clipjax.interop import open_clip, open_clip_config, timm_trunks
 from clipjax.interop.config_files import timm_name
 from clipjax.interop.conv_towers import convnext, resnet
 from clipjax.interop.json_fields import square
@@ -81,7 +81,7 @@ def read_convnext(description: Description) -> Meaning:
         width=width,
         norm_eps=norm_eps,
         head=head,
-        drop_path=float(vision.get("timm_drop_path") or 0.0),
+        drop_path=timm_trunks.drop_path(vision),
     )
     return _read(description, image)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import open_clip, open_clip_config, tokenizer_files
+from clipjax.interop import open_clip, open_clip_config, timm_trunks, tokenizer_files
 from clipjax.interop.config_files import timm_name
-from clipjax.interop.json_fields import square
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
 from clipjax.interop.open_clip_parts import text_tower
 from clipjax.interop.open_clip_timm import trunk
@@ -87,10 +87,7 @@ def read_image(model: Mapping[str, Any]) -> ViTConfig:
             f"timm_proj={vision.get('timm_proj')!r}. Expected one of timm's SigLIP models, such as "
             f"vit_base_patch16_siglip_224 (sizes: {', '.join(SIZES)}), timm_pool 'map' and timm_proj 'none'."
         )
-    if square(vision.get("image_size", 224), f"{where}.image_size") != int(match[3]):
-        raise InteropError(
-            f"{where}.image_size={vision.get('image_size', 224)!r}; {match[0]} takes images of {match[3]}."
-        )
+    timm_trunks.check_image_size(vision, int(match[3]))
     open_clip_config.refuse_others(vision, dict(patch_dropout=0.0), where)
     width, depth, heads, mlp_dim = SIZES[match[1]]
     return ViTConfig(
@@ -107,7 +104,7 @@ def read_image(model: Mapping[str, Any]) -> ViTConfig:
         activation="gelu_tanh" if match[0] in TANH else "gelu",
         norm_eps=1e-6,
         init="big_vision",
-        drop_path=float(vision.get("timm_drop_path") or 0.0),
+        drop_path=timm_trunks.drop_path(vision),
     )
 
 
@@ -125,14 +122,9 @@ def write(meaning: Meaning) -> dict[str, Any]:
 def write_image(image: ViTConfig) -> dict[str, Any]:
     """vision_cfg."""
     size = next((name for name, sizes in SIZES.items() if sizes[0] == image.width), "unknown")
-    return dict(
-        image_size=image.image_size,
-        timm_model_name=f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}",
-        timm_model_pretrained=False,
-        timm_pool="map",
-        timm_proj="none",
-        **({"timm_drop_path": image.drop_path} if image.drop_path else {}),
-    )
+    name = f"vit_{size}_patch{image.patch_size}_siglip_{image.image_size}"
+    # timm's SigLIP models drop no patches, and it matters to training alone.
+    return timm_trunks.write(name, replace(image, patch_dropout=0.0), timm_pool="map", timm_proj="none")
 
 
 FAMILY = Family(

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 from clipjax.config import ModelConfig, PixelConfig
 from clipjax.data.images.presets import PIXEL_PRESETS
-from clipjax.interop import open_clip, open_clip_config
-from clipjax.interop.config_files import timm_name
+from clipjax.interop import open_clip, open_clip_config, timm_trunks
 from clipjax.interop.conv_towers import conv_and_norm
-from clipjax.interop.json_fields import square
 from clipjax.interop.layouts import conv, in_proj_bias, in_proj_kernel, linear, patch_conv, reshape
 from clipjax.interop.names import (
     Description,
@@ -58,15 +56,8 @@ def _clip_trunks() -> Iterator[tuple[str, Trunk]]:
     for size, ((width, depth, heads, mlp_dim), names) in sizes.items():
         for name in names.split():
             patch, image_size = map(int, name.split("_"))
-            image = ViTConfig(
-                image_size=image_size,
-                patch_size=patch,
-                width=width,
-                depth=depth,
-                num_heads=heads,
-                mlp_dim=mlp_dim,
-                projection_bias=True,
-            )
+            shape = dict(width=width, depth=depth, num_heads=heads, mlp_dim=mlp_dim)
+            image = ViTConfig(image_size=image_size, patch_size=patch, projection_bias=True, **shape)
             yield f"vit_{size}_patch{patch}_clip_{image_size}", Trunk(image, own_head=True)
             if name in quick.get(size, "").split():
                 other = replace(image, activation="quick_gelu")
@@ -194,8 +185,7 @@ def _map_head(ours: str, theirs: str) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of TRUNKS."""
-    model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
-    return timm_name(model.get("vision_cfg", {})) in TRUNKS and not model.get("text_cfg", {}).get("hf_model_name")
+    return timm_trunks.named(description) in TRUNKS
 
 
 def read(description: Description) -> Meaning:
@@ -207,11 +197,8 @@ def read(description: Description) -> Meaning:
 
 def read_image(model: Mapping[str, Any]) -> tuple[ViTConfig, PixelConfig]:
     """(image tower of model_cfg, how images are prepared where no file says it). Raises InteropError as `read` does."""
-    vision, where = model["vision_cfg"], f"{open_clip.CONFIG}: vision_cfg"
-    name = timm_name(vision)
-    if name not in TRUNKS:
-        raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
-    image, pool, pixels, own_head = TRUNKS[name]
+    vision, where = model["vision_cfg"], timm_trunks.WHERE
+    image, pool, pixels, own_head = timm_trunks.known(vision, TRUNKS)
     found = dict(timm_pool=vision.get("timm_pool", "avg"), timm_proj=vision.get("timm_proj", "linear") or None)
     if own_head and found["timm_proj"] == "linear" and found["timm_pool"] in ("token", "", None, "avg"):
         open_clip_config.refuse_others(vision, dict(timm_proj_bias=False, timm_drop=0.0), where)
@@ -219,12 +206,8 @@ def read_image(model: Mapping[str, Any]) -> tuple[ViTConfig, PixelConfig]:
         if found["timm_pool"] == "avg":  # without one, the trunk's own
             image = replace(image, pool="gap", class_token=image.pool == "cls")
     elif found != dict(timm_pool=pool, timm_proj=None):
-        raise InteropError(f"{where} has {found}; expected timm_pool '{pool}' and timm_proj null for {name}.")
-    size = vision.get("image_size", 224)
-    if square(size, f"{where}.image_size") != image.image_size:
-        raise InteropError(f"{where}.image_size={size}; {name} takes images of {image.image_size}.")
-    drops = dict(patch_dropout=vision.get("patch_dropout", 0.0), drop_path=float(vision.get("timm_drop_path") or 0.0))
-    return replace(image, **drops), pixels
+        raise InteropError(f"{where} has {found}; expected timm_pool '{pool}' and timm_proj null for this trunk.")
+    return timm_trunks.with_dropouts(image, vision), pixels
 
 
 def read_pixels(description: Description, model: ModelConfig) -> PixelConfig:
@@ -249,13 +232,10 @@ def write_image(image: ViTConfig) -> dict[str, Any]:
     names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk.image) == computed_fields(like)]
     if not names or (own_head and not TRUNKS[names[0]].own_head):
         raise InteropError("config.model.image is none of the ViTs that timm has a name for.")
-    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
+    head = dict(timm_pool=TRUNKS[names[0]].pool, timm_proj=None)
     if own_head:
-        vision |= dict(timm_pool="avg" if image.pool == "gap" else "token", timm_proj="linear")
-    else:
-        vision |= dict(timm_pool=TRUNKS[names[0]].pool, timm_proj=None)
-    vision |= {"patch_dropout": image.patch_dropout} if image.patch_dropout else {}
-    return vision | ({"timm_drop_path": image.drop_path} if image.drop_path else {})
+        head = dict(timm_pool="avg" if image.pool == "gap" else "token", timm_proj="linear")
+    return timm_trunks.write(names[0], image, **head)
 
 
 FAMILY = Family(

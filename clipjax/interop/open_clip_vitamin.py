@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from clipjax.config import ModelConfig
-from clipjax.interop import open_clip, open_clip_config
-from clipjax.interop.config_files import timm_name
-from clipjax.interop.json_fields import square
+from clipjax.interop import open_clip, open_clip_config, timm_trunks
 from clipjax.interop.layouts import conv, in_proj_bias, in_proj_kernel, linear, reshape
 from clipjax.interop.names import (
     Description,
@@ -89,26 +86,21 @@ def _convolutions(image: ViTaminConfig, theirs: str) -> list[Tensor]:
 
 def matches(description: Description) -> bool:
     """Whether OpenCLIP's configuration names one of timm's ViTamin."""
-    model = description.files.get(open_clip.CONFIG, {}).get("model_cfg", {})
-    own_text = not model.get("text_cfg", {}).get("hf_model_name")
-    return timm_name(model.get("vision_cfg", {})) in TRUNKS and own_text
+    return timm_trunks.named(description) in TRUNKS
 
 
 def read(description: Description) -> Meaning:
     """Raises InteropError for a trunk, a pool, a head or an image size that no published ViTamin has."""
-    model, where = open_clip_config.model_cfg(description), f"{open_clip.CONFIG}: vision_cfg"
-    vision, name = model["vision_cfg"], timm_name(model["vision_cfg"])
-    if name not in TRUNKS:
-        raise InteropError(f"{where}.timm_model_name='{name}' is unknown. Known: {', '.join(TRUNKS)}.")
-    open_clip_config.refuse_others(vision, FIXED, where)
+    model = open_clip_config.model_cfg(description)
+    vision = model["vision_cfg"]
+    image = timm_trunks.known(vision, TRUNKS)
+    open_clip_config.refuse_others(vision, FIXED, timm_trunks.WHERE)
     if vision.get("timm_proj", "linear") != "linear":
-        raise InteropError(f"{where}.timm_proj={vision['timm_proj']!r} is not supported; expected 'linear' for {name}.")
-    image, size = TRUNKS[name], vision.get("image_size", 224)
-    if square(size, f"{where}.image_size") != image.image_size:
-        raise InteropError(f"{where}.image_size={size}; {name} takes images of {image.image_size}.")
-    drops = dict(patch_dropout=vision.get("patch_dropout", 0.0), drop_path=float(vision.get("timm_drop_path") or 0.0))
-    text = open_clip.read_text(model, model.get("text_cfg", {}))
-    return open_clip.read_around(description, replace(image, **drops), text)
+        raise InteropError(
+            f"{timm_trunks.WHERE}.timm_proj={vision['timm_proj']!r} is not supported; expected 'linear' for a ViTamin."
+        )
+    image = timm_trunks.with_dropouts(image, vision)
+    return open_clip.read_around(description, image, open_clip.read_text(model, model.get("text_cfg", {})))
 
 
 def write(meaning: Meaning) -> dict[str, Any]:
@@ -117,9 +109,7 @@ def write(meaning: Meaning) -> dict[str, Any]:
     names = [name for name, trunk in TRUNKS.items() if computed_fields(trunk) == computed_fields(image)]
     if not names:
         raise InteropError(f"config.model.image is not one of timm's ViTamin: {', '.join(TRUNKS)}.")
-    vision = dict(image_size=image.image_size, timm_model_name=names[0], timm_model_pretrained=False)
-    vision |= dict(timm_pool="", timm_proj="linear", timm_drop_path=image.drop_path)
-    vision |= {"patch_dropout": image.patch_dropout} if image.patch_dropout else {}
+    vision = timm_trunks.write(names[0], image, timm_pool="", timm_proj="linear")
     return open_clip.write_around(meaning, vision, open_clip.write_text(meaning.model), custom_text=True)
 
 

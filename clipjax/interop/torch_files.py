@@ -70,7 +70,7 @@ def open_torch(path: str | Path) -> dict[str, Stored]:
         if tensors.setdefault(name, tensor) is not tensor:
             raise InteropError(f"{path} has two tensors that are called {name!r}.")
         if len(tensors) > MAX_TENSORS:
-            raise InteropError(f"{path} has more than {MAX_TENSORS:,} tensors: no model has so many.")
+            raise InteropError(f"{path} has more than {MAX_TENSORS:,} tensors, which is more than any model has.")
     if not tensors:
         raise InteropError(f"{path} has no tensors. Expected a state dict, or a checkpoint that holds one.")
     return {name: _stored(path, root, name, tensor, sizes) for name, tensor in tensors.items()}

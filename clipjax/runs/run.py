@@ -91,7 +91,8 @@ class Run:
 
     def variables_with_adapters(self, mesh: Mesh, *, average: bool = True) -> dict[str, Any]:
         """As `variables`, with the adapters of config.lora in "lora" (training/lora.py) instead of added."""
-        return checkpoints.restore_with_adapters(self._manager, self.step, self.config, mesh, average=average)
+        with self._there():
+            return checkpoints.restore_with_adapters(self._manager, self.step, self.config, mesh, average=average)
 
     def weights_sha256(self, *, average: bool = True) -> str:
         """A checksum of the files of the weights that `variables` reads."""

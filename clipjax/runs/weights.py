@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
+from clipjax.optim.layers import TOWERS
 from clipjax.processes import announce
 from clipjax.runs.checkpoint import check_shapes
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
@@ -30,7 +31,6 @@ from clipjax.training.init_from import (
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
 from clipjax.training.teacher import EmbeddedTeacher, Teacher, make_teacher, needs_teacher
 
-SIDES = ("image", "text")
 # The fields that name runs to start from -> the tower that each takes. init_from gives what the others do not.
 FIELDS = {"init_image_from": "image", "init_text_from": "text", "init_from": ""}
 # The entries of a fingerprint that are about a tower and what it reads.
@@ -101,7 +101,7 @@ def _given(run: Run, side: str, where: str, free: frozenset[str], unknown: froze
     that no earlier field has given. unknown: those that only the run has.
     """
     has = towers_of(run.config.model)
-    if not side and len(has) == len(SIDES):
+    if not side and len(has) == len(TOWERS):
         return Given(run, free | unknown)
     side = side or has[0]
     if side not in has:
@@ -119,7 +119,7 @@ def _check_meaning(given: Given, where: str, config: ExperimentConfig, fingerpri
     where: the field and its value, for messages.
     """
     unused = unused_options(given.run.config.model, config.model)
-    prefixes = tuple(prefix for side in SIDES if side in given.parts for prefix in ENTRIES[side])
+    prefixes = tuple(prefix for side in TOWERS if side in given.parts for prefix in ENTRIES[side])
     theirs, ours = (
         {
             name: value
@@ -187,7 +187,7 @@ def load_teacher(
     with open_named("config.loss.teacher", config.loss.teacher) as run:
         towers = towers_of(run.config.model)
         require(
-            len(towers) == len(SIDES),
+            len(towers) == len(TOWERS),
             f"config.loss.teacher={config.loss.teacher} holds only {a_tower(towers[0])}; a teacher needs both.",
         )
         return make_teacher(config, mesh, run, fingerprint, shapes_only=shapes_only)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, ModelConfig
 from clipjax.models.position import resample_positions
 from clipjax.models.transformer import stack_layers, unstack_layers
-from clipjax.optim.layers import ADAPTERS, TEMPERATURE
+from clipjax.optim.layers import ADAPTERS, TEMPERATURE, TOWERS
 from clipjax.training.ema import first_averages
 from clipjax.training.state import TrainState, Weights, abstract_state, create_state, eval_variables
 from clipjax.training.trainable import make_tx, trained
@@ -67,7 +67,7 @@ def projections(variables: dict[str, Any]) -> dict[str, Any]:
     params = variables["params"]
     return {
         side: {name: params[side][name] for name in params[side] if name.startswith("projection")}
-        for side in ("image", "text")
+        for side in TOWERS
         if side in params
     }
 
@@ -98,7 +98,7 @@ def unused_options(one: ModelConfig, other: ModelConfig) -> set[str]:
     Such an option makes no difference at its default: a ViT without rotary positions computes what a NaFlex computes.
     """
     names = set()
-    for side in ("image", "text"):
+    for side in TOWERS:
         towers = getattr(one, side), getattr(other, side)
         for a, b in (towers, towers[::-1]):
             default = type(a)()
@@ -113,7 +113,7 @@ def adapt(variables: dict[str, Any], *, source: ModelConfig, target: ModelConfig
     Every conversion that changes a shape belongs here.
     """
     params = dict(variables["params"])
-    for tower in [name for name in ("image", "text") if name in params]:
+    for tower in [name for name in TOWERS if name in params]:
         wanted = getattr(getattr(target, tower), "scan_layers", None)  # None: a tower whose blocks differ in shape
         if wanted and any(name.startswith("block_") for name in params[tower]):
             params[tower] = stack_layers(params[tower])

@@ -149,7 +149,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path
 def test_an_archive_with_too_many_members_is_refused_before_they_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_DIRECTORY", 1000)
     path = archive(tmp_path / "x.pt", named(a=tensor()), **{str(i): b"" for i in range(50)})
-    refused(path, "has a list of members of .* bytes, the limit is 1,000")
+    refused(path, "has a list of members of .* bytes; the limit is 1,000")
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 10)  # written as a 64-bit archive
     refused(archive(tmp_path / "y.pt", named(a=tensor()), **{str(i): b"" for i in range(50)}), "list of members")
 

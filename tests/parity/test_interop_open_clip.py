@@ -10,10 +10,10 @@ import pytest
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
 from clipjax.interop.foreign import open_foreign
-from clipjax.interop.names import InteropError
+from clipjax.interop.names import Description, InteropError, flatten, their_shapes
 from clipjax.mesh import make_mesh
 from clipjax.models import DualEncoder
-from tests.parity.torch_pairs import BATCH, CONTEXT, IMAGE, PATCH, VOCAB, as_torch, inputs, perturb
+from tests.parity.torch_pairs import BATCH, CONTEXT, IMAGE, PATCH, VOCAB, as_torch, inputs, perturb, shapes_of
 from tests.torch_reference import import_torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -65,6 +65,19 @@ def saved(config, path):
     perturb(model)
     torch.save(model.state_dict(), path / "open_clip_pytorch_model.bin")
     return model
+
+
+def assert_full_size_is_open_clips(family, name, model):
+    """Every option, name and shape of open_clip's configuration `name`, which is returned, built without storage."""
+    config = open_clip.get_model_config(name)
+    shapes = their_shapes(family.tensors(model), model, flatten(shapes_of(model)))
+    files = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": {}}}
+    read = family.read(Description(files, shapes)).model
+    assert (read.image, read.text, read.embed_dim) == (model.image, model.text, model.embed_dim)
+    with torch.device("meta"):
+        clip = open_clip.model.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+    assert {name: tuple(tensor.shape) for name, tensor in clip.state_dict().items()} == shapes
+    return clip
 
 
 def assert_reads_computes_and_writes(family, config, path):

@@ -6,12 +6,19 @@ from dataclasses import replace
 import pytest
 
 from clipjax.interop import open_clip_timm
-from clipjax.interop.names import InteropError, flatten, their_shapes
+from clipjax.interop.names import InteropError
 from clipjax.interop.open_clip_timm import TRUNKS
 from clipjax.models.presets import get_preset
 from tests.parity.conv_towers import Pair, randomise
-from tests.parity.test_interop_open_clip import EMBED, IMAGE, PATCH, assert_reads_computes_and_writes, config_of
-from tests.parity.torch_pairs import perturb, shapes_of
+from tests.parity.test_interop_open_clip import (
+    EMBED,
+    IMAGE,
+    PATCH,
+    assert_full_size_is_open_clips,
+    assert_reads_computes_and_writes,
+    config_of,
+)
+from tests.parity.torch_pairs import perturb
 from tests.torch_reference import import_torch
 
 torch = import_torch()
@@ -115,14 +122,8 @@ OPEN_CLIP_NAMES = {
 @pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
 def test_presets_are_open_clip_s_models(name):
     """Every option, name and shape of the full size, built without storage."""
-    config, model = open_clip.get_model_config(OPEN_CLIP_NAMES[name]), get_preset(name)
-    shapes = their_shapes(open_clip_timm.tensors(model), model, flatten(shapes_of(model)))
-    files = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": {}}}
-    read = open_clip_timm.read(open_clip_timm.Description(files, shapes)).model
-    assert (read.image, read.text, read.embed_dim) == (model.image, model.text, model.embed_dim)
-    with torch.device("meta"):
-        clip = open_clip.model.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
-    assert {name: tuple(tensor.shape) for name, tensor in clip.state_dict().items()} == shapes
+    model = get_preset(name)
+    clip = assert_full_size_is_open_clips(open_clip_timm.FAMILY, OPEN_CLIP_NAMES[name], model)
     normed = [m.eps for m in clip.visual.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert set(normed) == {model.image.norm_eps}
 

@@ -6,13 +6,19 @@ from dataclasses import replace
 import pytest
 
 from clipjax.interop import open_clip_vitamin
-from clipjax.interop.names import InteropError, flatten, their_shapes
+from clipjax.interop.names import InteropError
 from clipjax.interop.open_clip_vitamin import TRUNKS
 from clipjax.models.presets import get_preset
 from tests.parity import torch_pairs
 from tests.parity.conv_towers import Pair
-from tests.parity.test_interop_open_clip import EMBED, IMAGE, assert_reads_computes_and_writes, config_of
-from tests.parity.torch_pairs import perturb, shapes_of
+from tests.parity.test_interop_open_clip import (
+    EMBED,
+    IMAGE,
+    assert_full_size_is_open_clips,
+    assert_reads_computes_and_writes,
+    config_of,
+)
+from tests.parity.torch_pairs import perturb
 from tests.torch_reference import import_torch
 
 torch = import_torch()
@@ -81,14 +87,7 @@ OPEN_CLIP_NAMES = {
 @pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
 def test_presets_are_open_clip_s_models(name):
     """Every option, name and shape of the full size, built without storage."""
-    config, model = open_clip.get_model_config(OPEN_CLIP_NAMES[name]), get_preset(name)
-    shapes = their_shapes(open_clip_vitamin.tensors(model), model, flatten(shapes_of(model)))
-    files = {"open_clip_config.json": {"model_cfg": config, "preprocess_cfg": {}}}
-    read = open_clip_vitamin.read(open_clip_vitamin.Description(files, shapes)).model
-    assert (read.image, read.text, read.embed_dim) == (model.image, model.text, model.embed_dim)
-    with torch.device("meta"):
-        clip = open_clip.model.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
-    assert {name: tuple(tensor.shape) for name, tensor in clip.state_dict().items()} == shapes
+    assert_full_size_is_open_clips(open_clip_vitamin.FAMILY, OPEN_CLIP_NAMES[name], get_preset(name))
 
 
 @pytest.mark.parametrize("option", [dict(timm_pool="map"), dict(timm_proj="mlp"), dict(image_size=256)])

@@ -31,7 +31,6 @@ TEXTS = "txt"
 CLASSES, CAPTIONS, SEVERAL_CLASSES = "classification", "retrieval", "multilabel"
 NEEDS = {CLASSES: "cls", CAPTIONS: TEXTS, SEVERAL_CLASSES: ROW}  # the file that a sample of each task has
 PROBED = 8  # samples that are read when a source is opened, to see whether they have it
-MAX_TARGETS = 1 << 20  # classes
 
 Parts = Mapping[str, bytes]  # extension -> content
 

@@ -37,7 +37,8 @@ class Tower:
 
     module(config, embed_dim, dtype, activations, name=...) makes a linen module; activations is the sharding of
     [batch, ...] arrays, None to leave it to the compiler. module(x, train, hidden_layers) returns a TowerOutput. A
-    module whose blocks are scanned takes frozen_blocks too: the first so many get no gradient (transformer.in_parts).
+    module whose blocks are scanned takes frozen_blocks too: the number of first blocks that get no gradient
+    (transformer.in_parts).
     """
 
     module: Callable[..., Any]
