@@ -44,7 +44,7 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
     train, held_out, split = found.train, found.held_out, "a split of the data"
     try:
         source = open_source(train)
-        require(len(source) >= FEWEST, f"--data={data}: {len(source)} records; expected {FEWEST} or more.")
+        require(len(source) >= FEWEST, f"--data={data}: {len(source):,} records; expected {FEWEST} or more.")
         if held_out is None:
             train, held_out = found.split(len(source))
             split = f"every {_ordinal(train.every)} record"

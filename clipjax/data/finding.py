@@ -85,7 +85,7 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
         suffix, count = next(iter(shards.items()))
         return _of_shards(name, suffix, count, keys)
     if shards:
-        kinds += [f"{len(tables)} tables"] * bool(tables) + [f"{len(listing.images)} images"] * bool(listing.images)
+        kinds += [f"{len(tables):,} tables"] * bool(tables) + [f"{len(listing.images):,} images"] * bool(listing.images)
         raise ConfigError(
             f"--data={name} holds several kinds of data: {', '.join(kinds)}. Name one: its folder, a table, or a "
             f"pattern such as --data='{name}/*{next(iter(shards))}'."
@@ -142,17 +142,17 @@ def _of_images(folder: Path, listing: Listing) -> Found:
         beside = sum(name.lower().endswith(SIDECARS) for name in part.others)
         folders = class_folders_of(part)
         raise ConfigError(
-            f"--data={folder}: {len(part.images)} images, {beside} caption files ({', '.join(SIDECARS)}) and "
-            f"{len(folders)} folders with images. Expected a file NAME.txt beside (nearly) every NAME.jpg, or images "
+            f"--data={folder}: {len(part.images):,} images, {beside} caption files ({', '.join(SIDECARS)}) and "
+            f"{len(folders):,} folders with images. Expected a file NAME.txt beside (nearly) every NAME.jpg, or images "
             "in two or more folders that are named after their classes; or name a table of paths and captions."
         )
     how = (
-        f"images in {len(class_folders_of(part))} class folders"
+        f"images in {len(class_folders_of(part)):,} class folders"
         if captions == "folders"
         else "images with captions beside them"
     )
     make = lambda split: FolderConfig(path=str(folder), split=split, captions=captions)  # noqa: E731
-    return Found(make(train or "train"), make(held_out) if held_out else None, f"{len(part.images)} {how}")
+    return Found(make(train or "train"), make(held_out) if held_out else None, f"{len(part.images):,} {how}")
 
 
 def splits_of_folders(folder: Path, names: set[str]) -> tuple[str, str]:
@@ -181,7 +181,7 @@ def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str,
     train = tables if alone else by_split.get("train", [])
     if len(train) != 1 or (not alone and any(len(names) > 1 for names in by_split.values())):
         raise ConfigError(
-            f"--data={folder} holds {len(tables)} tables ({', '.join(sorted(tables)[:5])}"
+            f"--data={folder} holds {len(tables):,} tables ({', '.join(sorted(tables)[:5])}"
             f"{', ...' if tables[5:] else ''}) and {images} images. Name one: --data={folder}/{sorted(tables)[0]}."
         )
     source = table_columns(folder / train[0], keys)
