@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipjax import signals
-from clipjax.files import printable
+from clipjax.files import message_text, printable
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -175,7 +175,7 @@ def _watch(client: Any, done: threading.Event) -> None:
 
 def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
-        print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
+        print(f"error: {message_text(error)}", file=sys.stderr, flush=True)
         return
     traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
