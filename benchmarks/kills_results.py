@@ -84,8 +84,11 @@ def merged(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
         whole[name] = dict(total.most_common())
     (count,) = processes
     whole["command"] = f"python -m benchmarks.kills --workdir=runs/kills --processes={count} --kills={whole['kills']}"
-    machines = [m for d in documents for m in [*d.get("earlier_machines", []), d.get("machine")] if m]
-    earlier = [m for index, m in enumerate(machines) if m != last.get("machine") and m not in machines[:index]]
+    machines = [m for d in documents for m in [*d.get("earlier_machines", []), d.get("machine", {})]]
+    machines = [
+        {name: value for name, value in m.items() if name != "date"} for m in [*machines, last.get("machine", {})]
+    ]
+    earlier = [m for index, m in enumerate(machines) if m and m != machines[-1] and m not in machines[:index]]
     if earlier:
         whole["earlier_machines"] = earlier
     whole["sittings"] = sittings
@@ -94,7 +97,8 @@ def merged(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def sittings_of(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The sittings of a result; a result that lists none is one, of a commit that it does not know."""
-    return document.get("sittings") or [{name: document.get(name) for name in SITTING}]
+    day = document.get("machine", {}).get("date")
+    return document.get("sittings") or [{name: document.get(name) for name in SITTING} | {"date": day}]
 
 
 def commit() -> str | None:
