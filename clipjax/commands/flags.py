@@ -12,11 +12,12 @@ from logging import LogRecord
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipjax import environment
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.files import printable
 from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together, take_back_sigterm
+from clipjax.processes import announce, stopping_together, take_back_sigterm
 
 
 def parse(
@@ -176,6 +177,8 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
     take_back_sigterm()
     with one_line_errors(), stopping_together():
+        for line in environment.lines():
+            announce(line)
         body()
 
 
