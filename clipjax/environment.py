@@ -32,10 +32,13 @@ class Setting(NamedTuple):
 
 
 _lines: list[str] = []
+_command = ""
 
 
 def prepare(command: str, environ: MutableMapping[str, str] = os.environ) -> None:
     """Applies what SETTINGS want for a command ("train"); called once, before JAX or NumPy is imported."""
+    global _command
+    _command = command
     for wanted in SETTINGS:
         if setting := wanted(command, environ):
             environ.update(setting.variables)
@@ -43,6 +46,11 @@ def prepare(command: str, environ: MutableMapping[str, str] = os.environ) -> Non
                 setting.act()
             if setting.line:
                 _lines.append(setting.line)
+
+
+def command() -> str:
+    """The command that prepare was called for; "" where a program calls clipjax's functions itself."""
+    return _command
 
 
 def lines() -> list[str]:
