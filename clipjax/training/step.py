@@ -73,7 +73,7 @@ def make_train_step(
             averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
             averages = updated_averages(config.optimizer, averages, params, batch_stats)
 
-            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            finite = after_on_cpu(jnp.isfinite(loss) & jnp.isfinite(grad_norm), update_norm)
             new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
             new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
@@ -103,6 +103,16 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def after_on_cpu(finite: jax.Array, update_norm: jax.Array) -> jax.Array:
+    """finite; on a CPU it also waits for update_norm, so that the new state can overwrite the old.
+
+    XLA:CPU copies parameters and moments at the start of a step if anything that reads the old ones could run after the
+    new ones are written. The update's norm is the only such reader. Other compilers order the two by themselves.
+    """
+    waiting = lambda finite, norm: finite & (norm != -1.0)  # noqa: E731  (no norm is negative; the compiler cannot tell)
+    return jax.lax.platform_dependent(finite, update_norm, cpu=waiting, default=lambda finite, norm: finite)
 
 
 def lower_step(
