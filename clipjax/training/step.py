@@ -120,6 +120,8 @@ def after_on_cpu(finite: jax.Array, update_norm: jax.Array) -> jax.Array:
     """
     waiting = lambda finite, norm: finite & (norm != -1.0)  # noqa: E731  (no norm is negative; the compiler cannot tell)
     return jax.lax.platform_dependent(finite, update_norm, cpu=waiting, default=lambda finite, norm: finite)
+
+
 def mean_length(batch: Batch) -> float:
     """The columns of a text, padding included, on average over a batch."""
     parts = [batch[name] for name in ("text", REST) if name in batch]
