@@ -61,10 +61,9 @@ def main() -> None:
             f"| {one['faults']:,.0f} | {one['held_mb']:,} | {one['peak_mb']:,} |"
         )
     result = {"config": args.config, "command": command("benchmarks.kept_memory"), "machine": machine()}
+    result |= {"medians": medians, "turns": turns}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "kept_memory.json").write_text(
-        json.dumps(result | {"medians": medians, "turns": turns}, indent=2) + "\n"
-    )
+    (RESULTS / "kept_memory.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"Wrote {RESULTS / 'kept_memory.json'}")
 
 
