@@ -26,6 +26,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); 
 Remat = Literal["none", "attention", "dots", "offload", "full"]  # docs/mesh.md says what each costs
 Init = Literal["clip", "big_vision"]  # the codebase whose initial weights a tower starts from
 Dtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class PatchBudget(NamedTuple):
@@ -110,4 +111,5 @@ class ModelConfig:
     logit_scale_max: float = experiment(100.0, within=SCALE_OR_ZERO, fixed=MODEL)
     # None: no bias parameter (CLIP); -10.0 for SigLIP
     logit_bias_init: float | None = experiment(None, within=BIAS, fixed=MODEL)
-    dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32
+    # compute dtype; parameters are float32. auto: bfloat16 where it is at least twice as fast (docs/startup.md)
+    dtype: ComputeDtype = experiment("float32")
