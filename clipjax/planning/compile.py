@@ -16,6 +16,7 @@ from clipjax.planning.chips import Chip
 from clipjax.planning.estimate import Estimate
 from clipjax.planning.flops import mfu, step_flops
 from clipjax.planning.hlo import Collective, collectives, parse
+from clipjax.planning.measured import measured_steps
 from clipjax.planning.parts import PARTS, purpose_of
 from clipjax.planning.targets import Target, target_of
 from clipjax.planning.topology import Topology
@@ -46,7 +47,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     started = time.perf_counter()
     try:
         lowered = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True))
-        compiled = lowered.compile(compiler_options=target.options or None)
+        compiled = lowered.compile(compiler_options=topology.options or None)
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory
@@ -184,6 +185,7 @@ def _time(
             "memory": (2 * state + memory["batch"] + 2 * memory["temporaries"]) / chip.hbm_bandwidth,
             "network": sum(c["seconds_at_least"] * c["times"] for c in moves),
         },
+        "measured": measured_steps(chip),
         "work": estimate.work,
         "transfers": estimate.transfers,
         "slowest": estimate.slowest,

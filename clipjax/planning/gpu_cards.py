@@ -68,9 +68,9 @@ class Gpu(Chip):
         """Bytes of the card."""
         return float(self.total)
 
-    def with_fraction(self, fraction: float) -> Gpu:
-        """The card with JAX allowed this fraction of its memory."""
-        return replace(self, hbm=fraction * self.total)
+    def in_this_environment(self) -> Gpu:
+        """The card with the memory that JAX will reserve of it."""
+        return replace(self, hbm=memory_fraction() * self.total)
 
 
 def _gpu(name: str, kind: str, total: int, peak: float, bandwidth: float, **figures: object) -> Gpu:

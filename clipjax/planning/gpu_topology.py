@@ -10,14 +10,19 @@ import os
 import jax
 
 from clipjax.config import ConfigError, require
-from clipjax.planning.gpu_cards import HOST_CARDS, Gpu, memory_fraction, target_config
+from clipjax.planning.gpu_cards import HOST_CARDS, Gpu, target_config
 
+MOST_HOSTS = 4096  # that a plan is made for
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 INSTALL = 'pip install "clipjax[gpu-plan]", or pip install -e ".[gpu-plan]" in the project\'s folder'
 
 
-def gpu_devices(name: str, card: Gpu, shape: str, hosts: int) -> tuple[list[jax.Device], Gpu]:
-    """The devices of `hosts` hosts with `shape` cards each, host after host; and the card with the memory JAX takes.
+# XLA chooses Triton's tiles by timing them on a card; without one, some products find no tile at all.
+OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+
+
+def gpu_devices(name: str, card: Gpu, shape: str, hosts: int) -> tuple[list[jax.Device], Gpu, dict[str, bool | int]]:
+    """The devices of `hosts` hosts with `shape` cards each, host after host; the card; options to compile with.
 
     Raises ConfigError for a shape that no host has, and where a part of the compiler is missing.
     """
@@ -27,13 +32,15 @@ def gpu_devices(name: str, card: Gpu, shape: str, hosts: int) -> tuple[list[jax.
         f"{card.name}:8*4 for four hosts of 8.",
     )
     count = int(shape)
-    require(count > 0 and hosts > 0, f"--topology={name}: the numbers of cards and of hosts must be at least 1.")
+    require(
+        count > 0 and 0 < hosts <= MOST_HOSTS,
+        f"--topology={name}: the number of cards of a host must be at least 1, that of hosts 1 to {MOST_HOSTS:,}.",
+    )
     require(
         count <= HOST_CARDS,
         f"--topology={name}: a host has at most {HOST_CARDS} cards; for more, write {card.name}:{HOST_CARDS}*N for N "
         f"hosts{f', here {card.name}:{HOST_CARDS}*{count // HOST_CARDS}' if count % HOST_CARDS == 0 else ''}.",
     )
-    card = card.with_fraction(memory_fraction())
     _require_plugin(name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA would report that compiling takes minutes as an error
     from jax.experimental import topologies
@@ -50,7 +57,7 @@ def gpu_devices(name: str, card: Gpu, shape: str, hosts: int) -> tuple[list[jax.
             f"--topology={name}: JAX's CUDA plugin cannot describe {card.name} ({str(error).splitlines()[0][:200]}). "
             f"Install the versions that clipjax asks for: {INSTALL}."
         ) from None
-    return list(description.devices), card
+    return list(description.devices), card, dict(OPTIONS)
 
 
 def _require_plugin(name: str) -> None:

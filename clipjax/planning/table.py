@@ -201,18 +201,22 @@ def _work_lines(time: dict[str, Any]) -> list[str]:
 
 
 def _measured_lines(plan: dict[str, Any]) -> list[str]:
-    """The measured step beside the estimate; for an estimate by roofline, that there is none."""
-    time, measured = plan["time"], plan.get("measured")
+    """For an estimate by roofline: how far other plans were from steps that were measured on this card."""
+    time = plan["time"]
     if not time or not time.get("factors"):
         return []
-    if not measured:
-        return [
-            "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published "
-            "rates; no measured step of this project has checked it (docs/plan.md)."
-        ]
-    seconds = measured["seconds"]
-    difference = time["estimated_seconds"] / seconds - 1
-    return [f"Measured: {seconds * 1e3:.1f} ms a step, {measured['file']}; the estimate is {difference:+.0%} off."]
+    lines = [
+        "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published rates."
+    ]
+    if not time["measured"]:
+        return [f"{lines[0]} No measured step of a {plan['device_kind']} has checked it yet (docs/plan.md)."]
+    for step in time["measured"]:
+        ratio = step["milliseconds"] / step["planned_milliseconds"]
+        lines.append(
+            f"Measured on this card: {step['model']} {step['loss']}, batch {step['batch']:,}: "
+            f"{step['milliseconds']:.1f} ms, {ratio:.2f} of its plan ({step['file']})"
+        )
+    return lines
 
 
 def _received(plan: dict[str, Any], part: str) -> float:

@@ -1,4 +1,4 @@
-"""What differs between the compilers that plans are made with: their packages, options and estimates of time."""
+"""What differs between the compilers that plans are made with: their packages and estimates of time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Target(NamedTuple):
 
     packages: tuple[str, ...]  # what compiles, besides JAX; the first that is installed of each "a|b"
     install: str  # the command that installs them in versions that work together
-    options: dict[str, bool | int | str]  # XLA's, for compiling without the accelerator
     estimate: Callable[[Program, Chip, Sequence[int]], Estimate] | None  # host_of: the host of each device
 
 
@@ -38,16 +37,14 @@ def tpu_estimate(program: Program, chip: Tpu, host_of: Sequence[int]) -> Estimat
 
 
 _TARGETS = {
-    Tpu: Target(("libtpu",), 'pip install "jax[tpu]=={jax}"', {}, tpu_estimate),
+    Tpu: Target(("libtpu",), 'pip install "jax[tpu]=={jax}"', tpu_estimate),
     Gpu: Target(
         ("jax-cuda13-plugin|jax-cuda12-plugin", "nvidia-cudnn-cu13|nvidia-cudnn-cu12"),
         INSTALL,
-        # Triton's tiles are chosen by timing them on a card; without one some products find no tile at all.
-        {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0},
         gpu_estimate,
     ),
 }
-HOST = Target((), "", {}, None)
+HOST = Target((), "", None)
 
 
 def target_of(chip: Chip | None) -> Target:

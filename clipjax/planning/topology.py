@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ class Topology(NamedTuple):
     name: str
     devices: list[jax.Device]
     chip: Chip | None  # None where no figures are known, as for CPUs
+    options: Mapping[str, bool | int] = MappingProxyType({})  # XLA's, for compiling without the devices
 
 
 def open_topology(name: str) -> Topology:
@@ -34,7 +37,8 @@ def open_topology(name: str) -> Topology:
     devices.
     """
     if name == "local":
-        return Topology(name, jax.devices(), chip_of_kind(jax.devices()[0].device_kind))
+        chip = chip_of_kind(jax.devices()[0].device_kind)
+        return Topology(name, jax.devices(), chip and chip.in_this_environment())
     match = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name)
     require(
         match is not None,
@@ -45,9 +49,8 @@ def open_topology(name: str) -> Topology:
     kind, shape, slices = match.groups()
     if kind == "cpu":
         return Topology(name, _cpu_devices(shape), None)
-    chip = get_chip(kind)
-    devices, chip = _OPENERS[type(chip)](name, chip, shape, 1 if slices is None else int(slices))
-    return Topology(name, devices, chip)
+    chip = get_chip(kind).in_this_environment()
+    return Topology(name, *_OPENERS[type(chip)](name, chip, shape, 1 if slices is None else int(slices)))
 
 
 def host_devices_flag(name: str) -> str | None:
@@ -67,7 +70,7 @@ def _cpu_devices(shape: str) -> list[jax.Device]:
     return devices[: int(shape)]
 
 
-def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[jax.Device], Tpu]:
+def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[jax.Device], Tpu, dict]:
     require(
         importlib.util.find_spec("libtpu") is not None,
         f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
@@ -86,7 +89,8 @@ def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[ja
     if slices > 1:
         options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options).devices), chip
+        description = topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options)
+        return list(description.devices), chip, {}
     except jax.errors.JaxRuntimeError as error:
         version, reason = importlib.metadata.version("libtpu"), str(error).splitlines()[0]
         example = f"{chip.name}:{'x'.join(['4'] * chip.torus)}"
@@ -96,5 +100,5 @@ def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[ja
         ) from None
 
 
-# How the devices of a kind of chip are opened: (name, chip, shape, slices or hosts) -> (devices, chip).
+# How the devices of a kind of chip are opened: (name, chip, shape, slices or hosts) -> (devices, chip, options).
 _OPENERS = {Tpu: _tpu_devices, Gpu: gpu_devices}
