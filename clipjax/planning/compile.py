@@ -21,7 +21,7 @@ from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import lower_step
+from clipjax.training.step import compile_lowered, lower_step
 
 
 class OutOfMemory(NamedTuple):
@@ -43,7 +43,8 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     state = abstract_state(config, mesh)
     started = time.perf_counter()
     try:
-        compiled = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True)).compile()
+        lowered = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True))
+        compiled, _ = compile_lowered(lowered, mesh)
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
+from clipjax.gpu import compile_known, describe_options, gpu_options
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -118,6 +119,13 @@ def lower_step(
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
+def compile_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> tuple[jax.stages.Compiled, str]:
+    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing."""
+    options = gpu_options(list(mesh.devices.flat))
+    compiled, unknown = compile_known(lambda known: lowered.compile(compiler_options=known or None), options)
+    return compiled, describe_options({name: value for name, value in options.items() if name not in unknown})
+
+
 def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None) -> Callable:
     """(state, batch) -> (state, metrics), compiled now, so that the first step is not mistaken for a slow one.
 
@@ -125,7 +133,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     """
     started = time.perf_counter()
     state = abstract_state(config, mesh)
-    compiled = lower_step(config, mesh, state, teacher).compile()
+    compiled, gpu = compile_lowered(lower_step(config, mesh, state, teacher), mesh)
     extra = (teacher.variables,) if teacher else ()
     part = jax.eval_shape(functools.partial(trained, config), state.params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (state.params, part)]
@@ -134,6 +142,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
         f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
+        + (f"; GPU: {gpu} (docs/gpu.md)" if gpu else "")
     )
     columns = batch_shapes(config, teacher)
     return lambda state, batch: compiled(state, {name: batch[name] for name in columns}, *extra)
