@@ -24,7 +24,7 @@ COMMANDS = {
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
     "check": ("clipjax.commands.check", "check an experiment and its data, list all errors, show samples"),
     "check-data": ("clipjax.commands.check_data", "read all data of an experiment and count what is bad"),
-    "plan": ("clipjax.commands.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
+    "plan": ("clipjax.commands.plan", "memory, collectives and time on TPUs, GPUs or any mesh, before running there"),
 }
 
 

@@ -1,12 +1,14 @@
-"""Estimates what an experiment costs on a TPU slice, a mesh of CPUs or this machine, before anyone pays for it.
+"""Estimates what an experiment costs on a TPU slice, GPU hosts, a mesh of CPUs or this machine, before anyone pays.
 
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --compare=loss.comm=ring --out=plan.json
     clipjax plan --config=experiments/clip_b32.py:clip_vit_l14 --topology=v5p:8x8x4 --config.model.image.remat=dots
+    clipjax plan --config=experiments/siglip_b16.py --topology=h100:8
+    clipjax plan --config=experiments/siglip_b16.py --topology=h100:8*4
     clipjax plan --config=experiments/quickstart.py --topology=cpu:8
 
-Compiles the real train step for that topology (TPUs: with the libtpu package, no TPU needed) and reads the compiled
-program: memory, collectives, the compiler's estimate of time.
+Compiles the real train step for that topology (TPUs: with the libtpu package; GPUs: with JAX's CUDA plugin; neither
+must be there) and reads the compiled program: memory, collectives, an estimate of time.
 """
 
 from __future__ import annotations
@@ -126,7 +128,9 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
+        flags.DEFINE_string(
+            "topology", None, "v5e:16x16, v5e:16x16*2, h100:8, h100:8*4, cpu:8 or local.", flag_values=values
+        )
         flags.DEFINE_string("compare", "", "Also plan with these overrides: loss.comm=ring,...", flag_values=values)
         flags.DEFINE_bool(
             "search", True, "If it does not fit, look for the smallest change that does.", flag_values=values

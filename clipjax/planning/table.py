@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
 from clipjax.planning.chips import GIB
 
 EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
+MOST_OF_A_CARD = 0.95  # that a GPU's program may be given, the rest being CUDA's, NCCL's and cuDNN's
 
 
 def plan_table(plan: dict[str, Any]) -> str:
@@ -79,6 +81,8 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
         ("all, with outputs and code", "total", EXACT),
     ):
         rows.append((title, f"{memory[name] / GIB:.2f}", known))
+    if memory.get("device") and memory["device"] > memory["available"]:
+        rows.append(("the card's memory", f"{memory['device'] / GIB:.2f}", ""))
     if memory["available"]:
         free = memory["available"] - memory["total"]
         rows.append(
@@ -88,7 +92,23 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
                 f"{'fits, free' if free >= 0 else 'MISSING'}: {abs(free) / GIB:.2f}",
             )
         )
-    return ["", *_columns(rows)]
+    return ["", *_columns(rows), *_reserved_lines(memory)]
+
+
+def _reserved_lines(memory: dict[str, float]) -> list[str]:
+    """Why a GPU's program may not use all of the card, and whether more of it would be enough."""
+    device, available = memory.get("device"), memory["available"]
+    if not device or device <= available:
+        return []
+    fraction, needed = available / device, memory["total"] / device
+    lines = [
+        f"Available is the {fraction:.0%} of the card that JAX reserves; XLA_PYTHON_CLIENT_MEM_FRACTION sets another "
+        "share. CUDA, NCCL and cuDNN need one to three GiB of the rest."
+    ]
+    if fraction < needed <= MOST_OF_A_CARD:
+        share = math.ceil(needed * 100) / 100
+        lines.append(f"It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION={share:.2f}.")
+    return lines
 
 
 def _collective_lines(plan: dict[str, Any]) -> list[str]:
@@ -141,6 +161,7 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
     if time:
         bounds = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in time["at_least"].items())
         lines.append(f"At least (peak rates, nothing overlapped twice): {bounds}")
+        lines += _work_lines(time)
     kernels = plan["kernels"]
     if any(kernel["seconds"] is None for kernel in kernels):
         lines.append("NOT in the estimate: attention's kernels, for which this libtpu wrote no schedule.")
@@ -148,10 +169,50 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
         seconds = sum(kernel["seconds"] * kernel["times"] for kernel in kernels)
         lines.append(f"Of that {seconds * 1e3:.2f} ms in attention's kernels, by the compiler's schedule (estimated)")
     if step:
-        lines.append(
-            f"{plan['global_batch_size'] / step:,.0f} images/s if every transfer hides behind computation (estimated)"
+        condition = "" if time.get("transfers") else " if every transfer hides behind computation"
+        lines.append(f"{plan['global_batch_size'] / step:,.0f} images/s{condition} (estimated)")
+    return lines + _measured_lines(plan)
+
+
+def _work_lines(time: dict[str, Any]) -> list[str]:
+    """What a GPU's step consists of, by kind of kernel, and how much of its collectives is waited for."""
+    if not time.get("work"):
+        return []
+    rows = [("kernels (counted)", "times", "TFLOP", "GB", "ms (estimated)", "most of it limited by")]
+    for row in time["work"]:
+        limit, longest = max(row["limited_by"].items(), key=lambda pair: pair[1])
+        rows.append(
+            (
+                row["kind"],
+                f"{row['times']:,.0f}",
+                f"{row['flops'] / 1e12:,.2f}" if row["flops"] else "-",
+                f"{row['bytes'] / 1e9:,.2f}",
+                f"{row['seconds'] * 1e3:.2f}",
+                f"{limit} ({longest / row['seconds']:.0%})",
+            )
         )
-    return lines
+    moves = time["transfers"]
+    return [
+        "",
+        *_columns(rows),
+        f"Collectives take {moves['seconds'] * 1e3:.2f} ms, of which {moves['waited_for'] * 1e3:.2f} ms are waited for "
+        "and the rest runs beside computation (estimated)",
+    ]
+
+
+def _measured_lines(plan: dict[str, Any]) -> list[str]:
+    """The measured step beside the estimate; for an estimate by roofline, that there is none."""
+    time, measured = plan["time"], plan.get("measured")
+    if not time or not time.get("factors"):
+        return []
+    if not measured:
+        return [
+            "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published "
+            "rates; no measured step of this project has checked it (docs/plan.md)."
+        ]
+    seconds = measured["seconds"]
+    difference = time["estimated_seconds"] / seconds - 1
+    return [f"Measured: {seconds * 1e3:.1f} ms a step, {measured['file']}; the estimate is {difference:+.0%} off."]
 
 
 def _received(plan: dict[str, Any], part: str) -> float:

@@ -12,6 +12,9 @@ import jax
 
 from clipjax.config import ConfigError, require
 from clipjax.planning.chips import CHIPS, Chip, chip_of_kind, get_chip
+from clipjax.planning.gpu_cards import Gpu
+from clipjax.planning.gpu_topology import gpu_devices
+from clipjax.planning.tpu_chips import Tpu
 
 
 class Topology(NamedTuple):
@@ -23,10 +26,12 @@ class Topology(NamedTuple):
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of "v5e:16x16" (a slice), "v5e:16x16*2" (two slices on a data-centre network), "cpu:8" or "local".
+    """The devices of "v5e:16x16" (a TPU slice), "h100:8" (GPUs of one host), "cpu:8" or "local".
 
-    A TPU slice needs the libtpu package and no TPU. "cpu:8" needs a process started with 8 host devices; see
-    host_devices_flag. Raises ConfigError for an unknown chip, an impossible shape, no libtpu or too few devices.
+    "v5e:16x16*2" is two slices on a data-centre network, "h100:8*4" four hosts. A TPU slice needs the libtpu package
+    and no TPU, GPUs need JAX's CUDA plugin and no GPU. "cpu:8" needs a process started with 8 host devices; see
+    host_devices_flag. Raises ConfigError for an unknown chip, an impossible shape, a missing compiler or too few
+    devices.
     """
     if name == "local":
         return Topology(name, jax.devices(), chip_of_kind(jax.devices()[0].device_kind))
@@ -34,13 +39,15 @@ def open_topology(name: str) -> Topology:
     require(
         match is not None,
         f"--topology={name} is not understood. Expected CHIP:AxB or CHIP:AxBxC, such as v5e:16x16 or v5p:8x8x4, with "
-        "*2 after it for two slices; cpu:8; or local for the devices present. Chips: " + ", ".join(CHIPS) + ".",
+        "*2 after it for two slices; GPU:N, such as h100:8, with *4 after it for four hosts; cpu:8; or local for the "
+        "devices present. Chips: " + ", ".join(CHIPS) + ".",
     )
     kind, shape, slices = match.groups()
     if kind == "cpu":
         return Topology(name, _cpu_devices(shape), None)
     chip = get_chip(kind)
-    return Topology(name, _tpu_devices(name, chip, shape, int(slices or 1)), chip)
+    devices, chip = _OPENERS[type(chip)](name, chip, shape, 1 if slices is None else int(slices))
+    return Topology(name, devices, chip)
 
 
 def host_devices_flag(name: str) -> str | None:
@@ -60,7 +67,7 @@ def _cpu_devices(shape: str) -> list[jax.Device]:
     return devices[: int(shape)]
 
 
-def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Device]:
+def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[jax.Device], Tpu]:
     require(
         importlib.util.find_spec("libtpu") is not None,
         f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
@@ -79,7 +86,7 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
     if slices > 1:
         options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options).devices)
+        return list(topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options).devices), chip
     except jax.errors.JaxRuntimeError as error:
         version, reason = importlib.metadata.version("libtpu"), str(error).splitlines()[0]
         example = f"{chip.name}:{'x'.join(['4'] * chip.torus)}"
@@ -87,3 +94,7 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
             f"--topology={name}: libtpu {version} refuses it: {reason} A {chip.name} slice has {chip.torus} "
             f"dimensions, such as {example}."
         ) from None
+
+
+# How the devices of a kind of chip are opened: (name, chip, shape, slices or hosts) -> (devices, chip).
+_OPENERS = {Tpu: _tpu_devices, Gpu: gpu_devices}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -119,9 +119,14 @@ def lower_step(
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
-def compile_lowered(lowered: jax.stages.Lowered, mesh: Mesh) -> tuple[jax.stages.Compiled, str]:
-    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing."""
-    options = gpu_options(list(mesh.devices.flat))
+def compile_lowered(
+    lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, str]:
+    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing.
+
+    more: further options of XLA's, which count before those.
+    """
+    options = gpu_options(list(mesh.devices.flat)) | dict(more or {})
     compiled, unknown = compile_known(lambda known: lowered.compile(compiler_options=known or None), options)
     return compiled, describe_options({name: value for name, value in options.items() if name not in unknown})
 
