@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from clipjax import signals
+from clipjax import environment, signals
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
@@ -30,6 +30,7 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
+    environment.prepare(sys.argv[1] if len(sys.argv) > 1 else "")  # first, because malloc counts its threads
     signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
     signals.quiet_threads()
     try:

@@ -125,6 +125,20 @@ def meet(what: str) -> None:
         wait = min(2 * wait, POLL_SECONDS)
 
 
+def exchange(what: str, text: str) -> list[str]:
+    """Every process's text, on every process, in process order; all call it together, each `what` once.
+
+    Through JAX's coordination service, not a collective, so that nothing is compiled for it.
+    """
+    if (count := jax.process_count()) == 1:
+        return [text]
+    client, folder = _client(), f"clipjax/exchange/{what}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", text)
+    client.wait_at_barrier(folder, int(MEETING_SECONDS * 1000))
+    found = {int(name.rpartition("/")[2]): value for name, value in client.key_value_dir_get(folder)}
+    return [found[index] for index in range(count)]
+
+
 class PeersError(RuntimeError):
     """Other processes of the run did not come; the message names them."""
 

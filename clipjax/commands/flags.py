@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from logging import LogRecord
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipjax import environment
 from clipjax.commands.config_file import load_config_file
+from clipjax.compilation_cache import open_cache, quiet_failures
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.files import printable
 from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together, take_back_sigterm
+from clipjax.processes import announce, stopping_together, take_back_sigterm
 
 
 def parse(
@@ -71,6 +74,7 @@ def parse(
     return values
 
 
+TELLING = ("train", "embed")  # the commands that say what they set for themselves
 CONFIG_HELP = "Experiment file: path.py or path.py:argument; --config.a.b=value overrides a field."
 
 
@@ -163,8 +167,11 @@ def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[s
     return argv[0], places, list(argv[1 + len(places) :])
 
 
-def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
-    """Joins the processes of the run and calls body; clipjax's own errors become one line and exit code 1."""
+def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, cache: bool = True) -> None:
+    """Joins the processes of the run and calls body; clipjax's own errors become one line and exit code 1.
+
+    cache: whether compiled programs are kept for the next start, and taken from the last one.
+    """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
@@ -175,7 +182,14 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
     take_back_sigterm()
-    with one_line_errors(), stopping_together():
+    with one_line_errors(), stopping_together(), quiet_failures():
+        lines = environment.lines()
+        if cache:
+            lines.append(open_cache())
+        else:
+            jax.config.update("jax_enable_compilation_cache", False)
+        for line in lines if environment.command() in TELLING else ():
+            announce(line)
         body()
 
 

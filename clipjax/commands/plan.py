@@ -144,4 +144,4 @@ def main(argv: list[str]) -> None:
     if values.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # planning for another machine must not occupy a device of this one
     options = dict(compare=values.compare, search=values.search, out=values.out)
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options))
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options), cache=False)
