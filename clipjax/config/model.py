@@ -24,6 +24,8 @@ from clipjax.config.ranges import (
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]  # gelu is exact (erf); quick_gelu is OpenAI CLIP's
 Remat = Literal["none", "attention", "dots", "offload", "full"]  # docs/mesh.md says what each costs
+# auto: fused kernels on TPUs and GPUs, whose attention weights never reach memory; plain elsewhere (docs/mesh.md)
+AttentionKind = Literal["auto", "dense", "flash"]
 Init = Literal["clip", "big_vision"]  # the codebase whose initial weights a tower starts from
 Dtype = Literal["float32", "bfloat16"]
 
@@ -59,8 +61,7 @@ class BlockConfig:
     dropout: float = experiment(0.0, within=RATE)  # rate after each branch of a block, in training
     drop_path: float = experiment(0.0, within=RATE)  # rate of the last block; it grows linearly from 0
     remat: Remat = runtime("none")
-    # flash: one kernel on TPUs, so that attention weights never reach HBM (docs/mesh.md)
-    attention: Literal["dense", "flash"] = runtime("dense")
+    attention: AttentionKind = runtime("auto")
     # examples per device whose attention weights exist at a time; 0: all
     attention_chunk: int = runtime(0, within=EXAMPLES_OR_ZERO)
 

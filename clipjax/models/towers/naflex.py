@@ -26,7 +26,7 @@ from clipjax.models.towers.vit import (
     patch_init,
     patch_products,
 )
-from clipjax.models.transformer import check_dense, transformer
+from clipjax.models.transformer import transformer
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class NaFlexTransformer(nn.Module):
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         if c.pre_norm:
             x = LayerNorm(c.norm_eps, name="ln_pre")(x)
-        mask = patch_mask(image.spatial_shape, x.shape[1])
+        mask, count = patch_mask(image.spatial_shape, x.shape[1]), jnp.prod(image.spatial_shape, axis=1)
         x, states = transformer(
             x,
             c,
@@ -74,7 +74,7 @@ class NaFlexTransformer(nn.Module):
             dtype=self.dtype,
             train=train,
             activations=self.activations,
-            mask=mask,
+            mask=count.astype(jnp.int32),
             hidden_layers=hidden_layers,
             frozen_blocks=self.frozen_blocks,
         )
@@ -130,7 +130,6 @@ def check(config: NaFlexConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     check_patches(config)
     check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
-    check_dense(config, IMAGE, f"name='{config.name}'")
     require(
         config.pool in ("map", "gap") and config.norm == "layer",
         f"{IMAGE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "
