@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -14,8 +15,9 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch", "open_clip_torch", "web
 
 
 def machine() -> dict[str, Any]:
-    """Cores, processor, Python, and the version of each of PACKAGES that is installed."""
+    """Day, cores, processor, Python, and the version of each of PACKAGES that is installed."""
     return {
+        "date": datetime.date.today().isoformat(),
         "cores": os.cpu_count(),
         "processor": processor(),
         "python": platform.python_version(),

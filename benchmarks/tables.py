@@ -1,10 +1,11 @@
-"""Writes benchmarks/README.md, the page with all benchmark tables, from benchmarks/results/*.json.
+"""Writes benchmarks/README.md and benchmarks/details.md from benchmarks/results/*.json.
 
-    python -m benchmarks.tables            # rewrites the page
-    python -m benchmarks.tables --check    # exits with 1 when the page is not what the JSON gives
+    python -m benchmarks.tables            # rewrites the pages
+    python -m benchmarks.tables --check    # exits with 1 when a page is not what the JSON gives
 
-A section of the page is a function below: its words stand beside the numbers that they explain. Every JSON file must
-belong to a section, so that no result is forgotten.
+README.md is one table, made in benchmarks.overview; details.md has all figures. A section of it is a function below: its
+words stand beside the numbers that they explain. Every JSON file must belong to a section and to a row of the table, so
+that no result is forgotten.
 """
 # Lines of the page's Markdown may be long.
 # ruff: noqa: E501
@@ -13,57 +14,50 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.overview import make_overview, table, unique
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "README.md"
+DETAILS = Path(__file__).parent / "details.md"
 
 HEAD = """\
-# Benchmarks
+# Benchmarks in detail
 
-`python -m benchmarks.tables` writes this page from the JSON files in [results](results); edit the script, not the page.
-Each section gives the command, the machine that its JSON records, and how to read the table. "Not recorded" means that the
-JSON was written before the scripts recorded processor and versions. If a section names a source, its numbers were copied
-into the JSON by hand.
-
-| Script | What it measures | Command | Takes, on two cores |
-| --- | --- | --- | --- |
-| [train_step](train_step.py) | images/s of a whole train step, beside open_clip on PyTorch | `python -m benchmarks.train_step [--batch=4] [--huge_pages]` | 5 minutes at batch 32, 3 at batch 4 |
-| [input_pipeline](input_pipeline.py) | images per core second of the training input, beside PyTorch and tf.data | `python -m benchmarks.input_pipeline --rounds=3` | 5 minutes |
-| [frozen_tower](frozen_tower.py) | a LiT step that reads stored embeddings instead of running its frozen tower | `python -m benchmarks.frozen_tower --batch=16` | 2 minutes |
-| [readers](readers.py) | records per CPU second of each source | `python -m benchmarks.readers` | 2 minutes, 2 GB of disk |
-| [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
-| | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
-| [soak](soak.py) | whether a run that is killed again and again ends like one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
-| [kills](kills.py) | the same for runs of one, two and four processes, killed while they start, compile, evaluate and save | `python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300` | five to twenty seconds a kill |
-| [fuzz](fuzz.py) | whether damaged and hostile files give a right value or one clean line | `python -m benchmarks.fuzz --workers=2` | one hour for a million inputs; it goes on where it was stopped |
-| [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
-
-The times are rough. `train_step` and `input_pipeline` compare clipjax with libraries that `make parity` installs."""
+`python -m benchmarks.tables` writes this page, and the table of [all benchmarks](README.md), from the JSON files in
+[results](results); edit the script, not the page. Each section gives the command, the machine that its JSON records, and
+how to read the table. "Not recorded" means that the JSON was written before the scripts recorded processor and versions.
+If a section names a source, its numbers were copied into the JSON by hand."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a page would change")
     args = parser.parse_args()
-    text = make_page()
-    if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not is_current(text):
-        sys.exit(f"{PAGE} is not what the JSON gives; run: python -m benchmarks.tables")
+    for path, text in make_pages().items():
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+        elif not is_current(text, path):
+            sys.exit(f"{path} is not what the JSON gives; run: python -m benchmarks.tables")
 
 
-def is_current(text: str, page: Path = PAGE) -> bool:
+def is_current(text: str, page: Path) -> bool:
     """Whether the page exists and holds exactly this text."""
     return page.exists() and page.read_text(encoding="utf-8") == text
 
 
-def make_page(results: Path = RESULTS) -> str:
-    """Returns the whole page. Raises ValueError when a JSON file belongs to no section."""
+def make_pages(results: Path = RESULTS) -> dict[Path, str]:
+    """Returns {page: its text}. Raises ValueError when a JSON file belongs to no section or row."""
     documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    return {PAGE: make_overview(documents), DETAILS: make_details(documents)}
+
+
+def make_details(documents: dict[str, Any]) -> str:
+    """Returns the page of all sections. documents: {name of the JSON: its content}."""
     left = dict(documents)
     parts = [HEAD]
     for prefixes, section in SECTIONS.items():
@@ -478,8 +472,36 @@ batch of {document["batch"]} on the drawings of three other artists. In parenthe
 The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
 
 
+def quick(documents: dict[str, Any]) -> str:
+    names = unique(name for document in documents.values() for name in document["ratios"])
+    cells = [{name: spread(ratio) for name, ratio in document["ratios"].items()} for document in documents.values()]
+    rows = [[name, *(cell.get(name, "-") for cell in cells)] for name in names]
+    header = ["Ratio", *(describe_key(document["key"]) for document in documents.values())]
+    measured = table(header, rows) if documents else "No processor has a baseline yet."
+    return f"""\
+## The ratios that matter, in four minutes
+
+{origin(documents, "python -m benchmarks.quick --write")}
+
+`make bench-quick` measures these ratios at small sizes, compares them with the baseline of the same processor (name,
+cores, bfloat16 units) and jaxlib, and says what moved. [docs/bench_quick.md](../docs/bench_quick.md) has the rule, the
+exit codes, and how to make a first baseline. Median, and in parentheses the lowest and the highest round. Higher is better.
+
+{measured}"""
+
+
+def spread(ratio: dict[str, Any]) -> str:
+    samples = ratio["samples"]
+    return f"{statistics.median(samples):.2f} ({min(samples):.2f} to {max(samples):.2f})"
+
+
+def describe_key(key: dict[str, Any]) -> str:
+    return f"{key['processor']}, {key['cores']} cores, {key['bfloat16']}; jaxlib {key['jaxlib']}"
+
+
 # The first section whose prefix fits takes a file.
 SECTIONS = {
+    ("quick_",): quick,
     ("train_step",): train_step,
     ("input_pipeline",): input_pipeline,
     ("frozen_tower",): frozen_tower,
@@ -566,15 +588,6 @@ def times(row: dict[str, Any]) -> tuple[str, str]:
     """Milliseconds and CPU milliseconds; "-" where they were not measured."""
     milliseconds = f"{row['seconds'] * 1e3:,.1f}" if "seconds" in row else "-"
     return milliseconds, f"{row['cpu_seconds'] * 1e3:,.0f}" if "cpu_seconds" in row else "-"
-
-
-def table(header: list[str], rows: Iterable[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

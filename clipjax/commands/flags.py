@@ -17,7 +17,7 @@ from clipjax import environment
 from clipjax.commands.config_file import load_config_file
 from clipjax.compilation_cache import open_cache, quiet_failures
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
-from clipjax.files import printable
+from clipjax.files import message_text
 from clipjax.mesh import initialize_distributed
 from clipjax.processes import announce, stopping_together, take_back_sigterm
 
@@ -195,7 +195,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, ca
 
 def _printable(record: LogRecord) -> bool:
     """Escapes what a terminal would obey: messages name files, keys and captions, which anyone may have written."""
-    record.msg, record.args = printable(record.getMessage(), lines=False), ()
+    record.msg, record.args = message_text(record.getMessage()), ()
     return True
 
 
@@ -221,7 +221,7 @@ def os_reason(error: OSError) -> str:
 
 def fail(error: object, code: int = 2) -> None:
     """Prints one line and exits."""
-    print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
+    print(f"error: {message_text(error)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.models.activations import activate
+from clipjax.models.on_cpu import layer_norm, sum_of_products
 
 
 class Linear(nn.Module):
@@ -88,7 +89,7 @@ def _dot_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Ar
     x, kernel = saved
     outputs = tuple(range(1, dy.ndim))
     dx = _rounded_product(dy, kernel.astype(dtype), (outputs, outputs)).astype(x.dtype)
-    return dx, _product(x.astype(dtype), dy, ((0,), (0,))).astype(kernel.dtype)
+    return dx, sum_of_products(x.astype(dtype), dy).astype(kernel.dtype)
 
 
 dot.defvjp(_dot_forward, _dot_backward)
@@ -183,14 +184,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = x.astype(jnp.float32)
-        mean = y.mean(-1, keepdims=True)
-        if x.dtype == jnp.float32:
-            variance = jnp.square(y - mean).mean(-1, keepdims=True)
-        else:
-            # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
-            variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
