@@ -23,7 +23,7 @@ from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import lower_step
+from clipjax.training.step import compile_lowered, lower_step
 
 
 class OutOfMemory(NamedTuple):
@@ -47,7 +47,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     started = time.perf_counter()
     try:
         lowered = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True))
-        compiled = lowered.compile(compiler_options=topology.options or None)
+        compiled, _ = compile_lowered(lowered, mesh, topology.options)
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
 from clipjax.data.cut import REST, WHOLE
+from clipjax.gpu import compile_known, describe_options, gpu_options
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -145,6 +146,18 @@ def lower_step(
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
+def compile_lowered(
+    lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, str]:
+    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing.
+
+    more: further options of XLA's, which count before those.
+    """
+    options = gpu_options(list(mesh.devices.flat)) | dict(more or {})
+    compiled, unknown = compile_known(lambda known: lowered.compile(compiler_options=known or None), options)
+    return compiled, describe_options({name: value for name, value in options.items() if name not in unknown})
+
+
 class CompiledSteps:
     """(state, batch) -> (state, metrics), by a program for each lengths of texts, compiled when a batch first has them.
 
@@ -157,6 +170,7 @@ class CompiledSteps:
         self.state, self.columns = abstract_state(config, mesh), batch_shapes(config, teacher)
         self.programs: dict[tuple, Callable] = {}
         self.compile_seconds = 0.0  # so far
+        self.gpu = ""  # what was set for GPUs
         self.cut = text_cut(config, teacher)
         if self.cut is None or mesh.devices.flat[0].platform != "cpu":
             self.compile(self.columns)
@@ -175,7 +189,7 @@ class CompiledSteps:
         """Compiles the program for a batch of these shapes; returns the seconds that it took."""
         started = time.perf_counter()
         lowered = lower_step(self.config, self.mesh, self.state, self.teacher, shapes)
-        self.programs[_key(shapes)] = lowered.compile()
+        self.programs[_key(shapes)], self.gpu = compile_lowered(lowered, self.mesh)
         seconds = time.perf_counter() - started
         self.compile_seconds += seconds
         return seconds
@@ -205,6 +219,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
         f"global batch {config.global_batch_size}, {describe_text_cut(config, steps.cut)}, mesh {dict(mesh.shape)} of "
         f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
         + (f"; compiled in {steps.compile_seconds:.1f} s" if steps.programs else "")
+        + (f"; GPU: {steps.gpu} (docs/gpu.md)" if steps.gpu else "")
     )
     return steps
 
