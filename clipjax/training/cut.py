@@ -21,6 +21,9 @@ from clipjax.models import image_tower, text_tower
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 MAX_PROGRAMS = 16  # of a run's step
+# Rows of a device's micro-batch for two lengths, on several devices: the gradient of the text tower is then summed over
+# the devices twice. At 200 TFLOP/s and 100 GB/s a device, fewer rows save less than that costs.
+MIN_ROWS_OF_SEVERAL = 128
 MULTIPLE = 8  # of a length: tiles of the hardware, and kernels of attention
 
 
@@ -60,6 +63,8 @@ def cut_batches(
     cut = text_cut(config, teacher)
     if cut is None:
         return batches
+    if batch_shards(mesh) > 1:
+        cut = cut._replace(min_rows=MIN_ROWS_OF_SEVERAL)
     shards = batch_shards(mesh) // jax.process_count() * config.accumulation_steps
     return cut_texts(batches, cut, shards=shards, largest=largest)
 
@@ -122,7 +127,7 @@ def check_text_buckets(config: ExperimentConfig) -> None:
     bad = [n for n in given if n > whole or (n < whole and n % MULTIPLE)]
     require(
         not bad,
-        f"{where}: {counted(bad)} is neither a multiple of {MULTIPLE} below config.model.text.context_length={whole} "
+        f"{where}: {', '.join(map(str, bad))} is neither a multiple of {MULTIPLE} below config.model.text.context_length={whole} "
         f"nor {whole} itself. Use lengths such as {', '.join(map(str, ladder(whole, 5)))}.",
     )
     count, lengths = programs(config, len({*given, whole})), len({*given, whole})
@@ -132,6 +137,14 @@ def check_text_buckets(config: ExperimentConfig) -> None:
         f"{where} could compile {count} programs{pairs if count > lengths else ''}, more than {MAX_PROGRAMS}. Use "
         f"fewer lengths, such as {tuple(ladder(whole, 5))[:-1]}{', or short_texts=0' if count > lengths else ''}.",
     )
+
+
+def describe_planned(config: ExperimentConfig) -> str:
+    """Which of its programs a plan is of; "" where there is one."""
+    cut = text_cut(config)
+    if cut is None:
+        return ""
+    return f"texts of {cut.lengths[-1]} tokens; a batch is cut to {counted(cut.lengths)}, and the longest is planned"
 
 
 def describe_text_cut(config: ExperimentConfig, cut: TextCut | None) -> str:
