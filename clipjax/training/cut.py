@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.cut import Batch, TextCut, counted, cut_texts, ladder
 from clipjax.mesh import batch_shards
-from clipjax.models import image_tower, text_tower
+from clipjax.models import image_tower, patch_budget, text_tower
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 MAX_PROGRAMS = 16  # of a run's step
@@ -82,7 +82,7 @@ def chosen_lengths(config: ExperimentConfig, *, training: bool = True) -> tuple[
         return tuple(sorted({*given, whole}))
     if isinstance(needed_columns(config), str) or (training and drawn_per_token(config)):
         return (whole,)
-    most = max(n for n in range(1, MAX_PROGRAMS + 1) if programs(config, n) <= MAX_PROGRAMS)
+    most = max((n for n in range(1, MAX_PROGRAMS + 1) if programs(config, n) <= MAX_PROGRAMS), default=1)
     return ladder(whole, most)
 
 
@@ -107,14 +107,25 @@ def why_one_length(config: ExperimentConfig) -> str:
 
 
 def programs(config: ExperimentConfig, lengths: int) -> int:
-    """How many programs a step may need for so many lengths of texts: one for each, or for each pair of them."""
+    """How many programs a step may need for so many lengths of texts: one for each, or each pair, and each budget."""
     pairs = config.data.short_texts and not why_one_length(config)
-    return math.comb(lengths + 1, 2) if pairs else lengths
+    return (math.comb(lengths + 1, 2) if pairs else lengths) * max(len(budgets(config)), 1)
+
+
+def budgets(config: ExperimentConfig) -> tuple[int, ...]:
+    """The numbers of patches that images may be padded to, each of which is a program; () for images of one size."""
+    budget = patch_budget(config.model.image)
+    return tuple(sorted(set(budget.training))) if budget else ()
 
 
 def check_text_buckets(config: ExperimentConfig) -> None:
     """Refuses lengths that would change embeddings, do not fit, or need too many programs. Raises ConfigError."""
     given, whole = config.data.text_buckets, config.model.text.context_length
+    require(
+        programs(config, 1) <= MAX_PROGRAMS,
+        f"config.model.image.patch_budgets={budgets(config)} could compile {programs(config, 1)} programs, more than "
+        f"{MAX_PROGRAMS}. Use fewer budgets.",
+    )
     if not given:
         return
     where = f"config.data.text_buckets={given}"
@@ -127,11 +138,12 @@ def check_text_buckets(config: ExperimentConfig) -> None:
     bad = [n for n in given if n > whole or (n < whole and n % MULTIPLE)]
     require(
         not bad,
-        f"{where}: {', '.join(map(str, bad))} is neither a multiple of {MULTIPLE} below config.model.text.context_length={whole} "
-        f"nor {whole} itself. Use lengths such as {', '.join(map(str, ladder(whole, 5)))}.",
+        f"{where}: {', '.join(map(str, bad))} is neither a multiple of {MULTIPLE} below "
+        f"config.model.text.context_length={whole} nor {whole} itself. Use lengths such as "
+        f"{', '.join(map(str, ladder(whole, 5)))}.",
     )
     count, lengths = programs(config, len({*given, whole})), len({*given, whole})
-    pairs = f": each pair of {lengths} lengths, as config.data.short_texts={config.data.short_texts}"
+    pairs = f" (each pair of {lengths} lengths, as config.data.short_texts={config.data.short_texts})"
     require(
         count <= MAX_PROGRAMS,
         f"{where} could compile {count} programs{pairs if count > lengths else ''}, more than {MAX_PROGRAMS}. Use "
@@ -141,10 +153,12 @@ def check_text_buckets(config: ExperimentConfig) -> None:
 
 def describe_planned(config: ExperimentConfig) -> str:
     """Which of its programs a plan is of; "" where there is one."""
-    cut = text_cut(config)
-    if cut is None:
+    cut, patches = text_cut(config), budgets(config)
+    if cut is None and not patches:
         return ""
-    return f"texts of {cut.lengths[-1]} tokens; a batch is cut to {counted(cut.lengths)}, and the longest is planned"
+    several = [f"texts of {counted(cut.lengths)} tokens"] if cut else []
+    several += [f"images of {counted(patches)} patches"] if patches else []
+    return f"batches have {' and '.join(several)}; the longest is planned"
 
 
 def describe_text_cut(config: ExperimentConfig, cut: TextCut | None) -> str:

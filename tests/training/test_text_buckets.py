@@ -11,11 +11,12 @@ from clipjax.data.cut import REST, WHOLE
 from clipjax.losses import LOSSES
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.towers.bert import BertConfig
+from clipjax.models.towers.naflex import naflex_of
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.planning.hlo import collectives, parse
 from clipjax.training import cut
 from clipjax.training.check import check
-from clipjax.training.cut import chosen_lengths, cut_batches, describe_text_cut, text_cut
+from clipjax.training.cut import chosen_lengths, cut_batches, describe_planned, describe_text_cut, text_cut
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import create_state
 from clipjax.training.step import CompiledSteps, batch_shapes
@@ -199,7 +200,7 @@ def test_a_student_needs_what_its_teacher_needs():
      r"text_buckets=\(16, 32\): config.model.text.causal=False: .* as in SigLIP.* Leave text_buckets empty"),
     (CLIP, {"text_buckets": (20, 32)}, r"20 is neither a multiple of 8 below config.model.text.context_length=64"),
     (CLIP, {"text_buckets": (32, 128)}, r"128 is neither .* nor 64 itself\. Use lengths such as 16, 24"),
-    (CLIP, {"text_buckets": (8, 16, 24, 32, 40)}, r"could compile 21 programs: each pair of 6 lengths.*more than 16"),
+    (CLIP, {"text_buckets": (8, 16, 24, 32, 40)}, r"could compile 21 programs .each pair of 6 lengths.*more than 16"),
     (replace(CLIP, context_length=512), {"text_buckets": tuple(range(16, 400, 16)), "short_texts": 0.0},
      r"could compile 25 programs, more than 16\. Use fewer lengths, such as"),
     (CLIP, {"text_buckets": (0, 16)}, r"config.data.text_buckets"),
@@ -207,6 +208,26 @@ def test_a_student_needs_what_its_teacher_needs():
 def test_lengths_that_cannot_be_used_are_refused_with_the_reason(text, data, message):
     with pytest.raises(ConfigError, match=message):
         check(config_of(text, data=data), num_devices=8)
+
+
+def test_budgets_of_patches_are_programs_too_and_are_refused_where_they_cannot_be_used():
+    config = config_of()
+
+    def with_budgets(*given, **data):
+        image = naflex_of(config.model.image, max_patches=64, patch_budgets=given)
+        return replace(config, model=replace(config.model, image=image), data=replace(config.data, **data))
+
+    check(with_budgets(16, 32, 64), num_devices=8)
+    assert chosen_lengths(with_budgets(16, 32, 64)) == (32, 64), "three pairs of lengths for each of three budgets"
+    assert describe_planned(with_budgets(16, 64)) == (
+        "batches have texts of 16, 32 or 64 tokens and images of 16 or 64 patches; the longest is planned"
+    )
+    with pytest.raises(
+        ConfigError, match=r"patch_budgets=\(16, 100\): 100 is neither a multiple of 8 below max_patches"
+    ):
+        check(with_budgets(16, 100), num_devices=8)
+    with pytest.raises(ConfigError, match="could compile 18 programs"):
+        check(with_budgets(16, 32, 64, text_buckets=(24, 32)), num_devices=8)
 
 
 def test_the_whole_context_alone_is_a_choice_for_every_text_tower():
