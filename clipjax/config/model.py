@@ -32,10 +32,14 @@ ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class PatchBudget(NamedTuple):
-    """How an image is cut into patches at its own aspect ratio: a patch's side in pixels, and the most patches."""
+    """How an image is cut into patches at its own aspect ratio: a patch's side in pixels, and the most patches.
+
+    training: the budgets of which each training batch draws one as its max_patches; (): max_patches itself.
+    """
 
     patch_size: int
     max_patches: int
+    training: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from clipjax.planning.targets import Target, target_of
 from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
+from clipjax.training.cut import describe_planned
 from clipjax.training.state import TrainState, abstract_state
 from clipjax.training.step import compile_lowered, lower_step
 
@@ -66,6 +67,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
         "mesh": dict(mesh.shape),
         "global_batch_size": config.global_batch_size,
         "loss": {"name": config.loss.name, "comm": config.loss.comm},
+        "texts": describe_planned(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
         "compiled_by": _versions(target),

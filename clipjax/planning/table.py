@@ -22,6 +22,7 @@ def plan_table(plan: dict[str, Any]) -> str:
         f"{plan['topology']}: {plan['devices']} x {plan['device_kind']}, mesh {_mesh(plan['mesh'])}, global batch "
         f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {plan['loss']['name']} "
         f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s by {compiler}",
+        *filter(None, [plan.get("texts")]),
         *_memory_lines(plan),
         *_collective_lines(plan),
         *_time_lines(plan),

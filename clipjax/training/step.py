@@ -19,7 +19,7 @@ from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
 from clipjax.processes import announce, meet
-from clipjax.training.cut import describe_text_cut, text_cut
+from clipjax.training.cut import budgets, describe_text_cut, text_cut
 from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
@@ -159,7 +159,7 @@ def compile_lowered(
 
 
 class CompiledSteps:
-    """(state, batch) -> (state, metrics), by a program for each lengths of texts, compiled when a batch first has them.
+    """(state, batch) -> (state, metrics), by a program for each shape of a batch, compiled when a batch first has it.
 
     Where a program's memory is reserved on a device, the longest is compiled at once, so that a step that does not fit
     is not met in the middle of a run. All processes call it together.
@@ -172,7 +172,8 @@ class CompiledSteps:
         self.compile_seconds = 0.0  # so far
         self.gpu = ""  # what was set for GPUs
         self.cut = text_cut(config, teacher)
-        if self.cut is None or mesh.devices.flat[0].platform != "cpu":
+        one = self.cut is None and not budgets(config)
+        if one or mesh.devices.flat[0].platform != "cpu":
             self.compile(self.columns)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -200,8 +201,9 @@ def _key(shapes: Mapping[str, Shape]) -> tuple:
 
 
 def _lengths(shapes: Mapping[str, Shape]) -> str:
-    """'texts of 24 tokens', or 'texts of 24 and 77 tokens'."""
-    return f"texts of {' and '.join(str(shapes[name][0][-1]) for name in ('text', REST) if name in shapes)} tokens"
+    """'texts of 24 tokens', or 'texts of 24 and 77 tokens, images of 256 patches'."""
+    texts = f"texts of {' and '.join(str(shapes[name][0][-1]) for name in ('text', REST) if name in shapes)} tokens"
+    return texts + (f", images of {shapes['image'][0][1]} patches" if "spatial_shape" in shapes else "")
 
 
 def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None) -> CompiledSteps:
