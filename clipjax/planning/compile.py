@@ -21,7 +21,7 @@ from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import lower_step
+from clipjax.training.step import lower_step, step_comm
 
 
 class OutOfMemory(NamedTuple):
@@ -60,14 +60,14 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     kernels = kernel_times(program, chip) if chip else []
     for kernel in kernels:
         cycles[kernel["part"]] += (kernel["seconds"] or 0) * chip.clock * kernel["times"]
-    memory = _memory(compiled, state, chip)
+    memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
     return {
         "topology": topology.name,
         "devices": devices,
         "device_kind": topology.devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "global_batch_size": config.global_batch_size,
-        "loss": {"name": config.loss.name, "comm": config.loss.comm},
+        "loss": {"name": config.loss.name, "comm": comm, "auto": comm != config.loss.comm},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
         "compiled_by": {name: _version(name) for name in ("jax", *(["libtpu"] if chip else []))},

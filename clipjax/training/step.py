@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
+from clipjax.losses import chosen_comm
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -130,13 +131,21 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     part = jax.eval_shape(functools.partial(trained, config), state.params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (state.params, part)]
     some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
+    comm = step_comm(config, mesh)
+    comm = comm if comm == config.loss.comm else f"{config.loss.comm}: {comm}"
     announce(
-        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({comm}), "
         f"global batch {config.global_batch_size}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es); compiled in {time.perf_counter() - started:.1f} s"
     )
     columns = batch_shapes(config, teacher)
     return lambda state, batch: compiled(state, {name: batch[name] for name in columns}, *extra)
+
+
+def step_comm(config: ExperimentConfig, mesh: Mesh) -> str:
+    """How this experiment's devices exchange embeddings: config.loss.comm, or the row that "auto" takes."""
+    pairs = config.global_batch_size * config.data.captions_per_image
+    return chosen_comm(config.loss, mesh, pairs, config.model.embed_dim)
 
 
 def batch_shapes(
