@@ -24,7 +24,7 @@ from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.cut import describe_planned
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import compile_lowered, lower_step
+from clipjax.training.step import compile_lowered, lower_step, step_comm
 
 
 class OutOfMemory(NamedTuple):
@@ -59,14 +59,14 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     host_of = [device.process_index for device in mesh.devices.flat]
     moves = [_collective(c, chip, host_of) for c in collectives(program, devices)]
     estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})
-    memory = _memory(compiled, state, chip)
+    memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
     return {
         "topology": topology.name,
         "devices": devices,
         "device_kind": topology.devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "global_batch_size": config.global_batch_size,
-        "loss": {"name": config.loss.name, "comm": config.loss.comm},
+        "loss": {"name": config.loss.name, "comm": comm, "auto": comm != config.loss.comm},
         "texts": describe_planned(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig
 from clipjax.data.cut import REST, WHOLE
 from clipjax.gpu import compile_known, describe_options, gpu_options
+from clipjax.losses import chosen_comm
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -216,14 +217,22 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     part = jax.eval_shape(functools.partial(trained, config), params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, part)]
     some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
+    comm = step_comm(config, mesh)
+    comm = comm if comm == config.loss.comm else f"{config.loss.comm}: {comm}"
     announce(
-        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({comm}), "
         f"global batch {config.global_batch_size}, {describe_text_cut(config, steps.cut)}, mesh {dict(mesh.shape)} of "
         f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
         + (f"; compiled in {steps.compile_seconds:.1f} s" if steps.programs else "")
         + (f"; GPU: {steps.gpu} (docs/gpu.md)" if steps.gpu else "")
     )
     return steps
+
+
+def step_comm(config: ExperimentConfig, mesh: Mesh) -> str:
+    """How this experiment's devices exchange embeddings: config.loss.comm, or the row that "auto" takes."""
+    pairs = config.global_batch_size * config.data.captions_per_image
+    return chosen_comm(config.loss, mesh, pairs, config.model.embed_dim)
 
 
 def batch_shapes(
