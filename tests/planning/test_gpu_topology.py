@@ -4,16 +4,19 @@ import importlib.util
 import json
 from dataclasses import replace
 
+import jax
 import pytest
 
 from clipjax.commands.plan import run
 from clipjax.config import ConfigError
 from clipjax.planning import gpu_topology
 from clipjax.planning.chips import CHIPS, GIB, chip_of_kind
+from clipjax.planning.compile import _refused
 from clipjax.planning.gpu_cards import FRACTION_VARIABLE, GPUS, target_config
 from clipjax.planning.measured import measured_steps
 from clipjax.planning.table import plan_table
-from clipjax.planning.topology import open_topology
+from clipjax.planning.targets import target_of
+from clipjax.planning.topology import Topology, open_topology
 from tests.tiny import tiny_config
 
 needs_plugin = pytest.mark.skipif(
@@ -148,3 +151,11 @@ def test_a_plan_for_gpus_that_are_not_here():
     assert any(row["kind"] == "product" for row in found["time"]["work"])
     assert found["time"]["transfers"]["seconds"] > found["time"]["transfers"]["waited_for"] >= 0
     assert any("cudnn" in package for package in found["compiled_by"])
+
+
+def test_a_compiler_that_gives_up_is_one_line():
+    error = jax.errors.JaxRuntimeError("INTERNAL: libdevice not found at ./libdevice.10.bc\nmore")
+    refused = _refused(error, Topology("h100:8", [], CHIPS["h100"]), target_of(CHIPS["h100"]))
+    assert "--topology=h100:8: the compiler gives up: INTERNAL: libdevice not found" in str(refused)
+    assert "jax-cuda12-plugin" in str(refused) and "[gpu-plan]" in str(refused) and "\n" not in str(refused)
+    assert _refused(error, Topology("cpu:8", [], None), target_of(None)) is error
