@@ -72,9 +72,14 @@ def default_folder(environ: Mapping[str, str]) -> Path:
 
     A home may be shared by machines whose processors differ, and a program compiled for one can stop another.
     """
+    return cache_root(environ) / "compiled" / processor()[1]
+
+
+def cache_root(environ: Mapping[str, str]) -> Path:
+    """~/.cache/clipjax, or below XDG_CACHE_HOME. Raises RuntimeError where there is no home."""
     base = environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # relative ones are to be ignored, says XDG
-    return root / "clipjax" / "compiled" / processor()[1]
+    return root / "clipjax"
 
 
 def processor() -> tuple[str, str]:

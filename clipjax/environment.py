@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from clipjax.gpu import MEMORY_FRACTION, gpu_environment, gpu_present
+
 GIB = 1 << 30
 LEAST_MEMORY = 4 * GIB  # below it, freed memory goes back to the system as glibc has it
 HUGE_PAGE = 2 << 20
@@ -91,6 +93,17 @@ def kept_memory(command: str, environ: Mapping[str, str]) -> Setting | None:
     )
 
 
+def more_gpu_memory(command: str, environ: Mapping[str, str]) -> Setting | None:
+    """On a GPU: the share of its memory that JAX takes, for a command that trains; see clipjax/gpu.py."""
+    variables = gpu_environment(environ, present=command == "train" and gpu_present(environ))
+    if not variables:
+        return None
+    return Setting(
+        variables,
+        f"GPU: JAX takes {float(MEMORY_FRACTION):.0%} of the memory (XLA_PYTHON_CLIENT_MEM_FRACTION changes it).",
+    )
+
+
 def keep_memory(reserve: int) -> bool:
     """Tells glibc's malloc to keep freed memory; False where it refuses. reserve: bytes of address space for it.
 
@@ -134,4 +147,4 @@ def _has_glibc() -> bool:
 
 
 # In the order in which they are told.
-SETTINGS: tuple[Callable[[str, Mapping[str, str]], Setting | None], ...] = (kept_memory,)
+SETTINGS: tuple[Callable[[str, Mapping[str, str]], Setting | None], ...] = (kept_memory, more_gpu_memory)

@@ -96,3 +96,13 @@ def test_freed_memory_stays_with_the_process_only_when_it_is_kept():
         assert output.startswith("1")
         after[how] = int(output.split()[1])
     assert after["kept"] >= after["plain"] + 60
+
+
+def test_a_training_run_takes_more_of_a_gpus_memory_and_says_so(monkeypatch):
+    monkeypatch.setattr(environment, "gpu_present", lambda environ: True)
+    setting = environment.more_gpu_memory("train", {})
+    assert setting.variables == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"} and "90%" in setting.line
+    assert environment.more_gpu_memory("eval", {}) is None
+    assert environment.more_gpu_memory("train", {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}) is None
+    monkeypatch.setattr(environment, "gpu_present", lambda environ: False)
+    assert environment.more_gpu_memory("train", {}) is None

@@ -9,17 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from logging import LogRecord
 
-import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from clipjax import environment
+from clipjax.commands import HELP
 from clipjax.commands.config_file import load_config_file
-from clipjax.compilation_cache import open_cache, quiet_failures
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.files import message_text
-from clipjax.mesh import initialize_distributed
-from clipjax.processes import announce, stopping_together, take_back_sigterm
 
 
 def parse(
@@ -44,7 +41,7 @@ def parse(
         flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
         flags.DEFINE_integer("num_processes", None, "Number of processes, to start by hand.", flag_values=values)
         flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
-    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+    if any(arg in HELP for arg in argv[1:]):
         if config:
             flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
         print(doc)
@@ -56,15 +53,8 @@ def parse(
     except ConfigError as error:
         fail(error)
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        message = _expected(str(error))
-        if isinstance(error, flags.UnrecognizedFlagError):
-            message += "" if message.endswith("?") else "."
-            if config and "'config." in message:
-                message += " --config.NAME=value goes with --config=FILE."
-            elif config:
-                message += " Fields of the experiment are set as --config.NAME=value."
-            message += " Try --help."
-        fail(message)
+        unknown = isinstance(error, flags.UnrecognizedFlagError)
+        fail(_unknown(error, config) if unknown else _expected(str(error)))
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
     for name in required:
@@ -72,6 +62,35 @@ def parse(
             missing = values[name].value is None
             fail(f"--{name} is missing. Try --help." if missing else f"--{name}= is empty; give it a value.")
     return values
+
+
+def refuse_unknown_flags(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Exits with 2 as `parse` would for a flag that is none of `names`, the command's own, which need not be imported.
+
+    Silent where it is not sure; fields of the experiment are left to `parse`.
+    """
+    values = flags.FlagValues()
+    for name in names:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    arguments = [arg for arg in argv if not arg.lstrip("-").startswith(("config.", "noconfig.", "no"))]
+    first = next((place for place, arg in enumerate(arguments) if place and arg.startswith("-")), len(arguments))
+    try:
+        values(["clipjax", *arguments[first:]])
+    except flags.UnrecognizedFlagError as error:
+        fail(_unknown(error, "config" in names))
+    except flags.Error:
+        return
+
+
+def _unknown(error: flags.UnrecognizedFlagError, config: bool) -> str:
+    """The line about a flag that a command does not have; config: whether it reads an experiment file."""
+    message = _expected(str(error))
+    message += "" if message.endswith("?") else "."
+    if config and "'config." in message:
+        message += " --config.NAME=value goes with --config=FILE."
+    elif config:
+        message += " Fields of the experiment are set as --config.NAME=value."
+    return message + " Try --help."
 
 
 TELLING = ("train", "embed")  # the commands that say what they set for themselves
@@ -172,6 +191,13 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, ca
 
     cache: whether compiled programs are kept for the next start, and taken from the last one.
     """
+    # Imported here, so that wrong flags are reported without JAX.
+    import jax
+
+    from clipjax.compilation_cache import open_cache, quiet_failures
+    from clipjax.mesh import initialize_distributed
+    from clipjax.processes import announce, stopping_together, take_back_sigterm
+
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
+from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.models import image_tower
@@ -47,6 +48,11 @@ def run(
     configs = {"": config} | ({compare: override(config, compare)} if compare else {})
     plans = []
     for name, one in configs.items():
+        model, line = choose_dtype(one.model, devices.devices)
+        check_dtype(model, devices.devices)
+        if line:
+            print(line, flush=True)
+        one = dataclasses.replace(one, model=model)
         print(f"Compiling {name or 'the experiment'} for {topology} ({len(devices.devices)} devices) ...", flush=True)
         plans.append({"overrides": name} | plan_or_nearest(one, devices, search=search))
         print(plan_table(plans[-1]), flush=True)

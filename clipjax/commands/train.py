@@ -80,6 +80,7 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     config = start_from.config
+    announce(start_from.dtype_line)
     for _, refuse in start_from.before_data():
         refuse()
     if start_from.finished:

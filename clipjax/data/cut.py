@@ -13,7 +13,6 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 REST = "text_rest"  # the column of the longer texts, where a batch has two lengths
-MIN_ROWS = 16  # of a device's micro-batch, for two lengths
 WHOLE = "whole_text"  # the column of texts that are not cut, for a teacher that reads the padding
 
 
@@ -24,6 +23,7 @@ class TextCut(NamedTuple):
     needed: Callable[[np.ndarray], np.ndarray]  # ids [..., L] -> [...]: see Tower.needed
     short: float = 0.0  # the share of each device's rows that have a shorter length of their own; 0: one length for all
     keep_whole: bool = False  # also keep the texts as they are, as column WHOLE
+    min_rows: int = 16  # of a device's micro-batch, from which on its short rows have a length of their own
 
     def fitting(self, needed: int) -> int:
         """The shortest of the lengths that is at least `needed`."""
@@ -31,7 +31,7 @@ class TextCut(NamedTuple):
 
     def short_rows(self, rows: int) -> int:
         """How many of one device's `rows` are the short ones; 0: all have one length. Whole tiles of 8."""
-        return int(rows * self.short) // 8 * 8 if rows >= MIN_ROWS else 0
+        return int(rows * self.short) // 8 * 8 if rows >= self.min_rows else 0
 
     def chosen(self, first: int, last: int, rows: int) -> tuple[int, int]:
         """The lengths (of the short rows, of the others) for the columns that they need; equal where two do not pay.
@@ -97,5 +97,5 @@ def ladder(whole: int, most: int) -> tuple[int, ...]:
 
 def counted(lengths: Sequence[int]) -> str:
     """'16, 24 or 77'."""
-    *first, last = map(str, lengths)
-    return f"{', '.join(first)} or {last}" if first else last
+    texts = list(map(str, lengths))
+    return " or ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))

@@ -59,7 +59,7 @@ def _mixtures_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _transposed_mixtures(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """[batch, heads, l, m], [batch, l, heads, d] -> [batch, m, heads, d]: the sum over l."""
+    """Sums over l: [batch, heads, l, m], [batch, l, heads, d] -> [batch, m, heads, d] float32."""
     columns = _in_rows(x.transpose(0, 2, 3, 1))
     return _product(columns, weights, ((3,), (2,)), ((0, 1), (0, 1))).transpose(0, 3, 1, 2)
 

@@ -23,8 +23,9 @@ from clipjax.planning.targets import Target, target_of
 from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
+from clipjax.training.cut import describe_planned
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import lower_step
+from clipjax.training.step import compile_lowered, lower_step, step_comm
 
 
 class OutOfMemory(NamedTuple):
@@ -48,7 +49,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     started = time.perf_counter()
     try:
         lowered = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True))
-        compiled = lowered.compile(compiler_options=topology.options or None)
+        compiled, _ = compile_lowered(lowered, mesh, topology.options)
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory
@@ -59,14 +60,15 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     host_of = [device.process_index for device in mesh.devices.flat]
     moves = [_collective(c, chip, host_of) for c in collectives(program, devices)]
     estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})
-    memory = _memory(compiled, state, chip)
+    memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
     return {
         "topology": topology.name,
         "devices": devices,
         "device_kind": topology.devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "global_batch_size": config.global_batch_size,
-        "loss": {"name": config.loss.name, "comm": config.loss.comm},
+        "loss": {"name": config.loss.name, "comm": comm, "auto": comm != config.loss.comm},
+        "texts": describe_planned(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
         "compiled_by": _versions(target),

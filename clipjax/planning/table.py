@@ -20,8 +20,9 @@ def plan_table(plan: dict[str, Any]) -> str:
     lines = [
         "",
         f"{plan['topology']}: {plan['devices']} x {plan['device_kind']}, mesh {_mesh(plan['mesh'])}, global batch "
-        f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {plan['loss']['name']} "
-        f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s by {compiler}",
+        f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {_loss(plan['loss'])}, "
+        f"compiled in {plan['compile_seconds']} s by {compiler}",
+        *filter(None, [plan.get("texts")]),
         *_memory_lines(plan),
         *_collective_lines(plan),
         *_time_lines(plan),
@@ -228,6 +229,10 @@ def _or_dash(figure: Any, plan: dict[str, Any]) -> str:
         return figure(plan)
     except (KeyError, TypeError):
         return "-"
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    return f"{loss['name']} ({'auto: ' if loss.get('auto') else ''}{loss['comm']})"
 
 
 def _mesh(mesh: dict[str, int]) -> str:

@@ -17,10 +17,13 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.cut import Batch, TextCut, counted, cut_texts, ladder
 from clipjax.mesh import batch_shards
-from clipjax.models import image_tower, text_tower
+from clipjax.models import image_tower, patch_budget, text_tower
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 MAX_PROGRAMS = 16  # of a run's step
+# Rows of a device's micro-batch for two lengths, on several devices: the gradient of the text tower is then summed over
+# the devices twice. At 200 TFLOP/s and 100 GB/s a device, fewer rows save less than that costs.
+MIN_ROWS_OF_SEVERAL = 128
 MULTIPLE = 8  # of a length: tiles of the hardware, and kernels of attention
 
 
@@ -60,6 +63,8 @@ def cut_batches(
     cut = text_cut(config, teacher)
     if cut is None:
         return batches
+    if batch_shards(mesh) > 1:
+        cut = cut._replace(min_rows=MIN_ROWS_OF_SEVERAL)
     shards = batch_shards(mesh) // jax.process_count() * config.accumulation_steps
     return cut_texts(batches, cut, shards=shards, largest=largest)
 
@@ -77,7 +82,7 @@ def chosen_lengths(config: ExperimentConfig, *, training: bool = True) -> tuple[
         return tuple(sorted({*given, whole}))
     if isinstance(needed_columns(config), str) or (training and drawn_per_token(config)):
         return (whole,)
-    most = max(n for n in range(1, MAX_PROGRAMS + 1) if programs(config, n) <= MAX_PROGRAMS)
+    most = max((n for n in range(1, MAX_PROGRAMS + 1) if programs(config, n) <= MAX_PROGRAMS), default=1)
     return ladder(whole, most)
 
 
@@ -102,14 +107,25 @@ def why_one_length(config: ExperimentConfig) -> str:
 
 
 def programs(config: ExperimentConfig, lengths: int) -> int:
-    """How many programs a step may need for so many lengths of texts: one for each, or for each pair of them."""
+    """How many programs a step may need for so many lengths of texts: one for each, or each pair, and each budget."""
     pairs = config.data.short_texts and not why_one_length(config)
-    return math.comb(lengths + 1, 2) if pairs else lengths
+    return (math.comb(lengths + 1, 2) if pairs else lengths) * max(len(budgets(config)), 1)
+
+
+def budgets(config: ExperimentConfig) -> tuple[int, ...]:
+    """The numbers of patches that images may be padded to, each of which is a program; () for images of one size."""
+    budget = patch_budget(config.model.image)
+    return tuple(sorted(set(budget.training))) if budget else ()
 
 
 def check_text_buckets(config: ExperimentConfig) -> None:
     """Refuses lengths that would change embeddings, do not fit, or need too many programs. Raises ConfigError."""
     given, whole = config.data.text_buckets, config.model.text.context_length
+    require(
+        programs(config, 1) <= MAX_PROGRAMS,
+        f"config.model.image.patch_budgets={budgets(config)} could compile {programs(config, 1)} programs, more than "
+        f"{MAX_PROGRAMS}. Use fewer budgets.",
+    )
     if not given:
         return
     where = f"config.data.text_buckets={given}"
@@ -122,16 +138,27 @@ def check_text_buckets(config: ExperimentConfig) -> None:
     bad = [n for n in given if n > whole or (n < whole and n % MULTIPLE)]
     require(
         not bad,
-        f"{where}: {counted(bad)} is neither a multiple of {MULTIPLE} below config.model.text.context_length={whole} "
-        f"nor {whole} itself. Use lengths such as {', '.join(map(str, ladder(whole, 5)))}.",
+        f"{where}: {', '.join(map(str, bad))} is neither a multiple of {MULTIPLE} below "
+        f"config.model.text.context_length={whole} nor {whole} itself. Use lengths such as "
+        f"{', '.join(map(str, ladder(whole, 5)))}.",
     )
     count, lengths = programs(config, len({*given, whole})), len({*given, whole})
-    pairs = f": each pair of {lengths} lengths, as config.data.short_texts={config.data.short_texts}"
+    pairs = f" (each pair of {lengths} lengths, as config.data.short_texts={config.data.short_texts})"
     require(
         count <= MAX_PROGRAMS,
         f"{where} could compile {count} programs{pairs if count > lengths else ''}, more than {MAX_PROGRAMS}. Use "
         f"fewer lengths, such as {tuple(ladder(whole, 5))[:-1]}{', or short_texts=0' if count > lengths else ''}.",
     )
+
+
+def describe_planned(config: ExperimentConfig) -> str:
+    """Which of its programs a plan is of; "" where there is one."""
+    cut, patches = text_cut(config), budgets(config)
+    if cut is None and not patches:
+        return ""
+    several = [f"texts of {counted(cut.lengths)} tokens"] if cut else []
+    several += [f"images of {counted(patches)} patches"] if patches else []
+    return f"batches have {' and '.join(several)}; the longest is planned"
 
 
 def describe_text_cut(config: ExperimentConfig, cut: TextCut | None) -> str:

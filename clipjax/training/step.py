@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
 from clipjax.data.cut import REST, WHOLE
+from clipjax.gpu import compile_known, describe_options, gpu_options
+from clipjax.losses import chosen_comm
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
 from clipjax.processes import announce, meet
-from clipjax.training.cut import describe_text_cut, text_cut
+from clipjax.training.cut import budgets, describe_text_cut, text_cut
 from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
@@ -145,8 +147,20 @@ def lower_step(
     return make_train_step(config, mesh, state, teacher).lower(state, batch, *extra)
 
 
+def compile_lowered(
+    lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, str]:
+    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing.
+
+    more: further options of XLA's, which count before those.
+    """
+    options = gpu_options(list(mesh.devices.flat)) | dict(more or {})
+    compiled, unknown = compile_known(lambda known: lowered.compile(compiler_options=known or None), options)
+    return compiled, describe_options({name: value for name, value in options.items() if name not in unknown})
+
+
 class CompiledSteps:
-    """(state, batch) -> (state, metrics), by a program for each lengths of texts, compiled when a batch first has them.
+    """(state, batch) -> (state, metrics), by a program for each shape of a batch, compiled when a batch first has it.
 
     Where a program's memory is reserved on a device, the longest is compiled at once, so that a step that does not fit
     is not met in the middle of a run. All processes call it together.
@@ -157,8 +171,10 @@ class CompiledSteps:
         self.state, self.columns = abstract_state(config, mesh), batch_shapes(config, teacher)
         self.programs: dict[tuple, Callable] = {}
         self.compile_seconds = 0.0  # so far
+        self.gpu = ""  # what was set for GPUs
         self.cut = text_cut(config, teacher)
-        if self.cut is None or mesh.devices.flat[0].platform != "cpu":
+        one = self.cut is None and not budgets(config)
+        if one or mesh.devices.flat[0].platform != "cpu":
             self.compile(self.columns)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -175,7 +191,7 @@ class CompiledSteps:
         """Compiles the program for a batch of these shapes; returns the seconds that it took."""
         started = time.perf_counter()
         lowered = lower_step(self.config, self.mesh, self.state, self.teacher, shapes)
-        self.programs[_key(shapes)] = lowered.compile()
+        self.programs[_key(shapes)], self.gpu = compile_lowered(lowered, self.mesh)
         seconds = time.perf_counter() - started
         self.compile_seconds += seconds
         return seconds
@@ -186,8 +202,9 @@ def _key(shapes: Mapping[str, Shape]) -> tuple:
 
 
 def _lengths(shapes: Mapping[str, Shape]) -> str:
-    """'texts of 24 tokens', or 'texts of 24 and 77 tokens'."""
-    return f"texts of {' and '.join(str(shapes[name][0][-1]) for name in ('text', REST) if name in shapes)} tokens"
+    """'texts of 24 tokens', or 'texts of 24 and 77 tokens, images of 256 patches'."""
+    texts = f"texts of {' and '.join(str(shapes[name][0][-1]) for name in ('text', REST) if name in shapes)} tokens"
+    return texts + (f", images of {shapes['image'][0][1]} patches" if "spatial_shape" in shapes else "")
 
 
 def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | EmbeddedTeacher | None) -> CompiledSteps:
@@ -200,13 +217,22 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     part = jax.eval_shape(functools.partial(trained, config), params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, part)]
     some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
+    comm = step_comm(config, mesh)
+    comm = comm if comm == config.loss.comm else f"{config.loss.comm}: {comm}"
     announce(
-        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({config.loss.comm}), "
+        f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({comm}), "
         f"global batch {config.global_batch_size}, {describe_text_cut(config, steps.cut)}, mesh {dict(mesh.shape)} of "
         f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
         + (f"; compiled in {steps.compile_seconds:.1f} s" if steps.programs else "")
+        + (f"; GPU: {steps.gpu} (docs/gpu.md)" if steps.gpu else "")
     )
     return steps
+
+
+def step_comm(config: ExperimentConfig, mesh: Mesh) -> str:
+    """How this experiment's devices exchange embeddings: config.loss.comm, or the row that "auto" takes."""
+    pairs = config.global_batch_size * config.data.captions_per_image
+    return chosen_comm(config.loss, mesh, pairs, config.model.embed_dim)
 
 
 def batch_shapes(

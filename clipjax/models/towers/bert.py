@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from clipjax.config import TextTowerConfig, require
 from clipjax.config.fields import LAYOUT, experiment, meaning, runtime, weights
-from clipjax.config.model import Activation
+from clipjax.config.model import Activation, AttentionKind
 from clipjax.config.ranges import DEPTH, EXAMPLES_OR_ZERO, POSITIONS, POSITIONS_OR_ZERO, RATE, TOKEN_ID, WIDTH
 from clipjax.models import tower_flops
 from clipjax.models.attention import SelfAttention
@@ -52,6 +52,7 @@ class BertConfig(TextTowerConfig):
     projection_bias: bool = weights(False)
     dropout: float = experiment(0.0, within=RATE)
     scan_layers: bool = runtime(True, fixed=LAYOUT)
+    attention: AttentionKind = runtime("auto")
     # examples per device whose attention weights exist at a time; 0: all
     attention_chunk: int = runtime(0, within=EXAMPLES_OR_ZERO)
 
@@ -140,10 +141,8 @@ class PostNormBlock(nn.Module):
         c, zeros = self.config, nn.initializers.zeros
         remat = c.remat == "attention"
         x = constrain(x, self.activations)
-        chunk = dict(chunk=c.attention_chunk, activations=self.activations)
-        attention = SelfAttention(
-            c.num_heads, False, NORMAL, NORMAL, zeros, self.dtype, remat=remat, **chunk, name="attention"
-        )
+        options = dict(remat=remat, chunk=c.attention_chunk, kind=c.attention, activations=self.activations)
+        attention = SelfAttention(c.num_heads, False, NORMAL, NORMAL, zeros, self.dtype, **options, name="attention")
         mlp = Mlp(c.mlp_dim, c.activation, NORMAL, NORMAL, zeros, self.dtype, name="mlp")
         dropout = lambda y: nn.Dropout(c.dropout, deterministic=not train)(y)  # noqa: E731
         x = LayerNorm(c.norm_eps, name="ln_1")(x + dropout(attention(x, mask=visible)))

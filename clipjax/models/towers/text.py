@@ -20,7 +20,7 @@ from clipjax.models import tower_flops
 from clipjax.models.layers import NORMS, Linear, constrain
 from clipjax.models.rotary import rotary_1d
 from clipjax.models.towers.tower import TEXT, Hidden, Tower, TowerOutput, check_projection, token_ids
-from clipjax.models.transformer import check_dense, check_heads, check_rope, transformer
+from clipjax.models.transformer import check_heads, check_rope, transformer
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,6 @@ def check(config: TextTransformerConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     check_heads(config.width, config.num_heads, TEXT)
     check_rope(config, TEXT, axes=1)
-    if config.pool == "cls":
-        check_dense(config, TEXT, "pool='cls'")
     check_projection(config.projection != "none", "projection='linear'", config.width, embed_dim, TEXT)
 
 
