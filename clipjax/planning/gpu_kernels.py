@@ -14,7 +14,7 @@ from typing import NamedTuple
 from clipjax.planning import gpu_factors as factors
 from clipjax.planning.gpu_bytes import Table, called, moved_bytes, operations, table
 from clipjax.planning.gpu_cards import Gpu
-from clipjax.planning.hlo import Instruction, Program
+from clipjax.planning.hlo import Instruction, Program, shape_bytes
 
 # Instructions that no kernel runs for.
 FREE = {
@@ -67,8 +67,7 @@ def cost(one: Instruction, around: Table, program: Program, card: Gpu) -> Cost |
     if "$conv" in target or one.opcode == "convolution":
         return _convolution(one, around, moved, card)
     if products := _products(one, around, program):
-        written = max((_bytes_of(one), 0.0))
-        return _product(products, moved, written, card)
+        return _product(products, moved, float(shape_bytes(*one.shapes[0])), card)
     return _memory(one, around, program, moved, card)
 
 
@@ -181,11 +180,6 @@ def _size(dims: tuple[int, ...], one: Instruction, which: str) -> int:
     """The size of the dimensions that "lhs_batch_dims={0}" or "lhs_batch_dimensions":["0"] names."""
     found = re.search(rf"{which}_dim(?:s|ensions\"?)[=:]\s*[\[{{]([^\]}}]*)[\]}}]", one.text)
     return math.prod(dims[int(axis)] for axis in re.findall(r"\d+", found.group(1) if found else ""))
-
-
-def _bytes_of(one: Instruction) -> float:
-    dtype, dims = one.shapes[0]
-    return float(math.prod(dims) * {"f32": 4}.get(dtype, 2))
 
 
 def _config(one: Instruction) -> dict:
