@@ -23,10 +23,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from clipjax import gpu
 from clipjax.config import require
 from clipjax.planning.accelerator import Chip
 
-MEMORY_FRACTION = 0.75  # what JAX reserves of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+# What `clipjax train` lets JAX reserve of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+MEMORY_FRACTION = float(gpu.MEMORY_FRACTION)
+JAX_FRACTION = 0.75  # what JAX itself reserves
 FRACTION_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 HOST_CARDS = 8  # of an HGX or DGX host, and of g2-standard-96
 
@@ -112,13 +115,13 @@ GPUS: dict[str, Gpu] = {
 
 
 def memory_fraction() -> float:
-    """The share of a card's memory that JAX reserves: the environment's, or JAX's default.
+    """The share of a card's memory that JAX reserves: the environment's, or what `clipjax train` sets.
 
     Raises ConfigError where the environment's is not a share.
     """
     text = os.environ.get(FRACTION_VARIABLE, "")
     if not text:
-        return MEMORY_FRACTION
+        return JAX_FRACTION if gpu.switched_off(os.environ) else MEMORY_FRACTION
     try:
         fraction = float(text)
     except ValueError:

@@ -60,12 +60,15 @@ def test_without_cudnn_the_message_says_how_to_get_it(monkeypatch):
         open_topology("h100:8")
 
 
-def test_jaxs_share_of_a_cards_memory_is_what_a_step_may_use(monkeypatch):
+def test_the_share_of_a_cards_memory_that_a_run_takes_is_what_a_step_may_use(monkeypatch):
     monkeypatch.delenv(FRACTION_VARIABLE, raising=False)
+    monkeypatch.delenv("CLIPJAX_GPU_OPTIONS", raising=False)
     card = CHIPS["h100"].in_this_environment()
-    assert card.hbm == 0.75 * card.memory == 0.75 * 84_942_979_072
-    monkeypatch.setenv(FRACTION_VARIABLE, "0.9")
-    assert card.in_this_environment().hbm == 0.9 * card.memory
+    assert card.hbm == 0.9 * card.memory == 0.9 * 84_942_979_072
+    monkeypatch.setenv("CLIPJAX_GPU_OPTIONS", "off")
+    assert card.in_this_environment().hbm == 0.75 * card.memory
+    monkeypatch.setenv(FRACTION_VARIABLE, "0.8")
+    assert card.in_this_environment().hbm == 0.8 * card.memory
     for wrong in ("90", "-1", "nan", "most"):
         monkeypatch.setenv(FRACTION_VARIABLE, wrong)
         with pytest.raises(ConfigError, match=f"{FRACTION_VARIABLE}={wrong} in the environment is not a share"):
@@ -97,9 +100,9 @@ def test_a_table_says_that_nothing_was_measured_or_what_was(tmp_path):
 
 def test_a_step_that_fits_only_a_larger_share_of_the_card_is_told():
     plan = a_plan()
-    plan["memory"]["total"] = 70 * GIB
+    plan["memory"]["total"] = 73 * GIB
     plan |= {"fits": False, "nearest": None}
-    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.89." in plan_table(plan)
+    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.93." in plan_table(plan)
     plan["memory"]["total"] = 78 * GIB
     assert "It would fit" not in plan_table(plan)
 
