@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_tables import gpu_step
 from benchmarks.overview import make_overview, table, unique
 
 RESULTS = Path(__file__).parent / "results"
@@ -582,6 +583,7 @@ SECTIONS = {
     ("readers",): readers,
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
+    ("gpu_step",): gpu_step,
     ("soak_",): soak,
     ("kills_",): kills,
     ("fuzz",): fuzz,

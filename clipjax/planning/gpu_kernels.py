@@ -75,16 +75,24 @@ def product_seconds(product: Product, written: float, moved: float, card: Gpu) -
     """(seconds, what limits them) of a product on a card.
 
     Tiles of the result are computed in waves, one tile a multiprocessor; the last wave may be almost empty, and so may
-    tiles at the edges. The tile that gives the least time is used. written: bytes of the result, written when its
-    tiles are done. moved: bytes read and written in all.
+    tiles at the edges. The tile that gives the least time is used. Long sums are split where that is faster (split-K):
+    a weight's gradient has few tiles, and sums over every token of the batch. written: bytes of the result, written
+    when its tiles are done. moved: bytes read and written in all.
     """
     rate = card.peak * RATES.get(product.dtype, 1.0 if not product.dtype.startswith("f8") else 2.0)
-    loop = min(
-        math.ceil(_tiles(product, rows, columns) / card.processors) * 2.0 * rows * columns * product.k / share
-        for rows, columns, share in factors.TILES
-    ) / (rate / card.processors * factors.TILE_RATE.value)
     bandwidth = card.hbm_bandwidth * factors.HBM_SHARE.value
-    units = max(loop + written / bandwidth, product.flops / (rate * card.sustained))
+
+    def seconds(parts: int) -> float:
+        loop = min(
+            math.ceil(parts * _tiles(product, rows, columns) / card.processors) * 2.0 * rows * columns / share
+            for rows, columns, share in factors.TILES
+        ) / (rate / card.processors * factors.TILE_RATE.value)
+        results = 8.0 * parts * product.batch * product.m * product.n if parts > 1 else 0.0  # float32, there and back
+        again = factors.KERNEL_FIXED.value if parts > 1 else 0.0
+        return again + loop * product.k / parts + (results + written) / bandwidth
+
+    parts = range(1, min(factors.MOST_PARTS, product.k // factors.SPLIT_FROM) + 1)
+    units = max(min(seconds(count) for count in parts or [1]), product.flops / (rate * card.sustained))
     return _slowest(factors.PRODUCT_FIXED.value, {"matrix units": units, "memory": moved / bandwidth})
 
 
