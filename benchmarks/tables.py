@@ -344,7 +344,75 @@ These changes were tried and not kept. Each is given with the change in time:
 
 Planned for {remat["device"]}; lower is better. [docs/mesh.md](../docs/mesh.md) says what each setting keeps.
 
-{table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}"""
+{table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}{gpu_plans(documents)}"""
+
+
+def gpu_plans(documents: dict[str, Any]) -> str:
+    """The part of "Planned train steps" about GPUs; "" where no JSON is a plan for one."""
+    files = {
+        name: document
+        for name, document in documents.items()
+        if isinstance(document, list) and str(document[0].get("device_kind", "")).startswith("NVIDIA")
+    }
+    if not files:
+        return ""
+    rows = []
+    for name, document in files.items():
+        for plan in document:
+            memory, time = plan["memory"], plan["time"]
+            kinds = {row["kind"]: row["seconds"] for row in time["work"]}
+            products, attention = kinds.pop("product", 0.0), kinds.pop("attention", 0.0)
+            parts = (products, attention, sum(kinds.values()), time["transfers"]["waited_for"])
+            model = name.removeprefix("plan_").removesuffix("_" + plan["topology"].replace(":", "_").replace("*", "x"))
+            rows.append(
+                [
+                    GPU_MODELS.get(model, model),
+                    f"`{plan['overrides']}`" if plan["overrides"] else "",
+                    f"`{plan['topology']}`",
+                    f"{plan['global_batch_size']:,}",
+                    f"{memory['total'] / 2**30:.2f} of {memory['available'] / 2**30:.2f}",
+                    f"{time['estimated_seconds'] * 1e3:.1f}",
+                    f"{time['estimated_mfu']:.1%}",
+                    *(f"{seconds * 1e3:.1f}" for seconds in parts),
+                    f"{plan['compile_seconds']:.0f} s",
+                ]
+            )
+    header = [
+        "Model", "Settings", "GPUs", "Global batch", "Memory of a card, GiB", "Step, ms (estimated)", "MFU (estimated)",
+        "Products", "Fused attention", "Other kernels", "Waiting for transfers", "Compiled in",
+    ]  # fmt: skip
+    changes = {
+        name: document for name, document in documents.items() if name.startswith("plan_changes_") and "gpu" in name
+    }
+    return f"""
+
+### Planned for GPUs
+
+{origin(files, "clipjax plan --config=FILE --topology=h100:8 --out=FILE.json", planned=True)}
+
+Nothing here ran on a GPU. The times are a roofline over the compiled instructions, with the factors that each JSON lists
+and [docs/plan.md](../docs/plan.md) explains; memory and transfers are those of the compiled program. The four columns after
+the MFU say what the step consists of, in milliseconds; what else is missing to its sum is computation that transfers slow
+down.
+
+{table(header, rows)}""" + "".join(gpu_changes(name, document) for name, document in changes.items())
+
+
+def gpu_changes(name: str, document: dict[str, Any]) -> str:
+    """What each change to a model gave on GPUs, by plans; each row keeps the changes above it."""
+    rows = [
+        [row["change"], f"`{row['topology']}`", f"{row['milliseconds']:.1f}", f"{row['mfu']:.1%}"]
+        for row in document["rows"]
+    ]
+    return f"""
+
+### What each change gave {document["model"]} on GPUs
+
+{origin({name: document}, "clipjax plan", planned=True)}
+
+Each row keeps the changes above it.
+
+{table(["Change", "Planned for", "Step, ms (estimated)", "MFU (estimated)"], rows)}"""
 
 
 def soak(documents: dict[str, Any]) -> str:
@@ -517,6 +585,13 @@ MODELS = {
     "plan_siglip_b16_v5e_16x16": "SigLIP B/16",
     "plan_clip_l14_v5p_8x8x4": "CLIP L/14",
     "plan_siglip_so400m_v6e_16x16": "SigLIP So400m/14",
+}
+GPU_MODELS = {  # plan_MODEL_h100_8.json, plan_MODEL_h100_8x4.json
+    "clip_b32": "CLIP B/32",
+    "clip_b16": "CLIP B/16",
+    "clip_l14": "CLIP L/14",
+    "siglip_b16": "SigLIP B/16",
+    "siglip_so400m": "SigLIP So400m/14",
 }
 
 

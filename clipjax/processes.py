@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipjax import signals
-from clipjax.files import printable
+from clipjax.files import message_text, printable
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -125,6 +125,20 @@ def meet(what: str) -> None:
         wait = min(2 * wait, POLL_SECONDS)
 
 
+def exchange(what: str, text: str) -> list[str]:
+    """Every process's text, on every process, in process order; all call it together, each `what` once.
+
+    Through JAX's coordination service, not a collective, so that nothing is compiled for it.
+    """
+    if (count := jax.process_count()) == 1:
+        return [text]
+    client, folder = _client(), f"clipjax/exchange/{what}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", text)
+    client.wait_at_barrier(folder, int(MEETING_SECONDS * 1000))
+    found = {int(name.rpartition("/")[2]): value for name, value in client.key_value_dir_get(folder)}
+    return [found[index] for index in range(count)]
+
+
 class PeersError(RuntimeError):
     """Other processes of the run did not come; the message names them."""
 
@@ -140,6 +154,44 @@ def gather_json(value: Any) -> list[Any]:
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]
+
+
+class Largest:
+    """largest((7, 2)) -> the largest first and the largest second value of any process, without a collective.
+
+    All processes make it, and call it equally often, each from one thread, also beside collectives of other threads.
+    close(), from another thread, ends a call that waits with PeersError.
+    """
+
+    def __init__(self) -> None:
+        self.folder, self.calls, self.closed = f"clipjax/largest/{next(_waits)}", 0, threading.Event()
+        self.close = self.closed.set
+
+    def __call__(self, values: Sequence[int]) -> tuple[int, ...]:
+        count, index = jax.process_count(), jax.process_index()
+        if count == 1:
+            return tuple(values)
+        client, here = _client(), f"{self.folder}/{self.calls}"
+        if index:
+            client.key_value_set(f"{here}/{index}", json.dumps(values))
+            largest = self._wait(client, f"{here}/largest")
+        else:
+            others = [self._wait(client, f"{here}/{other}") for other in range(1, count)]
+            largest = tuple(map(max, zip(values, *others, strict=True)))
+            client.key_value_set(f"{here}/largest", json.dumps(largest))
+            if self.calls:  # all have read the last exchange's, or they would not be in this one
+                client.key_value_delete(f"{self.folder}/{self.calls - 1}/")
+        self.calls += 1
+        return largest
+
+    def _wait(self, client: Any, key: str) -> tuple[int, ...]:
+        while not self.closed.is_set():
+            try:
+                return tuple(json.loads(client.blocking_key_value_get(key, int(POLL_SECONDS * 1000))))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        raise PeersError("Closed while it waited for other processes.")
 
 
 def _leave(client: Any, error: BaseException) -> None:
@@ -175,7 +227,7 @@ def _watch(client: Any, done: threading.Event) -> None:
 
 def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
-        print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
+        print(f"error: {message_text(error)}", file=sys.stderr, flush=True)
         return
     traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):

@@ -24,7 +24,6 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     for tower in (image, config.model.text):
         scanned = tower.get("depth", 0) > 24
         if "attention" in tower:  # a transformer, not a ResNet
-            tower.attention = "flash"
             # Unrolled, towers step faster and take minutes to compile. What XLA then keeps by itself is the fastest
             # choice, except that long sequences leave it too much.
             tower.scan_layers = scanned

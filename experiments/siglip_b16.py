@@ -21,7 +21,6 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     config.model.dtype = "bfloat16"
     image = config.model.image
     for tower, longest in ((image, 27), (config.model.text, 24)):
-        tower.attention = "flash"
         # Unrolled towers step faster and take minutes to compile. So400m's text tower, a seventeenth of the work,
         # stays scanned. remat="none" lets XLA choose what to keep: fastest, but too much memory for
         # long sequences.

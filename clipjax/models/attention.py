@@ -15,8 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clipjax.models import cudnn_attention
 from clipjax.models.flash_attention import fills_tiles, flash_attention
 from clipjax.models.layers import Linear, Projections
+from clipjax.models.on_cpu import mixtures, pairs
 from clipjax.models.rotary import Rotation, rotate
 
 BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
@@ -25,10 +27,9 @@ BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias ->
 class SelfAttention(nn.Module):
     """Multi-head self-attention with fused q, k, v; x [batch, length, width], mask as attention()'s.
 
-    rotation: (cos, sin) of clipjax.models.rotary, for q and k. mask: [batch, length] bool, which keys may be seen.
-    norm: makes the norm between attention and its output matrix; None: there is none. remat: the backward pass keeps
-    q, k and v and computes the [length, length] weights again. chunk: see in_chunks. flash: see flash_attention, which
-    takes no mask.
+    rotation: (cos, sin) of clipjax.models.rotary, for q and k. norm: makes the norm between attention and its output
+    matrix; None: there is none. kind: see BlockConfig.attention. remat: where attention is plain, the backward pass
+    keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks.
     """
 
     num_heads: int
@@ -39,30 +40,44 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
     remat: bool = False
     chunk: int = 0
-    flash: bool = False
+    kind: str = "auto"
     activations: jax.sharding.NamedSharding | None = None
     qkv_bias: str = "qkv"
     norm: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
+        (batch, length, width), d = x.shape, x.shape[-1] // self.num_heads
+        heads = jax.ShapeDtypeStruct((batch, length, self.num_heads, d), self.dtype)
+        fused = fused_by(self.kind, heads, heads, self.activations)
+        if fused == "cudnn":
+            # A row more costs the products less than padding q, k and v would cost.
+            x = cudnn_attention.even(x)
+            rotation = None if rotation is None else tuple(cudnn_attention.even(a, a.ndim - 2) for a in rotation)
+        biased = BIASED[self.qkv_bias]
+        at_once = fused == "kernel" and rotation is None and fills_tiles(length)
+        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, at_once, name="qkv")(x)
+        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if fused == "cudnn":
+            options = dict(causal=self.causal, keys=length, sharding=self.activations)
+            y = cudnn_attention.cudnn_attention(q, k, v, mask, **options).reshape(x.shape)
+        else:
+            y = checkpoint_name(self.unpadded(fused)(q, k, v, mask).reshape(x.shape), "attended")
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
+        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)[:, :length]
+
+    def unpadded(self, fused: str) -> Callable:
+        """Plain attention(q, k, v, mask), or the kernel that replaces it for the platform it is compiled for."""
         attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
         attend = jax.checkpoint(attend) if self.remat else attend
         if self.chunk:
             attend = in_chunks(attend, self.chunk, self.activations)
-        if self.flash:
-            attend = flash_attention(attend, causal=self.causal, sharding=self.activations)
-        biased, one = BIASED[self.qkv_bias], self.flash and rotation is None and fills_tiles(x.shape[1])
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, one, name="qkv")(x)
-        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        y = attend(q, k, v, *([] if mask is None else [mask])).reshape(x.shape)
-        y = checkpoint_name(y, "attended")
-        if self.norm is not None:
-            y = self.norm(name="ln")(y)
-        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
+        if fused or self.kind == "flash":
+            attend = flash_attention(attend, causal=self.causal, sharding=self.activations, cudnn=fused == "anywhere")
+        return lambda q, k, v, mask: attend(q, k, v, *([] if mask is None else [mask]))
 
 
 class CrossAttention(nn.Module):
@@ -83,28 +98,50 @@ class CrossAttention(nn.Module):
         return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
 
 
+def fused_by(kind: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> str:
+    """What computes attention of BlockConfig.attention=kind for arrays of these shapes and dtypes.
+
+    "": attention(). "cudnn": cudnn_attention, on the GPUs of sharding's mesh. "kernel": flash_attention. "anywhere":
+    flash_attention too, which decides when the program is compiled, as a program without a mesh may run on the
+    machine's GPU or on its processor.
+    """
+    device = jax.local_devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+    if kind == "dense" or device.platform == "cpu":
+        return ""
+    if device.platform == "tpu":
+        return "kernel"
+    if not cudnn_attention.takes(q, k) or not cudnn_attention.usable_on(device):
+        return ""
+    return "anywhere" if sharding is None else "cudnn"
+
+
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mask: jax.Array | None = None
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v; q [batch, length, heads, d], k and v [batch, keys, heads, d] -> the shape of q.
 
-    mask: [batch, keys] bool, the keys that may be seen. A query to which causal and mask leave no key attends to all
-    keys equally.
+    mask: [batch, keys] bool, the keys that may be seen; or [batch] int32, how many of them, from the first on, where 0
+    means all. A query to which causal and mask leave no key attends to all keys equally.
     """
-    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    logits = pairs(q * q.shape[-1] ** -0.5, k)
     if causal:
         visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(visible_keys(mask, k.shape[1])[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
+    return mixtures(weights, v).astype(v.dtype)
+
+
+def visible_keys(mask: jax.Array, keys: int) -> jax.Array:
+    """attention()'s mask as [batch, keys] bool."""
+    return mask if mask.ndim == 2 else jnp.arange(keys) < jnp.where(mask > 0, mask, keys)[:, None]
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:
     """attend, computed for at most `chunk` of a device's examples at a time.
 
-    attend(q, k, v) takes [batch, length, heads, d]; attend(q, k, v, mask) also a mask [batch, length].
+    attend(q, k, v) takes [batch, length, heads, d]; attend(q, k, v, mask) also attention()'s mask.
     The backward pass computes the [length, length] weights again, chunk by chunk. A TPU keeps a chunk's in vector
     memory (8 images of 196 tokens and 12 heads: 19 MB), whereas those of a whole batch go through HBM five times.
     sharding: of the examples. Heads are split over "tensor", like the weights that make them.
@@ -118,7 +155,7 @@ def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> C
 
     if sharding is None:
         return local
-    specs = {4: P(*sharding.spec, None, "tensor"), 2: sharding.spec}  # by rank
+    specs = {4: P(*sharding.spec, None, "tensor"), 2: sharding.spec, 1: sharding.spec}  # by rank
     # Every device loops over its own examples; a loop over chunks of the whole batch would move them.
     return lambda *args: jax.shard_map(
         local, mesh=sharding.mesh, in_specs=tuple(specs[a.ndim] for a in args), out_specs=specs[4], check_vma=False

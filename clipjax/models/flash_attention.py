@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -25,6 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.models import flash_kernels
+from clipjax.models.cudnn_attention import cudnn_attention
 from clipjax.models.flash_kernels import LANES, TILE_ROWS
 
 MIN_ROWS, MAX_ROWS = 256, 2048  # of a kernel step: fewer cost time to start steps, more cost time to compile
@@ -33,33 +35,49 @@ VMEM_BYTES = 32 << 20
 MAX_WEIGHTS_BYTES = 12 << 20  # float32 attention weights of a kernel step's heads; each head adds code
 
 
-def flash_attention(attend: Callable, *, causal: bool, sharding: NamedSharding | None) -> Callable:
+def flash_attention(attend: Callable, *, causal: bool, sharding: NamedSharding | None, cudnn: bool = False) -> Callable:
     """attend as one kernel if the program is compiled for TPUs; q, k, v and the result are [batch, length, heads, d].
 
-    attend(q, k, v): the plain function, for other platforms and for attention weights too large for a kernel. Its
-    backward pass computes it again, too. sharding: of the examples; heads are split over "tensor". The kernel rounds
-    weights to v's dtype before they are normalised, not after.
+    attend(q, k, v) or attend(q, k, v, mask): the plain function, for other platforms and for attention weights too
+    large for a kernel. Its backward pass computes it again, too. sharding: of the examples; heads are split over
+    "tensor". cudnn: on GPUs, cudnn_attention. The kernel rounds weights to v's dtype before they are normalised, not
+    after.
     """
 
-    def on(platform_kernel: Callable, plain: Callable, *args: jax.Array) -> tuple[jax.Array, ...]:
-        if not _fits(args[0], sharding):
-            return plain(*args)
-        kernel = functools.partial(platform_kernel, causal=causal)
-        return jax.lax.platform_dependent(*args, tpu=_every_device(kernel, sharding), default=plain)
+    def on(kernel: Callable, gpu: Callable, plain: Callable, q: jax.Array, *args: Any) -> Any:
+        kernels = {"cuda": gpu} if cudnn else {}
+        if _fits(q, sharding) and args[-1] is None:
+            kernels["tpu"] = _every_device(functools.partial(kernel, causal=causal), sharding)
+        return jax.lax.platform_dependent(q, *args, **kernels, default=plain) if kernels else plain(q, *args)
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return attend(q, k, v, *([] if mask is None else [mask]))
+
+    gpu = functools.partial(cudnn_attention, causal=causal)
 
     @jax.custom_vjp
-    def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return on(flash_forward, attend, q, k, v)
+    def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return on(flash_forward, gpu, plain, q, k, v, mask)
 
-    def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, ...]:
-        return on(flash_backward, lambda q, k, v, g: jax.vjp(attend, q, k, v)[1](g), *saved, gradient)
+    def backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+        def through(f: Callable) -> Callable:
+            return lambda q, k, v, g, mask: jax.vjp(lambda q, k, v: f(q, k, v, mask), q, k, v)[1](g)
 
-    flash.defvjp(lambda q, k, v: (flash(q, k, v), (q, k, v)), backward)
+        q, k, v, mask = saved
+        return *on(flash_backward, through(gpu), through(plain), q, k, v, gradient, mask), None
+
+    flash.defvjp(lambda *args: (flash(*args), args), backward)
     return flash
 
 
 def flash_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    interpret: bool = False,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v of one device's [batch, length, heads, d]; products in q's dtype, sums in float32.
 
@@ -69,7 +87,14 @@ def flash_forward(
 
 
 def flash_backward(
-    q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, *, causal: bool = False, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gradient: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dq, dk, dv), from the inputs of flash_forward and the gradient of its result.
 
@@ -92,10 +117,14 @@ def _every_device(kernel: Callable, sharding: NamedSharding | None) -> Callable:
     """The kernel on every device's own examples and heads: the compiler cannot divide it."""
     if sharding is None:
         return kernel
-    spec = P(*sharding.spec, None, "tensor")
-    return lambda *args: jax.shard_map(
-        kernel, mesh=sharding.mesh, in_specs=(spec,) * len(args), out_specs=spec, check_vma=False
-    )(*args)
+    heads, examples = P(*sharding.spec, None, "tensor"), P(*sharding.spec)
+
+    def call(*args: jax.Array | None) -> Any:
+        args = [a for a in args if a is not None]
+        specs = tuple(heads if a.ndim == 4 else examples for a in args)
+        return jax.shard_map(kernel, mesh=sharding.mesh, in_specs=specs, out_specs=heads, check_vma=False)(*args)
+
+    return call
 
 
 def _call(body: Callable, results: int, args: tuple[jax.Array, ...], causal: bool, interpret: bool) -> list[jax.Array]:

@@ -16,7 +16,8 @@ from clipjax.models.attention import CrossAttention, SelfAttention
 from clipjax.models.layers import NORMS, Mlp, constrain
 from clipjax.models.rotary import Rotation
 
-PRODUCTS = ("qkv", "attended", "attention_out", "mlp_up", "conv")  # 9 * width numbers per token if mlp_dim is 4 * width
+# 9 * width numbers per token if mlp_dim is 4 * width; the sums are cuDNN's softmax's, a number per token and head.
+PRODUCTS = ("qkv", "attended", "attention_sums", "attention_out", "mlp_up", "conv")
 # What a block keeps for the backward pass, which computes everything else again. remat="attention" has no policy: it
 # computes only attention() again, see SelfAttention.
 REMAT_POLICIES = {
@@ -148,7 +149,7 @@ class Block(nn.Module):
                 self.dtype,
                 remat=config.remat == "attention",
                 chunk=config.attention_chunk,
-                flash=config.attention == "flash",
+                kind=config.attention,
                 activations=self.activations,
                 qkv_bias=config.qkv_bias,
                 norm=norm if config.attention_norm else None,
@@ -252,13 +253,4 @@ def check_rope(config: Any, where: str, *, axes: int) -> None:
         not config.rope or config.width // config.num_heads % (2 * axes) == 0,
         f"{where}.rope=True needs heads of a multiple of {2 * axes} channels, but width={config.width} over "
         f"num_heads={config.num_heads} gives {config.width / config.num_heads:g}.",
-    )
-
-
-def check_dense(config: BlockConfig, where: str, masks: str) -> None:
-    """Raises ConfigError for attention="flash" in a tower that masks its padding; masks: the option that does."""
-    require(
-        config.attention == "dense",
-        f"{where}.attention='{config.attention}' cannot mask padding, and a tower with {masks} has to; use 'dense', "
-        "with attention_chunk or remat='attention' to save memory.",
     )

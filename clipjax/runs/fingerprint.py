@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipjax.config import ExperimentConfig, declared, differences, flat
+from clipjax.config.errors import shown
 from clipjax.models.towers import default_of
 
 # Sections whose fields of role "weights" or "meaning" are recorded, and the prefix of their names in the fingerprint.
@@ -64,8 +65,8 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
     if not any(name.startswith("tokenizer.") for name in stored):  # weights that came without a tokenizer
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
     lines = [
-        f"  {_field(name)}: checkpoint {stored.get(name, 'not recorded')!r}, "
-        f"configuration {expected.get(name, 'not set')!r}"
+        f"  {_field(name)}: checkpoint {shown(stored.get(name, 'not recorded'))}, "
+        f"configuration {shown(expected.get(name, 'not set'))}"
         for name in differences(stored, expected)
     ]
     if lines:

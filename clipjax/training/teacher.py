@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipjax.config import ConfigError, ExperimentConfig, differences, require
+from clipjax.data.cut import WHOLE
 from clipjax.data.embeddings import read_made_by
 from clipjax.mesh import batch_sharding
 from clipjax.models import DualEncoder, patch_budget
@@ -30,7 +31,7 @@ class Teacher:
         """{"teacher_image_embedding", "teacher_text_embedding" [B, D], "teacher_logit_scale" ()}; traceable."""
         pixels, model = self.config.data.pixels, self.config.model
         image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(model.dtype))
-        out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch["text"])
+        out = DualEncoder(model, self.activations).apply(variables, image=image, text=batch.get(WHOLE, batch["text"]))
         names = ("image_embedding", "text_embedding", "logit_scale")
         return {f"teacher_{name}": jax.lax.stop_gradient(getattr(out, name)) for name in names}
 

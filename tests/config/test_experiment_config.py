@@ -59,8 +59,6 @@ def test_an_optional_field_takes_its_type_and_none():
         (lambda c: c.mesh.update({"data": 3}), "config.mesh.*data=3.*8 device"),
         (lambda c: c.mesh.update({"tensor": 8}), "tensor=8.*num_heads=12"),
         (lambda c: c.model.image.update({"num_heads": 7}), "model.image.width=768.*num_heads=7"),
-        (lambda c: c.model.image.update({"name": "naflex", "attention": "flash"}), "image.attention='flash'.*padding"),
-        (lambda c: c.model.text.update({"pool": "cls", "attention": "flash"}), "text.attention='flash'.*padding"),
         (lambda c: c.model.image.update({"projection": False}), "width=768.*embed_dim=512"),
         (lambda c: c.loss.update({"name": "sigmoid"}), "logit_bias_init=-10.0"),
         (lambda c: c.optimizer.schedule.update({"warmup_steps": 10_000}), "warmup_steps=10000.*total_steps=10000"),

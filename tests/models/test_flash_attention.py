@@ -1,6 +1,4 @@
-"""Attention as one TPU kernel, interpreted, against float64 NumPy; training with it against training without."""
-
-from dataclasses import replace
+"""Attention as one TPU kernel, interpreted, against float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.attention import attention
 from clipjax.models.flash_attention import flash_attention, flash_backward, flash_forward, kernel_steps
 from clipjax.models.layers import dots
-from tests.tiny import start, tiny_batches, tiny_config
+from tests.models.plain_attention import reference
 
 # batch, length, heads, d, causal; what a kernel step takes
 CASES = {
@@ -28,25 +26,6 @@ CASES = {
     "two steps of heads of 96": ((2, 16, 8, 96, True), 2),
     "causal, tiles shared": ((8, 10, 1, 128, True), 1),
 }
-
-
-def reference(q, k, v, g, causal):
-    """(out, dq, dk, dv) in float64, by the chain rule written out."""
-    q, k, v, g = (np.asarray(a, np.float64) for a in (q, k, v, g))
-    scale = q.shape[-1] ** -0.5
-    logits = np.einsum("blhd,bmhd->bhlm", q, k) * scale
-    if causal:
-        logits = np.where(np.tri(q.shape[1], dtype=bool), logits, -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    dweights = np.einsum("blhd,bmhd->bhlm", g, v)
-    dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
-    return (
-        np.einsum("bhlm,bmhd->blhd", weights, v),
-        np.einsum("bhlm,bmhd->blhd", dlogits, k) * scale,
-        np.einsum("bhlm,blhd->bmhd", dlogits, q) * scale,
-        np.einsum("bhlm,blhd->bmhd", weights, g),
-    )
 
 
 def arrays(batch, length, heads, d, dtype=jnp.float32):
@@ -110,17 +89,3 @@ def test_one_gradient_for_several_products_is_that_of_each(platform, monkeypatch
     expected.append(np.einsum("ni,cno->ico", x, dy))
     for found, theirs in zip((*ours, *vjp(gradients)), expected, strict=True):
         np.testing.assert_allclose(found, theirs, atol=2e-6 * np.abs(theirs).max())
-
-
-@pytest.mark.slow
-def test_training_with_it_is_training_without_it():
-    losses = []
-    for kind in ("dense", "flash"):
-        config = tiny_config((1, 1, 1))
-        model = config.model
-        image, text = (replace(tower, attention=kind) for tower in (model.image, model.text))
-        _, state, step = start(replace(config, model=replace(model, image=image, text=text)), num_devices=1)
-        for batch in tiny_batches(3):
-            state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

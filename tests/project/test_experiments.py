@@ -43,4 +43,4 @@ def test_clips_recipe_takes_clips_resnets_too():
     config = from_config_dict(module.get_config("clip_rn50x16"))
     check(config, num_devices=128, process_count=16)
     assert (config.model.image.name, config.model.image.remat) == ("resnet", "dots")
-    assert config.model.text.attention == "flash" and not config.model.text.scan_layers
+    assert config.model.text.attention == "auto" and not config.model.text.scan_layers

@@ -254,6 +254,12 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     warn_unless_number(path, schema, PAIR_ID)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
+    rows = [group.num_rows for group in groups]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ManifestError(
+            f"{path} is damaged: its footer says {metadata.num_rows} rows, and {min(rows, default=0)} to "
+            f"{max(rows, default=0)} in its {len(rows)} row groups."
+        )
     if largest > MAX_GROUP:
         raise ManifestError(
             f"{path} has a row group of {largest} bytes, which would be decoded for each of its rows; the limit is "
@@ -263,7 +269,7 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     columns = [name for name in schema.names if name in wanted]
     if first:
         check_same(first.path, first.columns, path, columns)
-    return _Description(path, [group.num_rows for group in groups], columns, labels, largest)
+    return _Description(path, rows, columns, labels, largest)
 
 
 def _distinct(path: Path, column: str) -> list[Any]:
