@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.machine import command, machine
 
 HUGE = "glibc.malloc.hugetlb=1"
-TUNABLES = f"{HUGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc.malloc.arena_max=1"
+TUNABLES = f"{HUGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1"
 FORMS = {"plain": "", "huge pages": HUGE, "tunables": TUNABLES, "kept": "", "arenas": TUNABLES.rpartition(":")[0]}
 RESULTS = Path(__file__).parent / "results"
 
