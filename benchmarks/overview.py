@@ -80,6 +80,21 @@ def train_step(documents: dict[str, Any]) -> Headline:
         yield processor, "open_clip's speed × " + ", ".join(text for _, text in sorted(cells))
 
 
+def startup(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        first, second = (document["medians"][case]["total"] for case in ("no cache", "second start"))
+        model = document["model"]
+        yield processor(document), f"{model}: {first:.0f} s to the first step, {second:.0f} s at a second start"
+
+
+def kept_memory(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        medians = document["medians"]
+        if "plain" in medians and "kept" in medians:
+            ratio = medians["plain"]["milliseconds"] / medians["kept"]["milliseconds"]
+            yield processor(document), f"the quickstart's step is {ratio:.2f} times as fast"
+
+
 def input_pipeline(documents: dict[str, Any]) -> Headline:
     for document in documents.values():
         ratios = [
@@ -205,6 +220,8 @@ TABLE = [
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),
     Row("[emoji](../docs/emoji.md)", "zero-shot accuracy on emoji in a style never seen", "clipjax train --config=experiments/emoji.py --config.total_steps=650", "half an hour", "emoji-in-a-style-never-seen", ("emoji",), emoji),
+    Row("[startup](startup.py)", "what a run does before its first step: import, open, restore, compile, evaluate", "python -m benchmarks.startup [--model=clip_vit_l14]", "5 minutes; 15 for L/14", "from-the-command-to-the-first-step", ("startup_",), startup),
+    Row("[kept_memory](kept_memory.py)", "a train step on CPU whose process keeps the memory that it frees", "python -m benchmarks.kept_memory", "3 minutes", "memory-that-is-kept", ("kept_memory",), kept_memory),
     Row("[kills_results](kills_results.py)", "adds results of kills to one another", "python -m benchmarks.kills_results --out=OUT.json FILE.json", "a second"),
     Row("[tables](tables.py)", "writes this page and its details", "python -m benchmarks.tables", "a second"),
 ]  # fmt: skip

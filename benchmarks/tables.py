@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kept_memory, startup
 from benchmarks.gpu_tables import gpu_step
 from benchmarks.overview import make_overview, table, unique
 
@@ -575,6 +576,40 @@ def describe_key(key: dict[str, Any]) -> str:
 
 
 # The first section whose prefix fits takes a file.
+NONE_YET = "No results are kept yet."
+
+
+def start(documents: dict[str, Any]) -> str:
+    tables = [
+        f"{document['model']}"
+        + (f", {document['depth']} layers" if document["depth"] else "")
+        + ":\n\n"
+        + startup.table(document["medians"])
+        for document in documents.values()
+    ]
+    return "\n\n".join(
+        [
+            "## From the command to the first step",
+            origin(documents, "python -m benchmarks.startup [--model=clip_vit_l14]") if documents else NONE_YET,
+            "Medians of processes that end after their first step. [docs/startup.md](../docs/startup.md) says what happens "
+            "in each phase.",
+            *tables,
+        ]
+    )
+
+
+def memory(documents: dict[str, Any]) -> str:
+    return "\n\n".join(
+        [
+            "## Memory that is kept",
+            origin(documents, "python -m benchmarks.kept_memory") if documents else NONE_YET,
+            "A train step on CPU, its batch on the device. `kept` is what `clipjax train` does by default; `tunables` is "
+            "the same through `GLIBC_TUNABLES`, and `arenas` is that without its one arena.",
+            *(kept_memory.table(document["medians"]) for document in documents.values()),
+        ]
+    )
+
+
 SECTIONS = {
     ("quick_",): quick,
     ("train_step",): train_step,
@@ -588,6 +623,8 @@ SECTIONS = {
     ("kills_",): kills,
     ("fuzz",): fuzz,
     ("emoji",): emoji,
+    ("startup_",): start,
+    ("kept_memory",): memory,
 }
 MODELS = {
     "plan_siglip_b16_v5e_16x16": "SigLIP B/16",
