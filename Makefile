@@ -12,11 +12,12 @@ WORKDIR ?= runs/quickstart
 TESTS ?= tests
 JOBS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # XLA's compilation of the same few tiny models takes most of the tests' time; this cache shares it between all of them.
 CACHED = JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 JAX_COMPILATION_CACHE_DIR=$(abspath $(1))/jax-cache
 PYTEST = -m pytest $(TESTS) -n $(JOBS) --dist worksteal --timeout 600 --durations 10 $(PYTEST_ARGS)
 
-.PHONY: train test test-all test-latest lint format docs parity clean
+.PHONY: train test test-all test-latest lint format docs bench-quick parity clean
 
 # A step on CPU allocates and frees XLA's buffers each time, which huge pages make cheaper (Linux, glibc 2.35 or newer).
 train: data/scenes.model
@@ -45,6 +46,10 @@ format: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(VENV)/bin/python -m docs.generate
 	$(VENV)/bin/python -m benchmarks.tables
+
+# Compares the ratios that matter with this processor's baseline; BENCH_ARGS=--write makes one. docs/bench_quick.md
+bench-quick: $(VENV)/.installed
+	$(VENV)/bin/python -m benchmarks.quick $(BENCH_ARGS)
 
 # Installs the PyTorch implementations to compare with, and WebDataset's reader. --no-deps: only model code is needed.
 parity: $(VENV)/.installed-test

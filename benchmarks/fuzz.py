@@ -64,7 +64,7 @@ def read_input(reader: str, cases: list, seed: int, shard: int, index: int, root
 
 def judge(case: Any, folder: Path) -> tuple[str, str, str]:
     """Reads an input. Returns ("value" or "refused", the error's type, "") or ("fault", its kind, what happened)."""
-    from clipjax.files import printable
+    from clipjax.files import message_text
 
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -80,12 +80,12 @@ def judge(case: Any, folder: Path) -> tuple[str, str, str]:
         found = error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    kind, message = type(found).__name__, str(found)
+    kind, message = type(found).__name__, message_text(found)
     if not type(found).__module__.startswith("clipjax."):
         return "fault", kind, "".join(traceback.format_exception(found, limit=-6))[-4000:]
     if not message.strip() or len(message) > LONGEST_MESSAGE:
         return "fault", "message", f"{kind}: {len(message)} characters: {message[:300]!r}"
-    if "\x1b" in printable(message, lines=False):
+    if "\x1b" in message:
         return "fault", "message", f"{kind}: {message[:300]!r}"
     return "refused", kind, ""
 

@@ -10,7 +10,11 @@ start. It is started again until it reaches its last step; then its state must e
 curve in every number and bad_records.jsonl in every byte, and the next run begins, until all kills are used. Of several
 processes one is killed and the others a moment later, as when all machines are taken away; in a few lives they are
 left to notice. Exits with 1 at the first difference, or when a life ends in any other way than killed, saved or
-finished. Writes benchmarks/results/kills_N_processes.json.
+finished.
+
+Adds what it did to benchmarks/results/kills_N_processes.json, or to --out, after each run: a thousand kills may be made
+in several sittings, each with another --seed, and a sitting that is interrupted keeps its finished runs.
+`benchmarks.kills_results` adds files to one another.
 
 The processes are forked from one that has imported JAX and clipjax and used neither: what a kill during imports would
 leave behind is nothing, and a life is four seconds shorter.
@@ -43,6 +47,7 @@ import orbax.checkpoint  # noqa: F401
 
 import clipjax.__main__
 import clipjax.commands.train
+from benchmarks import kills_results
 from benchmarks.kills_experiment import build_data
 from benchmarks.machine import command, machine
 from benchmarks.soak import ROOT, curve
@@ -82,20 +87,43 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=0.0, help="the last run begins before they end; 0: no limit")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON; default benchmarks/results/kills_N_processes.json")
+    parser.add_argument("--seed", type=int, help="default: one more than the largest in --out")
+    parser.add_argument("--out", type=Path, help="JSON to add to; default benchmarks/results/kills_N_processes.json")
     args = parser.parse_args()
-    document = kill_runs(args.workdir.absolute(), args.processes, args.kills, args.minutes * 60, args.seed)
     name = f"kills_{args.processes}_process{'es' if args.processes > 1 else ''}.json"
     out = args.out or ROOT / "benchmarks" / "results" / name
-    document = {"command": command("benchmarks.kills"), "machine": machine(), **document}
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    try:
+        before = [kills_results.read(out)] if out.exists() else []
+        if before and before[0]["processes"] != args.processes:
+            raise ValueError(f"{out} is of runs of {before[0]['processes']} processes")
+        seeds = [sitting["seed"] for document in before for sitting in kills_results.sittings_of(document)]
+        if args.seed in seeds:
+            raise ValueError(f"{out} has the kills of --seed={args.seed} already; take another seed")
+    except ValueError as error:
+        sys.exit(str(error))
+    seed = max(seeds, default=-1) + 1 if args.seed is None else args.seed
+    about = {"command": command("benchmarks.kills"), "machine": machine(), "commit": kills_results.commit()}
+
+    def add(document: dict[str, Any]) -> None:
+        kills_results.write(out, kills_results.merged([*before, about | document]))
+
+    document = kill_runs(args.workdir.absolute(), args.processes, args.kills, args.minutes * 60, seed, add)
     print(json.dumps(document, indent=1))
-    print(f"wrote {out}")
+    print(f"added to {out}")
 
 
-def kill_runs(workdir: Path, processes: int, kills: int, seconds: float = 0, seed: int = 0) -> dict[str, Any]:
-    """Kills runs of `processes` processes `kills` times; returns what the JSON holds. Exits with 1 at a difference."""
+def kill_runs(
+    workdir: Path,
+    processes: int,
+    kills: int,
+    seconds: float = 0,
+    seed: int = 0,
+    after_run: Callable[[dict[str, Any]], None] = lambda document: None,
+) -> dict[str, Any]:
+    """Kills runs of `processes` processes `kills` times; returns what the JSON holds. Exits with 1 at a difference.
+
+    after_run is called with the same after each run that ended like the one left alone.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     in_a_fork(build_data, workdir / "data")
     rng = random.Random(f"{seed} {processes}")
@@ -127,6 +155,21 @@ def kill_runs(workdir: Path, processes: int, kills: int, seconds: float = 0, see
         if differences:
             raise SystemExit(f"Run {runs} of seed {seed} differs after {len(ended)} kills: {differences}; see {killed}")
         over = len(ended) >= kills or 0 < seconds < time.monotonic() - started
+        document = summary(processes, seed, ended, runs, lives, expected, time.monotonic() - started)
+        after_run(document)
+    return document
+
+
+def summary(
+    processes: int,
+    seed: int,
+    ended: list[tuple[Kill, str]],
+    runs: int,
+    lives: int,
+    expected: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """What the JSON holds of a sitting. ended: each kill, and the phase in which it came."""
     return {
         "processes": processes,
         "seed": seed,
@@ -140,7 +183,7 @@ def kill_runs(workdir: Path, processes: int, kills: int, seconds: float = 0, see
         "steps": max(line["step"] for line in expected["curve"]),
         "bad_records": len(expected["bad_records"].splitlines()),
         "equal": True,  # or this would not have been reached
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(seconds),
     }
 
 

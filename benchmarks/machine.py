@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -14,8 +15,9 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch", "open_clip_torch", "web
 
 
 def machine() -> dict[str, Any]:
-    """Cores, processor, Python, and the version of each of PACKAGES that is installed."""
+    """Day, cores, processor, Python, and the version of each of PACKAGES that is installed."""
     return {
+        "date": datetime.date.today().isoformat(),
         "cores": os.cpu_count(),
         "processor": processor(),
         "python": platform.python_version(),
@@ -30,6 +32,16 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def bfloat16_units() -> list[str]:
+    """Which of amx_bf16, avx512_bf16 and Arm's bf16, instructions that multiply bfloat16, the processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
+    flags = next(
+        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))), []
+    )
+    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if flags and name in flags[0]]
 
 
 def versions() -> dict[str, str]:

@@ -55,7 +55,7 @@ def write_all(folder: Path, count: int) -> dict[str, SourceConfig]:
     (folder / "images").mkdir()
     with open(folder / "images" / "table.csv", "w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["image", "text"])
+        table.writerow(["image", "caption"])
         for key, image, text in records:
             (folder / "images" / f"{key}.jpg").write_bytes(image)
             (folder / "images" / f"{key}.txt").write_text(text)

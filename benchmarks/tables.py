@@ -1,10 +1,11 @@
-"""Writes benchmarks/README.md, the page with all benchmark tables, from benchmarks/results/*.json.
+"""Writes benchmarks/README.md and benchmarks/details.md from benchmarks/results/*.json.
 
-    python -m benchmarks.tables            # rewrites the page
-    python -m benchmarks.tables --check    # exits with 1 when the page is not what the JSON gives
+    python -m benchmarks.tables            # rewrites the pages
+    python -m benchmarks.tables --check    # exits with 1 when a page is not what the JSON gives
 
-A section of the page is a function below: its words stand beside the numbers that they explain. Every JSON file must
-belong to a section, so that no result is forgotten.
+README.md is one table, made in benchmarks.overview; details.md has all figures. A section of it is a function below: its
+words stand beside the numbers that they explain. Every JSON file must belong to a section and to a row of the table, so
+that no result is forgotten.
 """
 # Lines of the page's Markdown may be long.
 # ruff: noqa: E501
@@ -13,57 +14,51 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_tables import gpu_step
+from benchmarks.overview import make_overview, table, unique
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "README.md"
+DETAILS = Path(__file__).parent / "details.md"
 
 HEAD = """\
-# Benchmarks
+# Benchmarks in detail
 
-`python -m benchmarks.tables` writes this page from the JSON files in [results](results); edit the script, not the page.
-Each section gives the command, the machine that its JSON records, and how to read the table. "Not recorded" means that the
-JSON was written before the scripts recorded processor and versions. If a section names a source, its numbers were copied
-into the JSON by hand.
-
-| Script | What it measures | Command | Takes, on two cores |
-| --- | --- | --- | --- |
-| [train_step](train_step.py) | images/s of a whole train step, beside open_clip on PyTorch | `python -m benchmarks.train_step [--batch=4] [--huge_pages]` | 5 minutes at batch 32, 3 at batch 4 |
-| [input_pipeline](input_pipeline.py) | images per core second of the training input, beside PyTorch and tf.data | `python -m benchmarks.input_pipeline --rounds=3` | 5 minutes |
-| [frozen_tower](frozen_tower.py) | a LiT step that reads stored embeddings instead of running its frozen tower | `python -m benchmarks.frozen_tower --batch=16` | 2 minutes |
-| [readers](readers.py) | records per CPU second of each source | `python -m benchmarks.readers` | 2 minutes, 2 GB of disk |
-| [loss_memory](loss_memory.py) | memory, time and traffic of the losses for each `comm` | `python -m benchmarks.loss_memory [--topology=cpu:1]` | 1 minute on one device, several on eight |
-| | the same, planned for a TPU slice | `python -m benchmarks.loss_memory --topology=v5e:16x16` | half an hour; needs libtpu |
-| [soak](soak.py) | whether a run that is killed again and again ends like one left alone | `python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100` | 35 to 50 minutes |
-| [kills](kills.py) | the same for runs of one, two and four processes, killed while they start, compile, evaluate and save | `python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300` | five to twenty seconds a kill |
-| [fuzz](fuzz.py) | whether damaged and hostile files give a right value or one clean line | `python -m benchmarks.fuzz --workers=2` | one hour for a million inputs; it goes on where it was stopped |
-| [tables](tables.py) | writes this page | `python -m benchmarks.tables` | a second |
-
-The times are rough. `train_step` and `input_pipeline` compare clipjax with libraries that `make parity` installs."""
+`python -m benchmarks.tables` writes this page, and the table of [all benchmarks](README.md), from the JSON files in
+[results](results); edit the script, not the page. Each section gives the command, the machine that its JSON records, and
+how to read the table. "Not recorded" means that the JSON was written before the scripts recorded processor and versions.
+If a section names a source, its numbers were copied into the JSON by hand."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a page would change")
     args = parser.parse_args()
-    text = make_page()
-    if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not is_current(text):
-        sys.exit(f"{PAGE} is not what the JSON gives; run: python -m benchmarks.tables")
+    for path, text in make_pages().items():
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+        elif not is_current(text, path):
+            sys.exit(f"{path} is not what the JSON gives; run: python -m benchmarks.tables")
 
 
-def is_current(text: str, page: Path = PAGE) -> bool:
+def is_current(text: str, page: Path) -> bool:
     """Whether the page exists and holds exactly this text."""
     return page.exists() and page.read_text(encoding="utf-8") == text
 
 
-def make_page(results: Path = RESULTS) -> str:
-    """Returns the whole page. Raises ValueError when a JSON file belongs to no section."""
+def make_pages(results: Path = RESULTS) -> dict[Path, str]:
+    """Returns {page: its text}. Raises ValueError when a JSON file belongs to no section or row."""
     documents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    return {PAGE: make_overview(documents), DETAILS: make_details(documents)}
+
+
+def make_details(documents: dict[str, Any]) -> str:
+    """Returns the page of all sections. documents: {name of the JSON: its content}."""
     left = dict(documents)
     parts = [HEAD]
     for prefixes, section in SECTIONS.items():
@@ -83,46 +78,52 @@ def train_step(documents: dict[str, Any]) -> str:
         for result in document.get("rows", [document]):
             if "open_clip" not in result:  # measured with --no_torch
                 continue
-            ours, theirs = result["clipjax"], result["open_clip"]
-            gflops = ", ".join(f"{result['matmul_gflops'][name]:.0f}" for name in ("numpy", "xla", "torch"))
+            ours, theirs, products = result["clipjax"], result["open_clip"], result["matmul_gflops"]
+            units = document["machine"].get("bfloat16_units")
             rows.append(
                 [
-                    document["machine"]["processor"],
+                    document["machine"]["processor"]
+                    + ("" if units is None else f" ({', '.join(units) or 'no bfloat16'})"),
+                    result.get("dtype", "float32"),
                     result["batch"],
-                    "yes" if result["huge_pages"] else "no",
+                    result.get("memory", "huge pages" if result["huge_pages"] else "plain").replace("_", " "),
                     f"{ours['images_per_second']:.2f}",
                     f"{theirs['images_per_second']:.2f}",
                     f"{result['ratio']:.2f}",
                     f"{ours['share_of_peak']:.0%}",
                     f"{theirs['share_of_peak']:.0%}",
-                    gflops,
+                    ", ".join(
+                        f"{products[name]:.0f}" if name in products else "-" for name in ("numpy", "xla", "torch")
+                    ),
                 ]
             )
-    rows.sort(key=lambda row: (row[0], -row[1], row[2]))
+    rows.sort(key=lambda row: (row[0], row[1] != "float32", -row[2], row[3] != "plain"))
     header = [
-        "Processor", "Batch", "Huge pages", "clipjax, images/s", "open_clip, images/s", "Ratio",
+        "Processor", "Precision", "Batch", "Memory", "clipjax, images/s", "open_clip, images/s", "Ratio",
         "clipjax's share of the matmul peak", "open_clip's", "Products: NumPy, XLA, PyTorch, GFLOP/s",
     ]  # fmt: skip
     return f"""\
 ## A train step beside open_clip
 
-{origin(documents, "python -m benchmarks.train_step --batch=BATCH [--huge_pages]")}
+{origin(documents, "python -m benchmarks.train_step [--batch=4]")}
 
-The whole train step of a ViT-B/32 CLIP in float32 with AdamW, compared with open_clip 3.3 on PyTorch 2.13 (which
-`make parity` installs). A ratio above 1 means that clipjax is faster.
+The whole train step of a ViT-B/32 CLIP with AdamW, compared with open_clip 3.3 on PyTorch 2.13 (which `make parity`
+installs). A ratio above 1 means that clipjax is faster. bfloat16 is clipjax's `model.dtype`, and PyTorch's `autocast`.
 
 {table(header, rows)}
 
-**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's, and
-clipjax is 1.2 to 1.8 times as fast as open_clip. On the Intel processor with AMX, all three libraries multiply at about
-the same rate, and clipjax has 0.79 to 0.90 of open_clip's speed. To compare across processors, use the shares of the peak:
-they show how much of the machine's speed each library uses.
+**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's; on
+Intel's, all three libraries multiply float32 at about the same rate. To compare across processors, use the shares of the
+peak: they show how much of the machine's speed each library uses. A processor without bfloat16 units gains nothing from
+bfloat16. [docs/cpu_speed.md](../docs/cpu_speed.md) says what the step spends its time on, and what was changed for it.
 
-Each row is the median of seven turns (Intel: four or five). A turn is two steps, of which the second is timed, and each
-library has its own process. The AMD rows' samples are in the JSON. The peak is the fastest rate of plain 2,048 x 2,048
-products in the same run. Huge pages are `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which `make train` sets: XLA allocates and
-frees its buffers at each step, and without huge pages the kernel clears them 4 KiB at a time. On the Intel machine, the
-same cell differed by 15 to 20% between runs."""
+Each row is the median of the turns that the two libraries take, each in its own process. The peak is the fastest rate
+of plain 2,048 x 2,048 products in the same run and precision. Rows without bfloat16 units in their processor's name are
+older, and were measured before the changes of that page: the AMD rows are medians of seven turns, and the rows of
+the Intel processor with AMX of four or five, where the same cell differed by 15 to 20% between runs. Memory is malloc's
+setting: `kept` keeps what is freed, as `clipjax train` does on a CPU; `huge pages` is
+`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`; `plain` is the default, with which the kernel clears the step's buffers at each
+step, 4 KiB at a time."""
 
 
 def input_pipeline(documents: dict[str, Any]) -> str:
@@ -350,7 +351,75 @@ These changes were tried and not kept. Each is given with the change in time:
 
 Planned for {remat["device"]}; lower is better. [docs/mesh.md](../docs/mesh.md) says what each setting keeps.
 
-{table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}"""
+{table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}{gpu_plans(documents)}"""
+
+
+def gpu_plans(documents: dict[str, Any]) -> str:
+    """The part of "Planned train steps" about GPUs; "" where no JSON is a plan for one."""
+    files = {
+        name: document
+        for name, document in documents.items()
+        if isinstance(document, list) and str(document[0].get("device_kind", "")).startswith("NVIDIA")
+    }
+    if not files:
+        return ""
+    rows = []
+    for name, document in files.items():
+        for plan in document:
+            memory, time = plan["memory"], plan["time"]
+            kinds = {row["kind"]: row["seconds"] for row in time["work"]}
+            products, attention = kinds.pop("product", 0.0), kinds.pop("attention", 0.0)
+            parts = (products, attention, sum(kinds.values()), time["transfers"]["waited_for"])
+            model = name.removeprefix("plan_").removesuffix("_" + plan["topology"].replace(":", "_").replace("*", "x"))
+            rows.append(
+                [
+                    GPU_MODELS.get(model, model),
+                    f"`{plan['overrides']}`" if plan["overrides"] else "",
+                    f"`{plan['topology']}`",
+                    f"{plan['global_batch_size']:,}",
+                    f"{memory['total'] / 2**30:.2f} of {memory['available'] / 2**30:.2f}",
+                    f"{time['estimated_seconds'] * 1e3:.1f}",
+                    f"{time['estimated_mfu']:.1%}",
+                    *(f"{seconds * 1e3:.1f}" for seconds in parts),
+                    f"{plan['compile_seconds']:.0f} s",
+                ]
+            )
+    header = [
+        "Model", "Settings", "GPUs", "Global batch", "Memory of a card, GiB", "Step, ms (estimated)", "MFU (estimated)",
+        "Products", "Fused attention", "Other kernels", "Waiting for transfers", "Compiled in",
+    ]  # fmt: skip
+    changes = {
+        name: document for name, document in documents.items() if name.startswith("plan_changes_") and "gpu" in name
+    }
+    return f"""
+
+### Planned for GPUs
+
+{origin(files, "clipjax plan --config=FILE --topology=h100:8 --out=FILE.json", planned=True)}
+
+Nothing here ran on a GPU. The times are a roofline over the compiled instructions, with the factors that each JSON lists
+and [docs/plan.md](../docs/plan.md) explains; memory and transfers are those of the compiled program. The four columns after
+the MFU say what the step consists of, in milliseconds; what else is missing to its sum is computation that transfers slow
+down.
+
+{table(header, rows)}""" + "".join(gpu_changes(name, document) for name, document in changes.items())
+
+
+def gpu_changes(name: str, document: dict[str, Any]) -> str:
+    """What each change to a model gave on GPUs, by plans; each row keeps the changes above it."""
+    rows = [
+        [row["change"], f"`{row['topology']}`", f"{row['milliseconds']:.1f}", f"{row['mfu']:.1%}"]
+        for row in document["rows"]
+    ]
+    return f"""
+
+### What each change gave {document["model"]} on GPUs
+
+{origin({name: document}, "clipjax plan", planned=True)}
+
+Each row keeps the changes above it.
+
+{table(["Change", "Planned for", "Step, ms (estimated)", "MFU (estimated)"], rows)}"""
 
 
 def soak(documents: dict[str, Any]) -> str:
@@ -478,14 +547,43 @@ batch of {document["batch"]} on the drawings of three other artists. In parenthe
 The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
 
 
+def quick(documents: dict[str, Any]) -> str:
+    names = unique(name for document in documents.values() for name in document["ratios"])
+    cells = [{name: spread(ratio) for name, ratio in document["ratios"].items()} for document in documents.values()]
+    rows = [[name, *(cell.get(name, "-") for cell in cells)] for name in names]
+    header = ["Ratio", *(describe_key(document["key"]) for document in documents.values())]
+    measured = table(header, rows) if documents else "No processor has a baseline yet."
+    return f"""\
+## The ratios that matter, in four minutes
+
+{origin(documents, "python -m benchmarks.quick --write")}
+
+`make bench-quick` measures these ratios at small sizes, compares them with the baseline of the same processor (name,
+cores, bfloat16 units) and jaxlib, and says what moved. [docs/bench_quick.md](../docs/bench_quick.md) has the rule, the
+exit codes, and how to make a first baseline. Median, and in parentheses the lowest and the highest round. Higher is better.
+
+{measured}"""
+
+
+def spread(ratio: dict[str, Any]) -> str:
+    samples = ratio["samples"]
+    return f"{statistics.median(samples):.2f} ({min(samples):.2f} to {max(samples):.2f})"
+
+
+def describe_key(key: dict[str, Any]) -> str:
+    return f"{key['processor']}, {key['cores']} cores, {key['bfloat16']}; jaxlib {key['jaxlib']}"
+
+
 # The first section whose prefix fits takes a file.
 SECTIONS = {
+    ("quick_",): quick,
     ("train_step",): train_step,
     ("input_pipeline",): input_pipeline,
     ("frozen_tower",): frozen_tower,
     ("readers",): readers,
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
+    ("gpu_step",): gpu_step,
     ("soak_",): soak,
     ("kills_",): kills,
     ("fuzz",): fuzz,
@@ -495,6 +593,13 @@ MODELS = {
     "plan_siglip_b16_v5e_16x16": "SigLIP B/16",
     "plan_clip_l14_v5p_8x8x4": "CLIP L/14",
     "plan_siglip_so400m_v6e_16x16": "SigLIP So400m/14",
+}
+GPU_MODELS = {  # plan_MODEL_h100_8.json, plan_MODEL_h100_8x4.json
+    "clip_b32": "CLIP B/32",
+    "clip_b16": "CLIP B/16",
+    "clip_l14": "CLIP L/14",
+    "siglip_b16": "SigLIP B/16",
+    "siglip_so400m": "SigLIP So400m/14",
 }
 
 
@@ -566,15 +671,6 @@ def times(row: dict[str, Any]) -> tuple[str, str]:
     """Milliseconds and CPU milliseconds; "-" where they were not measured."""
     milliseconds = f"{row['seconds'] * 1e3:,.1f}" if "seconds" in row else "-"
     return milliseconds, f"{row['cpu_seconds'] * 1e3:,.0f}" if "cpu_seconds" in row else "-"
-
-
-def table(header: list[str], rows: Iterable[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

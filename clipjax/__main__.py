@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import json
 import os
+import re
 import sys
 import traceback
+from pathlib import Path
 
-from clipjax import signals
+from clipjax import environment, signals
+from clipjax.commands import HELP
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
@@ -24,12 +29,17 @@ COMMANDS = {
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
     "check": ("clipjax.commands.check", "check an experiment and its data, list all errors, show samples"),
     "check-data": ("clipjax.commands.check_data", "read all data of an experiment and count what is bad"),
-    "plan": ("clipjax.commands.plan", "memory, collectives and time on a TPU slice or any mesh, before running there"),
+    "plan": ("clipjax.commands.plan", "memory, collectives and time on TPUs, GPUs or any mesh, before running there"),
 }
+
+# {command: what its --help prints}, made by python -m docs.generate, so that help needs no import of JAX.
+HELP_TEXTS = Path(__file__).parent / "commands" / "help.json"
+FLAG = re.compile(r"^  --(\w+)$", re.MULTILINE)
 
 
 def main() -> None:
     """Entry point of the console command: from its first moment, Ctrl-C and SIGTERM end it with one line."""
+    environment.prepare(sys.argv[1] if len(sys.argv) > 1 else "")  # first, because malloc counts its threads
     signals.install(f"clipjax {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "clipjax")
     signals.quiet_threads()
     try:
@@ -63,7 +73,23 @@ def dispatch() -> None:
             print(f"\nUnknown command '{command}'.", file=sys.stderr)
             sys.exit(2)
         return
+    help_texts = json.loads(HELP_TEXTS.read_text("utf-8")) if HELP_TEXTS.is_file() else {}
+    if text := help_texts.get(command):
+        if any(arg in HELP for arg in sys.argv[2:]):
+            print(text, end="")
+            return
+        from clipjax.commands.flags import refuse_unknown_flags  # which is slower to import than help should be
+
+        refuse_unknown_flags(sys.argv[1:], FLAG.findall(text))
     importlib.import_module(COMMANDS[command][0]).main(sys.argv[1:])
+
+
+def help_of(command: str) -> str:
+    """What `clipjax COMMAND --help` prints, from the command itself, which takes JAX seconds to import."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        importlib.import_module(COMMANDS[command][0]).main([command, "--help"])
+    return output.getvalue()
 
 
 if __name__ == "__main__":

@@ -145,6 +145,14 @@ def printable(text: object, lines: bool = True) -> str:
     return (_CONTROL if lines else _CONTROL_IN_LINES).sub(_escaped, str(text))
 
 
+def message_text(message: object) -> str:
+    """An error's or a warning's text as a terminal or a log gets it: printable, its lines cut to LONGEST_LINE."""
+    lines = printable(message, lines=False).split("\n")
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ... ({len(line):,} characters)" for line in lines
+    )
+
+
 def _escaped(match: re.Match) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
 
@@ -204,6 +212,7 @@ class TextFileError(ValueError):
 
 
 MAX_TEXT = 64 << 20  # bytes of a text file that is read whole; the largest tokenizer.json in use has 34 MB
+LONGEST_LINE = 4000  # characters of a message, which may quote a file
 _KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a named pipe",

@@ -29,7 +29,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipjax import signals
-from clipjax.files import printable
+from clipjax.files import message_text, printable
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -52,7 +52,7 @@ def stopping_together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = _client()
+    client = store()
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(client, done), name="peers", daemon=True)
     watcher.start()
@@ -90,7 +90,7 @@ def wait_for_all() -> None:
     xla_cpu_collective_timeout_seconds). A process that fails or dies meanwhile ends the wait, as it ends the run.
     """
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
+        store().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
 
 
 def meet(what: str) -> None:
@@ -104,7 +104,7 @@ def meet(what: str) -> None:
     if count == 1 or what in _met:
         return
     _met.add(what)
-    client, folder, started, told = _client(), f"clipjax/meet/{what}", time.monotonic(), False
+    client, folder, started, told = store(), f"clipjax/meet/{what}", time.monotonic(), False
     client.key_value_set(f"{folder}/{jax.process_index()}", socket.gethostname())
     wait = 0.05
     while True:
@@ -142,6 +142,44 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size]).decode()) for row, size in zip(rows, lengths, strict=True)]
 
 
+class Largest:
+    """largest((7, 2)) -> the largest first and the largest second value of any process, without a collective.
+
+    All processes make it, and call it equally often, each from one thread, also beside collectives of other threads.
+    close(), from another thread, ends a call that waits with PeersError.
+    """
+
+    def __init__(self) -> None:
+        self.folder, self.calls, self.closed = f"clipjax/largest/{next(_waits)}", 0, threading.Event()
+        self.close = self.closed.set
+
+    def __call__(self, values: Sequence[int]) -> tuple[int, ...]:
+        count, index = jax.process_count(), jax.process_index()
+        if count == 1:
+            return tuple(values)
+        client, here = store(), f"{self.folder}/{self.calls}"
+        if index:
+            client.key_value_set(f"{here}/{index}", json.dumps(values))
+            largest = self._wait(client, f"{here}/largest")
+        else:
+            others = [self._wait(client, f"{here}/{other}") for other in range(1, count)]
+            largest = tuple(map(max, zip(values, *others, strict=True)))
+            client.key_value_set(f"{here}/largest", json.dumps(largest))
+            if self.calls:  # all have read the last exchange's, or they would not be in this one
+                client.key_value_delete(f"{self.folder}/{self.calls - 1}/")
+        self.calls += 1
+        return largest
+
+    def _wait(self, client: Any, key: str) -> tuple[int, ...]:
+        while not self.closed.is_set():
+            try:
+                return tuple(json.loads(client.blocking_key_value_get(key, int(POLL_SECONDS * 1000))))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        raise PeersError("Closed while it waited for other processes.")
+
+
 def _leave(client: Any, error: BaseException) -> None:
     """Tells the other processes and ends this one."""
     first_line = str(error).splitlines()[0] if str(error) else ""
@@ -175,7 +213,7 @@ def _watch(client: Any, done: threading.Event) -> None:
 
 def _print(error: BaseException) -> None:
     if type(error).__module__.startswith("clipjax."):
-        print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
+        print(f"error: {message_text(error)}", file=sys.stderr, flush=True)
         return
     traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -224,7 +262,7 @@ def forward_preemption() -> None:
 _service_handler: int | None = None  # the address of the service's own handler of SIGTERM
 
 
-def _client() -> Any:
+def store() -> Any:
     """The client of the coordination service's key-value store. JAX has no public name for it (0.10 and 0.12)."""
     from jax._src import distributed
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipjax.__main__ import COMMANDS, HELP_TEXTS, help_of
 from clipjax.config import ExperimentConfig
 from clipjax.config.fields import Declaration, metadata, rows
 from docs.api_page import api_page
@@ -22,6 +24,12 @@ def main() -> None:
     path = FOLDER / "reliability.md"
     path.write_text(with_part(path.read_text(encoding="utf-8"), RESTART, restart_table()), encoding="utf-8")
     (FOLDER / "api.md").write_text(api_page(), encoding="utf-8")
+    HELP_TEXTS.write_text(help_texts(), encoding="utf-8")
+
+
+def help_texts() -> str:
+    """What --help prints for each command, as JSON, so that `clipjax COMMAND --help` need not import the command."""
+    return json.dumps({command: help_of(command) for command in COMMANDS}, indent=1) + "\n"
 
 
 def with_part(page: str, name: str, content: str, by: str = "docs.generate") -> str:

@@ -16,3 +16,6 @@ os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FLAGS if flag.spli
 # at a time can starve each other.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The user's own folder of compiled programs is not for tests.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")

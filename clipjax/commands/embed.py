@@ -27,13 +27,14 @@ from jax.sharding import Mesh
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
+from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ExperimentConfig, from_config_dict, require
 from clipjax.data.embeddings import DTYPES, check_destination, write_embeddings
 from clipjax.data.mixture import open_train
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.precompute import counted, embed_source
 from clipjax.mesh import make_mesh
-from clipjax.processes import gather_json, wait_for_all
+from clipjax.processes import announce, gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.weights import check_init_from, first_state, initialised, open_named
 from clipjax.training.check import check, check_embeddings, check_tokenizer
@@ -55,7 +56,10 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
     require(dtype in DTYPES, f"--dtype='{dtype}' is not one of {', '.join(DTYPES)}.")
     unset = dataclasses.replace(config.data, image_embeddings="", teacher_embeddings="")
     check_embeddings(dataclasses.replace(config, data=dataclasses.replace(unset, **{FIELDS[tower]: str(out)})))
-    config = dataclasses.replace(config, data=unset)
+    model, line = choose_dtype(config.model)
+    check_dtype(model)
+    announce(line)
+    config = dataclasses.replace(config, data=unset, model=model)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
     check_folder(Path(out).parent, "--out")

@@ -12,11 +12,11 @@ from logging import LogRecord
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipjax import environment
+from clipjax.commands import HELP
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
-from clipjax.files import printable
-from clipjax.mesh import initialize_distributed
-from clipjax.processes import stopping_together, take_back_sigterm
+from clipjax.files import message_text
 
 
 def parse(
@@ -41,7 +41,7 @@ def parse(
         flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
         flags.DEFINE_integer("num_processes", None, "Number of processes, to start by hand.", flag_values=values)
         flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
-    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+    if any(arg in HELP for arg in argv[1:]):
         if config:
             flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
         print(doc)
@@ -53,15 +53,8 @@ def parse(
     except ConfigError as error:
         fail(error)
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        message = _expected(str(error))
-        if isinstance(error, flags.UnrecognizedFlagError):
-            message += "" if message.endswith("?") else "."
-            if config and "'config." in message:
-                message += " --config.NAME=value goes with --config=FILE."
-            elif config:
-                message += " Fields of the experiment are set as --config.NAME=value."
-            message += " Try --help."
-        fail(message)
+        unknown = isinstance(error, flags.UnrecognizedFlagError)
+        fail(_unknown(error, config) if unknown else _expected(str(error)))
     if rest:
         fail(f"Unexpected argument '{rest[0]}'; flags look like --name=value. Try --help.")
     for name in required:
@@ -71,6 +64,36 @@ def parse(
     return values
 
 
+def refuse_unknown_flags(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Exits with 2 as `parse` would for a flag that is none of `names`, the command's own, which need not be imported.
+
+    Silent where it is not sure; fields of the experiment are left to `parse`.
+    """
+    values = flags.FlagValues()
+    for name in names:
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    arguments = [arg for arg in argv if not arg.lstrip("-").startswith(("config.", "noconfig.", "no"))]
+    first = next((place for place, arg in enumerate(arguments) if place and arg.startswith("-")), len(arguments))
+    try:
+        values(["clipjax", *arguments[first:]])
+    except flags.UnrecognizedFlagError as error:
+        fail(_unknown(error, "config" in names))
+    except flags.Error:
+        return
+
+
+def _unknown(error: flags.UnrecognizedFlagError, config: bool) -> str:
+    """The line about a flag that a command does not have; config: whether it reads an experiment file."""
+    message = _expected(str(error))
+    message += "" if message.endswith("?") else "."
+    if config and "'config." in message:
+        message += " --config.NAME=value goes with --config=FILE."
+    elif config:
+        message += " Fields of the experiment are set as --config.NAME=value."
+    return message + " Try --help."
+
+
+TELLING = ("train", "embed")  # the commands that say what they set for themselves
 CONFIG_HELP = "Experiment file: path.py or path.py:argument; --config.a.b=value overrides a field."
 
 
@@ -163,8 +186,18 @@ def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[s
     return argv[0], places, list(argv[1 + len(places) :])
 
 
-def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> None:
-    """Joins the processes of the run and calls body; clipjax's own errors become one line and exit code 1."""
+def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, cache: bool = True) -> None:
+    """Joins the processes of the run and calls body; clipjax's own errors become one line and exit code 1.
+
+    cache: whether compiled programs are kept for the next start, and taken from the last one.
+    """
+    # Imported here, so that wrong flags are reported without JAX.
+    import jax
+
+    from clipjax.compilation_cache import open_cache, quiet_failures
+    from clipjax.mesh import initialize_distributed
+    from clipjax.processes import announce, stopping_together, take_back_sigterm
+
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
@@ -175,13 +208,20 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object]) -> No
     started = ("coordinator_address", "num_processes", "process_id")
     initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
     take_back_sigterm()
-    with one_line_errors(), stopping_together():
+    with one_line_errors(), stopping_together(), quiet_failures():
+        lines = environment.lines()
+        if cache:
+            lines.append(open_cache())
+        else:
+            jax.config.update("jax_enable_compilation_cache", False)
+        for line in lines if environment.command() in TELLING else ():
+            announce(line)
         body()
 
 
 def _printable(record: LogRecord) -> bool:
     """Escapes what a terminal would obey: messages name files, keys and captions, which anyone may have written."""
-    record.msg, record.args = printable(record.getMessage(), lines=False), ()
+    record.msg, record.args = message_text(record.getMessage()), ()
     return True
 
 
@@ -207,7 +247,7 @@ def os_reason(error: OSError) -> str:
 
 def fail(error: object, code: int = 2) -> None:
     """Prints one line and exits."""
-    print(f"error: {printable(error, lines=False)}", file=sys.stderr, flush=True)
+    print(f"error: {message_text(error)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -1,12 +1,14 @@
-"""Estimates what an experiment costs on a TPU slice, a mesh of CPUs or this machine, before anyone pays for it.
+"""Estimates what an experiment costs on a TPU slice, GPU hosts, a mesh of CPUs or this machine, before anyone pays.
 
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16
     clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16 --compare=loss.comm=ring --out=plan.json
     clipjax plan --config=experiments/clip_b32.py:clip_vit_l14 --topology=v5p:8x8x4 --config.model.image.remat=dots
+    clipjax plan --config=experiments/siglip_b16.py --topology=h100:8
+    clipjax plan --config=experiments/siglip_b16.py --topology=h100:8*4
     clipjax plan --config=experiments/quickstart.py --topology=cpu:8
 
-Compiles the real train step for that topology (TPUs: with the libtpu package, no TPU needed) and reads the compiled
-program: memory, collectives, the compiler's estimate of time.
+Compiles the real train step for that topology (TPUs: with the libtpu package; GPUs: with JAX's CUDA plugin; neither
+must be there) and reads the compiled program: memory, collectives, an estimate of time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
+from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.models import image_tower
@@ -45,6 +48,11 @@ def run(
     configs = {"": config} | ({compare: override(config, compare)} if compare else {})
     plans = []
     for name, one in configs.items():
+        model, line = choose_dtype(one.model, devices.devices)
+        check_dtype(model, devices.devices)
+        if line:
+            print(line, flush=True)
+        one = dataclasses.replace(one, model=model)
         print(f"Compiling {name or 'the experiment'} for {topology} ({len(devices.devices)} devices) ...", flush=True)
         plans.append({"overrides": name} | plan_or_nearest(one, devices, search=search))
         print(plan_table(plans[-1]), flush=True)
@@ -126,7 +134,9 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v5e:16x16*2, cpu:8 or local.", flag_values=values)
+        flags.DEFINE_string(
+            "topology", None, "v5e:16x16, v5e:16x16*2, h100:8, h100:8*4, cpu:8 or local.", flag_values=values
+        )
         flags.DEFINE_string("compare", "", "Also plan with these overrides: loss.comm=ring,...", flag_values=values)
         flags.DEFINE_bool(
             "search", True, "If it does not fit, look for the smallest change that does.", flag_values=values
@@ -140,4 +150,4 @@ def main(argv: list[str]) -> None:
     if values.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # planning for another machine must not occupy a device of this one
     options = dict(compare=values.compare, search=values.search, out=values.out)
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options))
+    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options), cache=False)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
@@ -24,6 +25,7 @@ from clipjax.data.records import MANIFEST
 from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
+from clipjax.json_files import read_json_object
 from clipjax.mesh import make_mesh
 from clipjax.models import patch_budget
 from clipjax.processes import announce
@@ -50,7 +52,9 @@ class Preflight:
     def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
         """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
         self.workdir = None if workdir is None else Path(workdir)
-        self.config = dataclasses.replace(config, tokenizer=with_own_tokenizer(config.tokenizer, self.workdir))
+        tokenizer = with_own_tokenizer(config.tokenizer, self.workdir)
+        model, self.dtype_line = choose_dtype(config.model, began=_begun_dtype(self.workdir))
+        self.config = dataclasses.replace(config, tokenizer=tokenizer, model=model)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -111,8 +115,10 @@ class Preflight:
 
     def check_configuration(self) -> str:
         check(self.config, num_devices=jax.device_count(), process_count=jax.process_count())
+        check_dtype(self.config.model)
         choose_decoder(self.config.data)
-        return f"its parts fit each other and mesh {dict(self.mesh.shape)}"
+        auto = f"; {self.dtype_line.rstrip('.')}" if self.dtype_line else ""
+        return f"its parts fit each other and mesh {dict(self.mesh.shape)}{auto}"
 
     def check_tokenizer(self) -> str:
         check_tokenizer(self.config, self.tokenizer)
@@ -175,6 +181,13 @@ class Preflight:
 
     def check_evaluation_data(self) -> str:
         return ", ".join(f"{name} {len(source)} records" for name, source in self.eval_sources.items())
+
+
+def _begun_dtype(workdir: Path | None) -> str:
+    """What the run in a workdir computes in, as its config.json names it; "" where none has begun."""
+    model = read_json_object(workdir / "config.json").get("model") if workdir else None
+    dtype = model.get("dtype") if isinstance(model, dict) else None
+    return dtype if dtype in ("float32", "bfloat16") else ""
 
 
 def check_folder(folder: Path, flag: str) -> None:

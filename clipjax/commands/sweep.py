@@ -153,6 +153,8 @@ def refuse_changed(folder: Path, begun: Sequence[Cell], file: str, overrides: li
         now = cli.read_config(arguments_of(file, overrides, cell.set, cell.seed))
         if now.data.decoder == "auto":  # which each run resolves on its own machine
             now = dataclasses.replace(now, data=dataclasses.replace(now.data, decoder=trained.data.decoder))
+        if now.model.dtype == "auto":
+            now = dataclasses.replace(now, model=dataclasses.replace(now.model, dtype=trained.model.dtype))
         roles = declared(trained, now)
         for name, (old, new) in differences(flat(trained), flat(now)).items():
             if roles[name].role != "runtime":

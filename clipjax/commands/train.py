@@ -15,12 +15,13 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from clipjax import signals
 from clipjax.commands import flags as cli
@@ -33,7 +34,7 @@ from clipjax.files import write_text
 from clipjax.inference.embed import make_embed
 from clipjax.inference.evaluate import check_best_metric, make_evaluate, numbers_of_state
 from clipjax.mesh import batch_sharding
-from clipjax.processes import announce, gather_json, meet
+from clipjax.processes import Largest, announce, gather_json, meet
 from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
@@ -47,6 +48,7 @@ from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
+from clipjax.training.cut import cut_batches
 from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.state import RAW, eval_variables
@@ -78,6 +80,7 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     config = start_from.config
+    announce(start_from.dtype_line)
     for _, refuse in start_from.before_data():
         refuse()
     if start_from.finished:
@@ -114,9 +117,9 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                 log.write(0, results)
                 checked(recorder.record)(eval_variables(state), 0)
             meet("the first step")
-            stream = prefetch_to_mesh(batches, batch_sharding(mesh), config.data.prefetch)
+            streaming = batches_on_mesh(config, mesh, teacher, batches)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
-            with at_once, signals.noting() as noted, contextlib.closing(stream), bad_log.kept_on(DataError):
+            with at_once, signals.noting() as noted, streaming as stream, bad_log.kept_on(DataError):
                 state, results, data_state = loop(
                     config,
                     state,
@@ -132,6 +135,7 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                     log=checked(log.write),
                     step_done=bad_log.write,
                     data_metrics=lambda step, data_state: bad_counts(data_state) | batches.progress(step),
+                    compile_seconds=lambda: getattr(step_fn, "compile_seconds", 0.0),
                 )
                 with checkpoints.clear_errors(manager):
                     checked(manager.wait_until_finished)()
@@ -150,6 +154,18 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                     check_held()
                     recorder.finish(eval_variables(state), step)
     return results
+
+
+@contextlib.contextmanager
+def batches_on_mesh(
+    config: ExperimentConfig, mesh: Mesh, teacher: Any, batches: Iterator[tuple[dict, dict]]
+) -> Iterator[Iterator[tuple[Any, dict[str, Any], float]]]:
+    """The stream that the loop reads: this process's batches, their texts cut, made global ahead of the steps."""
+    largest = Largest()
+    local = cut_batches(config, mesh, teacher, batches, largest)
+    stream = prefetch_to_mesh(local, batch_sharding(mesh), config.data.prefetch)
+    with contextlib.closing(stream), contextlib.closing(largest):  # a wait for other processes ends first
+        yield stream
 
 
 def describe_stop(workdir: str | Path, when: str) -> str:

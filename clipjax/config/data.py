@@ -12,6 +12,7 @@ from clipjax.config.ranges import (
     GREY,
     PARTS,
     PIXELS_OR_ZERO,
+    POSITIONS,
     PROPORTION,
     SHARE,
     SPREAD,
@@ -105,6 +106,11 @@ class DataConfig:
     augment: AugmentConfig = section(AugmentConfig)
     # texts of each image in a step, drawn from its captions or prompts; all are positives of the image
     captions_per_image: int = experiment(1, within=CAPTIONS)
+    # lengths in tokens that a batch's texts are cut to, where the text tower computes the same without the rest of the
+    # padding: the shortest that the batch needs. (): chosen; (context_length,): nothing is cut (docs/padding.md)
+    text_buckets: tuple[int, ...] = runtime((), within=POSITIONS)
+    # share of each device's texts, the shortest ones, that are cut to a length of their own; 0: one length for all
+    short_texts: float = runtime(0.75, within=SHARE)
     # folder that clipjax embed --tower=image wrote: embeddings of a frozen image tower, read instead of images
     image_embeddings: str = experiment("")
     # folder that clipjax embed --tower=teacher wrote: embeddings of config.loss.teacher, which then does not run

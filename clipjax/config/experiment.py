@@ -33,7 +33,7 @@ class LossConfig:
     """What all losses share. A loss with options of its own has a subclass in its file."""
 
     name: str = experiment("softmax", fixed=OBJECTIVE)  # a row of clipjax.losses.LOSSES
-    comm: str = runtime("all_gather")  # how devices exchange embeddings: a row of clipjax.losses.comm.COMMS
+    comm: str = runtime("auto")  # how devices exchange embeddings: a row of clipjax.losses.comm.COMMS
     tile: int = runtime(0, within=EXAMPLES_OR_ZERO)  # side of a tile along a device's own rows; 0: chosen by the loss
     dtype: Dtype = experiment("float32")  # embeddings are rounded to it before the exchange; bfloat16 halves the bytes
     # how to treat pairs with an equal pair_id

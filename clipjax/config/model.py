@@ -28,13 +28,18 @@ Remat = Literal["none", "attention", "dots", "offload", "full"]  # docs/mesh.md 
 AttentionKind = Literal["auto", "dense", "flash"]
 Init = Literal["clip", "big_vision"]  # the codebase whose initial weights a tower starts from
 Dtype = Literal["float32", "bfloat16"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class PatchBudget(NamedTuple):
-    """How an image is cut into patches at its own aspect ratio: a patch's side in pixels, and the most patches."""
+    """How an image is cut into patches at its own aspect ratio: a patch's side in pixels, and the most patches.
+
+    training: the budgets of which each training batch draws one as its max_patches; (): max_patches itself.
+    """
 
     patch_size: int
     max_patches: int
+    training: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,4 +116,5 @@ class ModelConfig:
     logit_scale_max: float = experiment(100.0, within=SCALE_OR_ZERO, fixed=MODEL)
     # None: no bias parameter (CLIP); -10.0 for SigLIP
     logit_bias_init: float | None = experiment(None, within=BIAS, fixed=MODEL)
-    dtype: Dtype = experiment("float32")  # compute dtype; parameters are float32
+    # compute dtype; parameters are float32. auto: bfloat16 where it is at least twice as fast (docs/startup.md)
+    dtype: ComputeDtype = experiment("float32")

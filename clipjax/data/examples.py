@@ -27,6 +27,8 @@ class TrainExamples:
     With data.image_embeddings, a column image_embedding takes the place of image. data.teacher_embeddings adds
     teacher_image_embedding and teacher_text_embedding.
 
+    batch_size: of the global batch, all images of which are cut into patches within one budget.
+
     Example i is record order[i] (clipjax.data.mixture.make_order). Its caption and its crop are drawn from a generator
     seeded by (seed, i), and so is the record that replaces it when it is bad.
     """
@@ -39,6 +41,7 @@ class TrainExamples:
         image_size: int,
         seed: int,
         budget: PatchBudget | None = None,
+        batch_size: int = 1,
     ):
         if not len(source):
             raise DataError("The training source has no records.")
@@ -46,7 +49,7 @@ class TrainExamples:
             open_embeddings(folder, len(source)) for folder in (data.image_embeddings, data.teacher_embeddings)
         )
         self.data, self.source, self.tokenizer, self.image_size = data, source, tokenizer, image_size
-        self.seed, self.budget = seed, budget
+        self.seed, self.budget, self.batch_size = seed, budget, batch_size
         self.order = make_order(source, seed)
 
     def __call__(self, first: int, count: int) -> Rows:
@@ -61,10 +64,10 @@ class TrainExamples:
 
     def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], list[str], int]:
         """(the image's columns, data.captions_per_image texts, pair_id) of example i."""
-        rng = np.random.default_rng((self.seed, i))
+        rng, budget = np.random.default_rng((self.seed, i)), self.budget_of(i // self.batch_size)
 
         def make(index: int, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str], int]:
-            columns = self.image(index, record, rng)
+            columns = self.image(index, record, rng, budget)
             texts = record["texts"]
             chosen = choose_captions(len(texts), self.data.captions_per_image, rng)
             columns |= self.of_teacher(index, record["key"], chosen[0])
@@ -72,15 +75,24 @@ class TrainExamples:
 
         return first_good(self.source, self.order[i], make, lambda bad: self.order.replacement(bad, rng), bad)
 
-    def image(self, index: int, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def budget_of(self, batch: int) -> PatchBudget | None:
+        """The budget of all images of a batch, drawn from (seed, batch) where there are several."""
+        if not (self.budget and self.budget.training):
+            return self.budget
+        drawn = np.random.default_rng((self.seed, batch, 1)).choice(self.budget.training)
+        return self.budget._replace(max_patches=int(drawn))
+
+    def image(
+        self, index: int, record: dict[str, Any], rng: np.random.Generator, budget: PatchBudget | None
+    ) -> dict[str, np.ndarray]:
         if self.images:
             embedding = self.images.image(index, record["key"])
             rng.random()  # the draw for a flip, so that captions are drawn as in a run on images
             return {"image_embedding": embedding}
         data = record["image"]
         how = self.data.pixels, self.data.augment, rng, self.data.decoder
-        if self.budget:
-            return train_patches(data, self.budget, *how)
+        if budget:
+            return train_patches(data, budget, *how)
         return {"image": train_image(data, self.image_size, *how)}
 
     def of_teacher(self, index: int, key: str, caption: int) -> dict[str, np.ndarray]:

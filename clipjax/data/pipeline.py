@@ -45,7 +45,7 @@ def make_train_iterator(
     """
     rows = _rows_of_process("config.global_batch_size", global_batch_size, process_count)
     data = choose_decoder(data)
-    examples = TrainExamples(data, source, tokenizer, image_size, seed, budget)
+    examples = TrainExamples(data, source, tokenizer, image_size, seed, budget, global_batch_size)
     return TrainIterator(data, examples, global_batch_size, rows, rows * process_index)
 
 

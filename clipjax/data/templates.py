@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from clipjax.config.errors import shown
 from clipjax.files import TextFileError, read_text, split_lines
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -31,13 +32,13 @@ def pieces_of(template: str) -> list[str]:
         if len(pieces) > 1:
             return pieces
         field = _FIELD.search(template)
-        cure = f"; write {{}} instead of {field[0]}" if field else ""
+        cure = f"; write {{}} instead of {field[0]}" if field and len(field[0]) < 40 else ""
         raise TemplateError(
-            f"Template '{template}' has no {{}} or {{c}} for the class name{cure}; every class would get the same "
+            f"Template {shown(template)} has no {{}} or {{c}} for the class name{cure}; every class would get the same "
             "prompt."
         )
     if "{}" in tokens:
-        raise TemplateError(f"Template '{template}' has both {{}} and {{c}} for the class name; use one of them.")
+        raise TemplateError(f"Template {shown(template)} has both {{}} and {{c}} for the class name; use one of them.")
     pieces, start = [""], 0
     for token in _TOKEN.finditer(template):
         pieces[-1] += template[start : token.start()]

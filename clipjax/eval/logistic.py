@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,6 +55,8 @@ class LogisticRegression:
 
     def fit(self, c: float, max_iterations: int = 1000) -> Classifier:
         """The classifier of the penalty 1 / c."""
+        import scipy.optimize  # here, because it takes as long to import as the rest of clipjax
+
         count, width = self.shape
         columns = 1 if len(self.occur) == 2 else len(self.occur)
 

@@ -13,12 +13,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
+from clipjax.data.cut import TextCut
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
 from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host, to_mesh
 from clipjax.models import DualEncoder, image_tower, patch_budget, text_tower
 from clipjax.models.pixels import normalize_pixels
 from clipjax.models.towers.tower import Hidden, TowerOutput
+from clipjax.training.cut import eval_cut
 from clipjax.training.state import abstract_state, eval_variables
 
 
@@ -52,12 +54,13 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
 
     embed_images(variables, image_of(batch)) -> [B, embed_dim] float32, a global array sharded as the batch.
     embed_texts(variables, tokens) -> [N, embed_dim] float32 NumPy; tokens: [N, L] int32, the same on every process.
+      Where the text tower computes the same without the padding, texts are cut (clipjax/training/cut.py).
     variables: {"params", "batch_stats"}, see training.state.eval_variables. Embeddings have unit length.
     """
     model = DualEncoder(config.model, batch_sharding(mesh))
     pixels, batch_size = config.data.pixels, config.eval.batch_size
     shardings = param_shardings(eval_variables(abstract_state(config, mesh)), mesh)
-    sharding = batch_sharding(mesh)
+    sharding, cut = batch_sharding(mesh), eval_cut(config)
 
     def image_embedding(variables: Any, image: jax.Array) -> jax.Array:
         image = normalize_pixels(image, pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
@@ -70,15 +73,28 @@ def make_embed(config: ExperimentConfig, mesh: Mesh) -> tuple[Callable, Callable
     embed_block = jax.jit(text_embedding, in_shardings=(shardings, sharding), out_shardings=replicated(mesh))
 
     def embed_texts(variables: Any, tokens: np.ndarray) -> np.ndarray:
-        blocks = []
-        for start in range(0, len(tokens), batch_size):
-            block = tokens[start : start + batch_size]
-            padded = np.zeros((batch_size, tokens.shape[1]), np.int32)
-            padded[: len(block)] = block
-            blocks.append(to_host(embed_block(variables, to_mesh(padded, sharding)))[: len(block)])
-        return np.concatenate(blocks) if blocks else np.zeros((0, config.model.embed_dim), np.float32)
+        embeddings = np.zeros((len(tokens), config.model.embed_dim), np.float32)
+        for rows, length in blocks_of(tokens, cut, batch_size):
+            padded = np.zeros((batch_size, length), np.int32)
+            padded[: len(rows)] = tokens[rows, :length]
+            embeddings[rows] = to_host(embed_block(variables, to_mesh(padded, sharding)))[: len(rows)]
+        return embeddings
 
     return embed_images, embed_texts
+
+
+def blocks_of(tokens: np.ndarray, cut: TextCut | None, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(at most `size` rows of tokens [N, L], how many of their columns the tower needs), until every row has come.
+
+    With a cut, texts of like lengths come together, the shortest first.
+    """
+    width = tokens.shape[1]
+    needed = cut.needed(tokens) if cut and len(tokens) else np.full(len(tokens), width)
+    order = np.argsort(needed, kind="stable")
+    for start in range(0, len(tokens), size):
+        rows = order[start : start + size]
+        longest = int(needed[rows[-1]])
+        yield rows, width if cut is None else min(cut.fitting(longest), width)
 
 
 def make_image_features(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Any], jax.Array] | None:

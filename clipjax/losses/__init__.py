@@ -18,12 +18,24 @@ from jax.sharding import Mesh
 from clipjax.config import LossConfig, ModelConfig, Part, nearest, require
 from clipjax.losses import coca, cyclip, dcl, distill, label_smoothing, ntxent, sigmoid, softmax
 from clipjax.losses.comm import COMMS
+from clipjax.losses.comm.cost import Meeting
 from clipjax.losses.loss import Inputs, Loss, Pairs
 from clipjax.losses.pairwise import pairwise, sum_over_pairs
 from clipjax.losses.tile_sizes import choose_tile
 from clipjax.mesh import batch_shards
 
-__all__ = ["COMMS", "LOSSES", "Inputs", "Loss", "Pairs", "check_loss", "make_loss", "pairwise", "sum_over_pairs"]
+__all__ = [
+    "COMMS",
+    "LOSSES",
+    "Inputs",
+    "Loss",
+    "Pairs",
+    "check_loss",
+    "chosen_comm",
+    "make_loss",
+    "pairwise",
+    "sum_over_pairs",
+]
 
 # Each row makes a Loss from its config: LOSSES["cyclip"](CyclipConfig()). Its check takes (LossConfig, ModelConfig).
 LOSSES: dict[str, Part] = {
@@ -51,7 +63,7 @@ def make_loss(
       is kept. metrics: the parts of a loss that has several.
     config.comm: "all_gather" moves the embeddings once and needs no gradient collective. "ring" sends blocks of texts
       around in both directions and never holds more than three of them. "chunked" gathers them part by part. "dense"
-      is the textbook formula with autodiff. mesh=None is "dense".
+      is the textbook formula with autodiff. "auto" takes one of the first three, see chosen_comm. mesh=None is "dense".
     config.dtype: "bfloat16" rounds the embeddings first and moves them as two bytes an element. The loss and its
       gradients are computed in float32; a gradient passes through the rounding unchanged.
     losses: the table to look in; pass your own to use a loss that is not in LOSSES.
@@ -60,7 +72,6 @@ def make_loss(
     batch that does not divide over the mesh or an input that the loss needs and was not given.
     """
     loss, shards = _loss(config, losses), 1 if mesh is None else batch_shards(mesh)
-    mean_loss = COMMS["dense" if mesh is None else config.comm](loss, config, mesh)
 
     def loss_fn(image_embedding: jax.Array, text_embedding: jax.Array, *, logit_scale, logit_bias, **others):
         inputs = Inputs(image_embedding, text_embedding, logit_scale, logit_bias, **others, shards=shards)
@@ -74,13 +85,30 @@ def make_loss(
         for name in (*loss.needs, *(["pair_id"] if config.repeats != "negatives" else [])):
             require(getattr(inputs, name) is not None, f"config.loss ('{config.name}') needs {name}, which is missing.")
         pair_id = None if config.repeats == "negatives" else inputs.pair_id
-        value, metrics = mean_loss(*loss.features(inputs), pair_id)
+        comm = chosen_comm(config, mesh, *image_embedding.shape, losses)
+        value, metrics = COMMS[comm].mean_loss(loss, config, mesh)(*loss.features(inputs), pair_id)
         if loss.extra is not None:
             extra = loss.extra(inputs)
             value, metrics = value + sum(extra.values()), metrics | extra
         return value, {f"{name}_loss": part for name, part in metrics.items()} if len(metrics) > 1 else {}
 
     return loss_fn
+
+
+def chosen_comm(
+    config: LossConfig, mesh: Mesh | None, batch: int, width: int, losses: Mapping[str, Part] = LOSSES
+) -> str:
+    """The row of COMMS that computes this loss: config.comm, or the one that "auto" takes.
+
+    batch: rows of all devices; width: of an embedding. The choice follows from these, the loss, its tile and dtype, and
+    the mesh, by the model in clipjax/losses/comm/cost.py; it is the same on every process.
+    """
+    row = COMMS["dense" if mesh is None else config.comm]
+    if row.choose is None:
+        return "dense" if mesh is None else config.comm
+    passes = 1 if _loss(config, losses).per_example is None else 2
+    rows, itemsize = batch // batch_shards(mesh), jnp.dtype(config.dtype).itemsize
+    return row.choose(Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile), mesh)
 
 
 def check_loss(config: LossConfig, model: ModelConfig, rows: int) -> None:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from clipjax.models import cudnn_attention
 from clipjax.models.flash_attention import fills_tiles, flash_attention, visible_keys
 from clipjax.models.layers import Linear, Projections
+from clipjax.models.on_cpu import mixtures, pairs
 from clipjax.models.rotary import Rotation, rotate
 
 BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
@@ -122,14 +123,14 @@ def attention(
     mask: [batch, keys] bool, the keys that may be seen; or [batch] int32, how many of them, from the first on, where 0
     means all. A query to which causal and mask leave no key attends to all keys equally.
     """
-    logits = jnp.einsum("blhd,bmhd->bhlm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    logits = pairs(q * q.shape[-1] ** -0.5, k)
     if causal:
         visible = np.tri(q.shape[1], k.shape[1], dtype=bool)
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     if mask is not None:
         logits = jnp.where(visible_keys(mask, k.shape[1])[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
+    return mixtures(weights, v).astype(v.dtype)
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:

@@ -14,12 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP clip/model.py
-    "silu": jax.nn.silu,  # of a gate
-}
+from clipjax.models.activations import activate
+from clipjax.models.on_cpu import layer_norm, sum_of_products
 
 
 class Linear(nn.Module):
@@ -82,7 +78,7 @@ def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     The kernel's gradient leaves the product in float32, not rounded to dtype, and is summed over devices in float32.
     """
-    return _product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,))).astype(dtype)
+    return _rounded_product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,)))
 
 
 def _dot_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple:
@@ -92,8 +88,8 @@ def _dot_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple:
 def _dot_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     outputs = tuple(range(1, dy.ndim))
-    dx = _product(dy, kernel.astype(dtype), (outputs, outputs)).astype(x.dtype)
-    return dx, _product(x.astype(dtype), dy, ((0,), (0,))).astype(kernel.dtype)
+    dx = _rounded_product(dy, kernel.astype(dtype), (outputs, outputs)).astype(x.dtype)
+    return dx, sum_of_products(x.astype(dtype), dy).astype(kernel.dtype)
 
 
 dot.defvjp(_dot_forward, _dot_backward)
@@ -125,6 +121,24 @@ def _dots_backward(dtype: jnp.dtype, saved: tuple, dys: tuple[jax.Array, ...]) -
 dots.defvjp(lambda x, kernel, dtype: (dots(x, kernel, dtype), (x, kernel)), _dots_backward)
 
 
+def _rounded_product(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
+    """_product in the type of a and b.
+
+    A GPU's libraries round what they accumulated in float32 as they write it, and add a bias and a residual before
+    that. A float32 result would go to memory at twice the size, for another kernel to round.
+    """
+
+    def rounded(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=a.dtype)
+
+    def default(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _product(a, b, contract).astype(a.dtype)
+
+    if a.dtype == jnp.float32:
+        return _product(a, b, contract)
+    return jax.lax.platform_dependent(a, b, cuda=rounded, rocm=rounded, default=default)
+
+
 def _product(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
     return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
@@ -138,8 +152,15 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 def _add_bias_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     # A matrix unit sums many rows several times faster than vector units do. Eight rows of ones fill a register; the
     # compiler would turn a product with one row back into a sum.
-    ones = jnp.ones((8, dy.shape[0]), dy.dtype)
-    return dy, _product(ones, dy, ((1,), (0,)))[0].astype(bias.dtype)
+    def product(dy: jax.Array) -> jax.Array:
+        return _product(jnp.ones((8, dy.shape[0]), dy.dtype), dy, ((1,), (0,)))[0]
+
+    # A GPU sums in the kernel that makes dy. For products with ones, XLA copies the gradients of many layers together.
+    def plain_sum(dy: jax.Array) -> jax.Array:
+        return dy.sum(0, dtype=jnp.float32)
+
+    summed = jax.lax.platform_dependent(dy, cuda=plain_sum, rocm=plain_sum, default=product)
+    return dy, summed.astype(bias.dtype)
 
 
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
@@ -163,14 +184,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = x.astype(jnp.float32)
-        mean = y.mean(-1, keepdims=True)
-        if x.dtype == jnp.float32:
-            variance = jnp.square(y - mean).mean(-1, keepdims=True)
-        else:
-            # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
-            variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        return ((y - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -214,7 +228,7 @@ class Mlp(nn.Module):
             return checkpoint_name(y, "mlp_up")
 
         y = widen("up")
-        y = ACTIVATIONS[self.gate](widen("gate")) * y if self.gate else ACTIVATIONS[self.activation](y)
+        y = activate(self.gate, widen("gate")) * y if self.gate else activate(self.activation, y)
         if self.norm is not None:
             y = self.norm(name="ln")(y)
         return Linear(x.shape[-1], self.down_init, bias_init=self.bias_init, dtype=self.dtype, name="down")(y)

@@ -1,54 +1,23 @@
-"""The accelerators that plans can be made for: the memory, speed and bandwidth of one device of each.
-
-Sources: Google Cloud's TPU system architecture pages (peak rates, HBM, bandwidth) and "How to Scale Your Model"
-(jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is chosen so that the matrix units' width
-times clock is the published peak. `hbm` is what the compiler reports as available, which is below the nominal size.
-"""
+"""The accelerators that plans can be made for, by the name that --topology has for them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from clipjax.config import nearest, require
+from clipjax.planning.accelerator import GIB, Chip
+from clipjax.planning.gpu_cards import GPUS
+from clipjax.planning.tpu_chips import TPUS
 
-GIB = 1 << 30
+__all__ = ["CHIPS", "GIB", "Chip", "chip_of_kind", "get_chip"]
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Figures of one JAX device: a chip, or one of its two cores where each core is a device (tpu7x)."""
-
-    name: str
-    device_kind: str
-    hbm: float  # bytes a program may use
-    peak: float  # bfloat16 FLOP/s, dense
-    hbm_bandwidth: float  # bytes/s
-    ici_link: float  # bytes/s, one way
-    torus: int  # dimensions of the network inside a slice
-    clock: float  # cycles/s
-    cores: int = 1  # cores that share the work of one device ("megacore")
-    topology_options: tuple[tuple[str, str], ...] = ()  # what JAX must be told to describe a slice
-
-
-CHIPS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        # JAX describes v4's two cores as one device only when told so.
-        Chip("v4", "TPU v4", 31.0 * GIB, 275e12, 1.2e12, 4.5e10, 3, 1.05e9, 2, (("chip_config_name", "megacore"),)),
-        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 8.1e11, 4.5e10, 2, 1.5e9),
-        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 1.75e9, 2),
-        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1.6e12, 9e10, 2, 1.75e9),
-        Chip("tpu7x", "TPU7x", 94.75 * GIB, 1153.5e12, 3.69e12, 9e10, 3, 2.2e9),
-    )
-}
+CHIPS: dict[str, Chip] = {**TPUS, **GPUS}
 
 
 def get_chip(name: str) -> Chip:
-    """A row of CHIPS. Raises ConfigError for an unknown chip, naming the nearest one."""
+    """A row of CHIPS. Raises ConfigError for an unknown chip, naming the nearest one and all that are known."""
     require(name in CHIPS, f"--topology: '{name}' is not a chip that plans can be made for.{nearest(name, CHIPS)}")
     return CHIPS[name]
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:
-    """The chip of a JAX device's device_kind; None where CHIPS has none (a CPU, a GPU)."""
+    """The chip of a JAX device's device_kind; None where CHIPS has none, as for a CPU."""
     return next((chip for chip in CHIPS.values() if chip.device_kind == device_kind), None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import re
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,18 @@ import jax
 from clipjax.config import ConfigError, ExperimentConfig
 from clipjax.mesh import make_mesh
 from clipjax.planning.chips import Chip
+from clipjax.planning.estimate import Estimate
 from clipjax.planning.flops import mfu, step_flops
-from clipjax.planning.hlo import collectives, parse
-from clipjax.planning.kernels import kernel_times
-from clipjax.planning.parts import PARTS, part_of, purpose_of
+from clipjax.planning.hlo import Collective, collectives, parse
+from clipjax.planning.measured import measured_steps
+from clipjax.planning.parts import PARTS, purpose_of
+from clipjax.planning.targets import Target, target_of
 from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
+from clipjax.training.cut import describe_planned
 from clipjax.training.state import TrainState, abstract_state
-from clipjax.training.step import lower_step
+from clipjax.training.step import compile_lowered, lower_step, step_comm
 
 
 class OutOfMemory(NamedTuple):
@@ -41,42 +45,40 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     check(config, num_devices=len(topology.devices), process_count=1)
     mesh = make_mesh(config.mesh, topology.devices)
     state = abstract_state(config, mesh)
+    chip, devices, target = topology.chip, len(topology.devices), target_of(topology.chip)
     started = time.perf_counter()
     try:
-        compiled = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True)).compile()
+        lowered = lower_step(config, mesh, state, load_teacher(config, mesh, None, shapes_only=True))
+        compiled, _ = compile_lowered(lowered, mesh, topology.options)
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory
-        raise
+        raise _refused(error, topology, target) from error
     seconds = time.perf_counter() - started
-    text = _text(compiled)
-    program = parse(text)
-    chip, devices = topology.chip, len(topology.devices)
+    program = parse(_text(compiled, target))
     flops = step_flops(config)
-    moves = [_collective(c, chip) for c in collectives(program, devices)]
-    cycles: dict[str, float] = defaultdict(float)
-    for instruction in program.executed():
-        cycles[part_of(instruction.op_name)] += instruction.cycles * instruction.times
-    kernels = kernel_times(program, chip) if chip else []
-    for kernel in kernels:
-        cycles[kernel["part"]] += (kernel["seconds"] or 0) * chip.clock * kernel["times"]
-    memory = _memory(compiled, state, chip)
+    host_of = [device.process_index for device in mesh.devices.flat]
+    moves = [_collective(c, chip, host_of) for c in collectives(program, devices)]
+    estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})
+    memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
     return {
         "topology": topology.name,
         "devices": devices,
         "device_kind": topology.devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "global_batch_size": config.global_batch_size,
-        "loss": {"name": config.loss.name, "comm": config.loss.comm},
+        "loss": {"name": config.loss.name, "comm": comm, "auto": comm != config.loss.comm},
+        "texts": describe_planned(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
-        "compiled_by": {name: _version(name) for name in ("jax", *(["libtpu"] if chip else []))},
+        "compiled_by": _versions(target),
+        "date": datetime.date.today().isoformat(),
         "memory": memory,
         "fits": None if chip is None else memory["total"] <= chip.hbm,
         "collectives": sorted(moves, key=lambda c: -c["bytes_received"] * c["times"]),
-        "kernels": kernels,
+        "kernels": estimate.kernels,
         "flops": flops,
-        "time": _time(cycles, flops, moves, memory, chip, devices) if chip else None,
+        "time": _time(estimate, flops, moves, memory, chip, devices) if chip else None,
         "loops_of_unknown_length": program.unknown_loops,
     }
 
@@ -91,15 +93,37 @@ def out_of_memory(message: str) -> OutOfMemory | None:
     return OutOfMemory(needed, available, message.splitlines()[0])
 
 
-def _text(compiled: Any) -> str:
+def _refused(error: jax.errors.JaxRuntimeError, topology: Topology, target: Target) -> Exception:
+    """A ConfigError of one line for the error of a compiler that comes as a package, such as one that is incomplete."""
+    if not target.packages:
+        return error
+    versions = _versions(target)
+    return ConfigError(
+        f"--topology={topology.name}: the compiler gives up: {str(error).splitlines()[0][:300]} (with "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}). If a file or library is missing: "
+        f"{target.install.format(**versions)}."
+    )
+
+
+def _text(compiled: Any, target: Target) -> str:
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
-        ours, theirs = _version("jax"), _version("libtpu")
+        versions = _versions(target)
         raise ConfigError(
-            f"The compiled program cannot be read: jax {ours} and libtpu {theirs} do not work together "
-            f'({str(error).splitlines()[0][:100]}). Install versions that do: pip install "jax[tpu]=={ours}".'
+            f"The compiled program cannot be read: {' and '.join(f'{n} {v}' for n, v in versions.items())} do not work "
+            f"together ({str(error).splitlines()[0][:100]}). Install versions that do: "
+            f"{target.install.format(**versions)}."
         ) from None
+
+
+def _versions(target: Target) -> dict[str, str]:
+    """{package: version} of JAX and of what compiles; of "a|b" the one that is installed."""
+    versions = {}
+    for either in ("jax", *target.packages):
+        found = {name: _version(name) for name in either.split("|")}
+        versions |= dict([next((pair for pair in found.items() if pair[1] != "missing"), min(found.items()))])
+    return versions
 
 
 def _version(package: str) -> str:
@@ -125,6 +149,7 @@ def _memory(compiled: Any, state: TrainState, chip: Chip | None) -> dict[str, fl
         "temporaries": analysis.temp_size_in_bytes,
         "total": held + written + analysis.temp_size_in_bytes + code,
         "available": chip.hbm if chip else None,
+        "device": chip.memory if chip else None,
     }
 
 
@@ -139,12 +164,9 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _collective(collective: Any, chip: Chip | None) -> dict[str, Any]:
-    seconds = None
-    if chip:
-        # A permutation uses one link; other collectives use both directions of every dimension of the torus.
-        links = 1 if collective.kind == "collective-permute" else 2 * chip.torus
-        seconds = collective.bytes_received / (links * chip.ici_link)
+def _collective(collective: Collective, chip: Chip | None, host_of: Sequence[int]) -> dict[str, Any]:
+    spread = collective.spread(host_of)
+    moved = collective.bytes_in, collective.bytes_received
     return {
         "kind": collective.kind,
         "part": purpose_of(collective.op_name),
@@ -153,15 +175,16 @@ def _collective(collective: Any, chip: Chip | None) -> dict[str, Any]:
         "bytes_received": int(collective.bytes_received),
         "group_size": collective.group_size,
         "times": collective.times,
-        "seconds_at_least": seconds,
+        "hosts": spread[1],
+        "seconds_at_least": chip and chip.transfer_seconds(collective.kind, *moved, *spread),
     }
 
 
 def _time(
-    cycles: dict[str, float], flops: dict[str, float], moves: list[dict], memory: dict, chip: Chip, devices: int
+    estimate: Estimate, flops: dict[str, float], moves: list[dict], memory: dict, chip: Chip, devices: int
 ) -> dict[str, Any]:
-    """Seconds per step: the compiler's estimate by part, and lower bounds that hold for every schedule."""
-    parts = {part: cycles[part] / chip.clock for part in PARTS if cycles[part]}
+    """Seconds per step: the estimate by part, and lower bounds that hold for every schedule."""
+    parts = {part: estimate.seconds[part] for part in PARTS if estimate.seconds.get(part)}
     step = sum(parts.values())
     total = sum(flops.values())
     # The optimizer and instructions without a part have no model FLOPs.
@@ -178,4 +201,9 @@ def _time(
             "memory": (2 * state + memory["batch"] + 2 * memory["temporaries"]) / chip.hbm_bandwidth,
             "network": sum(c["seconds_at_least"] * c["times"] for c in moves),
         },
+        "measured": measured_steps(chip),
+        "work": estimate.work,
+        "transfers": estimate.transfers,
+        "slowest": estimate.slowest,
+        "factors": estimate.factors,
     }

@@ -8,17 +8,20 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from clipjax.planning.groups import first_group, pairs
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # of one element; others: the number in the name / 8
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][\w\-]*)\(")
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -31,6 +34,7 @@ class Instruction:
     shapes: list[tuple[str, tuple[int, ...]]]  # (type, dimensions) of the result; a tuple's parts one by one
     text: str
     times: float = 0.0  # executions per run of the program
+    root: bool = False  # whether its result is that of its computation
 
     @property
     def op_name(self) -> str:
@@ -48,6 +52,11 @@ class Instruction:
     def bytes(self) -> int:
         """Size of the result."""
         return sum(shape_bytes(*shape) for shape in self.shapes)
+
+    @property
+    def operands(self) -> list[str]:
+        """The names of the instructions whose results it takes, in order."""
+        return _NAME.findall(_arguments(self.text))
 
     @property
     def called(self) -> list[tuple[str, str]]:
@@ -82,8 +91,24 @@ class Collective:
     op_name: str
     bytes_in: int  # input of one device
     bytes_out: int  # output on one device
-    group_size: int  # devices that take part together
+    group: tuple[int, ...]  # devices that take part together, of the first of the groups
     times: float  # executions per step
+    pairs: tuple[tuple[int, int], ...] = ()  # (source, target) of a permutation
+
+    @property
+    def group_size(self) -> int:
+        """Devices that take part together."""
+        return len(self.group)
+
+    def spread(self, host_of: Sequence[int]) -> tuple[int, int]:
+        """(devices of the group on its first host, hosts of the group); host_of: each device's host.
+
+        A permutation that stays inside hosts spans one.
+        """
+        hosts = [host_of[device] for device in self.group]
+        if self.pairs and all(host_of[source] == host_of[target] for source, target in self.pairs):
+            return len(self.group), 1
+        return hosts.count(hosts[0]), len(set(hosts))
 
     @property
     def bytes_received(self) -> float:
@@ -106,12 +131,13 @@ def parse(text: str) -> Program:
             if header.group(1):
                 program.entry = header.group(2)
         elif current is not None and (match := _INSTRUCTION.match(line)):
-            name, rest = match.groups()
+            root, name, rest = match.groups()
             # The result's shape comes before the opcode; its layouts have parentheses too.
             opcode = next((m for m in _OPCODE.finditer(rest) if not re.match(r"[TS]$", m.group(1))), None)
             if opcode:
                 shapes = [_shape(*s) for s in _SHAPE.findall(rest[: opcode.start(1)])]
-                current.append(Instruction(name, opcode.group(1), shapes, rest[opcode.start(1) :]))
+                text = rest[opcode.start(1) :]
+                current.append(Instruction(name, opcode.group(1), shapes, text, root=bool(root)))
     _count(program)
     return program
 
@@ -124,6 +150,7 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
     """
     result = []
     for name, instructions in program.computations.items():
+        around = {one.name: one for one in instructions}
         for one in instructions:
             kind = one.opcode.removesuffix("-start")
             if kind not in COLLECTIVES or not one.times:
@@ -134,20 +161,52 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
                     continue
                 if kind == "all-reduce" and any(other.opcode == "dynamic-slice" for other in instructions):
                     kind = "reduce-scatter"
-            result.append(_collective(kind, one, num_devices))
+            result.append(collective_of(one, kind, origin(one, around), num_devices))
     return [item for item in result if item.group_size > 1]
 
 
-def _collective(kind: str, one: Instruction, num_devices: int) -> Collective:
-    size, result = _group_size(one.text, num_devices), float(one.bytes)
+def origin(one: Instruction, around: dict[str, Instruction]) -> str:
+    """An instruction's op_name; where the compiler gives it none, that of most bytes that its operands come from.
+
+    Combined collectives have none. around: the instructions of its computation, by name.
+    """
+    layer, seen = [one], {one.name}
+    while layer and not any(value.op_name for value in layer):
+        names = dict.fromkeys(name for value in layer for name in value.operands if name in around)
+        layer = [around[name] for name in names if name not in seen and around[name].opcode != "parameter"]
+        seen.update(names)
+    sizes: dict[str, int] = defaultdict(int)
+    for value in layer:
+        sizes[value.op_name] += value.bytes
+    return max((name for name in sizes if name), key=sizes.__getitem__, default="")
+
+
+def collective_of(one: Instruction, kind: str, op_name: str, num_devices: int) -> Collective:
+    """What a collective's instruction, or its start, moves; kind: its opcode, or what it amounts to."""
+    moves = tuple(pairs(one.text))
+    group = tuple(range(num_devices)) if moves else first_group(one.text, num_devices)
+    size, result = len(group), float(one.bytes)
     if one.opcode.endswith("-start") and kind != "all-reduce":
-        # The start's result is (operand, result, ...).
-        result = result / 2 if kind == "collective-permute" else max(shape_bytes(*s) for s in one.shapes)
+        # The start's result is (operands, results, ...).
+        count = max(len(one.operands), 1)
+        results = one.shapes[count : 2 * count] or one.shapes
+        result = float(sum(shape_bytes(*shape) for shape in results))
     if kind == "reduce-scatter":
         summed = result if one.opcode.startswith("all-reduce") else result * size
-        return Collective(kind, one.op_name, int(summed), int(summed / size), size, one.times)
+        return Collective(kind, op_name, int(summed), int(summed / size), group, one.times)
     into = result / size if kind == "all-gather" else result
-    return Collective(kind, one.op_name, int(into), int(result), size, one.times)
+    return Collective(kind, op_name, int(into), int(result), group, one.times, moves)
+
+
+def _arguments(text: str) -> str:
+    """What is between the parentheses after the opcode."""
+    start = text.index("(")
+    depth = 0
+    for end in range(start, len(text)):
+        depth += (text[end] == "(") - (text[end] == ")")
+        if not depth:
+            return text[start + 1 : end]
+    return text[start + 1 :]
 
 
 def shapes_in(text: str) -> set[tuple[int, ...]]:
@@ -198,20 +257,3 @@ def _trip_count(loop: Instruction, program: Program) -> float:
                 return float(value.group(1))
     program.unknown_loops.append(loop.name)
     return 1.0
-
-
-def _group_size(text: str, num_devices: int) -> int:
-    """The number of devices that take part together."""
-    if "source_target_pairs" in text:
-        return num_devices
-    if explicit := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(explicit.group(1).split(","))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-        return int(iota.group(2))
-    if named := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\)[^)]*\))?(?:\s*\{([^}]*)\})?", text
-    ):
-        sizes = dict(re.findall(r"'?(\w+)'?=(\d+)", named.group(1)))
-        used = re.findall(r"\w+", named.group(2) or "") or list(sizes)
-        return math.prod(int(sizes[axis]) for axis in used if axis in sizes)
-    return num_devices

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
 from clipjax.planning.chips import GIB
 
 EXACT, COUNTED, ESTIMATED = "exact", "counted", "estimated"
+MOST_OF_A_CARD = 0.95  # that a GPU's program may be given, the rest being CUDA's, NCCL's and cuDNN's
 
 
 def plan_table(plan: dict[str, Any]) -> str:
@@ -18,8 +20,9 @@ def plan_table(plan: dict[str, Any]) -> str:
     lines = [
         "",
         f"{plan['topology']}: {plan['devices']} x {plan['device_kind']}, mesh {_mesh(plan['mesh'])}, global batch "
-        f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {plan['loss']['name']} "
-        f"({plan['loss']['comm']}), compiled in {plan['compile_seconds']} s by {compiler}",
+        f"{plan['global_batch_size']:,}, {plan['parameters'] / 1e6:.1f}M parameters, loss {_loss(plan['loss'])}, "
+        f"compiled in {plan['compile_seconds']} s by {compiler}",
+        *filter(None, [plan.get("texts")]),
         *_memory_lines(plan),
         *_collective_lines(plan),
         *_time_lines(plan),
@@ -79,6 +82,8 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
         ("all, with outputs and code", "total", EXACT),
     ):
         rows.append((title, f"{memory[name] / GIB:.2f}", known))
+    if memory.get("device") and memory["device"] > memory["available"]:
+        rows.append(("the card's memory", f"{memory['device'] / GIB:.2f}", ""))
     if memory["available"]:
         free = memory["available"] - memory["total"]
         rows.append(
@@ -88,7 +93,23 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
                 f"{'fits, free' if free >= 0 else 'MISSING'}: {abs(free) / GIB:.2f}",
             )
         )
-    return ["", *_columns(rows)]
+    return ["", *_columns(rows), *_reserved_lines(memory)]
+
+
+def _reserved_lines(memory: dict[str, float]) -> list[str]:
+    """Why a GPU's program may not use all of the card, and whether more of it would be enough."""
+    device, available = memory.get("device"), memory["available"]
+    if not device or device <= available:
+        return []
+    fraction, needed = available / device, memory["total"] / device
+    lines = [
+        f"Available is the {fraction:.0%} of the card that a run reserves; XLA_PYTHON_CLIENT_MEM_FRACTION sets another "
+        "share. CUDA, NCCL and cuDNN need one to three GiB of the rest."
+    ]
+    if fraction < needed <= MOST_OF_A_CARD:
+        share = math.ceil(needed * 100) / 100
+        lines.append(f"It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION={share:.2f}.")
+    return lines
 
 
 def _collective_lines(plan: dict[str, Any]) -> list[str]:
@@ -141,6 +162,7 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
     if time:
         bounds = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in time["at_least"].items())
         lines.append(f"At least (peak rates, nothing overlapped twice): {bounds}")
+        lines += _work_lines(time)
     kernels = plan["kernels"]
     if any(kernel["seconds"] is None for kernel in kernels):
         lines.append("NOT in the estimate: attention's kernels, for which this libtpu wrote no schedule.")
@@ -148,8 +170,52 @@ def _time_lines(plan: dict[str, Any]) -> list[str]:
         seconds = sum(kernel["seconds"] * kernel["times"] for kernel in kernels)
         lines.append(f"Of that {seconds * 1e3:.2f} ms in attention's kernels, by the compiler's schedule (estimated)")
     if step:
+        condition = "" if time.get("transfers") else " if every transfer hides behind computation"
+        lines.append(f"{plan['global_batch_size'] / step:,.0f} images/s{condition} (estimated)")
+    return lines + _measured_lines(plan)
+
+
+def _work_lines(time: dict[str, Any]) -> list[str]:
+    """What a GPU's step consists of, by kind of kernel, and how much of its collectives is waited for."""
+    if not time.get("work"):
+        return []
+    rows = [("kernels (counted)", "times", "TFLOP", "GB", "ms (estimated)", "most of it limited by")]
+    for row in time["work"]:
+        limit, longest = max(row["limited_by"].items(), key=lambda pair: pair[1])
+        rows.append(
+            (
+                row["kind"],
+                f"{row['times']:,.0f}",
+                f"{row['flops'] / 1e12:,.2f}" if row["flops"] else "-",
+                f"{row['bytes'] / 1e9:,.2f}",
+                f"{row['seconds'] * 1e3:.2f}",
+                f"{limit} ({longest / row['seconds']:.0%})",
+            )
+        )
+    moves = time["transfers"]
+    return [
+        "",
+        *_columns(rows),
+        f"Collectives take {moves['seconds'] * 1e3:.2f} ms, of which {moves['waited_for'] * 1e3:.2f} ms are waited for "
+        "and the rest runs beside computation (estimated)",
+    ]
+
+
+def _measured_lines(plan: dict[str, Any]) -> list[str]:
+    """For an estimate by roofline: how far other plans were from steps that were measured on this card."""
+    time = plan["time"]
+    if not time or not time.get("factors"):
+        return []
+    lines = [
+        "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published rates."
+    ]
+    if not time["measured"]:
+        return [f"{lines[0]} No measured step of a {plan['device_kind']} has checked it yet (docs/plan.md)."]
+    for step in time["measured"]:
+        ratio = step["milliseconds"] / step["planned_milliseconds"]
         lines.append(
-            f"{plan['global_batch_size'] / step:,.0f} images/s if every transfer hides behind computation (estimated)"
+            f"Measured on this card: {step['model']} {step['loss']}, batch {step['batch']:,}: "
+            f"{step['milliseconds']:.1f} ms, {ratio:.2f} of its plan ({step['file']})"
         )
     return lines
 
@@ -163,6 +229,10 @@ def _or_dash(figure: Any, plan: dict[str, Any]) -> str:
         return figure(plan)
     except (KeyError, TypeError):
         return "-"
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    return f"{loss['name']} ({'auto: ' if loss.get('auto') else ''}{loss['comm']})"
 
 
 def _mesh(mesh: dict[str, int]) -> str:

@@ -6,12 +6,17 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 
 from clipjax.config import ConfigError, require
 from clipjax.planning.chips import CHIPS, Chip, chip_of_kind, get_chip
+from clipjax.planning.gpu_cards import Gpu
+from clipjax.planning.gpu_topology import gpu_devices
+from clipjax.planning.tpu_chips import Tpu
 
 
 class Topology(NamedTuple):
@@ -20,27 +25,32 @@ class Topology(NamedTuple):
     name: str
     devices: list[jax.Device]
     chip: Chip | None  # None where no figures are known, as for CPUs
+    options: Mapping[str, bool | int] = MappingProxyType({})  # XLA's, for compiling without the devices
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of "v5e:16x16" (a slice), "v5e:16x16*2" (two slices on a data-centre network), "cpu:8" or "local".
+    """The devices of "v5e:16x16" (a TPU slice), "h100:8" (GPUs of one host), "cpu:8" or "local".
 
-    A TPU slice needs the libtpu package and no TPU. "cpu:8" needs a process started with 8 host devices; see
-    host_devices_flag. Raises ConfigError for an unknown chip, an impossible shape, no libtpu or too few devices.
+    "v5e:16x16*2" is two slices on a data-centre network, "h100:8*4" four hosts. A TPU slice needs the libtpu package
+    and no TPU, GPUs need JAX's CUDA plugin and no GPU. "cpu:8" needs a process started with 8 host devices; see
+    host_devices_flag. Raises ConfigError for an unknown chip, an impossible shape, a missing compiler or too few
+    devices.
     """
     if name == "local":
-        return Topology(name, jax.devices(), chip_of_kind(jax.devices()[0].device_kind))
+        chip = chip_of_kind(jax.devices()[0].device_kind)
+        return Topology(name, jax.devices(), chip and chip.in_this_environment())
     match = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+){0,2})(?:\*(\d+))?", name)
     require(
         match is not None,
         f"--topology={name} is not understood. Expected CHIP:AxB or CHIP:AxBxC, such as v5e:16x16 or v5p:8x8x4, with "
-        "*2 after it for two slices; cpu:8; or local for the devices present. Chips: " + ", ".join(CHIPS) + ".",
+        "*2 after it for two slices; GPU:N, such as h100:8, with *4 after it for four hosts; cpu:8; or local for the "
+        "devices present. Chips: " + ", ".join(CHIPS) + ".",
     )
     kind, shape, slices = match.groups()
     if kind == "cpu":
         return Topology(name, _cpu_devices(shape), None)
-    chip = get_chip(kind)
-    return Topology(name, _tpu_devices(name, chip, shape, int(slices or 1)), chip)
+    chip = get_chip(kind).in_this_environment()
+    return Topology(name, *_OPENERS[type(chip)](name, chip, shape, 1 if slices is None else int(slices)))
 
 
 def host_devices_flag(name: str) -> str | None:
@@ -60,7 +70,7 @@ def _cpu_devices(shape: str) -> list[jax.Device]:
     return devices[: int(shape)]
 
 
-def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Device]:
+def _tpu_devices(name: str, chip: Tpu, shape: str, slices: int) -> tuple[list[jax.Device], Tpu, dict]:
     require(
         importlib.util.find_spec("libtpu") is not None,
         f"--topology={name} needs the libtpu package, which holds the TPU compiler (no TPU is needed): "
@@ -79,7 +89,8 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
     if slices > 1:
         options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options).devices)
+        description = topologies.get_topology_desc(f"{chip.name}:{shape}", platform="tpu", **options)
+        return list(description.devices), chip, {}
     except jax.errors.JaxRuntimeError as error:
         version, reason = importlib.metadata.version("libtpu"), str(error).splitlines()[0]
         example = f"{chip.name}:{'x'.join(['4'] * chip.torus)}"
@@ -87,3 +98,7 @@ def _tpu_devices(name: str, chip: Chip, shape: str, slices: int) -> list[jax.Dev
             f"--topology={name}: libtpu {version} refuses it: {reason} A {chip.name} slice has {chip.torus} "
             f"dimensions, such as {example}."
         ) from None
+
+
+# How the devices of a kind of chip are opened: (name, chip, shape, slices or hosts) -> (devices, chip, options).
+_OPENERS = {Tpu: _tpu_devices, Gpu: gpu_devices}

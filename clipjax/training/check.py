@@ -17,6 +17,7 @@ from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
 from clipjax.models.decoder import check_decoder
 from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
+from clipjax.training.cut import check_text_buckets
 from clipjax.training.lora import check_lora
 from clipjax.training.trainable import check_trainable, farthest
 
@@ -46,6 +47,7 @@ def part_checks(
         partial(check_accumulation, config, shards),
         partial(check_loss, config.loss, model, config.global_batch_size * config.data.captions_per_image // shards),
         partial(check_captions, config),
+        partial(check_text_buckets, config),
         partial(check_decoder, model),
         partial(check_embeddings, config),
         partial(check_pixels, config.data.pixels, model.image.image_size),

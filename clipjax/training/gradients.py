@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import ExperimentConfig
+from clipjax.data.cut import REST
 from clipjax.losses import make_loss
 from clipjax.mesh import BATCH_AXES, batch_sharding, batch_shards, param_shardings
 from clipjax.models import DualEncoder
@@ -48,7 +50,7 @@ def make_loss_and_gradients(
     """
     model = DualEncoder(config.model, batch_sharding(mesh), frozen_blocks(config))
     loss_fn = make_loss(config.loss, mesh)
-    embed, known = _make_embed(config, model), _make_known(config, model, teacher)
+    embed, known = _make_embed(config, model, batch_shards(mesh)), _make_known(config, model, teacher)
 
     def loss_of(params: Tree, embedded: dict, others: dict) -> tuple[jax.Array, dict]:
         out = model.apply({"params": {name: params[name] for name in TEMPERATURE if name in params}})
@@ -73,7 +75,9 @@ def make_loss_and_gradients(
     return at_once if count == 1 else _make_accumulated(config, mesh, embed, known, loss_of)
 
 
-def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
+def _make_embed(
+    config: ExperimentConfig, model: DualEncoder, shards: int
+) -> Callable[..., tuple[dict[str, jax.Array], Tree]]:
     """(params, batch_stats, batch, key) -> (the loss's inputs of each example, [b, ...]; batch_stats updated)."""
     pixels = config.data.pixels
     # What has running statistics precedes the blocks, or is in stages, of which all or none train.
@@ -84,19 +88,36 @@ def _make_embed(config: ExperimentConfig, model: DualEncoder) -> Callable[..., t
         if "image_embedding" not in batch:
             image = normalize_pixels(image_of(batch), pixels.mean, pixels.std, jnp.dtype(config.model.dtype))
         variables = {"params": merged(params), "batch_stats": batch_stats}
-        *rows, length = batch["text"].shape  # [b, L], or [b, K, L]
-        text = batch["text"].reshape(-1, length)
-        out, changed = model.apply(
-            variables, image=image, text=text, train=True, rngs={"dropout": key}, mutable=mutable
-        )
+        run = functools.partial(model.apply, variables, train=True, rngs={"dropout": key}, mutable=mutable)
+        out, changed = run(image=image, text=by_rows(batch["text"]))
         names = ("image_embedding", "text_embedding", "caption_nll")
         embedded = {name: getattr(out, name) for name in names if getattr(out, name) is not None}
-        embedded["text_embedding"] = embedded["text_embedding"].reshape(*rows, -1)
+        texts = [embedded["text_embedding"].reshape(*batch["text"].shape[:-1], -1)]
+        if REST in batch:
+            rest, _ = run(text=by_rows(batch[REST]))
+            texts.append(rest.text_embedding.reshape(*batch[REST].shape[:-1], -1))
+        embedded["text_embedding"] = interleaved(texts, shards)
         # Without an image, the frozen tower's embeddings come with the batch.
         embedded |= {"image_embedding": batch["image_embedding"]} if image is None else {}
         return embedded, changed.get("batch_stats", batch_stats)
 
     return embed
+
+
+def by_rows(text: jax.Array) -> jax.Array:
+    """[b, L] or [b, K, L] -> [b, L] or [b K, L]"""
+    return text.reshape(-1, text.shape[-1])
+
+
+def interleaved(parts: list[jax.Array], shards: int) -> jax.Array:
+    """[b_i, ...] each -> [sum of b_i, ...]: each of `shards` equal groups of rows has its rows of every part in order.
+
+    A batch with two lengths of texts (clipjax/data/cut.py) has them like this, so that no row leaves its device.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    groups = [part.reshape(shards, -1, *part.shape[1:]) for part in parts]
+    return jnp.concatenate(groups, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def with_all_texts(embedded: dict[str, jax.Array], others: dict[str, jax.Array]) -> tuple[dict, dict]:

@@ -41,6 +41,7 @@ def loop(
     log: Callable[[int, dict[str, float]], None],
     step_done: Callable[[int], None],
     data_metrics: Callable[[int, dict[str, Any]], dict[str, float]],
+    compile_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Finished:
     """Steps from state.step to config.total_steps, or to a preemption. All processes call it together.
 
@@ -53,6 +54,7 @@ def loop(
       log: (step, values), for every line of metrics.jsonl.
       step_done: (step), after each step.
       data_metrics: (step, data state) -> what to log about the data.
+      compile_seconds: how long step_fn has compiled so far; a step that compiles is not mistaken for a slow one.
     Raises TrainingError after config.optimizer.max_nonfinite_steps skipped steps in a row.
     """
     total, every = config.total_steps, config.eval.every_steps
@@ -67,11 +69,12 @@ def loop(
     with Preemption() as preemption:
         for step in range(started_at + 1, total + 1):
             batch, data_state, data_wait = next(stream)
+            compiled = compile_seconds()
             state, metrics = step_fn(state, batch)
             in_flight.append(metrics)
             if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
                 stop_if_not_finite(in_flight.popleft(), config)
-            window.add(data_wait)
+            window.add(data_wait, compile_seconds() - compiled)
             step_done(step)
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
@@ -118,7 +121,7 @@ def headline(results: dict[str, float]) -> str:
 
 
 class Window:
-    """Rates since the last log line, without the time that evaluations and checkpoints took."""
+    """Rates since the last log line, without the time that evaluations, checkpoints and compiling took."""
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
@@ -127,10 +130,11 @@ class Window:
     def restart(self) -> None:
         self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
 
-    def add(self, data_wait: float) -> None:
-        """Counts a step; data_wait: the seconds that it waited for its batch."""
+    def add(self, data_wait: float, paused: float = 0.0) -> None:
+        """Counts a step; data_wait: the seconds that it waited for its batch; paused: seconds that do not count."""
         self.steps += 1
         self.waited += data_wait
+        self.started += paused
 
     def rates(self) -> dict[str, float]:
         """images_per_second, seconds_per_step and data_wait (a share of the time, 0 to 1); restarts the window."""

@@ -1,4 +1,4 @@
-"""benchmarks/README.md is what the JSON gives, names every JSON file, and benchmarks do not depend on the tests."""
+"""The pages of benchmarks/ are what the JSON gives and name every JSON file; benchmarks do not depend on the tests."""
 
 import ast
 import json
@@ -6,39 +6,77 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import overview, tables
 
 BENCHMARKS = Path(tables.__file__).parent
 
 
-def test_the_page_is_what_the_json_gives():
-    assert tables.is_current(tables.make_page()), "run: python -m benchmarks.tables"
+def test_the_pages_are_what_the_json_gives():
+    for path, text in tables.make_pages().items():
+        assert tables.is_current(text, path), "run: python -m benchmarks.tables"
 
 
-def test_check_exits_with_1_when_the_page_differs(monkeypatch, tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(tables.make_page().replace("AMD EPYC | 32 | no | 5.89", "AMD EPYC | 32 | no | 9.89"))
-    assert not tables.is_current(tables.make_page(), page)
-    monkeypatch.setattr(tables, "is_current", lambda text: False)
+def test_check_exits_with_1_when_a_page_differs(monkeypatch, tmp_path):
+    text = tables.make_pages()[tables.DETAILS]
+    page = tmp_path / "details.md"
+    page.write_text(text.replace("AMD EPYC | 32 | no | 5.89", "AMD EPYC | 32 | no | 9.89"))
+    assert not tables.is_current(text, page)
+    monkeypatch.setattr(tables, "is_current", lambda text, page: page.name != "details.md")
     monkeypatch.setattr("sys.argv", ["tables", "--check"])
-    with pytest.raises(SystemExit, match="python -m benchmarks.tables"):
+    with pytest.raises(SystemExit, match="details.md is not .* python -m benchmarks.tables"):
         tables.main()
 
 
-def test_every_result_is_on_the_page(tmp_path):
-    page = tables.make_page()
+def test_readme_is_one_table_with_every_script_and_every_result():
+    page = tables.make_pages()[tables.PAGE]
+    lines = page.splitlines()
+    rows = [number for number, line in enumerate(lines) if line.startswith("| ")]
+    assert rows == list(range(rows[0], rows[0] + len(rows))), "one table"
+    scripts = [path.name for path in BENCHMARKS.glob("*.py") if "\ndef main()" in path.read_text()]
+    scripts.remove("quick_work.py")  # a part of quick
+    assert len(scripts) >= 8 and [name for name in scripts if f"]({name})" not in page] == []
     assert [path.name for path in tables.RESULTS.glob("*.json") if f"results/{path.name}" not in page] == []
+
+
+def test_a_result_that_no_section_or_no_row_shows_is_an_error(tmp_path):
     for path in tables.RESULTS.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "forgotten.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="forgotten"):
-        tables.make_page(tmp_path)
+        tables.make_pages(tmp_path)
+    with pytest.raises(ValueError, match="forgotten"):
+        tables.make_details({path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")})
 
 
-def test_every_script_is_on_the_page():
-    page = tables.make_page()
-    scripts = [path.name for path in BENCHMARKS.glob("*.py") if "def main()" in path.read_text()]
-    assert len(scripts) >= 7 and [name for name in scripts if f"]({name})" not in page] == []
+def test_headlines_are_of_each_processor():
+    steps = {
+        "a": {"machine": {"processor": "B"}, "batch": 4, "huge_pages": True, "ratio": 1.5},
+        "b": {"machine": {"processor": "A"}, "rows": [{"batch": 32, "ratio": 0.9, "dtype": "bfloat16"}, {"batch": 4}]},
+        "c": {"machine": {"processor": "B"}, "batch": 32, "ratio": 2.0},
+    }
+    assert list(overview.train_step(steps)) == [
+        ("A", "open_clip's speed × 0.90 (batch 32, bfloat16)"),
+        ("B", "open_clip's speed × 2.00 (batch 32), 1.50 (batch 4, huge pages)"),
+    ]
+
+
+def test_days_and_versions_are_those_that_the_result_records():
+    machine = {"date": "2027-01-02", "versions": {"jax": "1.0", "jaxlib": "1.0", "torch": "3"}}
+    assert overview.dates_and_versions({"new": {"machine": machine}}) == "2027-01-02, jax 1.0, torch 3"
+    assert overview.dates_and_versions({"emoji": {}}) == "2026-11-26"
+    assert overview.dates_and_versions({"new": [{"jax": "1", "libtpu": "2"}]}) == "date not recorded, jax 1, libtpu 2"
+
+
+def test_quick_baselines_stand_side_by_side():
+    def baseline(processor, samples):
+        key = {"processor": processor, "cores": 2, "bfloat16": "amx_bf16", "jaxlib": "1.0"}
+        return {"key": key, "ratios": {"train step x": {"kind": "time", "samples": samples}}}
+
+    documents = {"quick_a": baseline("A", [1.0, 2.0, 3.0]), "quick_b": baseline("B", [5.0])}
+    text = tables.quick(documents)
+    assert "| Ratio | A, 2 cores, amx_bf16; jaxlib 1.0 | B, 2 cores, amx_bf16; jaxlib 1.0 |" in text
+    assert "| train step x | 2.00 (1.00 to 3.00) | 5.00 (5.00 to 5.00) |" in text
+    assert list(overview.quick(documents))[0] == ("A", "1 ratio: train step x 2.00")
 
 
 def test_what_a_result_does_not_record_is_said():

@@ -23,6 +23,12 @@ def test_errors_and_announcements_are_escaped_and_keep_their_lines(capsys):
     assert out == "read \\x1b[2J\\x1b[31mOK\\u202e\n"
 
 
+def test_a_line_that_quotes_too_much_of_a_file_is_cut(capsys):
+    with pytest.raises(SystemExit):
+        fail(f"{'x' * 100_000}\nthe next line")
+    assert capsys.readouterr().err == f"error: {'x' * 4000} ... (100,000 characters)\nthe next line\n"
+
+
 def test_warnings_are_escaped():
     record = python_logging.LogRecord("absl", 30, "x.py", 1, "%s in %d", (EVIL, 3), None)
     assert _printable(record)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin, features
 
 from clipjax.config import AugmentConfig, DataConfig, PixelConfig
-from clipjax.data.images import IMAGE_SUFFIXES, decode, eval_image, open_image, train_image
+from clipjax.data.images import IMAGE_SUFFIXES, decode, eval_image, modes, open_image, train_image
 from clipjax.data.images.formats import FORMATS, OPTIONAL
 from clipjax.data.records import RecordError, encode_record
 from tests.data.samples import encoded, open_folder, picture, write_folder
@@ -376,3 +376,31 @@ def test_training_counts_a_png_with_a_wrong_crc_as_corrupt_and_goes_on(tmp_path)
     assert state["bad"] == {"corrupt image": 1} and 0 not in batch["pair_id"]
     for image, i in zip(batch["image"], batch["pair_id"], strict=True):
         assert (image == eval_image(sound[i], 16, PixelConfig())).all()
+
+
+@pytest.mark.parametrize("side", [5, 64])
+def test_pictures_converted_in_blocks_are_those_converted_whole(side, monkeypatch):
+    rgba = IMAGE.convert("RGBA")
+    rgba.putalpha(IMAGE.convert("L"))
+    palette = IMAGE.quantize(16)
+    palette.info["transparency"] = 3
+    images = [
+        rgba,
+        palette,
+        rgba.convert("LA"),
+        Image.fromarray(GREY.astype(np.float32) / 255),
+        Image.fromarray(GREY.astype(np.int32) * 200),
+        Image.fromarray(GREY.astype(np.uint16) * 257),
+    ]
+    whole = [pixels(image) for image in images]
+    monkeypatch.setattr(modes, "_BLOCK", side)  # 5: less than a row
+    for image, expected in zip(images, whole, strict=True):
+        np.testing.assert_array_equal(pixels(image), expected)
+
+
+def test_a_number_that_is_none_is_found_in_any_block(monkeypatch):
+    values = GREY.astype(np.float32) / 255
+    values[-1, -1] = np.nan
+    monkeypatch.setattr(modes, "_BLOCK", 64)
+    with pytest.raises(RecordError, match="floating-point numbers from nan to nan"):
+        open_image(Image.fromarray(values))

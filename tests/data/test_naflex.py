@@ -18,20 +18,21 @@ def source(tmp_path_factory):
     return open_folder(write_folder(tmp_path_factory.mktemp("data") / "set", 11))
 
 
-def train(source, process=(0, 1), threads=2):
+def train(source, process=(0, 1), threads=2, budget=BUDGET, count=3, start=0):
     data = DataConfig(augment=CROPS, num_threads=threads)
     iterator = make_train_iterator(
         data,
         source=source,
         tokenizer=LengthTokenizer(),
         image_size=16,
-        budget=BUDGET,
+        budget=budget,
         global_batch_size=8,
         seed=0,
         process_index=process[0],
         process_count=process[1],
     )
-    return [next(iterator)[0] for _ in range(3)]
+    iterator.set_state({**iterator.get_state(), "step": start})
+    return [next(iterator)[0] for _ in range(count)]
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (300, 10), (10, 300), (1, 1), (5, 5), (3000, 1)])
@@ -79,6 +80,22 @@ def test_training_batches_have_static_shapes_and_do_not_depend_on_threads_or_pro
     for batch, *parts in zip(whole, *halves, strict=True):
         for name in batch:
             np.testing.assert_array_equal(batch[name], np.concatenate([part[name] for part in parts]))
+
+
+def test_each_batch_draws_a_budget_that_all_its_images_processes_and_restarts_share(source):
+    budget = BUDGET._replace(training=(8, 16, 24))
+    whole = train(source, budget=budget, count=8)
+    drawn = [batch["image"].shape[1] for batch in whole]
+    assert len(set(drawn)) > 1 and set(drawn) <= {8, 16, 24}
+    for batch, most in zip(whole, drawn, strict=True):
+        counts = batch["spatial_shape"].prod(axis=1)
+        assert (counts <= most).all() and counts.max() > most - 8
+    halves = [train(source, (p, 2), threads=1, budget=budget, count=8) for p in range(2)]
+    resumed = train(source, budget=budget, count=3, start=5)
+    for batch, *parts in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(batch["image"], np.concatenate([part["image"] for part in parts]))
+    for batch, again in zip(whole[5:], resumed, strict=True):
+        np.testing.assert_array_equal(batch["image"], again["image"])
 
 
 def test_a_large_jpeg_decoded_small_is_close_to_one_decoded_whole():

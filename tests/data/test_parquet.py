@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -255,3 +256,20 @@ def test_pyarrow_is_imported_by_the_source_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert "Source 'parquet' cannot import pyarrow" in done.stdout, done.stderr
+
+
+def test_a_footer_whose_numbers_of_rows_are_impossible_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", columns_of(range(3)), group=2)
+    data = path.read_bytes()
+    tried = [place + 1 for place in range(len(data)) if data[place : place + 2] == b"\x16\x04"]  # Thrift: 2 as 64 bits
+    damaged = [data[:place] + b"\x49" + data[place + 1 :] for place in tried]  # -37
+    found = [some for some in damaged if rows_of_first_group(some) == -37]
+    path.write_bytes(found[0])
+    with pytest.raises(ManifestError, match=r"a\.parquet is damaged: .* 3 rows, and -37 to 1"):
+        open_parquet(path)
+
+
+def rows_of_first_group(data):
+    with suppress(OSError, pa.ArrowException):
+        return pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).num_rows
+    return None

@@ -9,10 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Rooms from the top down. A room imports only from rooms above it; those on one line know nothing of each other.
 ORDER = (
-    ("config", "signals"),
+    ("gpu",),
+    ("config", "signals", "environment"),
     ("files",),
     ("json_files",),
     ("processes",),
+    ("compilation_cache",),
+    ("compute_dtype",),
     ("mesh",),
     ("data", "models", "losses", "optim"),
     ("training",),

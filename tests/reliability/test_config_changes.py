@@ -129,5 +129,8 @@ def test_an_option_newer_than_a_checkpoint_makes_no_difference_at_its_default():
     check_fingerprint(before, now, where="here")
     with pytest.raises(FingerprintError, match="rope_axes: checkpoint 'not recorded', configuration 'xy'"):
         check_fingerprint(before, now | {"image.rope_axes": "xy"}, where="here")
+    with pytest.raises(FingerprintError, match=r"'x+ \.\.\. \(99,002 characters\)") as caught:
+        check_fingerprint(before | {"pixels.mean": "x" * 99_000}, now, where="here")
+    assert len(str(caught.value)) < 1000
     with pytest.raises(FingerprintError, match="tokenizer.sha256"):
         check_fingerprint({"tokenizer.pad_id": 0}, {"tokenizer.pad_id": 0, "tokenizer.sha256": "a"}, where="here")

@@ -21,6 +21,7 @@ from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
+from clipjax.data.sources.parquet_groups import read_group, rows_at_a_time
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
 
@@ -193,7 +194,8 @@ def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterato
     """The rows of one row group, in order; decodes ROWS_AT_A_TIME. Raises RecordError at the first damaged page."""
     try:
         with open_file(path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=list(columns)):
+            rows = min(ROWS_AT_A_TIME, rows_at_a_time(path, file, group, columns))
+            for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns)):
                 yield from batch.to_pylist()
     except Exception as error:
         raise RecordError("unreadable record", f"{path} row group {group}: {error}") from error
@@ -209,7 +211,9 @@ def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table
     try:
         with open_file(path) as file:
             # Without Arrow's threads: the pipeline has its own.
-            return file.read_row_group(number, columns=list(columns), use_threads=False)
+            return read_group(path, file, number, columns)
+    except RecordError:
+        raise
     except Exception as error:  # Arrow raises OSError, ArrowInvalid and others for damaged pages
         raise RecordError("unreadable record", f"{path} row group {number}: {error}") from error
 
@@ -250,6 +254,12 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     warn_unless_number(path, schema, PAIR_ID)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=0)
+    rows = [group.num_rows for group in groups]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ManifestError(
+            f"{path} is damaged: its footer says {metadata.num_rows} rows, and {min(rows, default=0)} to "
+            f"{max(rows, default=0)} in its {len(rows)} row groups."
+        )
     if largest > MAX_GROUP:
         raise ManifestError(
             f"{path} has a row group of {largest} bytes, which would be decoded for each of its rows; the limit is "
@@ -259,7 +269,7 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     columns = [name for name in schema.names if name in wanted]
     if first:
         check_same(first.path, first.columns, path, columns)
-    return _Description(path, [group.num_rows for group in groups], columns, labels, largest)
+    return _Description(path, rows, columns, labels, largest)
 
 
 def _distinct(path: Path, column: str) -> list[Any]:

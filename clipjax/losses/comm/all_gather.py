@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from clipjax.losses.collectives import all_gather, own_rows
+from clipjax.losses.comm.cost import Meeting, Work
 from clipjax.losses.comm.passes import Strategy
 from clipjax.losses.tiles import RowSums, Side, Tiles, products_in_squares
 
@@ -48,6 +49,14 @@ def _of_all_devices(tiles: Tiles, own: Side) -> Side:
     everyone = all_gather(own._replace(ids=others), tiles.axis_name, tiles.config.dtype)
     index = jnp.arange(tiles.count * tiles.devices, dtype=own.ids["index"].dtype)
     return everyone._replace(ids={"index": index} | everyone.ids)
+
+
+def work(meeting: Meeting) -> Work:
+    """The gradients of own rows and of own columns are computed apart: tiles are visited once more than in a ring."""
+    m, two = meeting, meeting.passes == 2
+    visits = m.tiles(m.batch) * (m.passes + 1)
+    received = 2 * m.batch * m.width * m.itemsize + 8 * m.batch * two
+    return Work(visits, products=5 if two else 4, received=received, collectives=4 if two else 2, hidden=False)
 
 
 STRATEGY = Strategy(collect, differentiate)

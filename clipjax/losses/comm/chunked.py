@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.losses.collectives import AxisName, gathered, own_rows, packed, scattered, unpacked
+from clipjax.losses.comm.cost import Meeting, Work
 from clipjax.losses.comm.passes import Strategy
 from clipjax.losses.tile_sizes import chunk_count
 from clipjax.losses.tiles import RowSums, Side, Tiles
@@ -102,6 +103,15 @@ def _parts(tiles: Tiles) -> tuple[int, int]:
     """(number of parts, columns in a part, those of all devices together)."""
     parts = chunk_count(tiles.count, tiles.devices, tiles.config.tile)
     return parts, tiles.count * tiles.devices // parts
+
+
+def work(meeting: Meeting) -> Work:
+    """Each pass gathers every part; the last also adds up its gradient in float32."""
+    m = meeting
+    parts = chunk_count(m.rows, m.devices, m.tile)
+    visits = m.passes * parts * m.tiles(m.batch // parts)
+    received = m.batch * m.width * (m.passes * m.itemsize + 4)
+    return Work(visits, products=m.passes + 2, received=received, collectives=2 * parts * m.passes, hidden=True)
 
 
 STRATEGY = Strategy(collect, differentiate)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clipjax.losses.collectives import AxisName, packed, unpacked
+from clipjax.losses.comm.cost import Meeting, Work
 from clipjax.losses.comm.passes import Strategy
 from clipjax.losses.tiles import RowSums, Side, Tiles
 
@@ -98,6 +99,14 @@ def around(
         forward_sums = merge(forward_sums, part)
     home = merge(home, shift(forward_sums, -(size // 2)))
     return stays, merge(home, shift(backward_sums, both)) if both else home
+
+
+def work(meeting: Meeting) -> Work:
+    """A meeting with each device, and half as many hops, both ways at once."""
+    m = meeting
+    visits = m.passes * m.devices * m.tiles(m.rows)
+    received = m.batch * m.width * (m.passes * m.itemsize + 4)
+    return Work(visits, products=m.passes + 2, received=received, collectives=m.passes * m.devices / 2, hidden=True)
 
 
 STRATEGY = Strategy(collect, differentiate)

@@ -5,11 +5,13 @@ References: BERT 1810.04805, XLM-R 1911.02116; transformers' AlignModel and open
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from clipjax.config import TextTowerConfig, require
@@ -19,7 +21,7 @@ from clipjax.config.ranges import DEPTH, EXAMPLES_OR_ZERO, POSITIONS, POSITIONS_
 from clipjax.models import tower_flops
 from clipjax.models.attention import SelfAttention
 from clipjax.models.layers import LayerNorm, Linear, Mlp, constrain
-from clipjax.models.towers.text import TokenEmbedding
+from clipjax.models.towers.text import TokenEmbedding, through_last
 from clipjax.models.towers.tower import TEXT, Tower, TowerOutput, check_projection, no_hidden_states, token_ids
 from clipjax.models.transformer import check_heads, in_parts, rematerialised
 
@@ -172,6 +174,16 @@ def check_tokenizer(config: BertConfig, tokenizer: Any) -> None:
     )
 
 
+def needed(config: BertConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """See Tower.needed: the padding is masked. A text of nothing but padding sees all of it."""
+
+    def lengths(ids: np.ndarray) -> np.ndarray:
+        found = through_last(ids != config.pad_id)
+        return np.where(found == 0, ids.shape[-1], found)
+
+    return lengths
+
+
 def count_flops(config: BertConfig, embed_dim: int) -> tower_flops.TowerFlops:
     c, length = config, config.context_length
     products = tower_flops.stack_products(c.depth, c.width, c.mlp_dim, length) + 2 * c.width * embed_dim
@@ -187,5 +199,6 @@ TOWER = Tower(
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout",),
     check_tokenizer=check_tokenizer,
+    needed=needed,
     heads=("pooler", "projection_hidden", "projection"),
 )

@@ -12,8 +12,8 @@ from clipjax.config import require
 from clipjax.config.fields import experiment, weights
 from clipjax.config.ranges import PIXELS, RATE, WIDTH
 from clipjax.models import tower_flops
+from clipjax.models.activations import ACTIVATIONS
 from clipjax.models.conv import BatchNorm, Conv
-from clipjax.models.layers import ACTIVATIONS
 from clipjax.models.towers import vit
 from clipjax.models.towers.tower import IMAGE, Tower, square_image
 

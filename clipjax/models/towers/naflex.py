@@ -37,6 +37,8 @@ class NaFlexConfig(PatchTowerConfig):
     pool: Literal["map", "gap"] = meaning("map")
     # the most patches an image has; batches are padded to it
     max_patches: int = experiment(256, within=POSITIONS, fixed=MODEL)
+    # each training batch draws one of these as its budget (SigLIP 2: 128 to 1024); (): always max_patches
+    patch_budgets: tuple[int, ...] = experiment((), within=POSITIONS)
 
 
 class NaFlexTransformer(nn.Module):
@@ -129,11 +131,22 @@ def naflex_of(vit: ViTConfig, **changes) -> NaFlexConfig:
 def check(config: NaFlexConfig, embed_dim: int) -> None:
     """Raises ConfigError for options that do not fit each other or embed_dim."""
     check_patches(config)
+    check_budgets(config)
     check_projection(config.projection, "projection=True", config.width, embed_dim, IMAGE)
     require(
         config.pool in ("map", "gap") and config.norm == "layer",
         f"{IMAGE}.name='{config.name}' with pool='{config.pool}', norm='{config.norm}': it pools by 'map' or 'gap' and "
         "has norm='layer'.",
+    )
+
+
+def check_budgets(config: NaFlexConfig) -> None:
+    """Refuses budgets of which no program, or too slow a one, can be made. Raises ConfigError."""
+    bad = [n for n in config.patch_budgets if n > config.max_patches or (n < config.max_patches and n % 8)]
+    require(
+        not bad,
+        f"{IMAGE}.patch_budgets={config.patch_budgets}: {', '.join(map(str, bad))} is neither a multiple of 8 below "
+        f"max_patches={config.max_patches} nor {config.max_patches} itself. Raise max_patches, or use smaller budgets.",
     )
 
 
@@ -159,6 +172,6 @@ TOWER = Tower(
     hidden_states=True,
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path"),
-    patch_budget=lambda config: PatchBudget(config.patch_size, config.max_patches),
+    patch_budget=lambda config: PatchBudget(config.patch_size, config.max_patches, config.patch_budgets),
     heads=("ln_post", "map_head", "projection"),
 )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -72,7 +73,7 @@ class TextTransformer(nn.Module):
         if c.position == "learned":
             size = (c.context_length + (c.pool == "cls"), c.width)
             position = self.param("position_embedding", normal(0.01 if clip else c.width**-0.5), size)
-            x = x + position[: x.shape[1]]
+            x = x + positions_of(position, x.shape[1], last=c.pool == "cls")
         x = x.astype(self.dtype)
         rotation = rotary_1d(x.shape[1], c.width // c.num_heads, c.rope_theta) if c.rope else None
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
@@ -117,6 +118,14 @@ class TokenEmbedding(nn.Module):
         return constrain(jnp.take(table, ids, axis=0), self.activations)
 
 
+def positions_of(table: jax.Array, length: int, *, last: bool) -> jax.Array:
+    """The rows [length, width] of a table of positions: the first ones; last: the table's last one in the last place.
+
+    A class token keeps its position, behind the longest text, however short the texts of a batch are.
+    """
+    return jnp.concatenate([table[: length - 1], table[-1:]]) if last else table[:length]
+
+
 def class_token_mask(text: jax.Array, pad_id: int) -> jax.Array:
     """[B, L + 1] bool: which keys are attended to; the class token's is the last.
 
@@ -139,6 +148,38 @@ def pool_text(x: jax.Array, text: jax.Array, config: TextTransformerConfig) -> j
 def end_of_text(text: jax.Array, eos_id: int) -> jax.Array:
     """[B] int32: the position of the first eos_id; eos_id < 0: of the largest id (openai/CLIP)."""
     return jnp.argmax(text if eos_id < 0 else text == eos_id, axis=1)
+
+
+def needed(config: TextTransformerConfig) -> Callable[[np.ndarray], np.ndarray] | str:
+    """See Tower.needed. Behind causal attention, what follows the pooled position changes nothing."""
+    if config.pool == "cls":
+        if config.rope:
+            return f"{TEXT}.rope turns the class token by the number of columns"
+        return lambda ids: through_class_token(ids, config)
+    if not config.causal:
+        return f"{TEXT}.causal=False: every token attends to the padding"
+    if config.pool != "eos":
+        return f"{TEXT}.pool='{config.pool}' reads the padding"
+    return lambda ids: through_end(ids, config.eos_id)
+
+
+def through_end(ids: np.ndarray, eos_id: int) -> np.ndarray:
+    """end_of_text + 1 of NumPy ids [..., L]."""
+    return np.argmax(ids if eos_id < 0 else ids == eos_id, axis=-1) + 1
+
+
+def through_class_token(ids: np.ndarray, config: TextTransformerConfig) -> np.ndarray:
+    """Of pool="cls", ids [..., L]: the text, and the one padding that class_token_mask shows.
+
+    Where a text fills all columns the class token sees itself instead, so that none can be cut off.
+    """
+    text = np.maximum(through_last(ids != config.pad_id), through_end(ids, config.eos_id))
+    return np.minimum(text + 1, ids.shape[-1])
+
+
+def through_last(present: np.ndarray) -> np.ndarray:
+    """present [..., L] bool -> [...] int: the columns up to the last that is True; 0 if none is."""
+    return np.where(present.any(axis=-1), present.shape[-1] - np.argmax(present[..., ::-1], axis=-1), 0)
 
 
 def check(config: TextTransformerConfig, embed_dim: int) -> None:
@@ -186,5 +227,6 @@ TOWER = Tower(
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path"),
     check_tokenizer=check_tokenizer,
+    needed=needed,
     heads=("ln_final", "projection"),
 )

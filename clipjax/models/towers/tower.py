@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipjax.config import ImageTowerConfig, PatchBudget, TextTowerConfig, require
 from clipjax.models.tower_flops import TowerFlops
@@ -53,6 +54,9 @@ class Tower:
     heads: tuple[str, ...] = ()  # names of the parameters that follow the last block; () if nothing does
     patch_budget: Callable[[Any], PatchBudget] | None = None  # reads Patches; config has the field max_patches
     check_tokenizer: Callable[[Any, Any], None] | None = None  # (config, tokenizer); raises ConfigError
+    # (config) of a text tower -> the function needed(ids [..., L]) -> [...] int64: the first columns of each text that
+    # the tower needs to compute the same (NumPy); or why it needs all of them. None: it needs all of them
+    needed: Callable[[Any], Callable[[np.ndarray], np.ndarray] | str] | None = None
     absent: bool = False  # stands for no tower: a model with it has only the other one
 
 

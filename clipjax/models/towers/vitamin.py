@@ -12,8 +12,9 @@ from clipjax.config import require
 from clipjax.config.fields import weights
 from clipjax.config.ranges import DEPTH, WIDTH
 from clipjax.models import tower_flops
+from clipjax.models.activations import ACTIVATIONS
 from clipjax.models.conv import Conv
-from clipjax.models.layers import ACTIVATIONS, LayerNorm
+from clipjax.models.layers import LayerNorm
 from clipjax.models.towers import vit
 from clipjax.models.towers.tower import IMAGE, Tower, square_image
 

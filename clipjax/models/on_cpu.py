@@ -1,0 +1,126 @@
+"""Gradients written the way XLA:CPU computes them fastest. Other platforms get what automatic differentiation gives.
+
+XLA:CPU multiplies bfloat16 as such only where the left side lies in rows along which it is summed, and the result is
+float32; every other bfloat16 product is computed in float32, whose operands it converts first. A processor with
+bfloat16 units then takes about three times as long. The products below are of that one form. The choice is made when a
+program is lowered, so that one trace serves every platform. docs/cpu_speed.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+
+def sum_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """x [n, in] and dy [n, ...] of one dtype -> x^T dy [in, ...] float32, the gradient of a matrix."""
+
+    def plain(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return _product(x, dy, ((0,), (0,)))
+
+    def written_out(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return _product(_in_rows(x.T), dy, ((1,), (0,)))
+
+    if x.dtype != jnp.bfloat16:
+        return plain(x, dy)
+    return jax.lax.platform_dependent(x, dy, cpu=written_out, default=plain)
+
+
+@jax.custom_vjp
+def pairs(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Products of all pairs: x [batch, l, heads, d], y [batch, m, heads, d] -> [batch, heads, l, m] float32."""
+    return jnp.einsum("blhd,bmhd->bhlm", x, y, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def mixtures(weights: jax.Array, y: jax.Array) -> jax.Array:
+    """Sums of y by weights: [batch, heads, l, m], [batch, m, heads, d] -> [batch, l, heads, d] float32."""
+    return jnp.einsum("bhlm,bmhd->blhd", weights, y, preferred_element_type=jnp.float32)
+
+
+def _pairs_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def on_cpu(x: jax.Array, y: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        g = g.astype(x.dtype)
+        return mixtures(g, y).astype(x.dtype), _transposed_mixtures(g, x).astype(y.dtype)
+
+    return jax.lax.platform_dependent(*saved, g, cpu=on_cpu, default=_differentiated(pairs.fun))
+
+
+def _mixtures_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def on_cpu(weights: jax.Array, y: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        g = g.astype(y.dtype)
+        return pairs(g, y).astype(weights.dtype), _transposed_mixtures(weights, g).astype(y.dtype)
+
+    return jax.lax.platform_dependent(*saved, g, cpu=on_cpu, default=_differentiated(mixtures.fun))
+
+
+def _transposed_mixtures(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Sums over l: [batch, heads, l, m], [batch, l, heads, d] -> [batch, m, heads, d] float32."""
+    columns = _in_rows(x.transpose(0, 2, 3, 1))
+    return _product(columns, weights, ((3,), (2,)), ((0, 1), (0, 1))).transpose(0, 3, 1, 2)
+
+
+def _differentiated(fun: Callable) -> Callable:
+    return lambda x, y, g: jax.vjp(fun, x, y)[1](g)
+
+
+pairs.defvjp(lambda x, y: (pairs(x, y), (x, y)), _pairs_backward)
+mixtures.defvjp(lambda weights, y: (mixtures(weights, y), (weights, y)), _mixtures_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis, computed in float32, returned in x's dtype; scale and bias [width] float32."""
+    return _layer_norm(eps, x, scale, bias)[0]
+
+
+def _layer_norm(eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple:
+    """The result, and (mean, 1 / standard deviation) of the rows."""
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    if x.dtype == jnp.float32:
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+    else:
+        # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
+        variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    factor = jax.lax.rsqrt(variance + eps)
+    return ((y - mean) * factor * scale + bias).astype(x.dtype), (mean, factor)
+
+
+def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple:
+    y, differentiated, statistics = jax.vjp(functools.partial(_layer_norm, eps), x, scale, bias, has_aux=True)
+    return y, (differentiated, x, scale, *statistics)
+
+
+def _layer_norm_backward(eps: float, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """On a CPU, of two sums along rows and two along columns, with no others between them."""
+
+    def on_cpu(_, x: jax.Array, scale: jax.Array, mean: jax.Array, factor: jax.Array, dy: jax.Array) -> tuple:
+        rows = tuple(range(x.ndim - 1))
+        dy = dy.astype(jnp.float32)
+        normalised = (x.astype(jnp.float32) - mean) * factor
+        g = dy * scale
+        along = (g * normalised).mean(-1, keepdims=True)
+        dx = (factor * (g - g.mean(-1, keepdims=True) - normalised * along)).astype(x.dtype)
+        return dx, (dy * normalised).sum(rows), dy.sum(rows)
+
+    def elsewhere(differentiated: Callable, *others: jax.Array) -> tuple:
+        return differentiated(others[-1])
+
+    return jax.lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _in_rows(x: jax.Array) -> jax.Array:
+    """x, stored so that its last axis is contiguous, which the compiler would not do with a transposed operand."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple, batch: tuple = ((), ())) -> jax.Array:
+    return jax.lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)

@@ -1,0 +1,133 @@
+"""What a GPU achieves of its published rates: the factors that the estimate of a step's time is made of.
+
+None of them was measured on a card by this project. docs/plan.md lists them; every plan's JSON has their values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Factor(NamedTuple):
+    """A number that the estimate uses, and where it comes from."""
+
+    name: str
+    value: float
+    unit: str
+    why: str
+
+
+_XLA = "XLA's table of bfloat16 products timed on an H100 (default_matmul_perf_table.txtpb, sm_90)"
+
+TILE_RATE = Factor(
+    "rate of a full wave of tiles",
+    0.96,
+    "of peak",
+    f"Fitted to 66 products of {_XLA}, m, n and k from 256 to 4,096: with the tiles below, waves over the "
+    "multiprocessors, the fixed time and the result's write-back, their times come out with an RMS error of 5%.",
+)
+PRODUCT_FIXED = Factor(
+    "fixed time of a product",
+    4.5e-6,
+    "s",
+    f"The same fit to {_XLA}: filling the pipeline and draining it. Its smallest product, 256 x 256 x 256, takes 5.0 "
+    "microseconds.",
+)
+KERNEL_FIXED = Factor(
+    "fixed time of any other kernel",
+    2e-6,
+    "s",
+    "Start-up and tail of a kernel that moves memory. XLA's table of H100 copies (gpu_dot_fusion_cost_model.cc) is "
+    "fitted by 5.6 microseconds plus bytes over bandwidth, of which a launch outside a CUDA graph is the greater part.",
+)
+LAUNCH = Factor(
+    "gap between kernels",
+    1e-6,
+    "s",
+    "XLA's kKernelLaunchOverhead (gpu_performance_model_base.h): kernels in a CUDA graph, where the host is not waited "
+    "for. Outside a graph a host that issues 5 microseconds a kernel may be slower than the card.",
+)
+HBM_SHARE = Factor(
+    "reached share of memory bandwidth",
+    0.90,
+    "of peak",
+    "XLA's table of H100 copies reaches 0.93 with 1 GB; fusions with reductions and transposes less. Nothing is "
+    "assumed to stay in the L2 cache between kernels.",
+)
+VECTOR_SHARE = Factor(
+    "reached share of the float32 rate",
+    0.5,
+    "of peak",
+    "The published rate counts a fused multiplication and addition as two; a fusion's operations are counted singly.",
+)
+CONVOLUTION_SHARE = Factor(
+    "reached share of the sustained rate in convolutions",
+    0.7,
+    "of a product's",
+    "Assumption: cuDNN's implicit products, whose tiles cross image borders.",
+)
+TRANSFER_SHARE = Factor(
+    "reached share of NVLink and of the network",
+    0.80,
+    "of peak",
+    "nccl-tests of large sums on one host: bus bandwidth 230 to 250 GB/s of 300 on 8 A100s. On 8 H100s 460 to 480 GB/s "
+    "with the switch adding up, where 2 x 7/8 of the bytes count: 0.59 of the bound that this plan uses.",
+)
+SWITCH_SHARE = Factor(
+    "reached share of NVLink where the switch adds up",
+    0.60,
+    "of peak",
+    "nccl-tests on 8 H100s: 470 GB/s bus bandwidth is 269 GB/s of input summed, of 450.",
+)
+LATENCY_INSIDE = Factor(
+    "latency of a collective inside a host",
+    15e-6,
+    "s",
+    "nccl-tests of sums of a few bytes on 8 H100s or A100s take 10 to 20 microseconds.",
+)
+LATENCY_BETWEEN = Factor(
+    "latency of a collective between hosts",
+    35e-6,
+    "s",
+    "nccl-tests of sums of a few bytes on 2 to 4 hosts with InfiniBand take 30 to 40 microseconds.",
+)
+OVERLAP_COST = Factor(
+    "computation lost per second of hidden transfer",
+    0.15,
+    "s/s",
+    "NCCL's kernels occupy multiprocessors: Calculon (ISC 2023) models NVLink transfers with 15% of an A100.",
+)
+
+FACTORS = (
+    TILE_RATE,
+    PRODUCT_FIXED,
+    KERNEL_FIXED,
+    LAUNCH,
+    HBM_SHARE,
+    VECTOR_SHARE,
+    CONVOLUTION_SHARE,
+    TRANSFER_SHARE,
+    SWITCH_SHARE,
+    LATENCY_INSIDE,
+    LATENCY_BETWEEN,
+    OVERLAP_COST,
+)
+
+# (rows, columns, share of TILE_RATE) of the tiles of a product that cuBLAS is assumed to choose from: small tiles reuse
+# less of what they load. The shares are part of the fit.
+TILES = (
+    (128, 256, 1.0),
+    (256, 128, 1.0),
+    (128, 128, 0.85),
+    (64, 256, 0.8),
+    (256, 64, 0.8),
+    (64, 128, 0.65),
+    (128, 64, 0.65),
+    (64, 64, 0.45),
+)
+ATTENTION_TILE = 128  # queries and keys of a block of fused attention: shorter sequences are computed as if padded
+# cuBLAS may split a product's sum over its multiprocessors (CUBLASLT_MATMUL_ALGO_CONFIG_SPLITK_NUM) and add up the
+# parts in another kernel. Assumed for parts from the longest sum on that the table of products above has; that table
+# shows no splitting of shorter ones.
+SPLIT_FROM = 4096
+MOST_PARTS = 16
