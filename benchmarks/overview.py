@@ -131,6 +131,27 @@ def plans(documents: dict[str, Any]) -> Headline:
                 yield f"{best['topology']}, planned", f"{model}: MFU {best['time']['estimated_mfu']:.1%}"
 
 
+def gpu_step(documents: dict[str, Any]) -> Headline:
+    """The ratio to the fastest of the others, for each model and loss that both measured."""
+    for document in documents.values():
+        parts = [f"{ratio:.2f} ({model}, {loss})" for (model, loss), ratio in gpu_ratios(document["cells"]).items()]
+        if parts:
+            yield document["card"]["name"], "the faster PyTorch step's speed × " + ", ".join(parts)
+
+
+def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """{(model, loss): clipjax's images/s over those of the fastest other}."""
+    rates: dict[tuple[str, str], dict[str, float]] = {}
+    for cell in cells:
+        if "images_per_second" in cell:
+            rates.setdefault((cell["model"], cell["loss"]), {})[cell["contender"]] = cell["images_per_second"]
+    return {
+        key: own["clipjax"] / max(rate for name, rate in own.items() if name != "clipjax")
+        for key, own in rates.items()
+        if "clipjax" in own and len(own) > 1
+    }
+
+
 def soak(documents: dict[str, Any]) -> Headline:
     kills = sum(sum(document["kills"].values()) for document in documents.values())
     yield "", f"{kills} kills: {'all equal' if all(d['equal'] for d in documents.values()) else 'NOT equal'}"
@@ -178,6 +199,8 @@ TABLE = [
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
     Row("[loss_memory](loss_memory.py)", "memory, time and traffic of the losses for each `comm`, on one device, on eight, and planned for a slice", "python -m benchmarks.loss_memory [--topology=cpu:1\\|v5e:16x16]", "1 minute on one device, several on eight; planned (needs libtpu) half an hour", "losses", ("loss_memory",), losses),
     Row("[clipjax plan](../docs/plan.md)", "train steps planned for pods: nothing ran on them", "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16", "2 minutes a plan", "planned-train-steps", ("plan_", "remat_"), plans),
+    Row("[gpu_step](gpu_step.py)", "images/s of a whole train step on a GPU, beside open_clip and transformers under torch.compile", "python -m benchmarks.gpu_step", "under ten minutes on a machine with a card", "a-train-step-on-a-gpu-beside-open_clip-and-transformers", ("gpu_step",), gpu_step),
+    Row("[gpu_plans](gpu_plans.py)", "train steps planned for H100s: nothing ran on them", "python -m benchmarks.gpu_plans", "5 to 50 minutes a plan", "planned-train-steps"),
     Row("[soak](soak.py)", "whether a run that is killed again and again ends like one left alone", "python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100", "35 to 50 minutes", "killed-and-restarted", ("soak_",), soak),
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),

@@ -73,9 +73,8 @@ def open_clip_steps(size: Size, folder: Path) -> Contenders:
 
         return run
 
-    return {
-        f"open_clip step {name}": wall(step(name == "bfloat16"), size.steps) for name in ("float32", "bfloat16")
-    }, {}
+    dtypes = ("float32", "bfloat16")
+    return {f"open_clip step {dtype}": wall(step(dtype == "bfloat16"), size.steps) for dtype in dtypes}
 
 
 def train_steps(size: Size, folder: Path) -> Contenders:
@@ -112,21 +111,29 @@ def losses(size: Size, folder: Path) -> Contenders:
 
 
 def compilations(size: Size, folder: Path) -> Contenders:
-    """Tracing and compiling a train step whose layers are scanned, or unrolled."""
-    from clipjax.mesh import make_mesh
-    from clipjax.training.state import abstract_state
-    from clipjax.training.step import lower_step
+    """Tracing and compiling the gradients of two small towers whose layers are scanned, or unrolled."""
+    import jax
+
+    from clipjax.models import DualEncoder
+
+    batch = (pixels(2).astype(np.float32), tokens(2))
 
     def compiling(scan: bool) -> Callable[[], float]:
         model = towers(size.compile_depth, scan)
-        model = replace(model, image=replace(model.image, width=128, num_heads=2, mlp_dim=512))
-        model = replace(model, text=replace(model.text, width=128, num_heads=2, mlp_dim=512))
-        config = experiment(2, model)
+        small = {name: replace(getattr(model, name), width=64, num_heads=1, mlp_dim=256) for name in ("image", "text")}
+        module = DualEncoder(replace(model, **small))
+
+        def objective(params: Any, image: Any, text: Any) -> Any:
+            out = module.apply(params, image=image, text=text)
+            return (out.image_embedding * out.text_embedding).sum()
 
         def turn() -> float:
+            jax.clear_caches()
             started = time.perf_counter()
-            mesh = make_mesh(config.mesh)
-            lower_step(config, mesh, abstract_state(config, mesh), None).compile()
+            params = jax.eval_shape(
+                lambda *inputs: module.init(jax.random.key(0), image=inputs[0], text=inputs[1]), *batch
+            )
+            jax.jit(jax.grad(objective)).lower(params, *batch).compile()
             return time.perf_counter() - started
 
         return turn

@@ -51,9 +51,17 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace records made from other input or arguments")
 
 
-def run(build: Callable[..., object], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> None:
-    """Calls build with the flags as keyword arguments. An error in the input is printed in one line, exit code 1."""
-    if argv is None:  # this is the program
+def run(
+    build: Callable[..., object],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    program: bool | None = None,
+) -> None:
+    """Calls build with the flags as keyword arguments. An error in the input is printed in one line, exit code 1.
+
+    program: whether this process is the command alone, which a signal may end with one line; default: argv is None.
+    """
+    if argv is None if program is None else program:
         signals.install(parser.prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Images over our limit are refused and counted; a warning at Pillow's own, lower limit would only repeat that.

@@ -135,7 +135,7 @@ def _data_lines(looked: Looked, path_of: Callable[[str], str]) -> dict[str, str]
 
 def _notes(looked: Looked) -> str:
     notes = []
-    if getattr(_nested(looked.train)[-1], "captions", "") == "folders":
+    if getattr(_nested(looked.train)[-1], "captions", "") == "folders" or _nested(looked.train)[-1].prompts:
         notes.append(REPEATS)
     if bad := looked.bad.total():
         limit = min(0.9, math.ceil((2 * bad / looked.read + 0.01) * 100) / 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,13 @@ from clipjax.data.images.transforms import eval_image
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
-from clipjax.inference.looking import evaluators_of
+from clipjax.inference.looking import evaluators_of, has_captions
 
 MOST_READ = 20_000  # records whose captions are read; of more, that many evenly spaced ones
 MOST_DECODED = 1_000  # of these, images that are decoded
 FEWEST = 4  # records
+MOST_CLASSES = 1_000  # different captions that are taken for names of classes
+CLASS_NAME = ("{}",)  # prompts: the class's name alone
 PROMPTS = ("{}", "a photo of a {}")  # of class names, which the tokenizer is to know as well
 
 
@@ -44,6 +47,10 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
     train, held_out, split = found.train, found.held_out, "a split of the data"
     try:
         source = open_source(train)
+        if options := as_classes(train, source):
+            train = dataclasses.replace(train, **options)
+            held_out = held_out and dataclasses.replace(held_out, **options)
+            found, source = found._replace(train=train, held_out=held_out), open_source(train)
         require(len(source) >= FEWEST, f"--data={data}: {len(source):,} records; expected {FEWEST} or more.")
         if held_out is None:
             train, held_out = found.split(len(source))
@@ -66,10 +73,29 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
     )
 
 
-def read_some(source: Source) -> tuple[int, collections.Counter[str], list[str]]:
-    """(records read, {cause: how many cannot be used}, captions) of evenly spaced records."""
-    indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_READ)).astype(int))
-    decoded = set(indices[:: -(-len(indices) // MOST_DECODED)].tolist())
+def as_classes(config: SourceConfig, source: Source) -> dict[str, Any]:
+    """Options with which a source is read as classes whose names are its captions; {} where captions say more.
+
+    Such records have prompts as captions, and those of one class have one pair_id, as in class folders: images of a
+    class are right for each other's captions.
+    """
+    if getattr(config, "captions", "") == "folders" or getattr(source, "task", "") == "multilabel":
+        return {}
+    if source.class_names:
+        return {} if has_captions(source) else {"prompts": CLASS_NAME}
+    if not (hasattr(config, "text_key") and hasattr(config, "label_key")):
+        return {}
+    count, _, texts = read_some(source, MOST_DECODED, decode=False)
+    few = len(texts) == count and 2 <= len(set(texts)) <= min(MOST_CLASSES, count // 3)
+    return {"label_key": config.text_key, "prompts": CLASS_NAME} if few else {}
+
+
+def read_some(
+    source: Source, most: int = MOST_READ, decode: bool = True
+) -> tuple[int, collections.Counter[str], list[str]]:
+    """(records read, {cause: how many cannot be used}, captions) of at most `most` evenly spaced records."""
+    indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), most)).astype(int))
+    decoded = set(indices[:: -(-len(indices) // MOST_DECODED)].tolist() if decode else ())
     bad: collections.Counter[str] = collections.Counter()
     texts: list[str] = []
     for index in map(int, indices):

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from clipjax.config import ConfigError, SourceConfig, differences, require
-from clipjax.data.records import ManifestError, RecordError, read_manifest, write_records
+from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest, write_records
 from clipjax.data.sources.array_record import ArrayRecordSource
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -140,14 +140,19 @@ def read_made_by(folder: str | Path) -> dict[str, Any]:
     """What made the embeddings in a folder. Raises ManifestError, or ConfigError if its records are not embeddings."""
     made_by = read_manifest(folder)["source"].get("embeddings")
     require(made_by is not None, f"{folder} has records but no embeddings; make them with clipjax embed --out=FOLDER.")
+    require(
+        isinstance(made_by, dict) and made_by.get("dtype") in DTYPES,
+        f"{folder}: its {MANIFEST} does not say as what the embeddings are stored (dtype: {', '.join(DTYPES)}); make "
+        "them again with clipjax embed --out=FOLDER.",
+    )
     return made_by
 
 
 def check_made_by(made_by: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
     """Raises ConfigError listing every field in which made_by differs from what this experiment would compute."""
     lines = [
-        f"  {name}: embedded with {made_by.get(name, 'nothing')!r}, this experiment has "
-        f"{expected.get(name, 'nothing')!r}"
+        f"  {name}: embedded with {made_by.get(name, 'not recorded')!r}, this experiment has "
+        f"{expected.get(name, 'not set')!r}"
         for name in differences(made_by, expected)
         if name != "dtype"
     ]

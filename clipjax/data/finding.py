@@ -17,6 +17,7 @@ from clipjax.data.sources.columns import parquet_columns, table_columns
 from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
 from clipjax.data.sources.local_files import SPLITS, split_in
 from clipjax.data.sources.tables import TABLES
+from clipjax.data.sources.tfds_folder import prepared_in, tfds_columns
 from clipjax.files import hidden
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # splits to evaluate on, the first that there is
@@ -74,6 +75,8 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
         return Found(table_columns(Path(name), keys), None, f"the table {name}")
     if (Path(name) / MANIFEST).is_file():
         return _of_records(name)
+    if prepared := prepared_in(Path(name)):
+        return _of_tfds(name, prepared, keys)
     listing = list_files(Path(name))
     tables = [table for suffix in TABLES for table in listing.of(suffix) if table.count("/") <= 1]
     shards = {suffix: len(listing.of(suffix)) for suffix in SHARDS if listing.of(suffix)}
@@ -98,8 +101,8 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     there = ", ".join(f"{count} {kind}" for kind, count in seen.most_common(5)) or "no files"
     raise ConfigError(
         f"--data={name} holds no data that is known: there are {there}. Expected images ({', '.join(IMAGE_SUFFIXES)}) "
-        f"with captions beside them or in class folders, a {', '.join(TABLES)} table, .tar or .parquet files, or "
-        f"records with {MANIFEST}."
+        f"with captions beside them or in class folders, a {', '.join(TABLES)} table, .tar or .parquet files, "
+        f"records with {MANIFEST}, or a dataset that TFDS prepared."
     )
 
 
@@ -216,3 +219,16 @@ def _of_records(path: str) -> Found:
     held_out = next((split for split in HELD_OUT if split in splits and split != train), "")
     other = SourceConfig(path=path, split=held_out) if held_out else None
     return Found(SourceConfig(path=path, split=train), other, f"records in {path}, splits {', '.join(splits)}")
+
+
+def _of_tfds(path: str, prepared: Sequence[Path], keys: dict[str, str]) -> Found:
+    require(
+        len(prepared) == 1,
+        f"--data={path} holds {len(prepared)} datasets that TFDS prepared. Name one: --data={prepared[-1]}.",
+    )
+    config, splits = tfds_columns(prepared[0], keys)
+    require(bool(splits), f"--data={path}: the dataset that TFDS prepared has no splits.")
+    train = "train" if "train" in splits else splits[0]
+    held_out = next((split for split in HELD_OUT if split in splits and split != train), "")
+    other = dataclasses.replace(config, split=held_out) if held_out else None
+    return Found(dataclasses.replace(config, split=train), other, f"a TFDS dataset, splits {', '.join(splits)}")

@@ -38,10 +38,11 @@ LARGEST_ID = 2  # in a CLIPModel: with eos_token_id=2 transformers pools at the 
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
-    """The table of names."""
+    """The table of names. transformers has no logit_bias; those who train with the sigmoid loss add one."""
     vision, text = "vision_model", "text_model"
     return [
         Tensor("logit_scale", ("logit_scale",)),
+        *([] if model.logit_bias_init is None else [Tensor("logit_bias", ("logit_bias",))]),
         Tensor("text/token_embedding/embedding", (f"{text}.embeddings.token_embedding.weight",)),
         Tensor("text/position_embedding", (f"{text}.embeddings.position_embedding.weight",)),
         *hf_parts.blocks("text", text),

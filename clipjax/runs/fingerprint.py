@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipjax.config import ExperimentConfig, PixelConfig, TokenizerConfig, declared, differences, flat
+from clipjax.config import ExperimentConfig, declared, differences, flat
 from clipjax.config.errors import shown
-from clipjax.models import IMAGE_TOWERS, TEXT_TOWERS
+from clipjax.models.towers import default_of
 
 # Sections whose fields of role "weights" or "meaning" are recorded, and the prefix of their names in the fingerprint.
 SECTIONS = {"model.image.": "image.", "model.text.": "text.", "data.pixels.": "pixels."}
@@ -61,7 +61,7 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
     An option that was added after the checkpoint was written makes no difference at its default. stored: the
     checkpoint's fingerprint; expected: the configuration's; where: names the checkpoint in the message.
     """
-    expected = {name: v for name, v in expected.items() if name in stored or v != _default(name, expected)}
+    expected = {name: v for name, v in expected.items() if name in stored or v != default_of(name, expected)}
     if not any(name.startswith("tokenizer.") for name in stored):  # weights that came without a tokenizer
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
     lines = [
@@ -75,16 +75,6 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
             + "\n".join(lines)
             + "\nUse the checkpoint's own settings (clipjax eval has them without --config), or a new --workdir."
         )
-
-
-def _default(name: str, entries: Mapping[str, Any]) -> Any:
-    """The default of the option that an entry records; None for an entry that is no option, such as sha256."""
-    section, _, field = name.partition(".")
-    parts = {"pixels": PixelConfig, "tokenizer": TokenizerConfig}
-    for tower, table in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
-        row = table.get(entries.get(f"{tower}.name", ""))
-        parts |= {tower: row.config} if row else {}
-    return flat(parts[section]()).get(field) if section in parts else None
 
 
 def _field(name: str) -> str:

@@ -11,6 +11,7 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.mixture import open_train
 from clipjax.mesh import named_leaves, to_host
+from clipjax.models.towers import default_of
 from clipjax.training.state import TrainState
 
 Fingerprint = dict[str, Any]  # see clipjax/runs/fingerprint.py
@@ -21,7 +22,7 @@ def check_image_embeddings(config: ExperimentConfig, state: TrainState, fingerpr
     """Refuses config.data.image_embeddings made with other weights, pixels or data. Raises ConfigError."""
     folder = config.data.image_embeddings
     if folder:
-        check_made_by(read_made_by(folder), image_made_by(config, state, fingerprint), where=folder)
+        compare_made_by(read_made_by(folder), image_made_by(config, state, fingerprint), where=folder)
 
 
 def image_made_by(config: ExperimentConfig, state: TrainState, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -85,7 +86,13 @@ def check_settings(folder: str, expected: dict[str, Any], *, data: bool) -> None
         for name, value in read_made_by(folder).items()
         if name not in OF_WEIGHTS and (data or not name.startswith("data."))
     }
-    check_made_by(made_by, expected, where=folder)
+    compare_made_by(made_by, expected, where=folder)
+
+
+def compare_made_by(made_by: Fingerprint, expected: Fingerprint, *, where: str) -> None:
+    """check_made_by; an option that was added after the embeddings were made makes no difference at its default."""
+    expected = {name: v for name, v in expected.items() if name in made_by or v != default_of(name, expected)}
+    check_made_by(made_by, expected, where=where)
 
 
 def data_made_by(data: DataConfig, source: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from clipjax.config import ConfigError, ExperimentConfig, differences, require
 from clipjax.data.cut import WHOLE
-from clipjax.data.embeddings import check_made_by, read_made_by
+from clipjax.data.embeddings import read_made_by
 from clipjax.mesh import batch_sharding
 from clipjax.models import DualEncoder, patch_budget
 from clipjax.models.pixels import image_of, normalize_pixels
-from clipjax.training.precomputed import teacher_made_by
+from clipjax.training.precomputed import compare_made_by, teacher_made_by
 from clipjax.training.state import TrainedWeights, abstract_state, eval_variables
 
 
@@ -89,7 +89,7 @@ def make_teacher(
     if not embeddings:
         return teacher
     made_by = read_made_by(embeddings)
-    check_made_by(made_by, teacher_made_by(config, teacher, fingerprint, trained.fingerprint), where=embeddings)
+    compare_made_by(made_by, teacher_made_by(config, teacher, fingerprint, trained.fingerprint), where=embeddings)
     return embedded(made_by)
 
 
@@ -105,5 +105,13 @@ def check_same_inputs(teacher: dict[str, Any], student: dict[str, Any], where: s
 
 
 def embedded(made_by: dict[str, Any]) -> EmbeddedTeacher:
-    """A teacher whose embeddings were computed beforehand. made_by: see training/precomputed.py."""
+    """A teacher whose embeddings were computed beforehand. made_by: see training/precomputed.py.
+
+    Raises ConfigError for embeddings of a folder that says too little of them, as one of an image tower.
+    """
+    require(
+        isinstance(made_by.get("embed_dim"), int) and isinstance(made_by.get("logit_scale"), float),
+        "The manifest of config.data.teacher_embeddings has no embed_dim or no logit_scale, as of a teacher; make the "
+        "embeddings again (clipjax embed --tower=teacher).",
+    )
     return EmbeddedTeacher(made_by["embed_dim"], made_by["logit_scale"])

@@ -65,6 +65,7 @@ HELP = {
 
 
 def main(argv: list[str] | None = None) -> None:
+    program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
     own, beam_flags = argv[:split], argv[split + 1 :]
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_output_flags(parser)
     for field in dataclasses.fields(Options):
         _add_flag(parser, field)
-    command.run(lambda **flags: build(beam_flags=beam_flags, **flags), parser, own)
+    command.run(lambda **flags: build(beam_flags=beam_flags, **flags), parser, own, program)
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipjax import signals
 from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError, find_finished, publish
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.files import file_sha256
@@ -52,7 +53,8 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
     with _only_one(work):
         for name in ("units", "shards", "made_of"):
             (work / name).mkdir(exist_ok=True)
-        _run(listing, options, work, list(beam_flags))
+        with signals.saying(f"stopped; what is finished is kept in {work}: the same command continues."):
+            _run(listing, options, work, list(beam_flags))
         summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
         accounted = account(summary)
         if not accounted["written"]:

@@ -87,6 +87,101 @@ KINDS = {  # what is written -> (records to train on, to evaluate on, evaluators
 }
 
 
+def label_table(folder, header):
+    images(folder / "files", captions=False)
+    lines = [f"files/{number}.png,{('red rose', 'ant')[number % 2]}" for number in range(12)]
+    (folder / "labels.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+def label_parquet(folder):
+    folder.mkdir(parents=True)
+    columns = {"image": IMAGES, "label": [("red rose", "ant")[number % 2] for number in range(12)]}
+    pq.write_table(pa.table(columns), folder / "part-0.parquet")
+    return folder
+
+
+LABELS = {
+    "table of labels": lambda folder: label_table(folder, "image,label"),
+    "table of few captions": lambda folder: label_table(folder, "filepath,caption"),
+    "parquet": label_parquet,
+    "class folders": lambda folder: images(folder, captions=False, classes=("red_rose", "ant")),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_images_of_a_class_are_positives_of_each_other_wherever_the_class_stands(kind, tmp_path):
+    init.run(tmp_path / "mine.py", LABELS[kind](tmp_path / "data"))
+    config = written(tmp_path / "mine.py")
+    source = open_train(config.data)
+    assert config.loss.repeats == "positives" and set(config.eval.evaluators) == {"zero_shot"}
+    assert source.class_names == ("ant", "red rose")
+    for record in (source[0], source[1]):
+        assert record["pair_id"] == record["label"] and record["texts"] == [source.class_names[record["label"]]]
+    assert {source[index]["pair_id"] for index in range(len(source))} == {0, 1}
+
+
+def test_captions_that_seldom_repeat_are_no_classes(tmp_path):
+    init.run(tmp_path / "mine.py", table(tmp_path / "d"))
+    config = written(tmp_path / "mine.py")
+    assert config.loss.repeats == "negatives" and config.data.train.source.prompts == ()
+
+
+KIND = "tensorflow_datasets.core.features."
+
+
+def prepared(folder, features=("Image", "ClassLabel"), kind="array_record", splits=("train", "test")):
+    """The two JSON files of a dataset that TFDS prepared."""
+    made = {name.lower(): {"pythonClassName": f"{KIND}x.{name}"} for name in features}
+    captions = {"featuresDict": {"features": {"text": {"pythonClassName": f"{KIND}x.Text"}, "n": {}}}}
+    if "Captions" in features:
+        made["captions"] = {"pythonClassName": f"{KIND}x.Sequence", "sequence": {"feature": captions}}
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": made}}))
+    info = {"name": "d", "splits": [{"name": split} for split in splits], "fileFormat": kind}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_a_dataset_that_tfds_prepared_is_found_with_its_features_and_splits(tmp_path):
+    found = find_data(prepared(tmp_path / "d" / "1.0.0"))
+    assert (found.train.name, found.train.split, found.held_out.split) == ("tfds", "train", "test")
+    keys = (found.train.image_key, found.train.text_key, found.train.label_key)
+    assert keys == ("image", "classlabel", "classlabel") and "splits train, test" in found.what
+    assert find_data(tmp_path / "d").train == found.train, "the folder of its versions"
+    nested = find_data(prepared(tmp_path / "e", ("Captions", "Image"), splits=("all",)))
+    assert (nested.train.text_key, nested.train.label_key) == ("captions/text", "")
+    assert nested.train.split == "all" and nested.held_out is None
+    plain = find_data(prepared(tmp_path / "f", ("Captions", "Text", "Image")))
+    assert plain.train.text_key == "text"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"kind": "tfrecord"}, "prepared by TFDS as tfrecord; expected array_record.*tfds build"),
+        ({"features": ("ClassLabel",)}, "its features classlabel have no image"),
+        ({"features": ("Image",)}, "its features image have no text and no class label"),
+        ({"splits": ()}, "has no splits"),
+    ],
+)
+def test_a_tfds_dataset_that_cannot_be_read_is_told(changes, told, tmp_path):
+    folder = prepared(tmp_path / "d", **changes)
+    with pytest.raises(ConfigError, match=told):
+        find_data(folder)
+
+
+def test_several_or_damaged_tfds_datasets_are_told(tmp_path):
+    for version in ("1.0.0", "2.0.0"):
+        prepared(tmp_path / version)
+    with pytest.raises(ConfigError, match="holds 2 datasets that TFDS prepared. Name one: --data=.*2.0.0"):
+        find_data(tmp_path)
+    for content in ("{", "[]", '{"featuresDict": 1}', "{}"):
+        (tmp_path / "1.0.0" / "features.json").write_text(content)
+        with pytest.raises(ConfigError, match="is damaged"):
+            find_data(tmp_path / "1.0.0")
+
+
 def written(path):
     return from_config_dict(load_config_file(str(path)))
 

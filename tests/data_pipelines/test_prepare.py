@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -194,6 +195,51 @@ def test_killed_three_times_it_continues_and_ends_with_the_same_bytes(tars, buil
     assert start("never") == 0
     assert contents(out) == contents(built[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kill.py", "set"]
+
+
+STOPPED = """
+import os, signal, sys, time
+from data_pipelines.prepare import __main__ as command_line, graph
+
+number, sys.argv = int(sys.argv[1]), ["prepare", *sys.argv[2:]]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background ignores
+stage, calls = graph.stage, []
+
+def stopping(*arguments, **flags):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return stage(*arguments, **flags)
+
+graph.stage = stopping
+command_line.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_a_signal_ends_it_with_one_line_and_what_is_finished_is_kept(tars, built, tmp_path, number, name, code):
+    (tmp_path / "stop.py").write_text(STOPPED)
+    out, work = tmp_path / "set", tmp_path / ".set.preparing"
+    flags = [
+        "--reader=webdataset",
+        f"--input={tars}",
+        f"--splits={SPLITS}",
+        "--records_per_shard=8",
+        "--licence=CC0-1.0",
+    ]
+    command = [sys.executable, str(tmp_path / "stop.py"), str(int(number)), f"--out={out}", *flags]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert process.returncode == code
+    lines = process.stderr.strip().splitlines()
+    assert lines[-1] == f"{name}: stopped; what is finished is kept in {work}: the same command continues."
+    assert "Traceback" not in process.stderr
+    assert not out.exists() and len(list((work / "units").glob("[!.]*.json"))) == 1
+    command_line.main([f"--out={out}", *flags])
+    assert contents(out) == contents(built[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "stop.py"]
 
 
 def test_two_runs_at_a_time_are_refused(tars, tmp_path):

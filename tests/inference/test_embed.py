@@ -1,6 +1,7 @@
 """Training from stored embeddings gives the curve of the run that computes them, or is refused."""
 
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -29,7 +30,7 @@ from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.precomputed import check_image_embeddings, image_made_by
 from clipjax.training.state import abstract_state, create_state, eval_variables
 from clipjax.training.step import lower_step
-from clipjax.training.teacher import EmbeddedTeacher, Teacher
+from clipjax.training.teacher import EmbeddedTeacher, Teacher, embedded
 from tests.data.samples import FaultySource, example, write_folder
 from tests.data.test_pipeline import assert_equal, stream, take
 from tests.runs import build_data, losses, run_config
@@ -104,6 +105,7 @@ def test_a_student_of_stored_embeddings_has_the_curve_of_a_student_of_its_teache
     config.optimizer.image_lr_multiplier = 1.0
     config.loss.update(name="distill", teacher=str(plain[1]))
     expected = run(config, folder / "student")
+    config.loss.teacher = str(shutil.copytree(plain[1], folder / "elsewhere" / "moved"))
     embed.run(from_config_dict(config), "teacher", folder / "teacher")
     config.data.teacher_embeddings = str(folder / "teacher")
     close(run(config, folder / "student_of_embeddings"), expected)
@@ -123,6 +125,33 @@ def image_tower(seed=0):
     """The parts of a TrainState that check_image_embeddings reads."""
     rng = np.random.default_rng(seed)
     return SimpleNamespace(params={"image": {"kernel": rng.normal(size=(3, 4))}, "text": {}}, batch_stats={})
+
+
+def test_embeddings_made_before_there_was_an_option_are_used_while_it_has_its_default(tmp_path):
+    write_folder(tmp_path / "data", 12)
+    data = DataConfig(
+        train=SourceConfig(path=str(tmp_path / "data")), augment=PLAIN, image_embeddings=str(tmp_path / "old")
+    )
+    config = dataclasses.replace(tiny_config(), data=data)
+    tokenizer = SimpleNamespace(config=config.tokenizer, sha256="", vocab_size=9, pad_id=0, eos_id=1)
+    made_by = image_made_by(config, image_tower(), fingerprint(config, tokenizer)) | {"dtype": "float16"}
+    later = ("pixels.center", "pixels.fill", "image.norm_eps")  # as if these had not existed
+    old = {name: value for name, value in made_by.items() if name not in later}
+    assert len(old) == len(made_by) - len(later)
+    write_embeddings(tmp_path / "old", iter([("key", np.ones(32), None)] * 12), old)
+    check_image_embeddings(config, image_tower(), fingerprint(config, tokenizer))
+    other = dataclasses.replace(config, data=dataclasses.replace(data, pixels=PixelConfig(center="floor")))
+    with pytest.raises(ConfigError, match="pixels.center: embedded with 'not recorded', this experiment has 'floor'"):
+        check_image_embeddings(other, image_tower(), fingerprint(other, tokenizer))
+
+    bare = {name: value for name, value in made_by.items() if name != "dtype"}
+    manifest = tmp_path / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"source": {"embeddings": bare}}))
+    with pytest.raises(ConfigError, match="old: its manifest.json does not say as what the embeddings are stored"):
+        check_image_embeddings(config, image_tower(), fingerprint(config, tokenizer))
+    with pytest.raises(ConfigError, match="no embed_dim or no logit_scale.*--tower=teacher"):
+        embedded(made_by)
 
 
 def test_embeddings_of_other_weights_pixels_or_data_are_refused_field_by_field(tmp_path):

@@ -47,6 +47,8 @@ def test_a_parameter_that_is_not_read_back_is_named():
     assert choose(clip, "openai", "openai") == "openai"
     with pytest.raises(InteropError, match="openai: cannot express a model with logit_bias"):
         choose(replace(clip, logit_bias_init=-10.0), "openai", "openai")
+    with pytest.raises(InteropError, match="hf_clip: cannot express .*a model with logit_bias"):
+        choose(replace(clip, logit_bias_init=-10.0), "hf", "hf_clip")
     biasless = replace(siglip(), logit_bias_init=None)
     assert lost_parameters(FAMILIES["open_clip_siglip"], biasless, siglip()) == ["a model without logit_bias"]
 

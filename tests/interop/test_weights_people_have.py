@@ -81,16 +81,15 @@ def test_a_scale_and_a_bias_may_be_lists_of_one_number_and_the_bias_needs_no_con
     arrays = random_file(family, CLIP)
     arrays["logit_scale"] = arrays["logit_scale"].reshape(1)
     config = configuration(family)
+    arrays["logit_bias"] = np.array([-7.5], np.float32)
     if family == "open_clip":
-        arrays["logit_bias"] = np.array([-7.5], np.float32)
         config["open_clip_config.json"]["model_cfg"]["nonscalar_logit_scale"] = True
     foreign = open_foreign(directory(tmp_path / "clip", config, arrays))
     params = foreign.variables(make_mesh(MeshConfig()))["params"]
     np.testing.assert_array_equal(params["logit_scale"], arrays["logit_scale"][0])
     assert params["logit_scale"].shape == ()
-    if family == "open_clip":
-        assert foreign.config.model.logit_bias_init == -10.0
-        np.testing.assert_array_equal(params["logit_bias"], np.float32(-7.5))
+    assert foreign.config.model.logit_bias_init == -10.0
+    np.testing.assert_array_equal(params["logit_bias"], np.float32(-7.5))
 
 
 @pytest.mark.parametrize(

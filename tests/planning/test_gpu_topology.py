@@ -101,9 +101,9 @@ def test_a_table_says_that_nothing_was_measured_or_what_was(tmp_path):
 
 def test_a_step_that_fits_only_a_larger_share_of_the_card_is_told():
     plan = a_plan()
-    plan["memory"]["total"] = 70 * GIB
+    plan["memory"]["total"] = 73 * GIB
     plan |= {"fits": False, "nearest": None}
-    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.89." in plan_table(plan)
+    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.93." in plan_table(plan)
     plan["memory"]["total"] = 78 * GIB
     assert "It would fit" not in plan_table(plan)
 

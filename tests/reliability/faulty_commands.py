@@ -99,6 +99,9 @@ def faults(workdir: Path) -> dict[str, Callable[[], None]]:
         "lock of another run": lambda: at_call(LOGGED, lock_of_another(workdir), call=5),
         "config.json full": lambda: at_call("clipjax.files:os.fsync", no_space),
         "metrics.jsonl full": full_metrics,
+        "report.html full": lambda: at_call(
+            "clipjax.report.page:render_report", lambda: at_call("clipjax.files:os.fsync", no_space)
+        ),
         "events full": lambda: at_call("tensorboardX.event_file_writer:EventsWriter.write_event", no_space, call=3),
     }
 

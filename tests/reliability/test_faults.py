@@ -44,6 +44,8 @@ def found(folder, tmp_path_factory):
          "it.", []),
         ("config.json full", 1, "error: {}/config.json: No space left on device. Make room and run the command again; "
          "what is complete is kept.", []),
+        ("report.html full", 1, "error: {}/report.html: No space left on device. Make room and run the command again; "
+         "what is complete is kept.", ["12", "3", "6", "9"]),
         ("metrics.jsonl full", 1, "error: {}/metrics.jsonl: No space left on device. Make room and run the command "
          "again; what is complete is kept.", []),
     ],

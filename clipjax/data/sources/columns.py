@@ -57,7 +57,7 @@ def parquet_columns(config: ParquetConfig, keys: dict[str, str]) -> ParquetConfi
     label = keys.get("label_key") or _first(columns, LABEL_NAMES, besides=(image,))
     text = keys.get("text_key") or _first(columns, CAPTION_NAMES, besides=(image, label))
     _require(config.path, columns, image, text or label)
-    text = text or ParquetConfig.text_key  # rows without a text take the name of their class
+    text = text or label  # the name of the class
     return dataclasses.replace(config, image_key=image, text_key=text, label_key=label)
 
 

@@ -21,6 +21,7 @@ from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
+from clipjax.data.sources.parquet_groups import read_group, rows_at_a_time
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
 
@@ -193,7 +194,8 @@ def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterato
     """The rows of one row group, in order; decodes ROWS_AT_A_TIME. Raises RecordError at the first damaged page."""
     try:
         with open_file(path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=list(columns)):
+            rows = min(ROWS_AT_A_TIME, rows_at_a_time(path, file, group, columns))
+            for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns)):
                 yield from batch.to_pylist()
     except Exception as error:
         raise RecordError("unreadable record", f"{path} row group {group}: {error}") from error
@@ -209,7 +211,9 @@ def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table
     try:
         with open_file(path) as file:
             # Without Arrow's threads: the pipeline has its own.
-            return file.read_row_group(number, columns=list(columns), use_threads=False)
+            return read_group(path, file, number, columns)
+    except RecordError:
+        raise
     except Exception as error:  # Arrow raises OSError, ArrowInvalid and others for damaged pages
         raise RecordError("unreadable record", f"{path} row group {number}: {error}") from error
 

@@ -108,15 +108,14 @@ def _kind(kind: pyarrow.DataType) -> Literal["none", "number", "text", ""]:
 
 
 def _is_empty(file: pyarrow.parquet.ParquetFile, column: str) -> bool:
-    """Whether the column has no value, as where pandas saw no label in this file. Reads row groups up to the first one.
+    """Whether the column has no value, as where pandas saw no label in this file. Reads rows up to the first one.
 
     Arrow's statistics would say it, too, but asking a damaged file for those ends the process (Arrow 25).
     """
     with contextlib.suppress(Exception):  # a damaged row group: its records are bad, and say why
-        groups = range(file.num_row_groups)
-        return all(_without_values(file.read_row_group(n, columns=[column], use_threads=False)) for n in groups)
+        return all(map(_without_values, file.iter_batches(256, columns=[column], use_threads=False)))
     return False
 
 
-def _without_values(table: pyarrow.Table) -> bool:
-    return all(column.null_count == len(column) for column in table.columns)
+def _without_values(rows: pyarrow.RecordBatch) -> bool:
+    return all(column.null_count == len(column) for column in rows.columns)
