@@ -69,11 +69,9 @@ def test_days_and_versions_are_those_that_the_result_records():
 
 def test_each_script_of_which_no_result_is_kept_yet_has_its_table_and_headline():
     on = {"machine": {"processor": "A"}}
-    cells = [
-        {"contender": name, "model": "b16", "loss": "softmax", "batch": 8, "images_per_second": rate, "milliseconds": 1.0,
-         "mfu": 0.5, "peak_memory_bytes": 2**30, "planned_milliseconds": None}
-        for name, rate in (("clipjax", 12.0), ("open_clip", 8.0), ("transformers", 10.0))
-    ]  # fmt: skip
+    one = {"model": "b16", "loss": "softmax", "batch": 8, "milliseconds": 1.0, "mfu": 0.5, "peak_memory_bytes": 2**30}
+    rates = {"clipjax": 12.0, "open_clip": 8.0, "transformers": 10.0}
+    cells = [one | {"contender": name, "images_per_second": rate} for name, rate in rates.items()]
     cells.append({"contender": "clipjax", "model": "l14", "loss": "softmax", "batch": 8, "error": "no memory"})
     gpu = {"gpu_step_h100": on | {"card": {"name": "H100"}, "cells": cells}}
     assert list(overview.gpu_step(gpu)) == [("H100", "b16 softmax 1.20 of transformers's speed")]
