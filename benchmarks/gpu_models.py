@@ -160,8 +160,7 @@ class ClipJax(Contender):
         model, base = self.model, get_preset(self.model.preset)
         size, patch, width, depth = model.image
         text_width, text_depth, length = model.text
-        # attention="auto" where this clipjax has it.
-        options = {"scan_layers": False, "remat": "none", "attention": best_attention()}
+        options = {"scan_layers": False, "remat": "none", "attention": "auto"}
         image = replace(base.image, image_size=size, patch_size=patch, depth=depth, **shape_of(width), **options)
         text = replace(base.text, depth=text_depth, context_length=length, vocab_size=model.vocab, **options)
         text = replace(text, **shape_of(text_width))
@@ -232,8 +231,6 @@ class ClipJax(Contender):
         result = {
             "flops_per_pair": sum(step_flops(config).values()) / config.global_batch_size,
             "device_kind": jax.devices()[0].device_kind,
-            "attention": config.model.image.attention,
-            "attention_shape": [self.model.image[2] // 64, 64],
         }
         if not self.cell.toy:
             plan = plan_step(config, open_topology("local"))
@@ -406,16 +403,6 @@ def batch_of(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
 
 def shape_of(width: int) -> dict[str, int]:
     return {"width": width, "num_heads": width // 64, "mlp_dim": 4 * width}
-
-
-def best_attention() -> str:
-    """attention="auto" where this clipjax knows it, else "flash"."""
-    import typing
-
-    from clipjax.config import BlockConfig
-
-    known = typing.get_args(typing.get_type_hints(BlockConfig)["attention"])
-    return "auto" if "auto" in known else "flash"
 
 
 def device_events(planes: Iterable[Any]) -> dict[str, tuple[float, int]]:

@@ -34,6 +34,16 @@ def processor() -> str:
     return platform.processor()
 
 
+def bfloat16_units() -> list[str]:
+    """Which of amx_bf16, avx512_bf16 and Arm's bf16, instructions that multiply bfloat16, the processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
+    flags = next(
+        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))), []
+    )
+    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if flags and name in flags[0]]
+
+
 def versions() -> dict[str, str]:
     installed = {}
     for package in PACKAGES:

@@ -66,14 +66,15 @@ class Row(NamedTuple):
 
 
 def train_step(documents: dict[str, Any]) -> Headline:
-    """Ratios to open_clip: batch, dtype where one is recorded, huge pages."""
+    """Ratios to open_clip: batch, dtype where one is recorded, malloc's setting."""
     found: dict[str, list[str]] = {}
     for document in documents.values():
         for row in document.get("rows", [document]):
             if "ratio" in row:
                 words = [f"batch {row['batch']}"]
                 words += [row["dtype"]] if "dtype" in row else []
-                words += ["huge pages"] if row.get("huge_pages") else []
+                memory = row.get("memory", "huge_pages" if row.get("huge_pages") else "plain").replace("_", " ")
+                words += [] if memory == "plain" else [f"memory {memory}" if memory == "kept" else memory]
                 cell = (-row["batch"], f"{row['ratio']:.2f} ({', '.join(words)})")
                 found.setdefault(document["machine"]["processor"], []).append(cell)
     for processor, cells in sorted(found.items()):
@@ -132,20 +133,24 @@ def plans(documents: dict[str, Any]) -> Headline:
 
 
 def gpu_step(documents: dict[str, Any]) -> Headline:
-    """clipjax over the fastest other library, for each model and loss."""
+    """The ratio to the fastest of the others, for each model and loss that both measured."""
     for document in documents.values():
-        rates: dict[str, dict[str, float]] = {}
-        for cell in document["cells"]:
-            if "images_per_second" in cell:
-                rates.setdefault(f"{cell['model']} {cell['loss']}", {})[cell["contender"]] = cell["images_per_second"]
-        ratios = []
-        for name, each in rates.items():
-            others = {library: rate for library, rate in each.items() if library != "clipjax"}
-            if others and "clipjax" in each:
-                fastest = max(others, key=others.get)
-                ratios.append(f"{name} {each['clipjax'] / others[fastest]:.2f} of {fastest}'s speed")
-        if ratios:
-            yield document["card"]["name"], ", ".join(ratios)
+        parts = [f"{ratio:.2f} ({model}, {loss})" for (model, loss), ratio in gpu_ratios(document["cells"]).items()]
+        if parts:
+            yield document["card"]["name"], "the faster PyTorch step's speed × " + ", ".join(parts)
+
+
+def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """{(model, loss): clipjax's images/s over those of the fastest other}."""
+    rates: dict[tuple[str, str], dict[str, float]] = {}
+    for cell in cells:
+        if "images_per_second" in cell:
+            rates.setdefault((cell["model"], cell["loss"]), {})[cell["contender"]] = cell["images_per_second"]
+    return {
+        key: own["clipjax"] / max(rate for name, rate in own.items() if name != "clipjax")
+        for key, own in rates.items()
+        if "clipjax" in own and len(own) > 1
+    }
 
 
 def startup(documents: dict[str, Any]) -> Headline:
@@ -211,7 +216,6 @@ def quick(documents: dict[str, Any]) -> Headline:
 TABLE = [
     Row("[quick](quick.py)", "the ratios that matter, beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
     Row("[train_step](train_step.py)", "images/s of a whole train step, beside open_clip on PyTorch", "python -m benchmarks.train_step [--batch=4] [--huge_pages]", "5 minutes at batch 32, 3 at batch 4", "a-train-step-beside-open_clip", ("train_step",), train_step),
-    Row("[gpu_step](gpu_step.py)", "the same on a GPU, beside open_clip and transformers under `torch.compile`", "python -m benchmarks.gpu_step", "under ten minutes", "a-train-step-on-a-gpu-beside-pytorch", ("gpu_step",), gpu_step),
     Row("[text_buckets](text_buckets.py)", "a step whose texts are cut to the batch, beside one that pads them", "python -m benchmarks.text_buckets", "5 minutes", "texts-cut-to-the-batch", ("text_buckets",), text_buckets),
     Row("[kept_memory](kept_memory.py)", "a step with memory that malloc keeps, and without", "python -m benchmarks.kept_memory", "2 minutes", "memory-that-malloc-keeps", ("kept_memory",), kept_memory),
     Row("[startup](startup.py)", "import, open, restore, compile, first evaluation, first step", "python -m benchmarks.startup [--model=clip_vit_l14]", "10 minutes", "before-the-first-step", ("startup",), startup),
@@ -220,6 +224,8 @@ TABLE = [
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
     Row("[loss_memory](loss_memory.py)", "memory, time and traffic of the losses for each `comm`, on one device, on eight, and planned for a slice", "python -m benchmarks.loss_memory [--topology=cpu:1\\|v5e:16x16]", "1 minute on one device, several on eight; planned (needs libtpu) half an hour", "losses", ("loss_memory",), losses),
     Row("[clipjax plan](../docs/plan.md)", "train steps planned for pods: nothing ran on them", "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16", "2 minutes a plan", "planned-train-steps", ("plan_", "remat_"), plans),
+    Row("[gpu_step](gpu_step.py)", "images/s of a whole train step on a GPU, beside open_clip and transformers under torch.compile", "python -m benchmarks.gpu_step", "under ten minutes on a machine with a card", "a-train-step-on-a-gpu-beside-open_clip-and-transformers", ("gpu_step",), gpu_step),
+    Row("[gpu_plans](gpu_plans.py)", "train steps planned for H100s: nothing ran on them", "python -m benchmarks.gpu_plans", "5 to 50 minutes a plan", "planned-train-steps"),
     Row("[soak](soak.py)", "whether a run that is killed again and again ends like one left alone", "python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100", "35 to 50 minutes", "killed-and-restarted", ("soak_",), soak),
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),

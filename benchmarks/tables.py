@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_tables import gpu_step
 from benchmarks.overview import make_overview, table, unique
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,46 +78,52 @@ def train_step(documents: dict[str, Any]) -> str:
         for result in document.get("rows", [document]):
             if "open_clip" not in result:  # measured with --no_torch
                 continue
-            ours, theirs = result["clipjax"], result["open_clip"]
-            gflops = ", ".join(f"{result['matmul_gflops'][name]:.0f}" for name in ("numpy", "xla", "torch"))
+            ours, theirs, products = result["clipjax"], result["open_clip"], result["matmul_gflops"]
+            units = document["machine"].get("bfloat16_units")
             rows.append(
                 [
-                    document["machine"]["processor"],
+                    document["machine"]["processor"]
+                    + ("" if units is None else f" ({', '.join(units) or 'no bfloat16'})"),
+                    result.get("dtype", "float32"),
                     result["batch"],
-                    "yes" if result["huge_pages"] else "no",
+                    result.get("memory", "huge pages" if result["huge_pages"] else "plain").replace("_", " "),
                     f"{ours['images_per_second']:.2f}",
                     f"{theirs['images_per_second']:.2f}",
                     f"{result['ratio']:.2f}",
                     f"{ours['share_of_peak']:.0%}",
                     f"{theirs['share_of_peak']:.0%}",
-                    gflops,
+                    ", ".join(
+                        f"{products[name]:.0f}" if name in products else "-" for name in ("numpy", "xla", "torch")
+                    ),
                 ]
             )
-    rows.sort(key=lambda row: (row[0], -row[1], row[2]))
+    rows.sort(key=lambda row: (row[0], row[1] != "float32", -row[2], row[3] != "plain"))
     header = [
-        "Processor", "Batch", "Huge pages", "clipjax, images/s", "open_clip, images/s", "Ratio",
+        "Processor", "Precision", "Batch", "Memory", "clipjax, images/s", "open_clip, images/s", "Ratio",
         "clipjax's share of the matmul peak", "open_clip's", "Products: NumPy, XLA, PyTorch, GFLOP/s",
     ]  # fmt: skip
     return f"""\
 ## A train step beside open_clip
 
-{origin(documents, "python -m benchmarks.train_step --batch=BATCH [--huge_pages]")}
+{origin(documents, "python -m benchmarks.train_step [--batch=4]")}
 
-The whole train step of a ViT-B/32 CLIP in float32 with AdamW, compared with open_clip 3.3 on PyTorch 2.13 (which
-`make parity` installs). A ratio above 1 means that clipjax is faster.
+The whole train step of a ViT-B/32 CLIP with AdamW, compared with open_clip 3.3 on PyTorch 2.13 (which `make parity`
+installs). A ratio above 1 means that clipjax is faster. bfloat16 is clipjax's `model.dtype`, and PyTorch's `autocast`.
 
 {table(header, rows)}
 
-**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's, and
-clipjax is 1.2 to 1.8 times as fast as open_clip. On the Intel processor with AMX, all three libraries multiply at about
-the same rate, and clipjax has 0.79 to 0.90 of open_clip's speed. To compare across processors, use the shares of the peak:
-they show how much of the machine's speed each library uses.
+**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's; on
+Intel's, all three libraries multiply float32 at about the same rate. To compare across processors, use the shares of the
+peak: they show how much of the machine's speed each library uses. A processor without bfloat16 units gains nothing from
+bfloat16. [docs/cpu_speed.md](../docs/cpu_speed.md) says what the step spends its time on, and what was changed for it.
 
-Each row is the median of seven turns (Intel: four or five). A turn is two steps, of which the second is timed, and each
-library has its own process. The AMD rows' samples are in the JSON. The peak is the fastest rate of plain 2,048 x 2,048
-products in the same run. Huge pages are `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which `make train` sets: XLA allocates and
-frees its buffers at each step, and without huge pages the kernel clears them 4 KiB at a time. On the Intel machine, the
-same cell differed by 15 to 20% between runs."""
+Each row is the median of the turns that the two libraries take, each in its own process. The peak is the fastest rate
+of plain 2,048 x 2,048 products in the same run and precision. Rows without bfloat16 units in their processor's name are
+older, and were measured before the changes of that page: the AMD rows are medians of seven turns, and the rows of
+the Intel processor with AMX of four or five, where the same cell differed by 15 to 20% between runs. Memory is malloc's
+setting: `kept` keeps what is freed, as `clipjax train` does on a CPU; `huge pages` is
+`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`; `plain` is the default, with which the kernel clears the step's buffers at each
+step, 4 KiB at a time."""
 
 
 def input_pipeline(documents: dict[str, Any]) -> str:
@@ -540,40 +547,6 @@ batch of {document["batch"]} on the drawings of three other artists. In parenthe
 The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
 
 
-def gpu_step(documents: dict[str, Any]) -> str:
-    if not documents:
-        return ""
-    rows = []
-    for document in documents.values():
-        for cell in document["cells"]:
-            name = [document["card"]["name"], cell["model"], cell["loss"], cell["batch"], cell["contender"]]
-            if "error" in cell:
-                rows.append([*name, cell["error"], *"----"])
-                continue
-            rows.append(
-                [
-                    *name,
-                    f"{cell['images_per_second']:,.0f}",
-                    f"{cell['milliseconds']:.1f}",
-                    f"{cell['mfu']:.1%}" if "mfu" in cell else "-",
-                    f"{(cell['peak_memory_bytes'] or 0) / 2**30:.1f}",
-                    f"{cell['planned_milliseconds']:.1f}" if cell.get("planned_milliseconds") else "-",
-                ]
-            )
-    header = [
-        "Card", "Model", "Loss", "Batch", "Library", "Images/s", "Step, ms", "MFU", "Peak memory, GiB", "Planned step, ms",
-    ]  # fmt: skip
-    return f"""\
-## A train step on a GPU beside PyTorch
-
-{origin(documents, "python -m benchmarks.gpu_step")}
-
-The whole step in bfloat16 on one batch that lies on the card; PyTorch's models are compiled with `torch.compile` and attend
-with `scaled_dot_product_attention`. The planned step is `clipjax plan`'s estimate. The JSON has the kernels that take longest.
-
-{table(header, rows)}"""
-
-
 def startup(documents: dict[str, Any]) -> str:
     if not documents:
         return ""
@@ -676,7 +649,6 @@ def describe_key(key: dict[str, Any]) -> str:
 # The first section whose prefix fits takes a file.
 SECTIONS = {
     ("quick_",): quick,
-    ("gpu_step",): gpu_step,
     ("startup",): startup,
     ("kept_memory",): kept_memory,
     ("text_buckets",): text_buckets,
@@ -686,6 +658,7 @@ SECTIONS = {
     ("readers",): readers,
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
+    ("gpu_step",): gpu_step,
     ("soak_",): soak,
     ("kills_",): kills,
     ("fuzz",): fuzz,

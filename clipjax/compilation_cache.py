@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from clipjax.files import printable
-from clipjax.processes import exchange
+from clipjax.processes import MEETING_SECONDS, store
 
 MOST = 4 << 30  # bytes in a folder; the programs used longest ago go first
 OFF = "JAX_ENABLE_COMPILATION_CACHE=0 turns it off"
@@ -113,6 +113,20 @@ def prune(folder: Path, most: int) -> int:
             file.unlink()
         total, left = total - size, left - 1
     return left
+
+
+def exchange(what: str, text: str) -> list[str]:
+    """Every process's text, on every process, in process order; all call it together, each `what` once.
+
+    Through JAX's coordination service, not a collective, so that nothing is compiled for it.
+    """
+    if (count := jax.process_count()) == 1:
+        return [text]
+    client, folder = store(), f"clipjax/exchange/{what}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", text)
+    client.wait_at_barrier(folder, int(MEETING_SECONDS * 1000))
+    found = {int(name.rpartition("/")[2]): value for name, value in client.key_value_dir_get(folder)}
+    return [found[index] for index in range(count)]
 
 
 @contextlib.contextmanager

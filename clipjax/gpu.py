@@ -43,6 +43,9 @@ OPTIONS: tuple[Option, ...] = (
     # biases, residuals and GELU as it writes, and needs no trials of Triton's tiles, which take minutes and may choose
     # others, with other rounding, at the next start. (MaxText and JAX-Toolbox set it for large models.)
     Option("xla_gpu_enable_triton_gemm", False, "products by cuBLAS"),
+    # Default: 64 MiB. XLA would merge small batches' q, k and v into one product, copy its result apart with the biases
+    # that cuBLAS had added, and copy the three gradients together. (Read off a program compiled for an H100.)
+    Option("xla_gpu_dot_merger_threshold_mb", 0, "one product a matrix"),
 )
 MEMORY_FRACTION = "0.9"  # of the card's memory; JAX's default is 0.75, NVIDIA's usual choice 0.8 or 0.9
 _MEMORY_VARIABLES = (

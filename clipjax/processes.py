@@ -52,7 +52,7 @@ def stopping_together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = _client()
+    client = store()
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(client, done), name="peers", daemon=True)
     watcher.start()
@@ -90,7 +90,7 @@ def wait_for_all() -> None:
     xla_cpu_collective_timeout_seconds). A process that fails or dies meanwhile ends the wait, as it ends the run.
     """
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
+        store().wait_at_barrier(f"clipjax/wait_for_all/{next(_waits)}", LONGEST_WAIT * 1000)
 
 
 def meet(what: str) -> None:
@@ -104,7 +104,7 @@ def meet(what: str) -> None:
     if count == 1 or what in _met:
         return
     _met.add(what)
-    client, folder, started, told = _client(), f"clipjax/meet/{what}", time.monotonic(), False
+    client, folder, started, told = store(), f"clipjax/meet/{what}", time.monotonic(), False
     client.key_value_set(f"{folder}/{jax.process_index()}", socket.gethostname())
     wait = 0.05
     while True:
@@ -123,20 +123,6 @@ def meet(what: str) -> None:
             announce(f"Waiting for other processes before {what}. Missing of {count}: {missing}")
         time.sleep(wait)
         wait = min(2 * wait, POLL_SECONDS)
-
-
-def exchange(what: str, text: str) -> list[str]:
-    """Every process's text, on every process, in process order; all call it together, each `what` once.
-
-    Through JAX's coordination service, not a collective, so that nothing is compiled for it.
-    """
-    if (count := jax.process_count()) == 1:
-        return [text]
-    client, folder = _client(), f"clipjax/exchange/{what}"
-    client.key_value_set(f"{folder}/{jax.process_index()}", text)
-    client.wait_at_barrier(folder, int(MEETING_SECONDS * 1000))
-    found = {int(name.rpartition("/")[2]): value for name, value in client.key_value_dir_get(folder)}
-    return [found[index] for index in range(count)]
 
 
 class PeersError(RuntimeError):
@@ -171,7 +157,7 @@ class Largest:
         count, index = jax.process_count(), jax.process_index()
         if count == 1:
             return tuple(values)
-        client, here = _client(), f"{self.folder}/{self.calls}"
+        client, here = store(), f"{self.folder}/{self.calls}"
         if index:
             client.key_value_set(f"{here}/{index}", json.dumps(values))
             largest = self._wait(client, f"{here}/largest")
@@ -276,7 +262,7 @@ def forward_preemption() -> None:
 _service_handler: int | None = None  # the address of the service's own handler of SIGTERM
 
 
-def _client() -> Any:
+def store() -> Any:
     """The client of the coordination service's key-value store. JAX has no public name for it (0.10 and 0.12)."""
     from jax._src import distributed
 

@@ -82,7 +82,7 @@ def test_another_error_of_the_compiler_is_raised():
 
 def test_the_line_says_what_the_options_do():
     assert describe_options({}) == ""
-    assert describe_options(gpu_options([CARD], {})) == "products by cuBLAS"
+    assert describe_options(gpu_options([CARD], {})) == "products by cuBLAS, one product a matrix"
     assert describe_options(gpu_options([CARD] * 2, {})).startswith("collectives overlapped, sums in pieces")
 
 

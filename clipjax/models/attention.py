@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.models import cudnn_attention
-from clipjax.models.flash_attention import fills_tiles, flash_attention
+from clipjax.models.flash_attention import fills_tiles, flash_attention, visible_keys
 from clipjax.models.layers import Linear, Projections
 from clipjax.models.on_cpu import mixtures, pairs
 from clipjax.models.rotary import Rotation, rotate
@@ -131,11 +131,6 @@ def attention(
         logits = jnp.where(visible_keys(mask, k.shape[1])[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return mixtures(weights, v).astype(v.dtype)
-
-
-def visible_keys(mask: jax.Array, keys: int) -> jax.Array:
-    """attention()'s mask as [batch, keys] bool."""
-    return mask if mask.ndim == 2 else jnp.arange(keys) < jnp.where(mask > 0, mask, keys)[:, None]
 
 
 def in_chunks(attend: Callable, chunk: int, sharding: NamedSharding | None) -> Callable:

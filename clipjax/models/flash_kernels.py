@@ -6,6 +6,7 @@ crosses lanes would hold up everything else. No big array is transposed, only th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,16 +14,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 LANES, TILE_ROWS = 128, 16  # of a bfloat16 tile in vector memory
 LOOKAHEAD, LOOKAHEAD_BYTES = 3, 8 << 20  # heads begun before one is finished, and how much they may hold
-MASKED = -1e30
+MASKED = -(2.0**100)  # exact in bfloat16, too
 
 
-def forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
+def forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool, limit_ref: Any = None) -> None:  # noqa: ANN001
+    """limit_ref: [rows, LANES], how large a key's logits may be: MASKED for those that are not seen; None: all are."""
+
     def begin(head: _Head) -> jax.Array:
         q = _only(q_ref[head.window, head.lanes], head.own)
-        return _logits(q, k_ref[head.window, head.lanes], head.start, length, causal)
+        return _logits(q, k_ref[head.window, head.lanes], head, length, causal, limit_ref)
 
     for head, logits in _ahead(_all_heads(q_ref, length, d), begin, length):
         if head.first:
@@ -33,11 +38,15 @@ def forward(q_ref, k_ref, v_ref, out_ref, *, length: int, d: int, causal: bool) 
             _store(out_ref, jnp.concatenate(outs, 0).T, head)
 
 
-def backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int, d: int, causal: bool) -> None:  # noqa: ANN001
+def backward(  # noqa: ANN001
+    q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, length: int, d: int, causal: bool, limit_ref: Any = None
+) -> None:
+    """limit_ref: see forward."""
+
     def begin(head: _Head) -> tuple[jax.Array, ...]:
         q, k, v, g = (ref[head.window, head.lanes] for ref in (q_ref, k_ref, v_ref, g_ref))
         q, g = _only(q, head.own), _only(_own_rows(g, head.start, length, 0), head.own)
-        return q, g, _logits(q, k, head.start, length, causal), _dot(v, g, 1, 1)
+        return q, g, _logits(q, k, head, length, causal, limit_ref), _dot(v, g, 1, 1)
 
     for head, (q, g, logits, dweights) in _ahead(_all_heads(q_ref, length, d), begin, length):
         if head.first:
@@ -65,6 +74,40 @@ class _Head(NamedTuple):
     own: slice  # the head's own columns, counted within lanes
     first: bool  # whether it is the example's first head
     last: bool
+
+
+class Group:
+    """The columns of some heads in a block that has all heads' columns; read and written as a reference to them.
+
+    Heads of 72 channels fill whole lanes only sixteen at a time. A step that computes two of them moves their columns
+    to the first lane, and their results back. group: which of the groups of `columns` columns; a step's number.
+    """
+
+    def __init__(self, ref: Any, columns: int, group: jax.Array) -> None:
+        self.ref, self.dtype, self.shape = ref, ref.dtype, (ref.shape[0], columns)
+        lanes = group_lanes(columns)
+        begin = jnp.minimum(group * columns // LANES * LANES, ref.shape[1] - lanes)
+        self.lanes, self.first = pl.ds(pl.multiple_of(begin, LANES), lanes), group * columns - begin
+
+    @functools.cached_property
+    def value(self) -> jax.Array:
+        x = self.ref[:, self.lanes].astype(jnp.float32)
+        return pltpu.roll(x, (x.shape[1] - self.first) % x.shape[1], 1).astype(self.dtype)[:, : self.shape[1]]
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.value[index]
+
+    def __setitem__(self, window: slice, x: jax.Array) -> None:
+        old = self.ref[window, self.lanes].astype(jnp.float32)
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, old.shape[1] - x.shape[1])))
+        column = jax.lax.broadcasted_iota(jnp.int32, old.shape, 1)
+        own = (column >= self.first) & (column < self.first + self.shape[1])
+        self.ref[window, self.lanes] = jnp.where(own, pltpu.roll(x, self.first, 1), old).astype(self.dtype)
+
+
+def group_lanes(columns: int) -> int:
+    """Lanes of the whole blocks in which any group of this many columns lies."""
+    return -(-(columns + LANES - math.gcd(columns, LANES)) // LANES) * LANES
 
 
 def _all_heads(ref, length: int, d: int) -> Iterator[_Head]:  # noqa: ANN001
@@ -118,13 +161,18 @@ def _only(x: jax.Array, columns: slice) -> jax.Array:
     return jnp.where((column >= columns.start) & (column < columns.stop), x, jnp.zeros_like(x))
 
 
-def _logits(q: jax.Array, k: jax.Array, start: int, length: int, causal: bool) -> jax.Array:
-    """q k^T, not scaled, as [keys, queries] of a window; other examples' keys are masked."""
-    logits = _own_rows(_dot(k, q, 1, 1), start, length, MASKED)
+def _logits(q: jax.Array, k: jax.Array, head: _Head, length: int, causal: bool, limit_ref: Any) -> jax.Array:
+    """q k^T, not scaled, as [keys, queries] of a window; other examples' keys are masked.
+
+    A query that sees no key attends to all of its example's equally: those of other examples are further down.
+    """
+    logits = _dot(k, q, 1, 1)
     if causal:
         key, query = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
         logits = jnp.where(key <= query, logits, MASKED)
-    return logits
+    if limit_ref is not None:
+        logits = jnp.minimum(logits, limit_ref[head.window].astype(jnp.float32)[:, :1])
+    return _own_rows(logits, head.start, length, 2 * MASKED)
 
 
 def _softmax(logits: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:

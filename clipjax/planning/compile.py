@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import re
 import time
@@ -52,7 +53,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     except jax.errors.JaxRuntimeError as error:
         if memory := out_of_memory(str(error)):
             return memory
-        raise
+        raise _refused(error, topology, target) from error
     seconds = time.perf_counter() - started
     program = parse(_text(compiled, target))
     flops = step_flops(config)
@@ -71,6 +72,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile_seconds": round(seconds, 1),
         "compiled_by": _versions(target),
+        "date": datetime.date.today().isoformat(),
         "memory": memory,
         "fits": None if chip is None else memory["total"] <= chip.hbm,
         "collectives": sorted(moves, key=lambda c: -c["bytes_received"] * c["times"]),
@@ -89,6 +91,18 @@ def out_of_memory(message: str) -> OutOfMemory | None:
     sizes = [float(n) * units[u] for n, u in re.findall(r"\(?([\d.]+)([KMGT]?)\)", message)]
     needed, available = (sizes + [float("nan")] * 2)[:2]
     return OutOfMemory(needed, available, message.splitlines()[0])
+
+
+def _refused(error: jax.errors.JaxRuntimeError, topology: Topology, target: Target) -> Exception:
+    """A ConfigError of one line for the error of a compiler that comes as a package, such as one that is incomplete."""
+    if not target.packages:
+        return error
+    versions = _versions(target)
+    return ConfigError(
+        f"--topology={topology.name}: the compiler gives up: {str(error).splitlines()[0][:300]} (with "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}). If a file or library is missing: "
+        f"{target.install.format(**versions)}."
+    )
 
 
 def _text(compiled: Any, target: Target) -> str:

@@ -24,16 +24,17 @@ import os
 from dataclasses import dataclass, replace
 
 from clipjax.config import require
+from clipjax.gpu import gpu_environment
 from clipjax.planning.accelerator import Chip
 
-MEMORY_FRACTION = 0.75  # what JAX reserves of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
-FRACTION_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+JAX_FRACTION = 0.75  # what JAX reserves of a GPU's memory unless one of these says otherwise
+FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 HOST_CARDS = 8  # of an HGX or DGX host, and of g2-standard-96
 
 
 @dataclass(frozen=True)
 class Gpu(Chip):
-    """Figures of one card. `hbm` is the part of its memory that JAX reserves."""
+    """Figures of one card. `hbm` is the part of its memory that a run reserves."""
 
     total: int  # bytes, as the driver reports them
     vector_peak: float  # float32 FLOP/s outside the matrix units
@@ -69,12 +70,12 @@ class Gpu(Chip):
         return float(self.total)
 
     def in_this_environment(self) -> Gpu:
-        """The card with the memory that JAX will reserve of it."""
+        """The card with the memory that a run will reserve of it."""
         return replace(self, hbm=memory_fraction() * self.total)
 
 
 def _gpu(name: str, kind: str, total: int, peak: float, bandwidth: float, **figures: object) -> Gpu:
-    return Gpu(name, kind, MEMORY_FRACTION * total, peak, bandwidth, total=total, **figures)
+    return Gpu(name, kind, JAX_FRACTION * total, peak, bandwidth, total=total, **figures)
 
 
 _AMPERE, _HOPPER = (0.60, 0.50), (0.45, 0.40)
@@ -112,18 +113,20 @@ GPUS: dict[str, Gpu] = {
 
 
 def memory_fraction() -> float:
-    """The share of a card's memory that JAX reserves: the environment's, or JAX's default.
+    """The share of a card's memory that a run reserves: the environment's, or what clipjax sets (clipjax.gpu).
 
     Raises ConfigError where the environment's is not a share.
     """
-    text = os.environ.get(FRACTION_VARIABLE, "")
-    if not text:
-        return MEMORY_FRACTION
+    environment = os.environ | gpu_environment(os.environ, present=True)
+    variable = next((name for name in FRACTION_VARIABLES if environment.get(name)), None)
+    if variable is None:
+        return JAX_FRACTION
     try:
-        fraction = float(text)
+        fraction = float(environment[variable])
     except ValueError:
         fraction = 0.0
-    require(0 < fraction <= 1, f"{FRACTION_VARIABLE}={text} in the environment is not a share between 0 and 1.")
+    wrong = f"{variable}={environment[variable]} in the environment is not a share between 0 and 1."
+    require(0 < fraction <= 1, wrong)
     return fraction
 
 

@@ -126,3 +126,8 @@ TILES = (
     (64, 64, 0.45),
 )
 ATTENTION_TILE = 128  # queries and keys of a block of fused attention: shorter sequences are computed as if padded
+# cuBLAS may split a product's sum over its multiprocessors (CUBLASLT_MATMUL_ALGO_CONFIG_SPLITK_NUM) and add up the
+# parts in another kernel. Assumed for parts from the longest sum on that the table of products above has; that table
+# shows no splitting of shorter ones.
+SPLIT_FROM = 4096
+MOST_PARTS = 16

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from clipjax.planning import gpu_factors as factors
 from clipjax.planning.gpu_bytes import Table, called, moved_bytes, operations, table
 from clipjax.planning.gpu_cards import Gpu
-from clipjax.planning.hlo import Instruction, Program
+from clipjax.planning.hlo import Instruction, Program, shape_bytes
 
 # Instructions that no kernel runs for.
 FREE = {
@@ -67,8 +67,7 @@ def cost(one: Instruction, around: Table, program: Program, card: Gpu) -> Cost |
     if "$conv" in target or one.opcode == "convolution":
         return _convolution(one, around, moved, card)
     if products := _products(one, around, program):
-        written = max((_bytes_of(one), 0.0))
-        return _product(products, moved, written, card)
+        return _product(products, moved, float(shape_bytes(*one.shapes[0])), card)
     return _memory(one, around, program, moved, card)
 
 
@@ -76,16 +75,24 @@ def product_seconds(product: Product, written: float, moved: float, card: Gpu) -
     """(seconds, what limits them) of a product on a card.
 
     Tiles of the result are computed in waves, one tile a multiprocessor; the last wave may be almost empty, and so may
-    tiles at the edges. The tile that gives the least time is used. written: bytes of the result, written when its
-    tiles are done. moved: bytes read and written in all.
+    tiles at the edges. The tile that gives the least time is used. Long sums are split where that is faster (split-K):
+    a weight's gradient has few tiles, and sums over every token of the batch. written: bytes of the result, written
+    when its tiles are done. moved: bytes read and written in all.
     """
     rate = card.peak * RATES.get(product.dtype, 1.0 if not product.dtype.startswith("f8") else 2.0)
-    loop = min(
-        math.ceil(_tiles(product, rows, columns) / card.processors) * 2.0 * rows * columns * product.k / share
-        for rows, columns, share in factors.TILES
-    ) / (rate / card.processors * factors.TILE_RATE.value)
     bandwidth = card.hbm_bandwidth * factors.HBM_SHARE.value
-    units = max(loop + written / bandwidth, product.flops / (rate * card.sustained))
+
+    def seconds(parts: int) -> float:
+        loop = min(
+            math.ceil(parts * _tiles(product, rows, columns) / card.processors) * 2.0 * rows * columns / share
+            for rows, columns, share in factors.TILES
+        ) / (rate / card.processors * factors.TILE_RATE.value)
+        results = 8.0 * parts * product.batch * product.m * product.n if parts > 1 else 0.0  # float32, there and back
+        again = factors.KERNEL_FIXED.value if parts > 1 else 0.0
+        return again + loop * product.k / parts + (results + written) / bandwidth
+
+    parts = range(1, min(factors.MOST_PARTS, product.k // factors.SPLIT_FROM) + 1)
+    units = max(min(seconds(count) for count in parts or [1]), product.flops / (rate * card.sustained))
     return _slowest(factors.PRODUCT_FIXED.value, {"matrix units": units, "memory": moved / bandwidth})
 
 
@@ -181,11 +188,6 @@ def _size(dims: tuple[int, ...], one: Instruction, which: str) -> int:
     """The size of the dimensions that "lhs_batch_dims={0}" or "lhs_batch_dimensions":["0"] names."""
     found = re.search(rf"{which}_dim(?:s|ensions\"?)[=:]\s*[\[{{]([^\]}}]*)[\]}}]", one.text)
     return math.prod(dims[int(axis)] for axis in re.findall(r"\d+", found.group(1) if found else ""))
-
-
-def _bytes_of(one: Instruction) -> float:
-    dtype, dims = one.shapes[0]
-    return float(math.prod(dims) * {"f32": 4}.get(dtype, 2))
 
 
 def _config(one: Instruction) -> dict:

@@ -103,7 +103,7 @@ def _reserved_lines(memory: dict[str, float]) -> list[str]:
         return []
     fraction, needed = available / device, memory["total"] / device
     lines = [
-        f"Available is the {fraction:.0%} of the card that JAX reserves; XLA_PYTHON_CLIENT_MEM_FRACTION sets another "
+        f"Available is the {fraction:.0%} of the card that a run reserves; XLA_PYTHON_CLIENT_MEM_FRACTION sets another "
         "share. CUDA, NCCL and cuDNN need one to three GiB of the rest."
     ]
     if fraction < needed <= MOST_OF_A_CARD:

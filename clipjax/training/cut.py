@@ -162,10 +162,12 @@ def describe_planned(config: ExperimentConfig) -> str:
 
 
 def describe_text_cut(config: ExperimentConfig, cut: TextCut | None) -> str:
-    """What the first line of a run says about its texts' lengths."""
+    """What the first line of a run says about its texts' lengths; "" for a context too short to be cut."""
     whole = config.model.text.context_length
     if cut:
         return f"texts cut to {counted(cut.lengths)} tokens"
+    if len(ladder(whole, MAX_PROGRAMS)) == 1:
+        return ""
     needed = needed_columns(config)
     if isinstance(needed, str):
         return f"texts of {whole} tokens (not cut: {needed})"

@@ -217,11 +217,12 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
     part = jax.eval_shape(functools.partial(trained, config), params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, part)]
     some = f" ({sizes[1]:.2f}M of them train)" if sizes[1] < sizes[0] else ""
+    texts = describe_text_cut(config, steps.cut)
     comm = step_comm(config, mesh)
     comm = comm if comm == config.loss.comm else f"{config.loss.comm}: {comm}"
     announce(
         f"{sizes[0]:.1f}M parameters{some}, loss {config.loss.name} ({comm}), "
-        f"global batch {config.global_batch_size}, {describe_text_cut(config, steps.cut)}, mesh {dict(mesh.shape)} of "
+        f"global batch {config.global_batch_size}, {f'{texts}, ' if texts else ''}mesh {dict(mesh.shape)} of "
         f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
         + (f"; compiled in {steps.compile_seconds:.1f} s" if steps.programs else "")
         + (f"; GPU: {steps.gpu} (docs/gpu.md)" if steps.gpu else "")

@@ -69,13 +69,6 @@ def test_days_and_versions_are_those_that_the_result_records():
 
 def test_each_script_of_which_no_result_is_kept_yet_has_its_table_and_headline():
     on = {"machine": {"processor": "A"}}
-    one = {"model": "b16", "loss": "softmax", "batch": 8, "milliseconds": 1.0, "mfu": 0.5, "peak_memory_bytes": 2**30}
-    rates = {"clipjax": 12.0, "open_clip": 8.0, "transformers": 10.0}
-    cells = [one | {"contender": name, "images_per_second": rate} for name, rate in rates.items()]
-    cells.append({"contender": "clipjax", "model": "l14", "loss": "softmax", "batch": 8, "error": "no memory"})
-    gpu = {"gpu_step_h100": on | {"card": {"name": "H100"}, "cells": cells}}
-    assert list(overview.gpu_step(gpu)) == [("H100", "b16 softmax 1.20 of transformers's speed")]
-    assert "| H100 | b16 | softmax | 8 | clipjax | 12 | 1.0 | 50.0% | 1.0 | - |" in tables.gpu_step(gpu)
     case = {"seconds": {"import": 1.0, "compile": 2.0}, "total": 3.0, "programs": 9, "found": 4}
     start = {"startup_x": on | {"model": "x", "depth": 0, "commands": {"--help": 0.3}, "medians": {"no cache": case}}}
     assert list(overview.startup(start)) == [("A", "x: no cache 3.0 s")]
@@ -89,7 +82,7 @@ def test_each_script_of_which_no_result_is_kept_yet_has_its_table_and_headline()
     texts = {"captions": "drawn", "model": "x", "ratio": ratios, "ratio_by_flops": ratios, "processor_seconds": ratios}
     assert list(overview.text_buckets({"text_buckets": on | texts}))[0][1].endswith("one length 1.30")
     assert "| x | drawn | one length | 1.300 | 1.30 | 1.30 |" in tables.text_buckets({"text_buckets": on | texts})
-    for section in (tables.gpu_step, tables.startup, tables.kept_memory, tables.text_buckets):
+    for section in (tables.startup, tables.kept_memory, tables.text_buckets):
         assert section({}) == ""
 
 

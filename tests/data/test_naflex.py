@@ -86,7 +86,7 @@ def test_each_batch_draws_a_budget_that_all_its_images_processes_and_restarts_sh
     budget = BUDGET._replace(training=(8, 16, 24))
     whole = train(source, budget=budget, count=8)
     drawn = [batch["image"].shape[1] for batch in whole]
-    assert set(drawn) == {8, 16, 24}
+    assert len(set(drawn)) > 1 and set(drawn) <= {8, 16, 24}
     for batch, most in zip(whole, drawn, strict=True):
         counts = batch["spatial_shape"].prod(axis=1)
         assert (counts <= most).all() and counts.max() > most - 8

@@ -75,7 +75,7 @@ def test_the_losses_are_those_of_whole_texts_and_a_run_may_change_between_them(f
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-5)
     (whole / "checkpoints" / "12").rename(folder / "last")
     train.run(config_of(folder), whole)
-    assert "config.data.text_buckets: (64,) -> (24, 32, 40)" in capfd.readouterr().out
+    assert "config.data.text_buckets: [64] -> [24, 32, 40]" in capfd.readouterr().out
     np.testing.assert_allclose(list(runs.losses(whole).values()), list(expected.values()), rtol=2e-5)
 
 

@@ -32,26 +32,59 @@ def arrays(batch, length, heads, d, dtype=jnp.float32):
     return [jax.random.normal(jax.random.key(i), (batch, length, heads, d)).astype(dtype) for i in range(4)]
 
 
+def check_kernels(q, k, v, g, causal=False, mask=None, share=2e-6):
+    """The kernels against float64, each result to within `share` of its largest number."""
+    found = (
+        flash_forward(q, k, v, mask, causal=causal, interpret=True),
+        *flash_backward(q, k, v, g, mask, causal=causal, interpret=True),
+    )
+    for ours, theirs in zip(found, reference(q, k, v, g, causal, mask), strict=True):
+        assert ours.dtype == q.dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=share * np.abs(theirs).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_attention_and_its_gradient(name):
     (*shape, causal), steps = CASES[name]
     assert kernel_steps(*shape) == steps
+    check_kernels(*arrays(*shape), causal)
+
+
+# batch, length, heads, d, causal
+MASKED = {
+    "shared tiles": (4, 20, 2, 64, True),
+    "arrays of their own": (3, 9, 2, 64, False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_keys_get_no_weight_and_no_gradient(name):
+    """Whatever they hold; where no key is seen, all of the example's count the same."""
+    *shape, causal = MASKED[name]
     q, k, v, g = arrays(*shape)
-    found = (
-        flash_forward(q, k, v, causal=causal, interpret=True),
-        *flash_backward(q, k, v, g, causal=causal, interpret=True),
-    )
-    for ours, theirs in zip(found, reference(q, k, v, g, causal), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+    some = np.arange(shape[1]) % 3 != 1
+    mask = np.stack([some, np.arange(shape[1]) == 0, some & causal, some | True][: shape[0]])
+    k, v = (jnp.where((mask | ~mask.any(1)[:, None])[:, :, None, None], a, 1e4) for a in (k, v))
+    g = g.at[2].set(g[2] * causal)  # kernels have a gradient there, plain attention has none, and nobody wants one
+    check_kernels(q, k, v, g, causal, mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [20, 16])
+def test_two_heads_at_a_time_are_attention_where_more_do_not_fit(length, monkeypatch):
+    """As So400m's heads of 72 channels at 729 tokens; each of the groups lies differently in its lanes."""
+    monkeypatch.setattr("clipjax.models.flash_attention.MAX_WEIGHTS_BYTES", 0)
+    shape = (2, length, 16, 24)
+    assert kernel_steps(*shape) == 2 * 8
+    mask = np.arange(length) < np.array([[length], [7]])
+    check_kernels(*arrays(*shape), True)
+    check_kernels(*arrays(*shape, jnp.bfloat16), False, mask, 2**-6)
 
 
 def test_kernels_in_bfloat16_are_within_its_rounding():
-    q, k, v, g = arrays(4, 20, 2, 64, jnp.bfloat16)
-    found = flash_forward(q, k, v, interpret=True), *flash_backward(q, k, v, g, interpret=True)
-    for ours, theirs in zip(found, reference(q, k, v, g, False), strict=True):
-        assert ours.dtype == jnp.bfloat16
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=2**-7 * np.abs(theirs).max())
+    check_kernels(*arrays(4, 20, 2, 64, jnp.bfloat16), share=2**-7)
 
 
 def test_an_example_is_blind_to_its_neighbours():

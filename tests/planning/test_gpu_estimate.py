@@ -71,6 +71,15 @@ def test_large_products_are_bounded_by_what_the_card_sustains():
     assert half == pytest.approx(2 * seconds, rel=0.01)
 
 
+def test_the_sum_over_all_tokens_of_a_weights_gradient_is_split_and_fills_the_card():
+    product = Product(1, 768, 3072, 50_176, "bf16")
+    seconds, _ = product_seconds(product, 4.0 * 768 * 3072, 0, H100)
+    # Without splitting, 72 tiles of 128 x 256 occupy 72 of 132 multiprocessors.
+    assert 0.5 * 989.4e12 < product.flops / seconds <= 0.803 * 989.4e12
+    short = product_seconds(product._replace(k=4096), 4.0 * 768 * 3072, 0, H100)[0]
+    assert seconds < 50_176 / 4096 * short
+
+
 def test_fused_attention_computes_whole_blocks():
     found = costs("main")["custom-call.2"]
     assert found.flops == 4 * 32 * 12 * 256 * 256 * 64

@@ -4,16 +4,20 @@ import importlib.util
 import json
 from dataclasses import replace
 
+import jax
 import pytest
 
 from clipjax.commands.plan import run
 from clipjax.config import ConfigError
+from clipjax.gpu import MEMORY_FRACTION, SWITCH
 from clipjax.planning import gpu_topology
 from clipjax.planning.chips import CHIPS, GIB, chip_of_kind
-from clipjax.planning.gpu_cards import FRACTION_VARIABLE, GPUS, target_config
+from clipjax.planning.compile import _refused
+from clipjax.planning.gpu_cards import FRACTION_VARIABLES, GPUS, target_config
 from clipjax.planning.measured import measured_steps
 from clipjax.planning.table import plan_table
-from clipjax.planning.topology import open_topology
+from clipjax.planning.targets import target_of
+from clipjax.planning.topology import Topology, open_topology
 from tests.tiny import tiny_config
 
 needs_plugin = pytest.mark.skipif(
@@ -57,15 +61,18 @@ def test_without_cudnn_the_message_says_how_to_get_it(monkeypatch):
         open_topology("h100:8")
 
 
-def test_jaxs_share_of_a_cards_memory_is_what_a_step_may_use(monkeypatch):
-    monkeypatch.delenv(FRACTION_VARIABLE, raising=False)
+def test_the_share_of_a_cards_memory_that_a_run_reserves_is_what_a_step_may_use(monkeypatch):
+    for name in (*FRACTION_VARIABLES, SWITCH):
+        monkeypatch.delenv(name, raising=False)
     card = CHIPS["h100"].in_this_environment()
-    assert card.hbm == 0.75 * card.memory == 0.75 * 84_942_979_072
-    monkeypatch.setenv(FRACTION_VARIABLE, "0.9")
-    assert card.in_this_environment().hbm == 0.9 * card.memory
+    assert card.hbm == float(MEMORY_FRACTION) * card.memory == 0.9 * 84_942_979_072
+    monkeypatch.setenv(SWITCH, "off")
+    assert card.in_this_environment().hbm == 0.75 * card.memory
+    monkeypatch.setenv(FRACTION_VARIABLES[1], "0.8")
+    assert card.in_this_environment().hbm == 0.8 * card.memory
     for wrong in ("90", "-1", "nan", "most"):
-        monkeypatch.setenv(FRACTION_VARIABLE, wrong)
-        with pytest.raises(ConfigError, match=f"{FRACTION_VARIABLE}={wrong} in the environment is not a share"):
+        monkeypatch.setenv(FRACTION_VARIABLES[1], wrong)
+        with pytest.raises(ConfigError, match=f"MEM_FRACTION={wrong} in the environment is not a share"):
             card.in_this_environment()
 
 
@@ -94,9 +101,9 @@ def test_a_table_says_that_nothing_was_measured_or_what_was(tmp_path):
 
 def test_a_step_that_fits_only_a_larger_share_of_the_card_is_told():
     plan = a_plan()
-    plan["memory"]["total"] = 70 * GIB
+    plan["memory"]["total"] = 73 * GIB
     plan |= {"fits": False, "nearest": None}
-    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.89." in plan_table(plan)
+    assert "It would fit with XLA_PYTHON_CLIENT_MEM_FRACTION=0.93." in plan_table(plan)
     plan["memory"]["total"] = 78 * GIB
     assert "It would fit" not in plan_table(plan)
 
@@ -148,3 +155,11 @@ def test_a_plan_for_gpus_that_are_not_here():
     assert any(row["kind"] == "product" for row in found["time"]["work"])
     assert found["time"]["transfers"]["seconds"] > found["time"]["transfers"]["waited_for"] >= 0
     assert any("cudnn" in package for package in found["compiled_by"])
+
+
+def test_a_compiler_that_gives_up_is_one_line():
+    error = jax.errors.JaxRuntimeError("INTERNAL: libdevice not found at ./libdevice.10.bc\nmore")
+    refused = _refused(error, Topology("h100:8", [], CHIPS["h100"]), target_of(CHIPS["h100"]))
+    assert "--topology=h100:8: the compiler gives up: INTERNAL: libdevice not found" in str(refused)
+    assert "jax-cuda12-plugin" in str(refused) and "[gpu-plan]" in str(refused) and "\n" not in str(refused)
+    assert _refused(error, Topology("cpu:8", [], None), target_of(None)) is error

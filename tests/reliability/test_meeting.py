@@ -36,7 +36,7 @@ def two(monkeypatch):
     monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(processes.time, "sleep", sleep)
     monkeypatch.setattr(processes, "_met", set())
-    return lambda store: monkeypatch.setattr(processes, "_client", lambda: store)
+    return lambda store: monkeypatch.setattr(processes, "store", lambda: store)
 
 
 def test_a_process_waits_for_the_others_once_and_names_them(two, capsys):

@@ -167,6 +167,11 @@ def test_texts_are_cut_by_default_where_that_is_exact_and_the_first_line_says_so
     assert told(config_of(replace(CLIP, dropout=0.1), data={"text_buckets": (24,)}))[0] == (24, 64)
 
 
+def test_nothing_is_said_about_texts_that_are_too_short_to_cut():
+    for text in (replace(CLIP, context_length=16), replace(CLIP, context_length=16, causal=False)):
+        assert describe_text_cut(config_of(text), text_cut(config_of(text))) == ""
+
+
 def test_rows_have_one_length_where_their_order_matters():
     share = lambda config: text_cut(config).short  # noqa: E731
     assert share(config_of()) == 0.75
