@@ -67,7 +67,7 @@ def make_details(documents: dict[str, Any]) -> str:
         parts.append(section(mine))
     if left:
         raise ValueError(f"No section of benchmarks/tables.py shows {', '.join(left)}.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 # Sections: {name of the JSON: its content} -> Markdown.
@@ -584,6 +584,78 @@ batch of {document["batch"]} on the drawings of three other artists. In parenthe
 The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
 
 
+def startup(documents: dict[str, Any]) -> str:
+    if not documents:
+        return ""
+    rows = []
+    for document in documents.values():
+        model = document["model"] + (f", {document['depth']} layers" if document["depth"] else "")
+        for case, one in document["medians"].items():
+            phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in one["seconds"].items())
+            rows.append([model, case, f"{one['total']:.1f}", phases, f"{one['programs']:.0f}, {one['found']:.0f}"])
+    (document, *_) = documents.values()
+    commands = ", ".join(f"`clipjax {name}` {seconds:.2f} s" for name, seconds in document["commands"].items())
+    return f"""\
+## Before the first step
+
+{origin(documents, "python -m benchmarks.startup")}
+
+Medians of whole starts, in seconds; lower is better. {commands}.
+
+{table(["Model", "Start", "To the first step", "Its phases", "Programs, of which found in the cache"], rows)}"""
+
+
+def kept_memory(documents: dict[str, Any]) -> str:
+    if not documents:
+        return ""
+    (document,) = documents.values()
+    rows = [
+        [
+            name, f"{one['milliseconds']:.0f}", f"{one['images_per_second']:.0f}", f"{one['system_share']:.0%}",
+            f"{one['faults']:,.0f}", f"{one['held_mb']:,}", f"{one['peak_mb']:,}",
+        ]
+        for name, one in document["medians"].items()
+    ]  # fmt: skip
+    header = [
+        "malloc",
+        "Step, ms",
+        "Images/s",
+        "In the kernel",
+        "Page faults a step",
+        "Memory held, MB",
+        "Its peak, MB",
+    ]
+    return f"""\
+## Memory that malloc keeps
+
+{origin(documents, "python -m benchmarks.kept_memory")}
+
+Steps of {document["config"]}. `plain` is glibc's own way; `kept` is what `clipjax train` does, and `tunables` the same by
+`GLIBC_TUNABLES`; `huge pages` are those alone; `arenas` is all of it except the single arena.
+
+{table(header, rows)}"""
+
+
+def text_buckets(documents: dict[str, Any]) -> str:
+    if not documents:
+        return ""
+    rows = [
+        [document["model"], document["captions"], name, f"{seconds:.3f}", f"{document['ratio'][name]:.2f}",
+         f"{document['ratio_by_flops'][name]:.2f}"]
+        for document in documents.values()
+        for name, seconds in document["processor_seconds"].items()
+    ]  # fmt: skip
+    header = ["Model", "Captions", "Texts", "Processor seconds a step", "Times as fast", "By FLOPs"]
+    return f"""\
+## Texts cut to the batch
+
+{origin(documents, "python -m benchmarks.text_buckets")}
+
+A step whose texts are cut to one length or to two, beside one that computes the whole context; what it computes is the same.
+
+{table(header, rows)}"""
+
+
 def quick(documents: dict[str, Any]) -> str:
     names = unique(name for document in documents.values() for name in document["ratios"])
     cells = [{name: spread(ratio) for name, ratio in document["ratios"].items()} for document in documents.values()]
@@ -648,6 +720,9 @@ def memory(documents: dict[str, Any]) -> str:
 
 SECTIONS = {
     ("quick_",): quick,
+    ("startup",): startup,
+    ("kept_memory",): kept_memory,
+    ("text_buckets",): text_buckets,
     ("train_step",): train_step,
     ("input_pipeline",): input_pipeline,
     ("frozen_tower",): frozen_tower,
