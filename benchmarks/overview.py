@@ -81,21 +81,6 @@ def train_step(documents: dict[str, Any]) -> Headline:
         yield processor, "open_clip's speed × " + ", ".join(text for _, text in sorted(cells))
 
 
-def startup(documents: dict[str, Any]) -> Headline:
-    for document in documents.values():
-        first, second = (document["medians"][case]["total"] for case in ("no cache", "second start"))
-        model = document["model"]
-        yield processor(document), f"{model}: {first:.0f} s to the first step, {second:.0f} s at a second start"
-
-
-def kept_memory(documents: dict[str, Any]) -> Headline:
-    for document in documents.values():
-        medians = document["medians"]
-        if "plain" in medians and "kept" in medians:
-            ratio = medians["plain"]["milliseconds"] / medians["kept"]["milliseconds"]
-            yield processor(document), f"the quickstart's step is {ratio:.2f} times as fast"
-
-
 def input_pipeline(documents: dict[str, Any]) -> Headline:
     for document in documents.values():
         ratios = [
@@ -232,8 +217,6 @@ TABLE = [
     Row("[quick](quick.py)", "the ratios that matter, beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
     Row("[train_step](train_step.py)", "images/s of a whole train step, beside open_clip on PyTorch", "python -m benchmarks.train_step [--batch=4] [--huge_pages]", "5 minutes at batch 32, 3 at batch 4", "a-train-step-beside-open_clip", ("train_step",), train_step),
     Row("[text_buckets](text_buckets.py)", "a step whose texts are cut to the batch, beside one that pads them", "python -m benchmarks.text_buckets", "5 minutes", "texts-cut-to-the-batch", ("text_buckets",), text_buckets),
-    Row("[kept_memory](kept_memory.py)", "a step with memory that malloc keeps, and without", "python -m benchmarks.kept_memory", "2 minutes", "memory-that-malloc-keeps", ("kept_memory",), kept_memory),
-    Row("[startup](startup.py)", "import, open, restore, compile, first evaluation, first step", "python -m benchmarks.startup [--model=clip_vit_l14]", "10 minutes", "before-the-first-step", ("startup",), startup),
     Row("[input_pipeline](input_pipeline.py)", "images per core second of the training input, beside PyTorch and tf.data", "python -m benchmarks.input_pipeline --rounds=3", "5 minutes", "training-input-beside-pytorch-and-tfdata", ("input_pipeline",), input_pipeline),
     Row("[frozen_tower](frozen_tower.py)", "a LiT step that reads stored embeddings instead of running its frozen tower", "python -m benchmarks.frozen_tower --batch=16", "2 minutes", "a-frozen-towers-embeddings-stored", ("frozen_tower",), frozen_tower),
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),

@@ -584,58 +584,6 @@ batch of {document["batch"]} on the drawings of three other artists. In parenthe
 The intervals overlap: this run does not tell the two losses apart. [docs/emoji.md](../docs/emoji.md) says what limits both."""
 
 
-def startup(documents: dict[str, Any]) -> str:
-    if not documents:
-        return ""
-    rows = []
-    for document in documents.values():
-        model = document["model"] + (f", {document['depth']} layers" if document["depth"] else "")
-        for case, one in document["medians"].items():
-            phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in one["seconds"].items())
-            rows.append([model, case, f"{one['total']:.1f}", phases, f"{one['programs']:.0f}, {one['found']:.0f}"])
-    (document, *_) = documents.values()
-    commands = ", ".join(f"`clipjax {name}` {seconds:.2f} s" for name, seconds in document["commands"].items())
-    return f"""\
-## Before the first step
-
-{origin(documents, "python -m benchmarks.startup")}
-
-Medians of whole starts, in seconds; lower is better. {commands}.
-
-{table(["Model", "Start", "To the first step", "Its phases", "Programs, of which found in the cache"], rows)}"""
-
-
-def kept_memory(documents: dict[str, Any]) -> str:
-    if not documents:
-        return ""
-    (document,) = documents.values()
-    rows = [
-        [
-            name, f"{one['milliseconds']:.0f}", f"{one['images_per_second']:.0f}", f"{one['system_share']:.0%}",
-            f"{one['faults']:,.0f}", f"{one['held_mb']:,}", f"{one['peak_mb']:,}",
-        ]
-        for name, one in document["medians"].items()
-    ]  # fmt: skip
-    header = [
-        "malloc",
-        "Step, ms",
-        "Images/s",
-        "In the kernel",
-        "Page faults a step",
-        "Memory held, MB",
-        "Its peak, MB",
-    ]
-    return f"""\
-## Memory that malloc keeps
-
-{origin(documents, "python -m benchmarks.kept_memory")}
-
-Steps of {document["config"]}. `plain` is glibc's own way; `kept` is what `clipjax train` does, and `tunables` the same by
-`GLIBC_TUNABLES`; `huge pages` are those alone; `arenas` is all of it except the single arena.
-
-{table(header, rows)}"""
-
-
 def text_buckets(documents: dict[str, Any]) -> str:
     if not documents:
         return ""
@@ -720,8 +668,8 @@ def memory(documents: dict[str, Any]) -> str:
 
 SECTIONS = {
     ("quick_",): quick,
-    ("startup",): startup,
-    ("kept_memory",): kept_memory,
+    ("startup_",): start,
+    ("kept_memory",): memory,
     ("text_buckets",): text_buckets,
     ("train_step",): train_step,
     ("input_pipeline",): input_pipeline,
@@ -734,8 +682,6 @@ SECTIONS = {
     ("kills_",): kills,
     ("fuzz",): fuzz,
     ("emoji",): emoji,
-    ("startup_",): start,
-    ("kept_memory",): memory,
 }
 MODELS = {
     "plan_siglip_b16_v5e_16x16": "SigLIP B/16",

@@ -49,7 +49,7 @@ def make_train_step(
       learning_rate, skipped, skipped_in_a_row, text_length (tokens, on average) where texts are cut, and what the loss
       adds.
 
-    A step whose loss or gradient is not finite changes nothing except the counters, and its update_norm is 0. The
+    A step whose loss or gradient is not finite changes nothing except the counters. The
     learning rate of an update is the one that is logged, and follows state.step: skipped steps pass in the schedule, so
     that it ends where it should. The optimizer's own counts (Adam's bias correction) are of the updates that were kept.
     Parameters that do not train (training/trainable.py) are returned as they came, and grad_norm and update_norm are
@@ -76,6 +76,7 @@ def make_train_step(
             before = {name: getattr(state, name) for name in ("opt_state", "batch_stats", "ema_batch_stats")}
             before |= {name: part(getattr(state, name)) for name in ("params", "ema_params")}
             updates, opt_state = tx.update(grads, state.opt_state, before["params"], step=state.step)
+            update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(before["params"], updates)
             params = clip_logit_scale(params, config.model.logit_scale_max)
             averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
@@ -84,8 +85,6 @@ def make_train_step(
             finite = after_on_cpu(jnp.isfinite(loss) & jnp.isfinite(grad_norm), update_norm)
             new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
-            # Of the change itself, not of `updates`: a TPU sums it up while it writes the new parameters.
-            update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, new["params"], before["params"]))
             new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
