@@ -49,11 +49,10 @@ def make_train_step(
       learning_rate, skipped, skipped_in_a_row, text_length (tokens, on average) where texts are cut, and what the loss
       adds.
 
-    A step whose loss or gradient is not finite changes nothing except the counters. The
-    learning rate of an update is the one that is logged, and follows state.step: skipped steps pass in the schedule, so
-    that it ends where it should. The optimizer's own counts (Adam's bias correction) are of the updates that were kept.
-    Parameters that do not train (training/trainable.py) are returned as they came, and grad_norm and update_norm are
-    those of the others.
+    A step whose loss or gradient is not finite changes nothing except the counters. The learning rate of an update is
+    the one that is logged, and follows state.step: skipped steps pass in the schedule, so that it ends where it should.
+    The optimizer's own counts (Adam's bias correction) are of the updates that were kept. Parameters that do not train
+    (training/trainable.py) are returned as they came, and grad_norm and update_norm are those of the others.
     """
     tx = make_tx(config, state.params)
     schedule = make_schedule(config.optimizer, config.total_steps)
