@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch", "open_clip_torch", "webdataset", "tensorflow-cpu")
 
 
@@ -27,8 +28,7 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's model name, as Linux reports it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+    for line in CPUINFO.read_text(encoding="utf-8").split("\n") if CPUINFO.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
@@ -36,12 +36,9 @@ def processor() -> str:
 
 def bfloat16_units() -> list[str]:
     """Which of amx_bf16, avx512_bf16 and Arm's bf16, instructions that multiply bfloat16, the processor has."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
-    flags = next(
-        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))), []
-    )
-    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if flags and name in flags[0]]
+    lines = CPUINFO.read_text(encoding="utf-8").split("\n") if CPUINFO.exists() else []
+    flags = next((line.split(":", 1)[1] for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags.split()]
 
 
 def versions() -> dict[str, str]:

@@ -66,14 +66,15 @@ class Row(NamedTuple):
 
 
 def train_step(documents: dict[str, Any]) -> Headline:
-    """Ratios to open_clip: batch, dtype where one is recorded, huge pages."""
+    """Ratios to open_clip: batch, dtype where one is recorded, malloc's setting."""
     found: dict[str, list[str]] = {}
     for document in documents.values():
         for row in document.get("rows", [document]):
             if "ratio" in row:
                 words = [f"batch {row['batch']}"]
                 words += [row["dtype"]] if "dtype" in row else []
-                words += ["huge pages"] if row.get("huge_pages") else []
+                memory = row.get("memory", "huge_pages" if row.get("huge_pages") else "plain").replace("_", " ")
+                words += [] if memory == "plain" else [f"memory {memory}" if memory == "kept" else memory]
                 cell = (-row["batch"], f"{row['ratio']:.2f} ({', '.join(words)})")
                 found.setdefault(document["machine"]["processor"], []).append(cell)
     for processor, cells in sorted(found.items()):
@@ -152,6 +153,27 @@ def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     }
 
 
+def startup(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        totals = ", ".join(f"{case} {one['total']:.1f} s" for case, one in document["medians"].items())
+        model = document["model"] + (f" of {document['depth']} layers" if document["depth"] else "")
+        yield processor(document), f"{model}: {totals}"
+
+
+def kept_memory(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        medians = document["medians"]
+        if {"plain", "kept"} <= medians.keys():
+            ratio = medians["plain"]["milliseconds"] / medians["kept"]["milliseconds"]
+            yield processor(document), f"{ratio:.2f} times as fast with memory kept"
+
+
+def text_buckets(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in document["ratio"].items() if name != "whole")
+        yield processor(document), f"times as fast as with the whole context: {ratios}"
+
+
 def soak(documents: dict[str, Any]) -> Headline:
     kills = sum(sum(document["kills"].values()) for document in documents.values())
     yield "", f"{kills} kills: {'all equal' if all(d['equal'] for d in documents.values()) else 'NOT equal'}"
@@ -194,6 +216,7 @@ def quick(documents: dict[str, Any]) -> Headline:
 TABLE = [
     Row("[quick](quick.py)", "the ratios that matter, beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
     Row("[train_step](train_step.py)", "images/s of a whole train step, beside open_clip on PyTorch", "python -m benchmarks.train_step [--batch=4] [--huge_pages]", "5 minutes at batch 32, 3 at batch 4", "a-train-step-beside-open_clip", ("train_step",), train_step),
+    Row("[text_buckets](text_buckets.py)", "a step whose texts are cut to the batch, beside one that pads them", "python -m benchmarks.text_buckets", "5 minutes", "texts-cut-to-the-batch", ("text_buckets",), text_buckets),
     Row("[input_pipeline](input_pipeline.py)", "images per core second of the training input, beside PyTorch and tf.data", "python -m benchmarks.input_pipeline --rounds=3", "5 minutes", "training-input-beside-pytorch-and-tfdata", ("input_pipeline",), input_pipeline),
     Row("[frozen_tower](frozen_tower.py)", "a LiT step that reads stored embeddings instead of running its frozen tower", "python -m benchmarks.frozen_tower --batch=16", "2 minutes", "a-frozen-towers-embeddings-stored", ("frozen_tower",), frozen_tower),
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
@@ -205,6 +228,8 @@ TABLE = [
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),
     Row("[emoji](../docs/emoji.md)", "zero-shot accuracy on emoji in a style never seen", "clipjax train --config=experiments/emoji.py --config.total_steps=650", "half an hour", "emoji-in-a-style-never-seen", ("emoji",), emoji),
+    Row("[startup](startup.py)", "what a run does before its first step: import, open, restore, compile, evaluate", "python -m benchmarks.startup [--model=clip_vit_l14]", "5 minutes; 15 for L/14", "from-the-command-to-the-first-step", ("startup_",), startup),
+    Row("[kept_memory](kept_memory.py)", "a train step on CPU whose process keeps the memory that it frees", "python -m benchmarks.kept_memory", "3 minutes", "memory-that-is-kept", ("kept_memory",), kept_memory),
     Row("[kills_results](kills_results.py)", "adds results of kills to one another", "python -m benchmarks.kills_results --out=OUT.json FILE.json", "a second"),
     Row("[tables](tables.py)", "writes this page and its details", "python -m benchmarks.tables", "a second"),
 ]  # fmt: skip
@@ -216,7 +241,7 @@ def make_overview(documents: dict[str, Any]) -> str:
     for row in TABLE:
         mine = {name: left.pop(name) for name in documents if name in left and row.files and name.startswith(row.files)}
         headline = [": ".join(filter(None, pair)) for pair in row.headline(mine)] if row.headline and mine else []
-        script = row.script + (f" ([details](details.md#{row.section}))" if row.section else "")
+        script = row.script + (f" ([details](details.md#{row.section}))" if mine or row.files == ("quick_",) else "")
         files = ", ".join(f"[{name}](results/{name}.json)" for name in mine)
         rows.append(
             [script, row.measures, "<br>".join(headline) or "-", dates_and_versions(mine) or "-", f"`{row.command}` ({row.takes})", files or "-"]

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import quick_work
 from benchmarks.kills_results import commit
-from benchmarks.machine import command, machine, processor
+from benchmarks.machine import bfloat16_units, command, machine, processor
 from clipjax.files import TextFileError, read_text, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -265,17 +265,10 @@ def key(size: str) -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
-        "bfloat16": bfloat16_units(),
+        "bfloat16": " and ".join(bfloat16_units()) or "no bfloat16 units",
         "jaxlib": importlib.metadata.version("jaxlib"),
         "size": size,
     }
-
-
-def bfloat16_units() -> str:
-    """Which of the x86 units that multiply bfloat16 the processor has, as Linux names them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
-    return " and ".join(flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags) or "no bfloat16 units"
 
 
 def words(key: dict[str, Any]) -> str:

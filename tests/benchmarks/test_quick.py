@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import quick, quick_work
+from benchmarks import machine, quick, quick_work
 
 KEY = {"processor": "A", "cores": 2, "bfloat16": "no bfloat16 units", "jaxlib": "1.0", "size": "standard"}
 NAME = "softmax loss, speed beside dense"
@@ -78,6 +78,19 @@ def test_a_baseline_holds_for_one_processor_one_count_of_cores_and_one_jaxlib(tm
     assert len(names) == 4 and "quick_a_2_cores_no_bfloat16_units_jaxlib_1.0.json" in names
     xeon = quick.file_name(KEY | {"processor": "Intel(R) Xeon(R) Processor @ 2.50GHz"})
     assert xeon == "quick_intel_xeon_processor_2.50ghz_2_cores_no_bfloat16_units_jaxlib_1.0.json"
+
+
+def test_the_units_that_multiply_bfloat16_are_flags_of_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.bfloat16_units() == [], "not Linux"
+    for text, units in (
+        ("model name : A\nflags\t\t: fpu amx_bf16 avx512_bf16 sse\n", ["amx_bf16", "avx512_bf16"]),
+        ("Features\t: fp asimd bf16\n", ["bf16"]),
+        ("flags : fpu amx_bf16x\n", []),
+    ):
+        (tmp_path / "cpuinfo").write_text(text)
+        assert machine.bfloat16_units() == units
+    assert quick.key("toy")["bfloat16"] == "no bfloat16 units"
 
 
 def test_adding_a_run_widens_the_baseline():
