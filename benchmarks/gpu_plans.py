@@ -28,10 +28,10 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "clip_b16": Model(f"{CLIP}:clip_vit_b16", 1024),
+    "clip_b16": Model(f"{CLIP}:clip_vit_b16", 768),
     "clip_l14": Model(f"{CLIP}:clip_vit_l14", 256),
     "clip_b32": Model(f"{CLIP}:clip_vit_b32", 2048),
-    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 128),
+    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 192),
 }
 MACHINES = {"h100_8": ("h100:8", 8), "h100_8x4": ("h100:8*4", 32)}
 

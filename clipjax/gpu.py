@@ -35,9 +35,9 @@ OPTIONS: tuple[Option, ...] = (
     # Default: off. A sum of gradients starts as soon as they are there, and other work goes on until it is needed.
     # NVIDIA's JAX images set it (JAX-Toolbox, "Environment Variables").
     Option("xla_gpu_enable_latency_hiding_scheduler", True, "collectives overlapped", several=True),
-    # Default: 30 MiB. B/16's gradients then move in 27 pieces and L/14's in 58. Larger pieces use InfiniBand better;
-    # the last one, which nothing hides, takes half a millisecond on NVLink. (JAX-Toolbox, "GPU Performance": from 128
-    # MiB on.) Pieces of gathers and scatters stay as they are: they are a layer each.
+    # Default: 30 MiB. B/16's gradients then move in about 20 pieces and L/14's in 55. Larger pieces use InfiniBand
+    # better; the last one, which nothing hides, takes half a millisecond on NVLink. (JAX-Toolbox, "GPU Performance",
+    # has much larger ones.) Pieces of gathers and scatters stay as they are: they are a layer each.
     Option("xla_gpu_all_reduce_combine_threshold_bytes", 128 * MIB, "sums in pieces of 128 MiB", several=True),
     # Default: on. cuBLAS alone multiplies: in bfloat16 and at these sizes it is the faster in nearly all cases, adds
     # biases, residuals and GELU as it writes, and needs no trials of Triton's tiles, which take minutes and may choose
