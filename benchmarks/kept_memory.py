@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.machine import command, machine
 
 HUGE = "glibc.malloc.hugetlb=1"
-TUNABLES = f"{HUGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc.malloc.arena_max=1"
+TUNABLES = f"{HUGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1"
 FORMS = {"plain": "", "huge pages": HUGE, "tunables": TUNABLES, "kept": "", "arenas": TUNABLES.rpartition(":")[0]}
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,13 +53,7 @@ def main() -> None:
         worker.stdin.close()
         worker.wait()
     medians = {name: summary(values) for name, values in turns.items()}
-    print("| malloc | step, ms | images/s | in the kernel | page faults a step | memory held, MB | its peak, MB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, one in medians.items():
-        print(
-            f"| {name} | {one['milliseconds']:.0f} | {one['images_per_second']:.0f} | {one['system_share']:.0%} "
-            f"| {one['faults']:,.0f} | {one['held_mb']:,} | {one['peak_mb']:,} |"
-        )
+    print(table(medians))
     result = {"config": args.config, "command": command("benchmarks.kept_memory"), "machine": machine()}
     result |= {"medians": medians, "turns": turns}
     RESULTS.mkdir(exist_ok=True)
@@ -118,6 +112,18 @@ def ask(worker: subprocess.Popen, steps: int) -> dict[str, Any]:
     worker.stdin.write(f"{steps}\n")
     worker.stdin.flush()
     return json.loads(worker.stdout.readline())
+
+
+def table(medians: dict[str, dict[str, Any]]) -> str:
+    """A row for each form, as Markdown."""
+    lines = ["| malloc | step, ms | images/s | in the kernel | page faults a step | memory held, MB | its peak, MB |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, one in medians.items():
+        lines.append(
+            f"| {name} | {one['milliseconds']:.0f} | {one['images_per_second']:.0f} | {one['system_share']:.0%} "
+            f"| {one['faults']:,.0f} | {one['held_mb']:,} | {one['peak_mb']:,} |"
+        )
+    return "\n".join(lines)
 
 
 def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:

@@ -217,8 +217,6 @@ TABLE = [
     Row("[quick](quick.py)", "the ratios that matter, beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
     Row("[train_step](train_step.py)", "images/s of a whole train step, beside open_clip on PyTorch", "python -m benchmarks.train_step [--batch=4] [--huge_pages]", "5 minutes at batch 32, 3 at batch 4", "a-train-step-beside-open_clip", ("train_step",), train_step),
     Row("[text_buckets](text_buckets.py)", "a step whose texts are cut to the batch, beside one that pads them", "python -m benchmarks.text_buckets", "5 minutes", "texts-cut-to-the-batch", ("text_buckets",), text_buckets),
-    Row("[kept_memory](kept_memory.py)", "a step with memory that malloc keeps, and without", "python -m benchmarks.kept_memory", "2 minutes", "memory-that-malloc-keeps", ("kept_memory",), kept_memory),
-    Row("[startup](startup.py)", "import, open, restore, compile, first evaluation, first step", "python -m benchmarks.startup [--model=clip_vit_l14]", "10 minutes", "before-the-first-step", ("startup",), startup),
     Row("[input_pipeline](input_pipeline.py)", "images per core second of the training input, beside PyTorch and tf.data", "python -m benchmarks.input_pipeline --rounds=3", "5 minutes", "training-input-beside-pytorch-and-tfdata", ("input_pipeline",), input_pipeline),
     Row("[frozen_tower](frozen_tower.py)", "a LiT step that reads stored embeddings instead of running its frozen tower", "python -m benchmarks.frozen_tower --batch=16", "2 minutes", "a-frozen-towers-embeddings-stored", ("frozen_tower",), frozen_tower),
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
@@ -230,6 +228,8 @@ TABLE = [
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),
     Row("[emoji](../docs/emoji.md)", "zero-shot accuracy on emoji in a style never seen", "clipjax train --config=experiments/emoji.py --config.total_steps=650", "half an hour", "emoji-in-a-style-never-seen", ("emoji",), emoji),
+    Row("[startup](startup.py)", "what a run does before its first step: import, open, restore, compile, evaluate", "python -m benchmarks.startup [--model=clip_vit_l14]", "5 minutes; 15 for L/14", "from-the-command-to-the-first-step", ("startup_",), startup),
+    Row("[kept_memory](kept_memory.py)", "a train step on CPU whose process keeps the memory that it frees", "python -m benchmarks.kept_memory", "3 minutes", "memory-that-is-kept", ("kept_memory",), kept_memory),
     Row("[kills_results](kills_results.py)", "adds results of kills to one another", "python -m benchmarks.kills_results --out=OUT.json FILE.json", "a second"),
     Row("[tables](tables.py)", "writes this page and its details", "python -m benchmarks.tables", "a second"),
 ]  # fmt: skip

@@ -112,7 +112,8 @@ def keep_memory(reserve: int) -> bool:
     """
     libc = ctypes.CDLL(None)
     with suppress(AttributeError):
-        options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
+        # -1: never; any other threshold below the reserve would give all of it back at the first free.
+        options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
         if not all(libc.mallopt(option, value) for option, value in options):
             return False
         # Address space at the heap's end, which takes no memory until it is used, in huge pages if the system lets us.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,3 +107,30 @@ def test_a_training_run_takes_more_of_a_gpus_memory_and_says_so(monkeypatch):
     assert environment.more_gpu_memory("train", {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}) is None
     monkeypatch.setattr(environment, "gpu_present", lambda environ: False)
     assert environment.more_gpu_memory("train", {}) is None
+
+
+class Function:
+    """A function whose types can be set, as ctypes has them."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, *arguments):
+        return self.call(*arguments)
+
+
+def test_nothing_is_trimmed_however_much_address_space_is_reserved(monkeypatch):
+    options, advised = {}, []
+    libc = SimpleNamespace(
+        mallopt=lambda option, value: options.update({option: value}) or 1,
+        malloc=Function(lambda size: 12345),
+        free=Function(lambda block: None),
+        madvise=Function(lambda *call: advised.append(call)),
+    )
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: libc)
+    assert environment.keep_memory(64 * GIB)
+    # a threshold below the reserve would give it back at the first free
+    assert options == {environment.M_TRIM_THRESHOLD: -1, environment.M_MMAP_MAX: 0, environment.M_ARENA_MAX: 1}
+    ((start, length, advice),) = advised
+    assert start % environment.HUGE_PAGE == length % environment.HUGE_PAGE == 0 and advice == environment.MADV_HUGEPAGE
+    assert 12345 <= start and start + length <= 12345 + 64 * GIB

@@ -81,21 +81,36 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width]; returns x's shape."""
+    """Multi-head attention from x [batch, length, width] to context [batch, keys, any width]; returns x's shape.
+
+    kind: see BlockConfig.attention; TPUs have no kernel for it. activations: of the examples.
+    """
 
     num_heads: int
     kernel_init: Callable
     out_init: Callable
     dtype: jnp.dtype
+    kind: str = "auto"
+    activations: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        (batch, length, width), keys, d = x.shape, context.shape[1], x.shape[-1] // self.num_heads
+        shapes = (jax.ShapeDtypeStruct((batch, n, self.num_heads, d), self.dtype) for n in (length, keys))
+        fused = fused_by(self.kind, *shapes, self.activations) == "cudnn"
+        if fused:
+            x, context = cudnn_attention.even(x), cudnn_attention.even(context)
+
         def heads(name: str, a: jax.Array) -> jax.Array:
-            y = Linear(x.shape[-1], self.kernel_init, dtype=self.dtype, name=name)(a)
+            y = Linear(width, self.kernel_init, dtype=self.dtype, name=name)(a)
             return y.reshape(*a.shape[:2], self.num_heads, -1)
 
-        y = attention(heads("query", x), heads("key", context), heads("value", context)).reshape(x.shape)
-        return Linear(x.shape[-1], self.out_init, dtype=self.dtype, name="out")(y)
+        q, k, v = heads("query", x), heads("key", context), heads("value", context)
+        if fused:
+            y = cudnn_attention.cudnn_attention(q, k, v, keys=keys, sharding=self.activations)
+        else:
+            y = attention(q, k, v)
+        return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
 
 
 def fused_by(kind: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> str:
@@ -106,13 +121,21 @@ def fused_by(kind: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | No
     machine's GPU or on its processor.
     """
     device = jax.local_devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
-    if kind == "dense" or device.platform == "cpu":
+    if kind == "dense" or device.platform == "cpu" or not _divides(q, sharding):
         return ""
     if device.platform == "tpu":
         return "kernel"
     if not cudnn_attention.takes(q, k) or not cudnn_attention.usable_on(device):
         return ""
     return "anywhere" if sharding is None else "cudnn"
+
+
+def _divides(q: jax.Array, sharding: NamedSharding | None) -> bool:
+    """Whether every device of a mesh has whole examples and heads of q [batch, length, heads, d], equally many."""
+    if sharding is None:
+        return True
+    tensor = sharding.mesh.shape["tensor"]
+    return q.shape[0] * tensor % sharding.mesh.size == 0 and q.shape[2] % tensor == 0
 
 
 def attention(

@@ -35,6 +35,7 @@ GOOD_HEADS, GOOD_WEIGHTS_BYTES = 8, 4 << 20  # of a kernel step: enough to work 
 VMEM_BYTES = 32 << 20
 MAX_WEIGHTS_BYTES = 12 << 20  # float32 attention weights of a kernel step's heads; each head adds code
 GROUPED_VMEM_BYTES = 64 << 20  # for steps of a _grouped kernel, whose blocks have all heads
+SMALL_VMEM = ("TPU v2", "TPU v3", "TPU v4")  # chips with less than that
 GROUPED_ARRAYS = 7  # [length, length] of float32 that such a step holds at a time
 
 
@@ -202,6 +203,8 @@ def _fits(q: jax.Array, sharding: NamedSharding | None) -> bool:
     heads //= 1 if sharding is None else sharding.mesh.shape["tensor"]
     if not _grouped(length, heads, d):
         return _least_bytes(length, heads, d) <= MAX_WEIGHTS_BYTES
+    if (jax.local_devices()[0] if sharding is None else sharding.mesh.devices.flat[0]).device_kind in SMALL_VMEM:
+        return False
     columns = _group_heads(heads) * d
     fills_lanes = heads * d % LANES == 0 and flash_kernels.group_lanes(columns) <= heads * d
     return fills_lanes and GROUPED_ARRAYS * 4 * length**2 + 28 * length * heads * d <= GROUPED_VMEM_BYTES

@@ -86,13 +86,14 @@ class Group:
     def __init__(self, ref: Any, columns: int, group: jax.Array) -> None:
         self.ref, self.dtype, self.shape = ref, ref.dtype, (ref.shape[0], columns)
         lanes = group_lanes(columns)
-        begin = jnp.minimum(group * columns // LANES * LANES, ref.shape[1] - lanes)
+        # Of numbers that are not negative; // and % would ask for their signs, and for the TPU at hand.
+        begin = jnp.minimum(jax.lax.div(group * columns, LANES) * LANES, ref.shape[1] - lanes)
         self.lanes, self.first = pl.ds(pl.multiple_of(begin, LANES), lanes), group * columns - begin
 
     @functools.cached_property
     def value(self) -> jax.Array:
         x = self.ref[:, self.lanes].astype(jnp.float32)
-        return pltpu.roll(x, (x.shape[1] - self.first) % x.shape[1], 1).astype(self.dtype)[:, : self.shape[1]]
+        return pltpu.roll(x, jax.lax.rem(x.shape[1] - self.first, x.shape[1]), 1).astype(self.dtype)[:, : self.shape[1]]
 
     def __getitem__(self, index: Any) -> jax.Array:
         return self.value[index]

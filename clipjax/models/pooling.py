@@ -52,13 +52,18 @@ class ProbeAttention(nn.Module):
 
 
 class AttentionalPooler(nn.Module):
-    """x [batch, length, any width] -> [batch, queries, width]; without residual and MLP, as open_clip's."""
+    """x [batch, length, any width] -> [batch, queries, width]; without residual and MLP, as open_clip's.
+
+    kind, activations: see CrossAttention.
+    """
 
     width: int
     queries: int
     num_heads: int
     eps: float
     dtype: jnp.dtype
+    kind: str = "auto"
+    activations: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,5 +71,6 @@ class AttentionalPooler(nn.Module):
         q = LayerNorm(self.eps, name="ln_q")(queries).astype(x.dtype)
         q = jnp.broadcast_to(q, (x.shape[0], *q.shape))
         matrix = nn.initializers.normal(self.width**-0.5)
-        attend = CrossAttention(self.num_heads, matrix, matrix, self.dtype, name="attention")
+        options = dict(kind=self.kind, activations=self.activations)
+        attend = CrossAttention(self.num_heads, matrix, matrix, self.dtype, **options, name="attention")
         return attend(q, LayerNorm(self.eps, name="ln_k")(x))

@@ -137,7 +137,8 @@ class Block(nn.Module):
         examples = lambda y: y.reshape(-1, self.length, config.width)  # noqa: E731
         if self.cross:
             matrix = nn.initializers.normal(config.width**-0.5)
-            attention = CrossAttention(config.num_heads, matrix, init["out"], self.dtype, name="attention")
+            runtime = dict(kind=config.attention, activations=self.activations)
+            attention = CrossAttention(config.num_heads, matrix, init["out"], self.dtype, **runtime, name="attention")
             attend = lambda y: attention(examples(y), norm(name="ln_context")(context)).reshape(y.shape)  # noqa: E731
         else:
             attention = SelfAttention(

@@ -22,7 +22,8 @@ FREE = {
     *("replica-id", "domain", "add-dependency", "while", "call", "conditional", "async-start", "async-done"),
     *("async-update", "get-dimension-size", "copy-done"),
 }
-# A product's rate relative to bfloat16's, by the type of its inputs; float32 ones are multiplied as TF32.
+# A product's rate relative to bfloat16's, by the type of its inputs; XLA multiplies float32 as TF32, except at JAX's
+# highest precision, which the matrix units do not have.
 RATES = {"bf16": 1.0, "f16": 1.0, "f32": 0.5, "s8": 2.0, "f64": 1 / 16}
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
@@ -46,6 +47,7 @@ class Product(NamedTuple):
     n: int
     k: int
     dtype: str
+    highest: bool = False  # precision, of float32
 
     @property
     def flops(self) -> float:
@@ -75,24 +77,21 @@ def product_seconds(product: Product, written: float, moved: float, card: Gpu) -
     """(seconds, what limits them) of a product on a card.
 
     Tiles of the result are computed in waves, one tile a multiprocessor; the last wave may be almost empty, and so may
-    tiles at the edges. The tile that gives the least time is used. Long sums are split where that is faster (split-K):
-    a weight's gradient has few tiles, and sums over every token of the batch. written: bytes of the result, written
-    when its tiles are done. moved: bytes read and written in all.
+    tiles at the edges. Few tiles with a long k are split along it. The tile and the split that give the least time are
+    used. written: bytes of the result, written when its tiles are done. moved: bytes read and written in all.
     """
-    rate = card.peak * RATES.get(product.dtype, 1.0 if not product.dtype.startswith("f8") else 2.0)
+    rate = card.peak * (2.0 if product.dtype.startswith("f8") else RATES.get(product.dtype, 1.0))
+    if product.highest:
+        rate = card.vector_peak
     bandwidth = card.hbm_bandwidth * factors.HBM_SHARE.value
-
-    def seconds(parts: int) -> float:
-        loop = min(
-            math.ceil(parts * _tiles(product, rows, columns) / card.processors) * 2.0 * rows * columns / share
-            for rows, columns, share in factors.TILES
-        ) / (rate / card.processors * factors.TILE_RATE.value)
-        results = 8.0 * parts * product.batch * product.m * product.n if parts > 1 else 0.0  # float32, there and back
-        again = factors.KERNEL_FIXED.value if parts > 1 else 0.0
-        return again + loop * product.k / parts + (results + written) / bandwidth
-
-    parts = range(1, min(factors.MOST_PARTS, product.k // factors.SPLIT_FROM) + 1)
-    units = max(min(seconds(count) for count in parts or [1]), product.flops / (rate * card.sustained))
+    loop = min(
+        _loop_seconds(product, rows, columns, split, rate * share * factors.TILE_RATE.value, card)
+        + (factors.SPLIT_FIXED.value + 4.0 * split * product.batch * product.m * product.n / bandwidth) * (split > 1)
+        for rows, columns, share in factors.TILES
+        for split in factors.SPLITS
+        if split == 1 or product.k >= split * factors.SHORTEST_SPLIT
+    )
+    units = max(loop + written / bandwidth, product.flops / (rate * card.sustained))
     return _slowest(factors.PRODUCT_FIXED.value, {"matrix units": units, "memory": moved / bandwidth})
 
 
@@ -107,8 +106,11 @@ def attention_flops(batch: int, queries: int, keys: int, width: int, causal: boo
     return (10.0 if backward else 4.0) * batch * blocks * tile * tile * width
 
 
-def _tiles(product: Product, rows: int, columns: int) -> int:
-    return product.batch * math.ceil(product.m / rows) * math.ceil(product.n / columns)
+def _loop_seconds(product: Product, rows: int, columns: int, split: int, rate: float, card: Gpu) -> float:
+    """Seconds of the waves of tiles of this shape; rate: FLOP/s of all multiprocessors with such tiles."""
+    tiles = product.batch * math.ceil(product.m / rows) * math.ceil(product.n / columns) * split
+    waves = math.ceil(tiles / card.processors)
+    return waves * 2.0 * rows * columns * math.ceil(product.k / split) / (rate / card.processors)
 
 
 def _slowest(fixed: float, limits: dict[str, float]) -> tuple[float, str]:
@@ -181,7 +183,7 @@ def _product_of(one: Instruction, around: Table) -> Product:
     (dtype, left), (_, right) = (around[name].shapes[0] for name in one.operands[:2])
     batch, depth = _size(left, one, "lhs_batch"), _size(left, one, "lhs_contracting")
     m, n = (math.prod(side) // max(batch * depth, 1) for side in (left, right))
-    return Product(batch, m, n, depth, dtype)
+    return Product(batch, m, n, depth, dtype, dtype == "f32" and "highest" in one.text.lower())
 
 
 def _size(dims: tuple[int, ...], one: Instruction, which: str) -> int:

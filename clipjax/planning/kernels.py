@@ -23,13 +23,14 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from clipjax.models import flash_attention
+from clipjax.models.flash_kernels import LANES
 from clipjax.planning.chips import Chip
 from clipjax.planning.hlo import Program
 from clipjax.planning.parts import part_of
 from clipjax.planning.topology import open_topology
 from clipjax.processes import run_child
 
-_NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)x(\d+)x(\d+)(_causal)?")
+_NAME = re.compile(r"(flash_(?:forward|backward))_(\d+)x(\d+)x(\d+)x(\d+)(_causal)?(_masked)?")
 _DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 _CHILD = "from clipjax.planning import kernels; kernels._child()"
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
@@ -45,6 +46,7 @@ class Kernel(NamedTuple):
     d: int
     causal: bool
     dtype: str
+    masked: bool = False
 
 
 def kernel_times(program: Program, chip: Chip) -> list[dict[str, Any]]:
@@ -64,8 +66,10 @@ def kernel_times(program: Program, chip: Chip) -> list[dict[str, Any]]:
 def _timed(kernel: Kernel, part: str, times: float, bundles: int | None, chip: Chip) -> dict[str, Any]:
     steps = flash_attention.kernel_steps(kernel.batch, kernel.length, kernel.heads, kernel.d)
     arrays = {"flash_forward": 4, "flash_backward": 7}[kernel.function]
-    size = kernel.batch * kernel.length * kernel.heads * kernel.d * jnp.dtype(kernel.dtype).itemsize
-    in_memory = arrays * size / chip.hbm_bandwidth
+    rows = kernel.batch * kernel.length
+    size = arrays * rows * kernel.heads * kernel.d * jnp.dtype(kernel.dtype).itemsize
+    size += 2 * rows * LANES if kernel.masked else 0  # a row of bfloat16 says whether a key is seen
+    in_memory = size / chip.hbm_bandwidth
     seconds = None if bundles is None else max(bundles * math.ceil(steps / chip.cores) / chip.clock, in_memory)
     figures = {"part": part, "times": times, "steps": steps, "bundles": bundles, "seconds": seconds}
     return {**kernel._asdict(), **figures}
@@ -75,8 +79,8 @@ def _kernel(op_name: str, shapes: list[tuple[str, tuple[int, ...]]]) -> Kernel |
     name = _NAME.search(op_name)
     if not name:
         return None
-    function, *shape, causal = name.groups()
-    return Kernel(function, *map(int, shape), bool(causal), _DTYPES[shapes[0][0]])
+    function, *shape, causal, masked = name.groups()
+    return Kernel(function, *map(int, shape), bool(causal), _DTYPES[shapes[0][0]], bool(masked))
 
 
 def _bundles(kernels: list[Kernel], chip: Chip) -> list[int | None]:
@@ -99,6 +103,8 @@ def _compile_and_read(chip: str, folder: Path, kernels: list[Kernel]) -> list[in
         array = jax.ShapeDtypeStruct(shape, kernel.dtype, sharding=SingleDeviceSharding(device))
         function = getattr(flash_attention, kernel.function)
         arrays = (array,) * (3 if kernel.function == "flash_forward" else 4)
+        if kernel.masked:
+            arrays += (jax.ShapeDtypeStruct(shape[:2], jnp.bool_, sharding=SingleDeviceSharding(device)),)
         jax.jit(lambda *args, f=function, causal=kernel.causal: f(*args, causal=causal)).lower(*arrays).compile()
         schedules = [path for path in folder.glob("*schedule-analysis_final_bundles.txt") if _NAME.search(path.name)]
         bundles = [_BUNDLES.search(path.read_text()) for path in schedules]

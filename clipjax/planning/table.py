@@ -210,7 +210,7 @@ def _measured_lines(plan: dict[str, Any]) -> list[str]:
         "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published rates."
     ]
     if not time["measured"]:
-        return [f"{lines[0]} No measured step of a {plan['device_kind']} has checked it yet (docs/plan.md)."]
+        return [f"{lines[0]} No step measured on this card has checked it yet (docs/plan.md)."]
     for step in time["measured"]:
         ratio = step["milliseconds"] / step["planned_milliseconds"]
         lines.append(

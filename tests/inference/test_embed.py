@@ -22,8 +22,10 @@ from clipjax.config import (
     from_config_dict,
 )
 from clipjax.data import embeddings
+from clipjax.data.cut import TextCut
 from clipjax.data.embeddings import Embeddings, shares, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.inference.embed import blocks_of
 from clipjax.mesh import make_mesh
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.gradients import make_loss_and_gradients
@@ -309,3 +311,17 @@ def test_two_bytes_a_number_are_rounded_to_nearest(tmp_path, dtype, error):
     for i, row in enumerate(values):
         np.testing.assert_allclose(found.image(i, f"{i}"), row, rtol=error, atol=1e-6)
         assert (found.text(i, f"{i}", 0) == found.image(i, f"{i}")).all()
+
+
+def test_texts_of_like_lengths_are_embedded_together_and_every_text_once():
+    lengths = np.random.default_rng(0).permutation([3] * 9 + [20] * 4 + [60])
+    tokens = (np.arange(64) < lengths[:, None]).astype(np.int32)
+    cut = TextCut((16, 32, 64), lambda ids: ids.sum(axis=-1))
+    blocks = list(blocks_of(tokens, cut, 4))
+    assert [length for _, length in blocks] == [16, 16, 32, 64]
+    assert sorted(row for rows, _ in blocks for row in rows) == list(range(14))
+    assert all(lengths[rows].max() <= length for rows, length in blocks)
+    whole = list(blocks_of(tokens, None, 4))
+    assert [(rows.tolist(), length) for rows, length in whole][0] == ([0, 1, 2, 3], 64)
+    assert [length for _, length in blocks_of(tokens[:, :10], cut, 14)] == [10], "ids shorter than every length"
+    assert list(blocks_of(tokens[:0], cut, 4)) == []

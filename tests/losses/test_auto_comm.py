@@ -90,7 +90,9 @@ def test_more_rows_cost_more(rows):
         assert 0 < seconds(work(one), one, rates) < seconds(work(two), two, rates)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("softmax", "sigmoid") else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+)
 def test_autos_value_and_gradient_are_the_chosen_ones_to_the_bit(name):
     shape, (x, y) = (4, 2, 1), embeddings(noise=0.7)
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[:8])

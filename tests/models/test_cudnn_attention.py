@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import cudnn_attention as cudnn
-from clipjax.models.attention import SelfAttention, attention, fused_by
+from clipjax.models.attention import CrossAttention, SelfAttention, _divides, attention, fused_by
 from clipjax.models.transformer import REMAT_POLICIES
 from tests.models.plain_attention import reference
 
@@ -121,11 +121,28 @@ def gpus(monkeypatch):
     monkeypatch.setattr("clipjax.models.attention.fused_by", functools.partial(on_a_gpu, "9.0"))
 
 
+def test_heads_and_examples_that_a_mesh_does_not_divide_are_plain():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    for shape in [(4, 16, 4, 64), (8, 16, 4, 64)]:
+        assert _divides(jax.ShapeDtypeStruct(shape, jnp.bfloat16), batch_sharding(mesh))
+    for shape in [(6, 16, 4, 64), (4, 16, 3, 64)]:
+        assert not _divides(jax.ShapeDtypeStruct(shape, jnp.bfloat16), batch_sharding(mesh))
+
+
 def on_a_gpu(capability, kind, q, k, sharding):
     client = types.SimpleNamespace(platform_version="cuda 12090")
     card = types.SimpleNamespace(platform="gpu", device_kind="a card", client=client, compute_capability=capability)
-    mesh = types.SimpleNamespace(devices=np.array([card]))
+    mesh = types.SimpleNamespace(devices=np.array([card]), shape={"tensor": 1}, size=1)
     return fused_by(kind, q, k, types.SimpleNamespace(mesh=mesh))
+
+
+def test_cross_attention_calls_cudnn_too(gpus):
+    zeros = jax.nn.initializers.zeros
+    module = CrossAttention(2, zeros, zeros, jnp.bfloat16)
+    x, context = jnp.ones((4, 3, 32), jnp.bfloat16), jnp.ones((4, 5, 48), jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, context)
+    step = jax.jit(jax.grad(lambda v, x, context: module.apply(v, x, context).astype(jnp.float32).sum()))
+    assert calls(step.trace(variables, x, context).lower(lowering_platforms=("cuda",)).as_text()) == (1, 1)
 
 
 def lowered(length, *, dtype=jnp.bfloat16, mask=None, policy=None, width=32, heads=2, **options):

@@ -183,6 +183,18 @@ def test_kernels_without_a_schedule_are_not_counted_in_silence(monkeypatch):
     assert "NOT in the estimate: attention's kernels" in "\n".join(_time_lines(plan))
 
 
+def test_a_kernel_is_known_by_its_name():
+    name = "jit(step)/attention/flash_backward_16x729x16x72_causal_masked"
+    kernel = kernels._kernel(name, [("bf16", (3, 11664, 1152))])
+    assert kernel == kernels.Kernel("flash_backward", 16, 729, 16, 72, True, "bfloat16", True)
+    # Two heads a step; a masked kernel also reads 256 bytes a row.
+    one, other = (
+        kernels._timed(k, "image attention", 1.0, 0, CHIPS["v5e"]) for k in (kernel, kernel._replace(masked=False))
+    )
+    assert one["steps"] == 16 * 8
+    assert one["seconds"] - other["seconds"] == pytest.approx(16 * 729 * 256 / CHIPS["v5e"].hbm_bandwidth)
+
+
 @needs_libtpu
 def test_slices_split_the_data_axis_and_nothing_else():
     devices = open_topology("v5e:2x2*2").devices

@@ -43,6 +43,15 @@ def test_a_non_finite_loss_changes_no_parameter_and_is_counted():
     assert_equal(found, before)
 
 
+def test_update_norm_is_the_norm_of_what_the_step_added_to_the_parameters():
+    config = tiny_config(ema_decay=0.9)
+    state, _ = steps(config, tiny_batches(2))
+    before = host(state.params)
+    after, metrics = steps(config, tiny_batches(1), state)
+    change = jax.tree.map(lambda a, b: np.square(a.astype(np.float64) - b).sum(), host(after.params), before)
+    assert float(metrics["update_norm"]) == pytest.approx(sum(jax.tree.leaves(change)) ** 0.5, rel=1e-5)
+
+
 def with_nan_scale(state):
     return state.replace(params={**state.params, "logit_scale": jnp.full_like(state.params["logit_scale"], jnp.nan)})
 

@@ -147,7 +147,8 @@ class VisionTransformer(nn.Module):
         c, x = self.config, constrain(x, self.activations)
 
         def pooler(queries: int, name: str) -> AttentionalPooler:
-            return AttentionalPooler(self.embed_dim, queries, c.pooler_heads, c.norm_eps, self.dtype, name=name)
+            options = c.norm_eps, self.dtype, c.attention, self.activations
+            return AttentionalPooler(self.embed_dim, queries, c.pooler_heads, *options, name=name)
 
         if c.pool == "attentional":
             tokens = ln_post(pooler(c.pooler_queries, "pooler")(x))
