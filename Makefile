@@ -19,9 +19,8 @@ PYTEST = -m pytest $(TESTS) -n $(JOBS) --dist worksteal --timeout 600 --duration
 
 .PHONY: train test test-all test-latest lint format docs bench-quick parity clean
 
-# A step on CPU allocates and frees XLA's buffers each time, which huge pages make cheaper (Linux, glibc 2.35 or newer).
 train: data/scenes.model
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/clipjax train --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(VENV)/bin/clipjax train --config=$(CONFIG) --workdir=$(WORKDIR)
 
 # Leaves the slow tests, those of more than about ten seconds, to test-all.
 test: lint

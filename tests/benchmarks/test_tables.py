@@ -19,7 +19,7 @@ def test_the_pages_are_what_the_json_gives():
 def test_check_exits_with_1_when_a_page_differs(monkeypatch, tmp_path):
     text = tables.make_pages()[tables.DETAILS]
     page = tmp_path / "details.md"
-    page.write_text(text.replace("| 32 | plain | 5.89", "| 32 | plain | 9.89"))
+    page.write_text(text.replace("| 5.89 |", "| 9.89 |"))
     assert not tables.is_current(text, page)
     monkeypatch.setattr(tables, "is_current", lambda text, page: page.name != "details.md")
     monkeypatch.setattr("sys.argv", ["tables", "--check"])

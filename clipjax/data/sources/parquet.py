@@ -21,7 +21,7 @@ from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
-from clipjax.data.sources.parquet_groups import read_group, rows_at_a_time
+from clipjax.data.sources.parquet_groups import image_bytes, read_group, rows_at_a_time
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
 
@@ -199,12 +199,6 @@ def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterato
                 yield from batch.to_pylist()
     except Exception as error:
         raise RecordError("unreadable record", f"{path} row group {group}: {error}") from error
-
-
-def image_bytes(value: Any) -> bytes | None:
-    """The encoded image of a column of bytes, or of Hugging Face's {bytes, path}; None where there is only a path."""
-    value = value.get("bytes") if isinstance(value, dict) else value
-    return value if isinstance(value, bytes) else None
 
 
 def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:

@@ -1,10 +1,10 @@
-"""Row groups of Parquet files, decoded within bounds: a dictionary of one large value makes a megabyte a terabyte."""
+"""Row groups of Parquet files and their values, decoded within bounds: a dictionary of one large value makes a megabyte a terabyte."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipjax.data.records import RecordError
 
@@ -56,6 +56,12 @@ def rows_at_a_time(path: str | Path, file: pyarrow.parquet.ParquetFile, number: 
         if wanted and group.num_rows * chunk.total_uncompressed_size > MOST_DECODED:
             largest = max(largest, _longest(path, file, number, chunk.path_in_schema))
     return max(1, MOST_DECODED // largest) if largest else max(1, group.num_rows)
+
+
+def image_bytes(value: Any) -> bytes | None:
+    """The encoded image of a column of bytes, or of Hugging Face's {bytes, path}; None where there is only a path."""
+    value = value.get("bytes") if isinstance(value, dict) else value
+    return value if isinstance(value, bytes) else None
 
 
 def _longest(path: str | Path, file: pyarrow.parquet.ParquetFile, number: int, column: str) -> int:
