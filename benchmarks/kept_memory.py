@@ -63,7 +63,7 @@ def main() -> None:
 
 def serve(form: str, config_file: str, batch: int) -> None:
     """A worker: runs as many steps as each line of its input says, and prints what they took as JSON."""
-    from clipjax.environment import keep_memory, memory_limit
+    from clipjax.machine.environment import keep_memory, memory_limit
 
     if form == "kept":
         keep_memory(memory_limit() // 2)

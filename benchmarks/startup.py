@@ -100,13 +100,13 @@ def start(model: str, depth: int, batch: int, folder: str, workdir: str, end: st
 
     end: "leave" at once, or "save" a checkpoint. began: time.time() before the process was started.
     """
-    from clipjax import environment
+    from clipjax.machine import environment
 
     environment.prepare("train")  # as clipjax/__main__.py does
     import jax
 
     from clipjax.commands import train
-    from clipjax.compilation_cache import open_cache
+    from clipjax.machine.compilation_cache import open_cache
 
     marks = {"Python and imports": time.time()}
     counts: collections.Counter = collections.Counter()

@@ -12,8 +12,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from clipjax import environment, signals
+from clipjax import signals
 from clipjax.commands import HELP
+from clipjax.machine import environment
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {

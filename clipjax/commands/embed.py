@@ -27,12 +27,12 @@ from jax.sharding import Mesh
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ExperimentConfig, from_config_dict, require
 from clipjax.data.embeddings import DTYPES, check_destination, write_embeddings
 from clipjax.data.mixture import open_train
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.precompute import counted, embed_source
+from clipjax.machine.compute_dtype import check_dtype, choose_dtype
 from clipjax.mesh import make_mesh
 from clipjax.processes import announce, gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint

@@ -12,11 +12,11 @@ from logging import LogRecord
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from clipjax import environment
 from clipjax.commands import HELP
 from clipjax.commands.config_file import load_config_file
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
 from clipjax.files import message_text
+from clipjax.machine import environment
 
 
 def parse(
@@ -194,7 +194,7 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, ca
     # Imported here, so that wrong flags are reported without JAX.
     import jax
 
-    from clipjax.compilation_cache import open_cache, quiet_failures
+    from clipjax.machine.compilation_cache import open_cache, quiet_failures
     from clipjax.mesh import initialize_distributed
     from clipjax.processes import announce, stopping_together, take_back_sigterm
 

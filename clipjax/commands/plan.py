@@ -25,9 +25,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
-from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
+from clipjax.machine.compute_dtype import check_dtype, choose_dtype
 from clipjax.models import image_tower
 from clipjax.planning.chips import GIB
 from clipjax.planning.compile import OutOfMemory, plan_step

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from clipjax.compute_dtype import check_dtype, choose_dtype
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
@@ -26,6 +25,7 @@ from clipjax.data.sources import Source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.json_files import read_json_object
+from clipjax.machine.compute_dtype import check_dtype, choose_dtype
 from clipjax.mesh import make_mesh
 from clipjax.models import patch_budget
 from clipjax.processes import announce

@@ -24,7 +24,7 @@ import os
 from dataclasses import dataclass, replace
 
 from clipjax.config import require
-from clipjax.gpu import gpu_environment
+from clipjax.machine.gpu import gpu_environment
 from clipjax.planning.accelerator import Chip
 
 JAX_FRACTION = 0.75  # what JAX reserves of a GPU's memory unless one of these says otherwise
@@ -113,7 +113,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def memory_fraction() -> float:
-    """The share of a card's memory that a run reserves: the environment's, or what clipjax sets (clipjax.gpu).
+    """The share of a card's memory that a run reserves: the environment's, or what clipjax sets (clipjax.machine.gpu).
 
     Raises ConfigError where the environment's is not a share.
     """

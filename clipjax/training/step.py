@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig
 from clipjax.data.cut import REST, WHOLE
-from clipjax.gpu import compile_known, describe_options, gpu_options
 from clipjax.losses import chosen_comm
+from clipjax.machine.gpu import compile_known, describe_options, gpu_options
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -49,10 +49,11 @@ def make_train_step(
       learning_rate, skipped, skipped_in_a_row, text_length (tokens, on average) where texts are cut, and what the loss
       adds.
 
-    A step whose loss or gradient is not finite changes nothing except the counters. The learning rate of an update is
-    the one that is logged, and follows state.step: skipped steps pass in the schedule, so that it ends where it should.
-    The optimizer's own counts (Adam's bias correction) are of the updates that were kept. Parameters that do not train
-    (training/trainable.py) are returned as they came, and grad_norm and update_norm are those of the others.
+    A step whose loss or gradient is not finite changes nothing except the counters, and its update_norm is 0. The
+    learning rate of an update is the one that is logged, and follows state.step: skipped steps pass in the schedule, so
+    that it ends where it should. The optimizer's own counts (Adam's bias correction) are of the updates that were kept.
+    Parameters that do not train (training/trainable.py) are returned as they came, and grad_norm and update_norm are
+    those of the others.
     """
     tx = make_tx(config, state.params)
     schedule = make_schedule(config.optimizer, config.total_steps)
@@ -75,15 +76,15 @@ def make_train_step(
             before = {name: getattr(state, name) for name in ("opt_state", "batch_stats", "ema_batch_stats")}
             before |= {name: part(getattr(state, name)) for name in ("params", "ema_params")}
             updates, opt_state = tx.update(grads, state.opt_state, before["params"], step=state.step)
-            update_norm = optax.tree.norm(updates)
             params = optax.apply_updates(before["params"], updates)
             params = clip_logit_scale(params, config.model.logit_scale_max)
             averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
             averages = updated_averages(config.optimizer, averages, params, batch_stats)
 
-            finite = after_on_cpu(jnp.isfinite(loss) & jnp.isfinite(grad_norm), update_norm)
+            finite = after_on_cpu(jnp.isfinite(loss) & jnp.isfinite(grad_norm), updates)
             new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
+            update_norm = jnp.where(finite, norm_of_update(updates, before["params"], new["params"]), 0.0)
             new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
@@ -114,14 +115,31 @@ def make_train_step(
     )
 
 
-def after_on_cpu(finite: jax.Array, update_norm: jax.Array) -> jax.Array:
-    """finite; on a CPU it also waits for update_norm, so that the new state can overwrite the old.
+def after_on_cpu(finite: jax.Array, updates: Any) -> jax.Array:
+    """finite; on a CPU it also waits for the updates' norm, so that the new state can overwrite the old.
 
     XLA:CPU copies parameters and moments at the start of a step if anything that reads the old ones could run after the
-    new ones are written. The update's norm is the only such reader. Other compilers order the two by themselves.
+    new ones are written. The updates' norm is the only such reader. Other compilers order the two by themselves.
     """
-    waiting = lambda finite, norm: finite & (norm != -1.0)  # noqa: E731  (no norm is negative; the compiler cannot tell)
-    return jax.lax.platform_dependent(finite, update_norm, cpu=waiting, default=lambda finite, norm: finite)
+
+    def waiting(finite: jax.Array, updates: Any) -> jax.Array:
+        return finite & (optax.tree.norm(updates) != -1.0)  # no norm is negative, which the compiler cannot know
+
+    return jax.lax.platform_dependent(finite, updates, cpu=waiting, default=lambda finite, updates: finite)
+
+
+def norm_of_update(updates: Any, before: Any, new: Any) -> jax.Array:
+    """The L2 norm of the change of the parameters, float32: of `updates`, on a TPU of new - before.
+
+    A TPU sums up the latter while it writes the new parameters; the former would be a pass over memory of its own.
+    """
+    return jax.lax.platform_dependent(
+        updates,
+        before,
+        new,
+        tpu=lambda updates, before, new: optax.tree.norm(jax.tree.map(jnp.subtract, new, before)),
+        default=lambda updates, before, new: optax.tree.norm(updates),
+    )
 
 
 def mean_length(batch: Batch) -> float:
@@ -150,7 +168,7 @@ def lower_step(
 def compile_lowered(
     lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
 ) -> tuple[jax.stages.Compiled, str]:
-    """The step compiled with what clipjax sets for GPUs (clipjax/gpu.py), and what that is; "" where it is nothing.
+    """The step compiled with the options for GPUs (clipjax/machine/gpu.py), and what that is; "" where it is nothing.
 
     more: further options of XLA's, which count before those.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overview, tables
+from benchmarks import overview, startup, tables
 
 BENCHMARKS = Path(tables.__file__).parent
 
@@ -69,21 +69,23 @@ def test_days_and_versions_are_those_that_the_result_records():
 
 def test_each_script_of_which_no_result_is_kept_yet_has_its_table_and_headline():
     on = {"machine": {"processor": "A"}}
-    case = {"seconds": {"import": 1.0, "compile": 2.0}, "total": 3.0, "programs": 9, "found": 4}
-    start = {"startup_x": on | {"model": "x", "depth": 0, "commands": {"--help": 0.3}, "medians": {"no cache": case}}}
+    phases = dict.fromkeys(startup.PHASES, 1.0)
+    case = {"seconds": phases, "total": 3.0, "processor_seconds": 4.0, "programs": 9, "found": 4, "peak_mb": 5}
+    start = {"startup_x": on | {"model": "x", "depth": 0, "medians": {"no cache": case}}}
     assert list(overview.startup(start)) == [("A", "x: no cache 3.0 s")]
-    assert "| x | no cache | 3.0 | import 1.0, compile 2.0 | 9, 4 |" in tables.startup(start)
+    assert "| programs, found in the cache | 9, 4 |" in tables.start(start)
     form = {"images_per_second": 5.0, "system_share": 0.1, "faults": 7.0, "held_mb": 1, "peak_mb": 2}
     medians = {"plain": form | {"milliseconds": 150.0}, "kept": form | {"milliseconds": 100.0}}
     memory = {"kept_memory": on | {"config": "x.py", "medians": medians}}
     assert list(overview.kept_memory(memory)) == [("A", "1.50 times as fast with memory kept")]
-    assert "| kept | 100 | 5 | 10% | 7 | 1 | 2 |" in tables.kept_memory(memory)
+    assert "| kept | 100 | 5 | 10% | 7 | 1 | 2 |" in tables.memory(memory)
     ratios = {"whole": 1.0, "one length": 1.3}
     texts = {"captions": "drawn", "model": "x", "ratio": ratios, "ratio_by_flops": ratios, "processor_seconds": ratios}
     assert list(overview.text_buckets({"text_buckets": on | texts}))[0][1].endswith("one length 1.30")
     assert "| x | drawn | one length | 1.300 | 1.30 | 1.30 |" in tables.text_buckets({"text_buckets": on | texts})
-    for section in (tables.startup, tables.kept_memory, tables.text_buckets):
-        assert section({}) == ""
+    for section in (tables.start, tables.memory):
+        assert tables.NONE_YET in section({})
+    assert tables.text_buckets({}) == ""
 
 
 def test_quick_baselines_stand_side_by_side():

@@ -15,7 +15,7 @@ HEAVY = (
 )  # fmt: skip
 PROGRAM = f"""
 import sys
-from clipjax import environment
+from clipjax.machine import environment
 from clipjax.__main__ import dispatch
 sys.argv = ["clipjax", *sys.argv[1:]]
 environment.prepare(sys.argv[1])

@@ -115,7 +115,7 @@ class Store:
 def three_processes(monkeypatch):
     """run(work) -> [work(largest) of each of three processes], which are threads with one store."""
     store, own = Store(), threading.local()
-    monkeypatch.setattr(processes, "_client", lambda: store)
+    monkeypatch.setattr(processes, "store", lambda: store)
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
     monkeypatch.setattr(processes.jax, "process_index", lambda: own.index)

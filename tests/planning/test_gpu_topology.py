@@ -9,7 +9,7 @@ import pytest
 
 from clipjax.commands.plan import run
 from clipjax.config import ConfigError
-from clipjax.gpu import MEMORY_FRACTION, SWITCH
+from clipjax.machine.gpu import MEMORY_FRACTION, SWITCH
 from clipjax.planning import gpu_topology
 from clipjax.planning.chips import CHIPS, GIB, chip_of_kind
 from clipjax.planning.compile import _refused

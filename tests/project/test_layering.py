@@ -9,13 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Rooms from the top down. A room imports only from rooms above it; those on one line know nothing of each other.
 ORDER = (
-    ("gpu",),
-    ("config", "signals", "environment"),
+    ("config", "signals"),
     ("files",),
     ("json_files",),
     ("processes",),
-    ("compilation_cache",),
-    ("compute_dtype",),
+    ("machine",),
     ("mesh",),
     ("data", "models", "losses", "optim"),
     ("training",),

@@ -1,4 +1,4 @@
-"""Row groups of Parquet files and their values, decoded within bounds: a dictionary of one large value makes a megabyte a terabyte."""
+"""Row groups of Parquet files, decoded within bounds: a dictionary of one large value makes a megabyte a terabyte."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from clipjax.gpu import MEMORY_FRACTION, gpu_environment, gpu_present
+from clipjax.machine.gpu import MEMORY_FRACTION, gpu_environment, gpu_present
 
 GIB = 1 << 30
 LEAST_MEMORY = 4 * GIB  # below it, freed memory goes back to the system as glibc has it
@@ -94,7 +94,7 @@ def kept_memory(command: str, environ: Mapping[str, str]) -> Setting | None:
 
 
 def more_gpu_memory(command: str, environ: Mapping[str, str]) -> Setting | None:
-    """On a GPU: the share of its memory that JAX takes, for a command that trains; see clipjax/gpu.py."""
+    """On a GPU: the share of its memory that JAX takes, for a command that trains; see clipjax/machine/gpu.py."""
     variables = gpu_environment(environ, present=command == "train" and gpu_present(environ))
     if not variables:
         return None

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from clipjax import compilation_cache
-from clipjax.compilation_cache import default_folder, open_cache, processor, prune, quiet_failures
+from clipjax.machine import compilation_cache
+from clipjax.machine.compilation_cache import default_folder, open_cache, processor, prune, quiet_failures
 from tests.runs import ROOT, build_data, losses, write_experiment
 
 # Trains each workdir of argv, and prints how many programs JAX wanted, found and wrote for each.

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from clipjax.compilation_cache import cache_root, exchange, processor
 from clipjax.config import ModelConfig, require
 from clipjax.files import write_text
+from clipjax.machine.compilation_cache import cache_root, exchange, processor
 
 ENOUGH = 2.0  # times as fast: less does not pay for what rounding to 8 bits may cost
 ROWS, WIDTH, HIDDEN, ROUNDS = 1024, 512, 2048, 5

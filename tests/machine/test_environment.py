@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clipjax import environment
-from clipjax.environment import GIB, Setting, has_accelerator, kept_memory
+from clipjax.machine import environment
+from clipjax.machine.environment import GIB, Setting, has_accelerator, kept_memory
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_settings_are_applied_and_their_lines_told_once(monkeypatch):
 
 FREED = """
 import ctypes, sys
-from clipjax.environment import keep_memory
+from clipjax.machine.environment import keep_memory
 kept = sys.argv[1] != "kept" or keep_memory(1 << 30)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

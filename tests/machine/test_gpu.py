@@ -1,4 +1,4 @@
-"""clipjax/gpu.py: which of XLA's options and which variables are set for GPUs, and when they are not."""
+"""clipjax/machine/gpu.py: which of XLA's options and which variables are set for GPUs, and when they are not."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax.gpu import (
+from clipjax.machine.gpu import (
     MEMORY_FRACTION,
     OPTIONS,
     SWITCH,

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from clipjax import compute_dtype
 from clipjax.commands.preflight import Preflight
 from clipjax.commands.sweep import refuse_changed
-from clipjax.compute_dtype import check_dtype, choose_dtype, measure_speedup, measured_speedup
 from clipjax.config import ConfigError, ModelConfig, to_json_dict
+from clipjax.machine import compute_dtype
+from clipjax.machine.compute_dtype import check_dtype, choose_dtype, measure_speedup, measured_speedup
 from tests.runs import build_data, write_experiment
 from tests.tiny import tiny_config
 
