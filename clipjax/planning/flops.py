@@ -98,6 +98,8 @@ def _count(jaxpr: core.Jaxpr) -> int:
             features = parameters["dimension_numbers"].rhs_spec[0]
             taps = math.prod(size for axis, size in enumerate(shapes[1]) if axis != features)
             total += 2 * taps * equation.outvars[0].aval.size
+        elif name == "cond":  # forms for several platforms: one of them is executed
+            total += max(_count(branch.jaxpr) for branch in parameters["branches"])
         else:
             times = parameters["length"] if name == "scan" else 1
             total += times * sum(_count(inner) for inner in _inner(parameters))

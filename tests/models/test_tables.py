@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clipjax.config import ConfigError, ImageTowerConfig, TextTowerConfig
+from clipjax.config import ConfigError, ImageTowerConfig, PatchBudget, TextTowerConfig
 from clipjax.config.fields import declarations
 from clipjax.models import IMAGE_TOWERS, TEXT_TOWERS, TowerOutput, image_tower, patch_budget
 from clipjax.models.pixels import image_of
@@ -62,7 +62,7 @@ def test_a_towers_name_and_dataclass_must_agree():
     with pytest.raises(ConfigError, match="'resnet' goes with ResNetConfig, not with ViTConfig"):
         image_tower(ViTConfig(name="resnet"))
     assert patch_budget(ViTConfig()) is None
-    assert patch_budget(get_preset("siglip2_naflex_b16").image) == (16, 256)
+    assert patch_budget(get_preset("siglip2_naflex_b16").image) == PatchBudget(16, 256)
 
 
 def test_init_from_compares_a_vits_options_that_naflex_lacks_only_if_they_are_used():

@@ -148,11 +148,18 @@ def test_layer_decay_is_the_rule_of_beit_for_scanned_and_unrolled_blocks(scan):
 
 
 def test_the_backward_pass_ends_behind_what_is_frozen():
-    def flops(scan=True, **changes):
+    def program(scan, changes):
         config = config_for(scan=scan, **changes)
-        mesh = on_one_device(config)
         state = jax.eval_shape(initializer(config))
-        return traced_flops(make_loss_and_gradients(config, mesh), state.params, {}, tiny_batches(1)[0], KEY)
+        return make_loss_and_gradients(config, on_one_device(config)), (state.params, {}, tiny_batches(1)[0], KEY)
+
+    def flops(scan=True, **changes):
+        function, arguments = program(scan, changes)
+        return traced_flops(function, *arguments)
+
+    def compiled_flops(**changes):
+        function, arguments = program(False, changes)
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
     frozen = dict(text_lr_multiplier=0.0)
     whole, last, heads = (flops(image_unlocked_blocks=k, **frozen) for k in (DEPTH, 1, 0))
@@ -162,7 +169,9 @@ def test_the_backward_pass_ends_behind_what_is_frozen():
     assert per_block == pytest.approx(2 / 3 * image / DEPTH, rel=0.35)
     assert heads < last - 0.9 * per_block
     assert flops(scan=False, image_unlocked_blocks=1, **frozen) == last
-    assert flops(lora=LoraConfig(rank=2, text=False), **frozen) < whole
+    # The compiler leaves out the gradients of the matrices that adapters replace: a third of their products, or less.
+    lora = compiled_flops(lora=LoraConfig(rank=2, text=False), **frozen)
+    assert lora < 0.9 * compiled_flops(image_unlocked_blocks=DEPTH, **frozen)
 
 
 # Gradients.
