@@ -168,7 +168,7 @@ def make_step(config: ExperimentConfig, mesh: Any):
 
 
 def flops_of(config: ExperimentConfig, columns: float) -> float:
-    """FLOPs of a step with so many columns a text; attention's, which are few, as if all texts had the mean."""
+    """FLOPs of a step whose texts have `columns` columns on average. Attention's are counted as if all had the mean."""
     flops, share = step_flops(config), columns / config.model.text.context_length
     return sum(
         value * {"text tower": share, "text attention": share**2}.get(name, 1.0) for name, value in flops.items()

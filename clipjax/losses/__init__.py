@@ -103,12 +103,12 @@ def chosen_comm(
     batch: rows of all devices; width: of an embedding. The choice follows from these, the loss, its tile and dtype, and
     the mesh, by the model in clipjax/losses/comm/cost.py; it is the same on every process.
     """
-    row = COMMS["dense" if mesh is None else config.comm]
-    if row.choose is None:
-        return "dense" if mesh is None else config.comm
+    name = "dense" if mesh is None else config.comm
+    if COMMS[name].choose is None:
+        return name
     passes = 1 if _loss(config, losses).per_example is None else 2
     rows, itemsize = batch // batch_shards(mesh), jnp.dtype(config.dtype).itemsize
-    return row.choose(Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile), mesh)
+    return COMMS[name].choose(Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile), mesh)
 
 
 def check_loss(config: LossConfig, model: ModelConfig, rows: int) -> None:

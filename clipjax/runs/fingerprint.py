@@ -11,7 +11,7 @@ from typing import Any
 
 from clipjax.config import ExperimentConfig, declared, differences, flat
 from clipjax.config.errors import shown
-from clipjax.models.towers import default_of
+from clipjax.training.recorded import without_later_defaults
 
 # Sections whose fields of role "weights" or "meaning" are recorded, and the prefix of their names in the fingerprint.
 SECTIONS = {"model.image.": "image.", "model.text.": "text.", "data.pixels.": "pixels."}
@@ -61,7 +61,7 @@ def check_fingerprint(stored: Mapping[str, Any], expected: Mapping[str, Any], *,
     An option that was added after the checkpoint was written makes no difference at its default. stored: the
     checkpoint's fingerprint; expected: the configuration's; where: names the checkpoint in the message.
     """
-    expected = {name: v for name, v in expected.items() if name in stored or v != default_of(name, expected)}
+    expected = without_later_defaults(expected, stored)
     if not any(name.startswith("tokenizer.") for name in stored):  # weights that came without a tokenizer
         expected = {name: value for name, value in expected.items() if not name.startswith("tokenizer.")}
     lines = [

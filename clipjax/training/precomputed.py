@@ -11,7 +11,7 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.mixture import open_train
 from clipjax.mesh import named_leaves, to_host
-from clipjax.models.towers import default_of
+from clipjax.training.recorded import without_later_defaults
 from clipjax.training.state import TrainState
 
 Fingerprint = dict[str, Any]  # see clipjax/runs/fingerprint.py
@@ -91,8 +91,7 @@ def check_settings(folder: str, expected: dict[str, Any], *, data: bool) -> None
 
 def compare_made_by(made_by: Fingerprint, expected: Fingerprint, *, where: str) -> None:
     """check_made_by; an option that was added after the embeddings were made makes no difference at its default."""
-    expected = {name: v for name, v in expected.items() if name in made_by or v != default_of(name, expected)}
-    check_made_by(made_by, expected, where=where)
+    check_made_by(made_by, without_later_defaults(expected, made_by), where=where)
 
 
 def data_made_by(data: DataConfig, source: Any) -> dict[str, Any]:

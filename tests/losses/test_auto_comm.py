@@ -20,7 +20,7 @@ TILED = [name for name, row in COMMS.items() if row.work is not None]
 
 
 def devices(count, platform, **fields):
-    """A mesh of so many devices that are not there, as far as the choice reads one."""
+    """What the choice reads of a mesh, without its devices."""
     fields = {"process_index": 0, "slice_index": None} | fields
     grid = np.array([SimpleNamespace(platform=platform, **fields) for _ in range(count)], object).reshape(-1, 1, 1)
     return SimpleNamespace(devices=grid, shape={"data": count, "fsdp": 1, "tensor": 1})

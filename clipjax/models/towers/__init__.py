@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from clipjax.config import (
-    ImageTowerConfig,
-    ModelConfig,
-    PatchBudget,
-    PixelConfig,
-    TextTowerConfig,
-    TokenizerConfig,
-    flat,
-    nearest,
-    require,
-)
+from clipjax.config import ImageTowerConfig, ModelConfig, PatchBudget, TextTowerConfig, nearest, require
 from clipjax.models.towers import (
     absent,
     bert,
@@ -71,19 +60,6 @@ def patch_budget(config: ImageTowerConfig) -> PatchBudget | None:
     """How this tower's images are cut into patches; None for a tower that reads images of one size."""
     budget = image_tower(config).patch_budget
     return budget(config) if budget else None
-
-
-def default_of(name: str, entries: Mapping[str, Any]) -> Any:
-    """The default of the option that an entry of a fingerprint records; None for what is no option, such as sha256.
-
-    name: such as "image.norm_eps". entries: the fingerprint, which names the towers.
-    """
-    section, _, field = name.partition(".")
-    parts = {"pixels": PixelConfig, "tokenizer": TokenizerConfig}
-    for tower, table in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
-        row = table.get(entries.get(f"{tower}.name", ""))
-        parts |= {tower: row.config} if row else {}
-    return flat(parts[section]()).get(field) if section in parts else None
 
 
 def _row(config: ImageTowerConfig | TextTowerConfig, table: Mapping[str, Tower], where: str) -> Tower:
