@@ -107,7 +107,7 @@ def why_one_length(config: ExperimentConfig) -> str:
 
 
 def programs(config: ExperimentConfig, lengths: int) -> int:
-    """How many programs a step may need for `lengths` lengths of texts: one for each (or each pair), and each budget."""
+    """How many programs a step may need for `lengths` lengths of texts: one for each or each pair, and each budget."""
     pairs = config.data.short_texts and not why_one_length(config)
     return (math.comb(lengths + 1, 2) if pairs else lengths) * max(len(budgets(config)), 1)
 
