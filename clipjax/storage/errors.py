@@ -48,12 +48,14 @@ def describe(error: BaseException, path: str) -> StorageError | None:
     if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
         if not isinstance(error, ValueError) or not str(error).startswith("Bad Request"):
             return None
-    text, code = _text_of(error), _code_of(error)
+    text, code = _text_of(error), code_of(error)
     scheme = path.split("://", 1)[0]
     names = {type(found).__name__ for found in _chain(error)}
     if code == 401 or names & _CREDENTIALS or "Anonymous caller" in text:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: no valid credentials for this bucket ({text}); {cure}.", "credentials")
+    if code == "RequestTimeTooSkewed" or "Token must be a short-lived token" in text:
+        return StorageError(f"{path}: this machine's clock is wrong ({text}); set it, and start again.", "credentials")
     if code in _BAD_KEYS:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: the server does not accept the credentials ({text}); {cure}.", "credentials")
@@ -89,7 +91,7 @@ def _text_of(error: BaseException) -> str:
     return (text[:300] or type(error).__name__).rstrip(".")
 
 
-def _code_of(error: BaseException) -> int | str | None:
+def code_of(error: BaseException) -> int | str | None:
     """The HTTP status, or S3's word for what went wrong, of an error or one that it came from."""
     for found in _chain(error):
         response = getattr(found, "response", None)
