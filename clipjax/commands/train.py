@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from clipjax import signals
+from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
@@ -45,6 +45,7 @@ from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.spool import Spool, spooled
 from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
@@ -69,13 +70,19 @@ def run(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     CheckpointError when a checkpoint could not be written.
     """
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    workdir = storage.as_path(workdir)
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held:
-        return locked_run(config, Path(workdir), check_held)
+    with run_lock(workdir) as check_held, spooled(workdir, check_held) as spool:
+        return locked_run(config, workdir, check_held, spool)
 
 
-def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[], None]) -> dict[str, float]:
-    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
+def locked_run(
+    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], spool: Spool
+) -> dict[str, float]:
+    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock.
+
+    spool: where files that grow are written.
+    """
     checked = functools.partial(checking, check_held)
     config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
@@ -97,18 +104,19 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
     results_of = make_evaluate(config, mesh, tokenizer, sources, embed)
     evaluate = functools.partial(numbers_of_state, config, results_of)
     held_out = HeldOut(config, mesh, tokenizer, sources, embed) if config.log.figures and sources else None
-    with checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
+    with checkpoints.open_checkpoints(workdir, config.checkpoint, before_whole=spool.upload) as manager:
         state = restore_or_create(manager, config, mesh, own_fingerprint, batches)
         check_image_embeddings(config, state, own_fingerprint)
         teacher = load_teacher(config, mesh, own_fingerprint)
         step_fn = None if start_from.finished else compile_step(config, mesh, teacher)
         start = int(state.step)
         kept = keep_files(config, workdir, copy=jax.process_index() == 0)
-        bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
+        bad_log = BadRecordsLog(spool.folder, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
-        with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
+        with contextlib.closing(MetricsLog(spool.folder, tensorboard=config.log.tensorboard, resume_step=start)) as log:
+            spool.before.append(log.flush)
             recorder = Recorder(workdir, held_out, log.picture, start)
             meet("the first evaluation")
             if start == 0:
@@ -144,6 +152,7 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                 name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
                 announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
                 return {}
+            spool.upload()
             with signals.saying(describe_end(config, workdir), saved=True):
                 if number := max(gather_json(noted.number)):
                     announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from clipjax.files import naming, write_text
 from clipjax.json_files import read_json_lines
+from clipjax.storage import as_path
 
 FILE = "metrics.jsonl"
 
@@ -57,6 +58,11 @@ class MetricsLog:
         if self.events:
             self.events.add_image(name, pixels, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Writes the events that are buffered; lines are written at once."""
+        if self.events:
+            self.events.flush()
+
     def close(self) -> None:
         for sink in (self.file, self.events):
             if sink is not None:
@@ -70,7 +76,7 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of workdir/metrics.jsonl; [] without the file. Torn lines are left out; null is read as NaN."""
     return [
         {name: math.nan if value is None else value for name, value in line.items() if _is_number(value)}
-        for line in read_json_lines(Path(workdir) / FILE, ("step",))
+        for line in read_json_lines(as_path(workdir) / FILE, ("step",))
         if type(line["step"]) is int
     ]
 
