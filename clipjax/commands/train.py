@@ -137,7 +137,11 @@ def locked_run(
                     evaluated=checked(recorder.record),
                     save=checked(
                         functools.partial(
-                            checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                            spool.before_save(checkpoints.save),
+                            manager,
+                            config=kept.config,
+                            fingerprint=own_fingerprint,
+                            paths=kept.paths,
                         )
                     ),
                     log=checked(log.write),

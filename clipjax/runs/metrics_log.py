@@ -68,6 +68,7 @@ class MetricsLog:
             if sink is not None:
                 with naming(self.path):
                     sink.close()
+        self.file = self.events = None
         for error in self.event_errors[:1]:
             raise error
 

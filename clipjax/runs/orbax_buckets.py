@@ -67,7 +67,7 @@ def teach_s3() -> None:
 
 
 def s3_spec(path: Any) -> dict[str, Any]:
-    """TensorStore's kvstore for an s3:// path, at the server, in the region and with the kind of credentials of s3fs."""
+    """TensorStore's kvstore for an s3:// path: at s3fs's server, in its region, with its kind of credentials."""
     bucket, _, key = str(path).removeprefix(S3).partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
     endpoint, region = _s3_server()

@@ -9,8 +9,8 @@ from typing import Any
 
 from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.runs.metrics_log import read_metrics
-from clipjax.storage import as_path, is_remote
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
+from clipjax.storage import as_path, is_remote
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,10 +65,22 @@ class Spool:
                         temporary.write_bytes(_whole_lines(path))
                     self._sent[name] = stamp
 
+    def before_save(self, save: Callable[..., None]) -> Callable[..., None]:
+        """save, before which processes other than the first upload; the first does so before a checkpoint is whole."""
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            if jax.process_index():
+                self.upload()
+            save(*args, **kwargs)
+
+        return call
+
     def remove(self) -> None:
         """Removes the folder, once everything has been uploaded."""
         if self.remote:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other processes of the run have theirs beside it
+                self.folder.parent.rmdir()
 
     def _own_files(self) -> list[str]:
         """The files that this process writes; others' bad records are here to be read."""
@@ -120,7 +132,12 @@ def spooled(workdir: str | PurePath, check_held: Callable[[], None]) -> Iterator
         except BaseException:
             _try(spool, check_held)
             raise
-    spool.upload()
+    try:
+        spool.upload()
+    except OSError as error:
+        raise storage.StorageError(
+            f"{error}\nThe run's last lines are in {spool.folder}: the same command on this machine uploads them."
+        ) from error
     spool.remove()
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, require
 from clipjax.files import write_text
 from clipjax.json_files import read_json
-from clipjax.storage import as_path
 from clipjax.runs.steps import checkpoints_of, whole_steps
+from clipjax.storage import as_path
 
 FILE, LOCK, LOG = "sweep.json", "sweep.lock", "train.log"
 LONGEST_NAME = 120  # characters of a folder's name
