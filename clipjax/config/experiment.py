@@ -179,6 +179,9 @@ class LogConfig:
     every_steps: int = runtime(50, within=COUNT)
     tensorboard: bool = runtime(True)  # write TensorBoard events too
     figures: bool = runtime(True)  # snapshots of held-out pairs; at the end, report.html and summary.png
+    # the first and the last step to trace with JAX's profiler, such as "100:105", to workdir/profile; "": none
+    profile: str = runtime("")
+    profile_hosts: Literal["first", "all"] = runtime("first")  # which processes write a trace of these steps
 
 
 @dataclass(frozen=True)

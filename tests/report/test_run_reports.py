@@ -5,12 +5,13 @@ import json
 import numpy as np
 from PIL import Image
 
-from clipjax.processes import duration, progress_line
+from clipjax.processes import duration
 from clipjax.report.figures import training_summary
 from clipjax.report.html import write_html
 from clipjax.report.run_data import last_results
 from clipjax.report.table import format_table
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
+from clipjax.training.progress import progress_line
 
 
 def test_a_resumed_log_drops_what_was_written_after_the_checkpoint_and_a_torn_line(tmp_path):
