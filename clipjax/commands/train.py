@@ -45,6 +45,7 @@ from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sinks import open_sinks
 from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
@@ -108,8 +109,11 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
-        with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
-            recorder = Recorder(workdir, held_out, log.picture, start)
+        with (
+            open_sinks(config, workdir, resume_step=start) as sinks,
+            contextlib.closing(MetricsLog(workdir, resume_step=start, also=sinks.write)) as log,
+        ):
+            recorder = Recorder(workdir, held_out, sinks.picture, start)
             meet("the first evaluation")
             if start == 0:
                 results = evaluate(state)
@@ -141,6 +145,7 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                     checked(manager.wait_until_finished)()
             step = int(state.step)
             if step < config.total_steps:
+                sinks.status = "killed"
                 name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
                 announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
                 return {}
@@ -153,6 +158,8 @@ def locked_run(config: ExperimentConfig, workdir: Path, check_held: Callable[[],
                 if config.log.figures:
                     check_held()
                     recorder.finish(eval_variables(state), step)
+                    for name in (SUMMARY, REPORT):
+                        sinks.file(workdir / name)
     return results
 
 
