@@ -9,6 +9,7 @@ from typing import Any
 from clipjax.config import ConfigError, flat, from_json_dict
 from clipjax.json_files import read_json_object
 from clipjax.runs.bad_records_log import read_bad_records
+from clipjax.runs.goodput import Goodput, read_goodput
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.run import hint
 from clipjax.runs.snapshots import PAIRS, PREDICTIONS, Snapshot, read_document, read_snapshots
@@ -41,6 +42,7 @@ class RunData:
     results: dict[str, dict[str, Any]]  # {evaluator: {metric: value}} of the last evaluation
     results_step: int | None
     missing: dict[str, str]  # section -> why it is not there: "curves", "pairs", "predictions"
+    goodput: Goodput | None = None  # where its time went; None where that was not counted
 
     @property
     def step(self) -> int | None:
@@ -90,6 +92,7 @@ def read_run(workdir: str | Path, name: str = "") -> RunData:
         results=results,
         results_step=results_step,
         missing={section: why for section, why in missing.items() if why},
+        goodput=read_goodput(workdir),
     )
 
 

@@ -1,8 +1,9 @@
 """Files of a run in a bucket that grow: kept in a folder of this machine, and uploaded whole.
 
-Nothing can be appended to an object, so that metrics.jsonl, bad_records.jsonl and TensorBoard's events are written in
+Nothing can be appended to an object, so that metrics.jsonl, goodput.jsonl, bad_records.jsonl, TensorBoard's events and
+profiles are written in
 
-    ~/.cache/clipjax/spool/<digest of the workdir's URL>/<process>/
+    ~/.cache/clipjax/spool/<digest of the workdir's URL>/<process>/<name of the run>/
 
 and uploaded just before each checkpoint becomes whole, and at the end: with a checkpoint, the bucket has the curve up
 to its step. A run that is started again takes the bucket's files; where this machine has more of the same file, because
@@ -30,7 +31,7 @@ from clipjax.machine.compilation_cache import cache_root
 from clipjax.runs.lock import RunLockError
 from clipjax.runs.stored_files import stored_files
 
-EVENTS = "tensorboard"
+SINKS = "sinks"  # the folder with the ids that other loggers gave the run
 
 
 class Spool:
@@ -41,12 +42,12 @@ class Spool:
         self.workdir = storage.as_path(workdir)
         self.remote = storage.is_remote(self.workdir)
         self.folder = self.workdir
-        self.before: list[Callable[[], None]] = []  # called before an upload, as to write what is buffered
         self._sent: dict[str, tuple[int, int]] = {}  # file -> (size, time) of what the bucket has
+        self._others: set[str] = set()  # files of other processes, which are here to be read
         self._lock = threading.Lock()  # Orbax's thread uploads as well
         if self.remote:
             name = hashlib.sha256(str(self.workdir).encode()).hexdigest()[:16]
-            self.folder = cache_root(os.environ) / "spool" / name / str(jax.process_index())
+            self.folder = cache_root(os.environ) / "spool" / name / str(jax.process_index()) / self.workdir.name
             self.folder.mkdir(parents=True, exist_ok=True)
             self._fetch()
 
@@ -54,10 +55,8 @@ class Spool:
         """Uploads this process's files that have changed since. Raises OSError as storage does."""
         if not self.remote:
             return
-        for call in self.before:
-            call()
         with self._lock:
-            for name in self._own_files():
+            for name in sorted(self._files() - self._others):
                 path = self.folder / name
                 stamp = _stamp(path)
                 if self._sent.get(name) != stamp:
@@ -78,43 +77,41 @@ class Spool:
     def remove(self) -> None:
         """Removes the folder, once everything has been uploaded."""
         if self.remote:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.folder.parent, ignore_errors=True)
             with contextlib.suppress(OSError):  # other processes of the run have theirs beside it
-                self.folder.parent.rmdir()
+                self.folder.parent.parent.rmdir()
 
-    def _own_files(self) -> list[str]:
-        """The files that this process writes; others' bad records are here to be read."""
-        names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
-        return sorted(name for name in names if self._is_own(name))
-
-    def _is_own(self, name: str) -> bool:
-        process = jax.process_index()
-        if name.startswith("bad_records"):
-            return name == (f"bad_records-{process}.jsonl" if process else "bad_records.jsonl")
-        return process == 0
+    def _files(self) -> set[str]:
+        paths = self.folder.rglob("*")
+        return {path.relative_to(self.folder).as_posix() for path in paths if path.is_file() and not path.is_symlink()}
 
     def _fetch(self) -> None:
         """Makes the folder hold what the bucket has, or what this machine has written on."""
-        if not self.workdir.is_dir():
-            shutil.rmtree(self.folder)
-            self.folder.mkdir()
-            return
-        lines = {path.name: path for path in self.workdir.iterdir() if path.suffix == ".jsonl"}
-        sizes = {f"{EVENTS}/{name}": file.bytes for name, file in stored_files(self.workdir / EVENTS).items()}
-        for name in set(self._own_files()) - lines.keys():
+        process, found = jax.process_index(), self.workdir.is_dir()
+        top = [path for path in self.workdir.iterdir() if path.suffix == ".jsonl"] if found else []
+        own = f"bad_records-{process}.jsonl" if process else "bad_records.jsonl"
+        fetched = {path.name for path in top if process == 0 or path.name.startswith("bad_records")}
+        self._others = {name for name in fetched if name.startswith("bad_records") and name != own}
+        if process == 0:
+            fetched |= {f"{SINKS}/{name}" for name in stored_files(self.workdir / SINKS)}
+        folders = {name.partition("/")[0] for name in self._files() if "/" in name}
+        sizes = {
+            f"{folder}/{name}": file.bytes
+            for folder in folders
+            for name, file in stored_files(self.workdir / folder).items()
+        }
+        for name in self._files() - fetched:
             path = self.folder / name
             if name not in sizes:
                 path.unlink()  # of an earlier run in the same place
             elif path.stat().st_size <= sizes[name]:
                 self._sent[name] = _stamp(path)
-        for name, path in lines.items():
-            if not (self._is_own(name) or name.startswith("bad_records")):
-                continue
-            data, local = path.read_bytes(), self.folder / name
-            if local.is_file() and len(data) and local.read_bytes().startswith(data):
-                continue
-            local.write_bytes(data)
-            self._sent[name] = _stamp(local)
+        for name in fetched:
+            data, local = (self.workdir / name).read_bytes(), self.folder / name
+            if not (local.is_file() and data and local.read_bytes().startswith(data)):
+                local.parent.mkdir(exist_ok=True)
+                local.write_bytes(data)
+                self._sent[name] = _stamp(local)
 
 
 @contextlib.contextmanager
