@@ -71,6 +71,13 @@ def test_a_fault_at_once_or_in_a_thread_gives_one_message_and_no_traceback(found
 
 
 @pytest.mark.slow
+def test_sigusr2_profiles_the_next_steps_and_ends_nothing(found, folder):
+    code, lines, steps = found["SIGUSR2 in step 4"]
+    assert code == 0 and "12" in steps and lines[0] == "SIGUSR2: profiling steps 5 to 9", lines
+    assert lines[1].startswith(f"profiled steps 5 to 9: {folder / 'faulty' / 'profile'}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_ends_every_command_with_130_and_one_line(found, command):
     assert found[command] == (130, [found[command][1][0]], [])
