@@ -10,6 +10,8 @@ import pytest
 from clipjax.__main__ import COMMANDS
 from tests.runs import ROOT
 
+PROGRESS = ("step ", "Wrote ", "Memory: ", "Compiled programs: ")  # how lines begin that every run prints
+
 
 @pytest.fixture(scope="module")
 def found(folder, tmp_path_factory):
@@ -22,7 +24,7 @@ def found(folder, tmp_path_factory):
     assert process.returncode == 0, process.stderr
     outcomes = json.loads(process.stdout.splitlines()[-1])
     kept = {
-        name: [line for line in output.splitlines() if not line.startswith(("step ", "Wrote "))]
+        name: [line for line in output.splitlines() if not line.startswith(PROGRESS)]
         for name, (_, output, _) in outcomes.items()
     }
     return {name: (code, kept[name], steps) for name, (code, _, steps) in outcomes.items()}
