@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 
 from clipjax import signals
 from clipjax.files import message_text, printable
+from clipjax.jax_private import coordination_client
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -263,10 +264,8 @@ _service_handler: int | None = None  # the address of the service's own handler 
 
 
 def store() -> Any:
-    """The client of the coordination service's key-value store. JAX has no public name for it (0.10 and 0.12)."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
+    """The client of the coordination service's key-value store; None for a process that runs alone."""
+    return coordination_client()
 
 
 def duration(seconds: float) -> str:

@@ -34,6 +34,7 @@ from clipjax.runs.integrity import newest_intact
 from clipjax.runs.own_files import with_own_tokenizer
 from clipjax.runs.resume import Restart, check_restart
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sinks import check_sinks
 from clipjax.runs.weights import check_init_from, initialised, load_teacher, open_named
 from clipjax.training.check import check, check_tokenizer
 from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
@@ -117,6 +118,7 @@ class Preflight:
         check(self.config, num_devices=jax.device_count(), process_count=jax.process_count())
         check_dtype(self.config.model)
         choose_decoder(self.config.data)
+        check_sinks(self.config.log)
         auto = f"; {self.dtype_line.rstrip('.')}" if self.dtype_line else ""
         return f"its parts fit each other and mesh {dict(self.mesh.shape)}{auto}"
 

@@ -51,6 +51,7 @@ from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sinks import open_sinks
 from clipjax.runs.sweep import saved_step
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
@@ -123,8 +124,11 @@ def locked_run(
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
-        with contextlib.closing(MetricsLog(workdir, tensorboard=config.log.tensorboard, resume_step=start)) as log:
-            recorder = Recorder(workdir, held_out, log.picture, start)
+        with (
+            open_sinks(config, workdir, resume_step=start) as sinks,
+            contextlib.closing(MetricsLog(workdir, resume_step=start, also=sinks.write)) as log,
+        ):
+            recorder = Recorder(workdir, held_out, sinks.picture, start)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
             meet("the first evaluation")
@@ -162,6 +166,7 @@ def locked_run(
             accounts.enter("other")
             step = int(state.step)
             if step < config.total_steps:
+                sinks.status = "killed"
                 name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
                 announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
                 return {}
@@ -176,6 +181,8 @@ def locked_run(
                 if config.log.figures:
                     check_held()
                     recorder.finish(eval_variables(state), step)
+                    for name in (SUMMARY, REPORT):
+                        sinks.file(workdir / name)
                 goodput.close()
                 announce(describe_goodput(read_goodput(workdir)) if jax.process_index() == 0 else "")
     return results

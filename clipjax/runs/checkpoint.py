@@ -60,7 +60,7 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: write_step_checksums(directory)),
     )
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+    manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
     try:
         yield manager
     except BaseException as error:
@@ -79,7 +79,7 @@ def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The manager of a folder of checkpoints, to read from. Raises CheckpointError where Orbax cannot open it."""
     options = ocp.CheckpointManagerOptions(read_only=True)
     try:
-        manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+        manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoints in {directory} cannot be read ({type(error).__name__}: {error!s:.200}): the "
@@ -234,10 +234,10 @@ def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> N
         raise CheckpointError("\n".join([f"{where}:", *lines[:SHOWN], *more, *cures]))
 
 
-def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+def handler_registry() -> ocp.CheckpointHandlerRegistry:
     """The handler of each item. Naming them lets a tree's shapes be read before any of its arrays."""
     trees = {name: ocp.StandardCheckpointHandler() for name in (*WEIGHTS, "train")}
-    return {**trees, "meta": ocp.JsonCheckpointHandler()}
+    return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
 
 
 def _reason(error: BaseException) -> str:
