@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-import os
 import re
 from typing import Any
 
@@ -17,6 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
+from clipjax.machine.joining import join
+from clipjax.machine.placement import Placement
 from clipjax.processes import HEARTBEAT_SECONDS, meet
 
 __all__ = [
@@ -244,28 +245,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def initialize_distributed(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins the processes of one run; does nothing for a run of one process.
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    start_timeout: float | None = None,
+) -> Placement:
+    """Joins the processes of one run; does nothing for a run of one process. Called before JAX looks for devices.
 
-    Give all three arguments to start by hand. Slurm (srun with several tasks), TPU pods (TPU_WORKER_HOSTNAMES) and
-    JAX_COORDINATOR_ADDRESS are recognised from the environment and left to jax.distributed.
+    What is None is found in the environment: see docs/clusters.md for the systems, and clipjax/machine/clusters.py.
+    num_processes=1 starts one process whatever the environment says. start_timeout: seconds that processes wait for
+    each other (300). Raises ConfigError and StartError; see clipjax.machine.joining.join.
     """
-    by_hand = (coordinator_address, num_processes, process_id)
-    require(
-        all(v is None for v in by_hand) or all(v is not None for v in by_hand),
-        f"--coordinator_address, --num_processes and --process_id go together; got {by_hand}.",
+    return join(
+        coordinator_address, num_processes, process_id, seconds=start_timeout, heartbeat_seconds=HEARTBEAT_SECONDS
     )
-    if coordinator_address is not None:
-        jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-        return
-    env = os.environ
-    in_slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env
-    in_tpu_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
-    if in_slurm or in_tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def to_mesh(array: np.ndarray, sharding: Sharding) -> jax.Array:
