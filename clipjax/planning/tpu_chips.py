@@ -1,10 +1,10 @@
 """The TPUs that plans can be made for: the memory, speed and bandwidth of one device of each.
 
 Sources: Google Cloud's TPU system architecture pages (peak rates, HBM, bandwidth; data-centre network: 6.4 Tb/s for the
-256 chips of a v5e pod, 25.6 for v6e's, 50 Gb/s for a v5p chip; v4 and tpu7x are assumed to have v5p's) and "How to Scale
-Your Model" (jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is chosen so that the matrix
-units' width times clock is the published peak. `hbm` is what the compiler reports as available, which is below the
-nominal size.
+256 chips of a v5e pod, 25.6 for v6e's, 50 Gb/s for a v5p chip; v4 and tpu7x are assumed to have v5p's) and "How to
+Scale Your Model" (jax-ml.github.io/scaling-book, one-way bandwidth of an ICI link). `clock` is chosen so that the
+matrix units' width times clock is the published peak. `hbm` is what the compiler reports as available, which is below
+the nominal size.
 """
 
 from __future__ import annotations

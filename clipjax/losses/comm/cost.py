@@ -6,8 +6,8 @@ where bytes that move while tiles are computed cost only what they take longer t
 brings each device its own part of the other slices' rows, which the slice then shares over its links; a ring's hop
 crosses with all of a device's rows. The rates are of a platform, not of one chip: mostly the numbers of tiles, of
 products and of hops decide, which each strategy counts for itself. In the committed tables
-(benchmarks/results/loss_memory_v5e_16x16.json and loss_memory_cpu_8.json) the model's choice is within 7% of the fastest
-tiled form everywhere, and never slower than "all_gather".
+(benchmarks/results/loss_memory_v5e_16x16.json and loss_memory_cpu_8.json) the model's choice is within 7% of the
+fastest tiled form everywhere, and never slower than "all_gather".
 """
 
 from __future__ import annotations
