@@ -92,7 +92,7 @@ class BlockCache:
 
         Raises OSError where it cannot be kept.
         """
-        path = self._whole_path(blob)
+        path = self.whole_path(blob)
         with self._turn(path.parent.name):
             if path.is_file() and path.stat().st_size == blob.size:
                 _touch(path, path.stat().st_mtime)
@@ -103,7 +103,8 @@ class BlockCache:
                 self._fetch_whole(blob, temporary)
         return path
 
-    def _whole_path(self, blob: Blob) -> Path:
+    def whole_path(self, blob: Blob) -> Path:
+        """Where `whole` puts an object."""
         name = _name(blob, -1, blob.size).hex()
         return self.folder / "whole" / name[:2] / name / blob.url.rpartition("/")[2]
 
