@@ -34,9 +34,7 @@ def use_cache(folder: str, gibibytes: float) -> None:
     Raises StorageError for a folder in a bucket.
     """
     if is_remote(folder):
-        raise StorageError(
-            f"config.data.cache_dir={folder} must be a folder on a local disk: it keeps data of buckets."
-        )
+        raise StorageError(f"config.data.cache_dir={folder} must be on a local disk: it keeps data read from buckets.")
     chosen, limit = Path(folder).absolute() if folder else None, int(gibibytes * GIB)
     if (chosen, limit) != (_settings.folder, _settings.limit):
         _settings.folder, _settings.limit, _settings.claimed = chosen, limit, {}
