@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from clipjax import signals
+from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.commands.train_lines import describe_end, describe_finished, describe_stop, last_results
@@ -53,6 +53,7 @@ from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sinks import Sinks, open_sinks
+from clipjax.runs.spool import Spool, spooled
 from clipjax.runs.weights import load_teacher
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
@@ -80,15 +81,19 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     """
     accounts = Accounts(started)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    workdir = storage.as_path(workdir)
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held:
-        return locked_run(config, Path(workdir), check_held, accounts)
+    with run_lock(workdir) as check_held, spooled(workdir, check_held) as spool:
+        return locked_run(config, workdir, check_held, accounts, spool)
 
 
 def locked_run(
-    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts
+    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts, spool: Spool
 ) -> dict[str, float]:
-    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
+    """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock.
+
+    spool: where files that grow are written.
+    """
     checked = functools.partial(checking, check_held)
     start_from, complete = look_before(config, workdir)
     config = start_from.config
@@ -100,8 +105,9 @@ def locked_run(
     results_of = make_evaluate(config, mesh, tokenizer, sources, embed)
     held_out = HeldOut(config, mesh, tokenizer, sources, embed) if config.log.figures and sources else None
     resume_step = start_from.restart.step if start_from.restart else 0
-    goodput = GoodputLog(workdir, accounts, resume_step, check_held)
-    with goodput, checkpoints.open_checkpoints(workdir, config.checkpoint) as manager:
+    goodput = GoodputLog(spool.folder, accounts, resume_step, check_held)
+    saving = checkpoints.open_checkpoints(workdir, config.checkpoint, before_whole=spool.upload)
+    with goodput, saving as manager:
         with accounts("restore" if start_from.restart else "start"):
             state = restore_or_create(manager, config, mesh, own_fingerprint, batches)
         check_image_embeddings(config, state, own_fingerprint)
@@ -110,13 +116,13 @@ def locked_run(
             step_fn = None if start_from.finished else compile_step(config, mesh, teacher)
         start = int(state.step)
         kept = keep_files(config, workdir, copy=jax.process_index() == 0)
-        bad_log = BadRecordsLog(workdir, batches.met, resume_step=start, process_index=jax.process_index())
+        bad_log = BadRecordsLog(spool.folder, batches.met, resume_step=start, process_index=jax.process_index())
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
         with (
-            open_sinks(config, workdir, resume_step=start) as sinks,
-            contextlib.closing(MetricsLog(workdir, resume_step=start, also=sinks.write)) as log,
+            open_sinks(config, spool.folder, resume_step=start) as sinks,
+            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=sinks.write)) as log,
         ):
             recorder = Recorder(workdir, held_out, sinks.picture, start)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
@@ -133,7 +139,11 @@ def locked_run(
             with at_once, signals.noting() as noted, streaming as stream, bad_log.kept_on(DataError):
                 accounts.enter("step")
                 save = functools.partial(
-                    checkpoints.save, manager, config=kept.config, fingerprint=own_fingerprint, paths=kept.paths
+                    spool.before_save(checkpoints.save),
+                    manager,
+                    config=kept.config,
+                    fingerprint=own_fingerprint,
+                    paths=kept.paths,
                 )
                 done = loop(
                     config,
@@ -145,7 +155,7 @@ def locked_run(
                     save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
                     step_done=lambda step: (bad_log.write(step), goodput.step_done(step)),
-                    profiler=Profiler(config, workdir, start, lambda: accounts("other")),
+                    profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
                     data_metrics=functools.partial(host_metrics, batches, goodput),
                     compile_seconds=compile_seconds,
                     flops=BatchFlops(config, teacher),
@@ -153,7 +163,7 @@ def locked_run(
                 )
                 with checkpoints.clear_errors(manager), accounts("checkpoint"):
                     checked(manager.wait_until_finished)()
-            return conclude(config, workdir, done, noted, sinks, recorder, goodput, check_held)
+            return conclude(config, workdir, done, noted, sinks, recorder, goodput, spool, check_held)
 
 
 def conclude(
@@ -164,6 +174,7 @@ def conclude(
     sinks: Sinks,
     recorder: Recorder,
     goodput: GoodputLog,
+    spool: Spool,
     check_held: Callable[[], None],
 ) -> dict[str, float]:
     """What follows the last saved step: a line about it or, where it is the run's last, its report and accounts."""
@@ -175,6 +186,7 @@ def conclude(
         announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
         return {}
     goodput.finished = True
+    spool.upload()
     with signals.saying(describe_end(config, workdir), saved=True):
         if number := max(gather_json(noted.number)):
             announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
@@ -182,13 +194,14 @@ def conclude(
         if done.data_state:
             announce(describe_bad_records(workdir, all_causes(done.data_state)))
         goodput.write()
+        spool.upload()
         if config.log.figures:
             check_held()
             recorder.finish(eval_variables(done.state), step)
             for name in (SUMMARY, REPORT):
                 sinks.file(workdir / name)
         goodput.close()
-        announce(describe_goodput(read_goodput(workdir)) if jax.process_index() == 0 else "")
+        announce(describe_goodput(read_goodput(spool.folder)) if jax.process_index() == 0 else "")
     return done.results
 
 
