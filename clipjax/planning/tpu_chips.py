@@ -22,6 +22,11 @@ class Tpu(Chip):
     cores: int = 1  # cores that share the work of one device ("megacore")
     topology_options: tuple[tuple[str, str], ...] = ()  # what JAX must be told to describe a slice
 
+    @property
+    def float32_peak(self) -> float:
+        """That of bfloat16: JAX multiplies float32 in one pass of the matrix units, rounded to bfloat16."""
+        return self.peak
+
     def transfer_seconds(self, kind: str, sent: float, received: float, per_host: int, hosts: int) -> float:
         """A permutation uses one link; other collectives use both directions of every dimension of the torus."""
         links = 1 if kind == "collective-permute" else 2 * self.torus

@@ -19,6 +19,7 @@ from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
 from clipjax.training.cut import check_text_buckets
 from clipjax.training.lora import check_lora
+from clipjax.training.profile import profile_window
 from clipjax.training.trainable import check_trainable, farthest
 
 
@@ -58,6 +59,7 @@ def part_checks(
         partial(check_lora, config),
         partial(check_temperature, model),
         partial(check_best_metric, config),
+        partial(profile_window, config),
     )
 
 

@@ -61,7 +61,7 @@ def test_a_signal_or_fault_in_training_gives_one_line_and_saves_what_it_can(foun
         ("SIGTERM twice in step 4", 143, "SIGTERM: stopped at once; "),
         ("a file in the way of checkpoints", 1, "Not a directory: '"),
         ("lock of another run", 1, "run.lock was replaced under this run: nobody holds it now. It stopped"),
-        ("events full", 1, "tensorboard: No space left on device. Make room"),
+        ("events full", 0, "warning: TensorBoard: No space left on device: "),
     ],
 )
 def test_a_fault_at_once_or_in_a_thread_gives_one_message_and_no_traceback(found, fault, code, words):
