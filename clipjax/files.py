@@ -15,22 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipjax import signals
+from clipjax import signals, storage
+from clipjax.storage import AnyPath
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | AnyPath, text: str) -> None:
     """Writes UTF-8 text atomically: neither a reader nor a crash ever sees half of it."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | AnyPath) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` on success and is removed on an error or a signal.
 
     What a process that was killed has left of the same file is removed first, unless somebody is still writing it. An
-    OSError names `path`.
+    OSError names `path`. For a path in a bucket, the temporary file is local, and uploaded whole on success.
     """
+    if storage.is_remote(path):
+        with _uploading(path) as folder:
+            yield (temporary := folder / storage.as_path(path).name)
+            storage.upload_file(temporary, path)
+        return
     path = Path(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +58,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def making_folder(destination: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `destination` on success, and is removed on an error or a signal."""
+def making_folder(destination: str | AnyPath) -> Iterator[Path]:
+    """A temporary folder that becomes `destination` on success, and is removed on an error or a signal.
+
+    For a destination in a bucket, the temporary folder is local, and uploaded on success as storage.upload_folder does.
+    """
+    if storage.is_remote(destination):
+        with _uploading(destination) as temporary:
+            yield temporary
+            storage.upload_folder(temporary, destination)
+        return
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(destination)
@@ -70,8 +84,25 @@ def making_folder(destination: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Removes what killed processes have left of `path`; what a living one still writes has its lock, and stays."""
+@contextmanager
+def _uploading(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A local temporary folder for what will be uploaded to `path`; removed on success, an error or a signal."""
+    storage.as_path(path)  # a wrong one is refused before the work
+    temporary = Path(tempfile.mkdtemp(prefix="clipjax-upload-"))
+    try:
+        with signals.tidying(lambda _: shutil.rmtree(temporary, ignore_errors=True)):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: str | AnyPath) -> None:
+    """Removes what killed processes have left of `path`; what a living one still writes has its lock, and stays.
+
+    In a bucket nothing is left beside `path`.
+    """
+    if storage.is_remote(path):
+        return
     path = Path(path)
     stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     names = re.compile(rf"\.{re.escape(stem)}-[a-z0-9_]{{8}}{re.escape(suffix)}")
@@ -91,7 +122,7 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 @contextmanager
-def naming(path: str | Path, *, instead_of: str | Path | None = None) -> Iterator[None]:
+def naming(path: str | AnyPath, *, instead_of: str | Path | None = None) -> Iterator[None]:
     """Makes an OSError of the block name `path`, where it names no file, as a full disk does, or `instead_of`."""
     try:
         yield
@@ -106,7 +137,7 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_text(path: str | Path, limit: int = 0) -> str:
+def read_text(path: str | AnyPath, limit: int = 0) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
     limit: bytes; 0: MAX_TEXT. Raises TextFileError for a file in another encoding or with zero bytes, above the limit,
@@ -115,20 +146,25 @@ def read_text(path: str | Path, limit: int = 0) -> str:
     return decode_text(read_file(path, limit or MAX_TEXT), str(path))
 
 
-def read_file(path: str | Path, limit: int) -> bytes:
+def read_file(path: str | AnyPath, limit: int) -> bytes:
     """The bytes of a file. Raises TextFileError above the limit, and for what is no file; OSError as open does."""
-    kind = not_a_file(path)
-    if kind and kind != "a folder":  # opening a folder says so itself; reading a pipe may never return
-        raise TextFileError(f"{path} is {kind}; expected a file.")
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
+    if storage.is_remote(path):
+        data = storage.read_bytes(storage.as_path(path), limit)
+    else:
+        kind = not_a_file(path)
+        if kind and kind != "a folder":  # opening a folder says so itself; reading a pipe may never return
+            raise TextFileError(f"{path} is {kind}; expected a file.")
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
     if len(data) > limit:
         raise TextFileError(f"{path} has more than {limit:,} bytes, the limit for files of its kind.")
     return data
 
 
-def not_a_file(path: str | Path) -> str:
+def not_a_file(path: str | AnyPath) -> str:
     """What a path names if it is no file, such as "a named pipe"; "": a file, or nothing. Links are followed."""
+    if storage.is_remote(path):
+        return "a folder" if storage.as_path(path).is_dir() else ""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -190,7 +226,7 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def numbered_lines(path: str | Path, *, gaps: bool = False) -> list[str]:
+def numbered_lines(path: str | AnyPath, *, gaps: bool = False) -> list[str]:
     """The lines of a file whose line numbers mean something, such as class names by label: stripped, from 0.
 
     Empty lines at the end are dropped. Raises TextFileError for an empty line before the last name, where one reader
@@ -252,7 +288,8 @@ def glob_visible(pattern: str, *, recursive: bool = False) -> list[str]:
     def unasked(part: str) -> bool:
         return hidden(part) and not any(fnmatch.fnmatchcase(part, name) for name in named)
 
-    return [path for path in glob.glob(pattern, recursive=recursive) if not any(map(unasked, path.split("/")))]
+    found = storage.glob(pattern) if storage.is_remote(pattern) else glob.glob(pattern, recursive=recursive)
+    return [path for path in found if not any(map(unasked, path.split("/")))]
 
 
 _LEFTOVERS = frozenset(

@@ -5,29 +5,35 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from clipjax import storage
 from clipjax.files import read_text
+from clipjax.storage import AnyPath
 
 
-def read_json_object(path: str | Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none: no file, or one that cannot be read or holds something else."""
+def read_json_object(path: str | AnyPath) -> dict[str, Any]:
+    """The object in a file; {} where there is none: no file, or one that cannot be read or holds something else.
+
+    Raises StorageError where a bucket does not let itself be read, which says nothing about the file.
+    """
     try:
-        document = parse_json(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(storage.as_path(path).read_text(encoding="utf-8"))
+    except storage.StorageError:
+        raise
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
 
 
-def read_json_lines(path: str | Path, keys: Collection[str] = ()) -> list[dict[str, Any]]:
+def read_json_lines(path: str | AnyPath, keys: Collection[str] = ()) -> list[dict[str, Any]]:
     """The objects in order; [] without the file. Lines that are torn, or hold no object with these keys, are left out.
 
     One warning names the lines that were left out, in the first reading that finds them.
     """
-    path = Path(path)
+    path = storage.as_path(path)
     lines, bad = [], []
     data = path.read_bytes() if path.is_file() else b""
     for number, text in enumerate(data.split(b"\n"), 1):
@@ -61,7 +67,7 @@ def parse_json(text: str | bytes, limit: int = 0) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(path: str | Path, limit: int = 0) -> Any:
+def read_json(path: str | AnyPath, limit: int = 0) -> Any:
     """The value of a JSON file, in an encoding of read_text. Raises ValueError as parse_json and read_text do."""
     return parse_json(read_text(path, limit or MAX_JSON), limit)
 

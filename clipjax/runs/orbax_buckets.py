@@ -70,7 +70,7 @@ def s3_spec(path: Any) -> dict[str, Any]:
     """TensorStore's kvstore for an s3:// path: at s3fs's server, in its region, with its kind of credentials."""
     bucket, _, key = str(path).removeprefix(S3).partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
-    endpoint, region = _s3_server()
+    endpoint, region = _s3_server(str(path))
     if endpoint:
         spec |= {"endpoint": endpoint, "aws_region": region}
     if os.environ.get("AWS_ACCESS_KEY_ID") and not os.environ.get("AWS_PROFILE"):
@@ -78,14 +78,10 @@ def s3_spec(path: Any) -> dict[str, Any]:
     return spec
 
 
-@functools.cache
-def _s3_server() -> tuple[str, str]:
+def _s3_server(path: str) -> tuple[str, str]:
     """(the URL of a server other than Amazon's, "" for Amazon's; the region), as s3fs finds them."""
-    import fsspec
-
-    client = fsspec.filesystem("s3")
-    client.connect()
-    endpoint, region = client.s3.meta.endpoint_url or "", client.s3.meta.region_name
+    client = storage.filesystem(path).s3.meta
+    endpoint, region = client.endpoint_url or "", client.region_name
     amazon = endpoint.rstrip("/").endswith((".amazonaws.com", ".amazonaws.com.cn"))
     return "" if amazon else endpoint.rstrip("/"), region if region and region != "aws-global" else "us-east-1"
 

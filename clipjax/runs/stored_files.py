@@ -30,12 +30,13 @@ def stored_files(folder: Any) -> dict[str, Stored]:
         paths = [path for path in folder.rglob("*") if path.is_file()]
         return {path.relative_to(folder).as_posix(): Stored(path.stat().st_size) for path in paths}
     system, root = _opened(folder)
-    found = {
-        name.removeprefix(f"{root}/"): info
-        for name, info in system.find(root, detail=True).items()
-        if info["type"] == "file" and not name.endswith("/")
-    }
-    trusted = not str(folder).startswith("s3://") or _etags_are_md5(system, root, found)
+    with storage.translating(folder):
+        found = {
+            name.removeprefix(f"{root}/"): info
+            for name, info in system.find(root, detail=True).items()
+            if info["type"] == "file" and not name.endswith("/")
+        }
+        trusted = not str(folder).startswith("s3://") or _etags_are_md5(system, root, found)
     return {name: Stored(info["size"], _md5(info) if trusted else "") for name, info in found.items()}
 
 
@@ -45,9 +46,11 @@ def digest(path: Any, kind: str) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, kind).hexdigest()
     system, name = _opened(path)
-    made, size = hashlib.new(kind), system.size(name)
-    for start in range(0, size, PIECE):
-        made.update(system.cat_file(name, start=start, end=min(start + PIECE, size)))
+    made = hashlib.new(kind)
+    with storage.translating(path):
+        size = system.size(name)
+        for start in range(0, size, PIECE):
+            made.update(system.cat_file(name, start=start, end=min(start + PIECE, size)))
     return made.hexdigest()
 
 
@@ -57,18 +60,16 @@ def move_folder(folder: Any, target: Any) -> None:
         folder.rename(target)
         return
     system, root = _opened(folder)
-    names = list(system.find(root))
-    for name in names:
-        system.copy(name, _opened(target)[1] + name.removeprefix(root))
-    system.rm(names)
+    with storage.translating(folder, writing=True):
+        names = list(system.find(root))
+        for name in names:
+            system.cp_file(name, _opened(target)[1] + name.removeprefix(root))
+        system.rm(names)
 
 
 def _opened(path: PurePath) -> tuple[Any, str]:
     """(the file system of a bucket, the name of the object there)."""
-    import fsspec
-
-    system, name = fsspec.core.url_to_fs(str(path))
-    return system, name.rstrip("/")
+    return storage.filesystem(path), str(path).split("://", 1)[1].rstrip("/")
 
 
 def _md5(info: dict[str, Any]) -> str:

@@ -1,0 +1,102 @@
+"""The libraries behind each scheme, and how they are told to connect."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipjax.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    import fsspec
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One kind of bucket. library: the module that speaks to it; extra: of clipjax, which installs it."""
+
+    service: str
+    library: str
+    extra: str
+
+
+SCHEMES = {
+    "gs": Scheme("Google Cloud Storage", "gcsfs", "gcs"),
+    "s3": Scheme("Amazon S3 and servers like it", "s3fs", "s3"),
+}
+CONNECT_SECONDS = 15  # to open a connection
+SILENCE_SECONDS = 60  # without a byte on an open one
+
+
+def missing_extra(path: str | os.PathLike[str]) -> str:
+    """What to say where the library for a remote path is not installed; "" where it is."""
+    scheme = os.fspath(path).split("://", 1)[0]
+    row = SCHEMES[scheme]
+    if row.library in sys.modules or importlib.util.find_spec(row.library) is not None:
+        return ""
+    return f"{path} needs {row.library}, which is not installed: pip install 'clipjax[{row.extra}]'"
+
+
+def require(path: str | os.PathLike[str]) -> None:
+    """Raises StorageError where missing_extra has something to say; else prepares the libraries, once."""
+    if message := missing_extra(path):
+        raise StorageError(f"{message}.", "extra")
+    _prepare()
+
+
+def filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
+    """The fsspec file system of a remote path, one in each process, thread and scheme; it caches no listings."""
+    require(path)
+    import fsspec
+
+    return fsspec.filesystem(os.fspath(path).split("://", 1)[0])
+
+
+def forget_connections() -> None:
+    """Closes nothing, and connects anew from here on: after a change of endpoints or credentials in this process."""
+    for name, row in SCHEMES.items():
+        if row.library in sys.modules:
+            import fsspec
+
+            fsspec.get_filesystem_class(name).clear_instance_cache()
+    if "etils.epath" in sys.modules:
+        from etils.epath import backend
+
+        backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@functools.cache
+def _prepare() -> None:
+    """Sets what the libraries read when they are first used: no stale listings, bounded waits, no tracebacks."""
+    os.environ.setdefault("EPATH_USE_TF", "false")  # epath would import TensorFlow, where it is installed
+    # gcsfs asks another service for each bucket's kind, which needs credentials; all kinds answer to plain HTTP but
+    # zonal ones, for which a user sets this to "true".
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec.config
+
+    for name, defaults in (("gs", _gcs_defaults), ("s3", _s3_defaults)):
+        if importlib.util.find_spec(SCHEMES[name].library):
+            own = fsspec.config.conf.setdefault(name, {})
+            for key, value in defaults().items():
+                own.setdefault(key, value)
+    if "GCSFS_DEBUG" not in os.environ:
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback before each error that it raises
+
+
+def _gcs_defaults() -> dict[str, object]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
+
+
+def _s3_defaults() -> dict[str, object]:
+    return {
+        "use_listings_cache": False,
+        "config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS},
+    }
