@@ -14,9 +14,8 @@ import pytest
 
 from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import ParquetConfig, open_source
+from clipjax.data.sources import ParquetConfig, open_source, parquet_groups
 from clipjax.data.sources import parquet as parquet_source
-from clipjax.data.sources import parquet_groups
 from tests.data.samples import ROOT, encoded, example, picture
 from tests.data.test_pipeline import assert_equal, joined, stream, take
 

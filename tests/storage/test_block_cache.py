@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from clipjax.storage.block_cache import BLOCK, BlockCache, Blob, room_on
+from clipjax.storage.block_cache import BLOCK, Blob, BlockCache, room_on
 
 SIZE = 300_000
 BLOCK_OF_TEST = 1 << 16
