@@ -147,12 +147,19 @@ def rows_at_a_time(
     A value that is no part of a dictionary takes its own bytes in the file, and cannot be repeated.
     """
     group = file.metadata.row_group(number)
+    leaves = [(index, file.schema.column(index)) for index in range(group.num_columns)]
+    wanted = [
+        (index, leaf.path)
+        for index, leaf in leaves
+        if leaf.path.split(".")[0] in columns and leaf.physical_type == "BYTE_ARRAY"
+    ]
+    if wanted:
+        # Arrow says here which column's metadata is damaged; group.column would end the process.
+        next(file.iter_batches(1, row_groups=[number], columns=[name for _, name in wanted], use_threads=False), None)
     largest = 0
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        wanted = chunk.path_in_schema.split(".")[0] in columns and chunk.physical_type == "BYTE_ARRAY"
-        if wanted and group.num_rows * chunk.total_uncompressed_size > MOST_DECODED:
-            largest = max(largest, _longest(path, file, number, chunk.path_in_schema, bucket))
+    for index, name in wanted:
+        if group.num_rows * group.column(index).total_uncompressed_size > MOST_DECODED:
+            largest = max(largest, _longest(path, file, number, name, bucket))
     return max(1, MOST_DECODED // largest) if largest else max(1, group.num_rows)
 
 
