@@ -25,7 +25,8 @@ import msgpack
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
 from clipjax.files import write_text
 from clipjax.json_files import read_json
-from clipjax.storage import as_path
+from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import refuse_missing_bucket
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -92,6 +93,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
     path = as_path(folder) / MANIFEST
     if not path.is_file():
+        if is_remote(path):
+            refuse_missing_bucket(path)
         raise ManifestError(
             f"{path} does not exist: {folder} is not a finished folder of records. "
             "Build it first, for example with python -m data_pipelines.scenes --out=data/scenes; "
