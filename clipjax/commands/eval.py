@@ -33,6 +33,7 @@ from clipjax.inference.session import EvalSession
 from clipjax.processes import announce
 from clipjax.runs import open_run
 from clipjax.runs.run import VanishedError
+from clipjax.storage import as_path
 
 TRIES = 3  # of a checkpoint that its run removes meanwhile
 
@@ -79,7 +80,7 @@ def _run(
     **options: Any,
 ) -> dict[str, Any]:
     with open_run(checkpoint, step) as opened:
-        out = Path(out) if out else Path(checkpoint) / "eval" / str(opened.step)
+        out = as_path(out) if out else as_path(checkpoint) / "eval" / str(opened.step)
         if jax.process_index() == 0:
             check_folder(out, "--out")
         session = EvalSession(opened, config)

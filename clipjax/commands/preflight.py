@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clipjax import storage
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
@@ -52,7 +53,7 @@ class Preflight:
 
     def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
         """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
-        self.workdir = None if workdir is None else Path(workdir)
+        self.workdir = None if workdir is None else storage.as_path(workdir)
         tokenizer = with_own_tokenizer(config.tokenizer, self.workdir)
         model, self.dtype_line = choose_dtype(config.model, began=_begun_dtype(self.workdir))
         self.config = dataclasses.replace(config, tokenizer=tokenizer, model=model)
@@ -194,6 +195,9 @@ def _begun_dtype(workdir: Path | None) -> str:
 
 def check_folder(folder: Path, flag: str) -> None:
     """Refuses a folder for results that cannot be made or written to, before they are computed. Raises ConfigError."""
+    if storage.is_remote(folder):
+        storage.check_writable(folder)
+        return
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     require(existing.is_dir(), f"{flag}: {folder} cannot be made, because {existing} is not a folder.")
     require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")

@@ -34,6 +34,7 @@ from clipjax.report.summary import REPORT
 from clipjax.runs import CheckpointError, FingerprintError, open_run
 from clipjax.runs.record import read_records
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
+from clipjax.storage import as_path
 
 USAGE = "clipjax report RUN... | SWEEP [--out=report.html]"
 
@@ -57,7 +58,7 @@ def run(
     Raises ConfigError for a folder that is no run.
     """
     runs = read_runs(runs_in(workdirs))
-    out = Path(out) if out else (Path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
+    out = as_path(out) if out else (as_path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
     check_folder(out.parent, "--out")
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
@@ -71,7 +72,7 @@ def run(
 def runs_in(workdirs: Sequence[str | Path]) -> list[Path]:
     """The folders, with the cells that have begun in place of a sweep. Raises ConfigError for a sweep without any."""
     found = []
-    for folder in map(Path, workdirs):
+    for folder in map(as_path, workdirs):
         if is_sweep(folder):
             cells = [folder / cell.path for cell in read_sweep(folder).cells]
             begun = [cell for cell in cells if trained_config(cell) is not None]

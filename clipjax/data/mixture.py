@@ -21,12 +21,14 @@ from clipjax.config import ConfigError, DataConfig, MixturePart, require
 from clipjax.data.order import Shuffled
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
+from clipjax.storage.data_cache import use_cache
 
 MAX_ID = 2**31 - 1
 
 
 def open_train(data: DataConfig) -> Source:
     """Opens data.mixture if it has parts, else data.train. Raises as open_source does, beginning with the field."""
+    use_cache(data.cache_dir, data.cache_gib)
     if data.mixture:
         return open_mixture(data.mixture)
     with errors_of("config.data.train"):
@@ -66,6 +68,12 @@ def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:
     return source.order(seed) if hasattr(source, "order") else Shuffled(len(source), seed)
 
 
+def fetch_ahead(source: Source | Sequence, indices: Sequence[int]) -> None:
+    """Has a source in a bucket read these records at the same time; the source[index] of each must follow."""
+    if hasattr(source, "fetch_ahead"):
+        source.fetch_ahead(indices)
+
+
 class Mixture:
     """The records of all parts, one part after another in the order of their names. `order` interleaves them.
 
@@ -97,6 +105,14 @@ class Mixture:
                     f"below {(MAX_ID - part) // len(self.names) + 1}",
                 )
         return {**record, "key": f"{name}/{record['key']}", "label": -1, "pair_id": pair_id}
+
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Has each part read its records of these at the same time, where they lie in a bucket."""
+        own: dict[int, list[int]] = {}
+        for part, index in map(self.find, indices):
+            own.setdefault(part, []).append(index)
+        for part, wanted in own.items():
+            fetch_ahead(self.sources[part], wanted)
 
     def where(self, index: int) -> tuple[str, int]:
         part, own = self.find(index)

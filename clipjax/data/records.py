@@ -25,6 +25,7 @@ import msgpack
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
 from clipjax.files import write_text
 from clipjax.json_files import read_json
+from clipjax.storage import as_path
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -89,7 +90,7 @@ def decode_record(data: bytes) -> dict[str, Any]:
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
-    path = Path(folder) / MANIFEST
+    path = as_path(folder) / MANIFEST
     if not path.is_file():
         raise ManifestError(
             f"{path} does not exist: {folder} is not a finished folder of records. "

@@ -25,6 +25,7 @@ import jax
 from clipjax.files import naming, write_text
 from clipjax.json_files import read_json_lines
 from clipjax.runs.accounts import PHASES, Accounts
+from clipjax.storage import as_path
 
 FILE = "goodput.jsonl"
 REDONE = ("step", "data_wait", "evaluation", "checkpoint")  # what is lost beyond the checkpoint of a restart
@@ -213,7 +214,7 @@ def read_goodput(workdir: str | Path) -> Goodput | None:
 
 def read_lines(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of workdir/goodput.jsonl; those that are torn or damaged are left out."""
-    return [line for line in read_json_lines(Path(workdir) / FILE, ("start", "time", "step")) if _is_line(line)]
+    return [line for line in read_json_lines(as_path(workdir) / FILE, ("start", "time", "step")) if _is_line(line)]
 
 
 def _is_line(line: dict[str, Any]) -> bool:

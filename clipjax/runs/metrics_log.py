@@ -12,6 +12,7 @@ import jax
 
 from clipjax.files import naming, write_text
 from clipjax.json_files import read_json_lines
+from clipjax.storage import as_path
 
 FILE = "metrics.jsonl"
 
@@ -57,7 +58,7 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of workdir/metrics.jsonl; [] without the file. Torn lines are left out; null is read as NaN."""
     return [
         {name: math.nan if value is None else value for name, value in line.items() if _is_number(value)}
-        for line in read_json_lines(Path(workdir) / FILE, ("step",))
+        for line in read_json_lines(as_path(workdir) / FILE, ("step",))
         if type(line["step"]) is int
     ]
 

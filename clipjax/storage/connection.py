@@ -31,6 +31,7 @@ SCHEMES = {
 }
 CONNECT_SECONDS = 15  # to open a connection
 SILENCE_SECONDS = 60  # without a byte on an open one
+CONNECTIONS = 64  # at a time
 
 
 def missing_extra(path: str | os.PathLike[str]) -> str:
@@ -57,8 +58,20 @@ def filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
     return fsspec.filesystem(os.fspath(path).split("://", 1)[0])
 
 
+def shared_filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
+    """filesystem(path) of the thread that asked first: many threads that read at the same time share connections."""
+    key = os.getpid(), os.fspath(path).split("://", 1)[0]
+    if key not in _SHARED:
+        _SHARED[key] = filesystem(path)
+    return _SHARED[key]
+
+
+_SHARED: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
+
+
 def forget_connections() -> None:
     """Closes nothing, and connects anew from here on: after a change of endpoints or credentials in this process."""
+    _SHARED.clear()
     for name, row in SCHEMES.items():
         if row.library in sys.modules:
             import fsspec
@@ -96,7 +109,5 @@ def _gcs_defaults() -> dict[str, object]:
 
 
 def _s3_defaults() -> dict[str, object]:
-    return {
-        "use_listings_cache": False,
-        "config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS},
-    }
+    waits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS}
+    return {"use_listings_cache": False, "config_kwargs": {**waits, "max_pool_connections": CONNECTIONS}}

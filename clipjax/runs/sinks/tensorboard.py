@@ -11,6 +11,8 @@ import numpy as np
 from clipjax.files import naming
 from clipjax.runs.sinks.sink import About, GivesUp, Row
 
+FLUSH_SECONDS = 10  # after which an event is in its file; what was written later is lost to kill -9
+
 
 class TensorBoard:
     """Events from the step after resume_step on; a reader drops those that a killed run had written beyond it."""
@@ -20,7 +22,7 @@ class TensorBoard:
 
         self.errors: list[OSError] = []
         with naming(folder):
-            self.events = SummaryWriter(str(folder), purge_step=resume_step + 1)
+            self.events = SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=FLUSH_SECONDS)
         _keep_errors(self.events, folder, self.errors)
 
     def write(self, step: int, values: Mapping[str, float], time: float) -> None:
