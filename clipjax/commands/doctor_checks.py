@@ -158,6 +158,8 @@ def devices(doctor: Doctor) -> list[Finding]:
         lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), "")
         reason = reason or (lines[-1] if lines else f"exit code {child.returncode}")
+        if reason == "AssertionError":  # all that JAX says where a plugin finds no device
+            reason = f"no device for the requested backend (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
         return [Finding("devices", ERROR, f"JAX cannot start: {reason[:500]}", _device_cure(reason))]
     doctor.devices = found = json.loads(answer[1])
     kinds = ", ".join(f"{count} x {kind}" for kind, count in found["kinds"].items())
