@@ -33,7 +33,7 @@ from clipjax.data.mixture import open_train
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.precompute import counted, embed_source
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, reading_part
 from clipjax.processes import announce, gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.weights import check_init_from, first_state, initialised, open_named
@@ -62,6 +62,11 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
     config = dataclasses.replace(config, data=unset, model=model)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     mesh = make_mesh(config.mesh)
+    require(
+        reading_part(mesh)[1] == jax.process_count(),
+        f"config.mesh.tensor={config.mesh.tensor} runs between processes, each of which must embed records of its own. "
+        "Use --config.mesh.tensor=1.",
+    )
     check_folder(Path(out).parent, "--out")
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)

@@ -38,9 +38,11 @@ def parse(
     values = flags.FlagValues()
     define(values)
     if processes:
+        start, wait = "Number of processes, to start by hand; 1: this one alone.", "Seconds to wait for others (300)."
         flags.DEFINE_string("coordinator_address", None, "host:port of process 0, to start by hand.", values)
-        flags.DEFINE_integer("num_processes", None, "Number of processes, to start by hand.", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, start, flag_values=values)
         flags.DEFINE_integer("process_id", None, "This process's number, from 0, to start by hand.", flag_values=values)
+        flags.DEFINE_float("start_timeout", None, wait, flag_values=values)
     if any(arg in HELP for arg in argv[1:]):
         if config:
             flags.DEFINE_string("config", None, CONFIG_HELP, flag_values=values)
@@ -93,6 +95,7 @@ def _unknown(error: flags.UnrecognizedFlagError, config: bool) -> str:
     return message + " Try --help."
 
 
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id", "start_timeout")
 TELLING = ("train", "embed")  # the commands that say what they set for themselves
 CONFIG_HELP = "Experiment file: path.py or path.py:argument; --config.a.b=value overrides a field."
 
@@ -205,8 +208,12 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, ca
     # Orbax warns about options that are set on purpose, such as read_only, and its errors are raised here as well.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.get_absl_logger().addFilter(_printable)
-    started = ("coordinator_address", "num_processes", "process_id")
-    initialize_distributed(*(flag_values[name].value if name in flag_values else None for name in started))
+    if PROCESS_FLAGS[0] in flag_values:  # elsewhere each process works alone
+        with one_line_errors():
+            try:
+                initialize_distributed(*(flag_values[name].value for name in PROCESS_FLAGS))
+            except ConfigError as error:
+                fail(error)
     take_back_sigterm()
     with one_line_errors(), stopping_together(), quiet_failures():
         lines = environment.lines()

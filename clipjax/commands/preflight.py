@@ -27,7 +27,7 @@ from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.json_files import read_json_object
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, reading_part
 from clipjax.models import patch_budget
 from clipjax.processes import announce
 from clipjax.runs.fingerprint import fingerprint
@@ -93,7 +93,7 @@ class Preflight:
     @functools.cached_property
     def batches(self) -> TrainIterator:
         """This process's training iterator, at its first batch."""
-        return open_batches(self.config, self.tokenizer, self.source)
+        return open_batches(self.config, self.tokenizer, self.source, reading_part(self.mesh))
 
     @functools.cached_property
     def eval_sources(self) -> dict[str, Source]:
@@ -203,8 +203,10 @@ def check_folder(folder: Path, flag: str) -> None:
     require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")
 
 
-def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source) -> TrainIterator:
-    """This process's training iterator, at its first batch; see data/pipeline.py."""
+def open_batches(
+    config: ExperimentConfig, tokenizer: Tokenizer, source: Source, part: tuple[int, int] = (0, 1)
+) -> TrainIterator:
+    """This process's training iterator, at its first batch; see data/pipeline.py. part: mesh.reading_part."""
     return make_train_iterator(
         config.data,
         source=source,
@@ -213,6 +215,6 @@ def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source)
         budget=patch_budget(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part[0],
+        process_count=part[1],
     )

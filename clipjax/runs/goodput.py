@@ -58,10 +58,12 @@ class GoodputLog:
         self.start = 1 + max((line["start"] for line in lines), default=0)
         first = {"start": self.start, "time": accounts.started, "step": resume_step, "from": resume_step}
         first |= {"steps": 0, "seconds": {}, "processes": jax.process_count(), "devices": jax.device_count()}
-        lines.append(first)
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))  # without torn lines
+        if lines:
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))  # without torn ones
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self.earlier = summarise(lines)
+        self.file.write(json.dumps(first) + "\n")
+        self.file.flush()
+        self.earlier = summarise([*lines, first])
 
     def __enter__(self) -> GoodputLog:
         return self

@@ -93,7 +93,8 @@ def own_data_state(states: list[dict], process_index: int, process_count: int) -
         return states[process_index]
     if process_index:
         return states[0] | {"read": 0, "bad": {}}
+    parts = {state.get("first_row", i): state for i, state in enumerate(states)}  # some processes read the same rows
     return states[0] | {
-        "read": sum(state["read"] for state in states),
-        "bad": add_causes(state["bad"] for state in states),
+        "read": sum(state["read"] for state in parts.values()),
+        "bad": add_causes(state["bad"] for state in parts.values()),
     }

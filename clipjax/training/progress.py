@@ -49,7 +49,7 @@ class Window:
 
 def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
     """'step   200/500  loss 1.234  1,234 images/s  MFU 43.2%  ETA 1m 02s', with waiting for data and skipped steps, if
-    any. Where that is longer than COLUMNS, learning rate and scale are left out."""
+    any. Where that is longer than COLUMNS, the learning rate is left out, and then what comes next in _SHORTER."""
     eta = duration((total_steps - step) * values["seconds_per_step"])
     parts = {
         "step": f"step {step:>{len(str(total_steps))}}/{total_steps}",
@@ -67,10 +67,13 @@ def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
         parts["wait"] = f"waiting for data {values['data_wait']:.0%}"
     if values["skipped"]:
         parts["skipped"] = f"{values['skipped']:.0f} steps skipped"
-    for name in ("lr", "scale"):
+    for name in _SHORTER:
         if len("  ".join(parts.values())) > COLUMNS:
-            del parts[name]
+            parts.pop(name, None)
     return "  ".join(parts.values())
+
+
+_SHORTER = ("lr", "scale", "flops", "eta")  # what is left out of a line that is too long, in this order
 
 
 def flops_text(flops: float) -> str:
