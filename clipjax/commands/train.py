@@ -27,7 +27,7 @@ from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.commands.train_lines import describe_end, describe_finished, describe_stop, last_results
-from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
+from clipjax.config import ExperimentConfig, to_json_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -271,6 +271,6 @@ def main(argv: list[str]) -> None:
     began = process_started()
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
     with signals.saying(lambda: describe_stop(values.workdir, "before a new step")):
-        cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir, started=began))
+        cli.run_command(values, lambda: run(cli.experiment_of(values), values.workdir, started=began))
     if signals.last() == signal.SIGINT:  # the run is saved, but commands after it should not follow
         sys.exit(128 + signal.SIGINT)
