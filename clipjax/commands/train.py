@@ -5,6 +5,9 @@
 
 Started again with the same --workdir, a run continues from its last checkpoint; a finished run says so and stops.
 clipjax check --config=... --workdir=... says beforehand whether a run can start, and shows its data.
+
+--config.log.profile=100:105 traces steps 100 to 105, to WORKDIR/profile, for XProf and TensorBoard; kill -USR2 PID, the
+next five of a run that is going. At its end, a run prints where its time went, over all its starts.
 """
 
 from __future__ import annotations

@@ -184,6 +184,7 @@ class LogConfig:
     # the first and the last step to trace with JAX's profiler, such as "100:105", to workdir/profile; "": none
     profile: str = runtime("")
     profile_hosts: Literal["first", "all"] = runtime("first")  # which processes write a trace of these steps
+    profile_python: bool = runtime(False)  # also trace calls of Python functions: larger traces, slower steps
 
 
 @dataclass(frozen=True)
