@@ -3,6 +3,7 @@
     python -m benchmarks.kills --workdir=runs/kills --processes=1 --kills=500
     python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300
     python -m benchmarks.kills --workdir=runs/kills --processes=4 --kills=200
+    python -m benchmarks.kills --workdir=runs/kills --bucket=gs://bucket/kills --kills=100 --out=kills_gcs.json
 
 WORKDIR gets its own data (scenes, some of them damaged) and a run left alone. A second run is killed in every life: two
 times in three with SIGKILL, else with SIGTERM; in a phase drawn for the life (PHASES), or at a moment counted from its
@@ -16,6 +17,9 @@ Adds what it did to benchmarks/results/kills_N_processes.json, or to --out, afte
 in several sittings, each with another --seed, and a sitting that is interrupted keeps its finished runs.
 `benchmarks.kills_results` adds files to one another.
 
+With --bucket, the runs are kept there, and WORKDIR has the data and the run left alone; every second life has another
+user's cache, as on another machine.
+
 The processes are forked from one that has imported JAX and clipjax and used neither: what a kill during imports would
 leave behind is nothing, and a life is four seconds shorter.
 """
@@ -25,6 +29,7 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -35,7 +40,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +57,8 @@ from benchmarks import kills_results
 from benchmarks.kills_experiment import build_data
 from benchmarks.machine import command, machine
 from benchmarks.soak import ROOT, curve
+from clipjax import storage
+from clipjax.runs.sweep import saved_step
 
 # The frame that the main thread is in, if no later one is listed: (end of the file's name, function or "") -> phase.
 FRAMES = {
@@ -62,6 +70,7 @@ FRAMES = {
     ("runs/checkpoint.py", ""): "checkpoint",
     ("report/summary.py", "finish"): "report",
 }
+WRITES = "_background_wait_for_commit_futures"  # the function of Orbax in which a thread writes a checkpoint
 # How long the phase lasts at most where a kill is to come: the kill follows its beginning by a share of these seconds.
 PHASES = {"compile": 2.0, "restore": 0.5, "evaluation": 0.5, "step": 2.0, "checkpoint": 0.1, "report": 1.0}
 FIGURES_EVERY = 10  # every tenth run draws snapshots and a report, and may be killed while it does
@@ -69,6 +78,9 @@ LONGEST_START = 8.0  # seconds from a start to a kill that waits for no phase
 NOTICE_SHARE = 0.02  # of the lives of several processes: only one is killed, and the others must end by themselves
 NOTICE_SECONDS = 120  # in which they do
 LONGEST_LIFE = 900
+
+_lives = itertools.count()
+bucket = ""  # where the killed runs are kept; "": in --workdir
 
 
 class Kill(NamedTuple):
@@ -86,10 +98,13 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--bucket", default="", help="gs://... or s3://...: where the killed runs are kept")
     parser.add_argument("--minutes", type=float, default=0.0, help="the last run begins before they end; 0: no limit")
     parser.add_argument("--seed", type=int, help="default: one more than the largest in --out")
     parser.add_argument("--out", type=Path, help="JSON to add to; default benchmarks/results/kills_N_processes.json")
     args = parser.parse_args()
+    global bucket
+    bucket = args.bucket
     name = f"kills_{args.processes}_process{'es' if args.processes > 1 else ''}.json"
     out = args.out or ROOT / "benchmarks" / "results" / name
     try:
@@ -139,6 +154,7 @@ def kill_runs(
     over = False
     while not over:
         shutil.rmtree(killed, ignore_errors=True)
+        in_a_fork(remove, killed)
         figures, finished = runs % FIGURES_EVERY == 0, False
         while not finished:
             kill = draw_kill(rng, processes, figures) if len(ended) < kills else None
@@ -202,6 +218,17 @@ class End(NamedTuple):
     wrong: str  # what must not happen; ""
 
 
+def workdir_of(run_folder: Path) -> Any:
+    """Where a run is kept: the folder itself, or the killed ones in the bucket."""
+    return storage.as_path(f"{bucket}/{run_folder.name}") if bucket and "killed" in run_folder.name else run_folder
+
+
+def remove(run_folder: Path) -> None:
+    """Removes what a bucket has of a run."""
+    if bucket:
+        workdir_of(run_folder).rmtree(missing_ok=True)
+
+
 def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, figures: bool = False) -> End:
     """Runs all processes of a life to its end, or to `kill`."""
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -210,13 +237,14 @@ def live(workdir: Path, run_folder: Path, processes: int, kill: Kill | None, fig
     cluster = (
         [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"] if processes > 1 else []
     )
-    pids = []
+    pids, number = [], next(_lives)
     for index in range(processes):
         pid = os.fork()
         if pid == 0:
             argv = [*arguments(workdir, run_folder, figures), *cluster, *([f"--process_id={index}"] if cluster else [])]
             cache = workdir / f"cache_{processes}"
-            child(argv, cache, run_folder, kill if kill and kill.index == index else None, note)
+            own = kill if kill and kill.index == index else None
+            child(argv, cache, run_folder, f"machine_{number // 2}", own, note)
         pids.append(pid)
     statuses: dict[int, int] = {}
     deadline = time.monotonic() + LONGEST_LIFE
@@ -269,19 +297,29 @@ def judge(run_folder: Path, statuses: list[int], kill: Kill | None, phase: str |
 
 def finished(run_folder: Path) -> bool:
     """Whether the newest line of the run's log is of its last step, and the checkpoint is there."""
-    config = run_folder / "config.json"
-    if not config.exists():
+    return in_a_fork(is_finished, run_folder) if bucket else is_finished(run_folder)
+
+
+def is_finished(run_folder: Path) -> bool:
+    try:
+        config = json.loads((workdir_of(run_folder) / "config.json").read_text())
+    except FileNotFoundError:
         return False
-    return (run_folder / "checkpoints" / str(json.loads(config.read_text())["total_steps"])).exists()
+    return saved_step(workdir_of(run_folder)) == config["total_steps"]
 
 
-def child(argv: list[str], cache: Path, run_folder: Path, kill: Kill | None, note: Path) -> None:
-    """A forked process: `clipjax *argv`, which sends itself the signal. Never returns."""
+def child(argv: list[str], cache: Path, run_folder: Path, machine_name: str, kill: Kill | None, note: Path) -> None:
+    """A forked process: `clipjax *argv`, which sends itself the signal. Never returns.
+
+    machine_name: of the folder in which it finds the files of the user's cache, if the run is in a bucket.
+    """
     status = 1
     try:
         log = os.open(run_folder / "output.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if bucket:
+            os.environ["XDG_CACHE_HOME"] = str(run_folder / machine_name)
         os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
         import jax
 
@@ -310,7 +348,7 @@ def finish(status: int) -> None:
 
 def arguments(workdir: Path, run_folder: Path, figures: bool) -> list[str]:
     config = f"--config={ROOT / 'benchmarks' / 'kills_experiment.py'}:{workdir / 'data'}"
-    return ["train", config, f"--workdir={run_folder}", f"--config.log.figures={str(figures).lower()}"]
+    return ["train", config, f"--workdir={workdir_of(run_folder)}", f"--config.log.figures={str(figures).lower()}"]
 
 
 def send(kill: Kill, run_folder: Path, note: Path) -> None:
@@ -324,17 +362,23 @@ def send(kill: Kill, run_folder: Path, note: Path) -> None:
 
 def phase_of(run_folder: Path) -> str:
     """What the main thread is doing; "checkpoint" as well while another thread writes one."""
-    folder = run_folder / "checkpoints"
+    folder, frames = run_folder / "checkpoints", sys._current_frames()
     if folder.is_dir() and any("tmp" in name for name in os.listdir(folder)):
         return "checkpoint"
-    frame = sys._current_frames().get(threading.main_thread().ident)
-    while frame is not None:
-        code = frame.f_code
+    if bucket and any(code.co_name == WRITES for each in frames.values() for code in codes(each)):
+        return "checkpoint"
+    for code in codes(frames.get(threading.main_thread().ident)):
         for (file, function), phase in FRAMES.items():
             if code.co_filename.endswith(f"clipjax/{file}") and function in ("", code.co_name):
                 return phase
-        frame = frame.f_back
     return "before and after"
+
+
+def codes(frame: types.FrameType | None) -> Iterator[types.CodeType]:
+    """The functions that a frame is inside of, the innermost first."""
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
 
 
 def free_port() -> int:
@@ -345,10 +389,15 @@ def free_port() -> int:
 
 def result(run_folder: Path) -> dict[str, Any]:
     """What must be equal: every array of the last training state as bytes, the curve, and the bad records."""
-    bad = run_folder / "bad_records.jsonl"
+    return in_a_fork(result_of, run_folder)
+
+
+def result_of(run_folder: Path) -> dict[str, Any]:
+    workdir = workdir_of(run_folder)
+    bad = workdir / "bad_records.jsonl"
     return {
-        "state": in_a_fork(state_of, run_folder),
-        "curve": curve(run_folder),
+        "state": state_of(workdir),
+        "curve": curve(workdir),
         "bad_records": bad.read_text() if bad.exists() else "",
     }
 

@@ -30,7 +30,11 @@ from benchmarks.machine import command, machine
 from clipjax.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("images_per_second", "seconds_per_step", "data_wait")  # differ between any two runs
+# Differ between any two runs.
+TIMES = (
+    "images_per_second", "seconds_per_step", "data_wait", "model_flops_per_second", "mfu", "goodput",
+    "peak_device_bytes", "peak_host_bytes",
+)  # fmt: skip
 SAMPLE_SECONDS = 2.0
 MAX_SAMPLES = 40  # memory samples of each life kept in the JSON
 MAX_GAIN = 5.0  # MB of resident memory in 1000 steps

@@ -56,11 +56,11 @@ def load(
     """
     # Imported here, so that `import clipjax` stays fast and imports no JAX.
     import contextlib
-    from pathlib import Path
 
     from clipjax.inference.load import load as load_weights
+    from clipjax.storage import as_path
 
-    if (Path(path) / "checkpoints").is_dir():
+    if (as_path(path) / "checkpoints").is_dir():
         from clipjax.runs import open_run
 
         opened = open_run(path, step)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
-import os
 import re
 from typing import Any
 
@@ -16,6 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig, require
+from clipjax.machine.joining import join
+from clipjax.machine.placement import Placement
 from clipjax.processes import HEARTBEAT_SECONDS, meet
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "own_rows",
     "param_shardings",
     "partition_spec",
+    "reading_part",
     "replicated",
     "state_shardings",
     "to_host",
@@ -39,6 +42,7 @@ __all__ = [
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 
 # (regular expression that matches the end of a parameter's path, spec of its LAST dimensions). Leading dimensions (the
 # layer axis of scanned blocks) are not sharded. The first match counts; parameters that match nothing (norms, biases of
@@ -101,13 +105,65 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"config.mesh.data={shape[0]} does not divide over {slices} slices: fsdp={config.fsdp} and "
             f"tensor={config.tensor} must fit one slice of {len(devices) // slices} devices.",
         )
-        inside = (shape[0] // slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    mesh = Mesh(_grid(shape, slices, devices), AXES, axis_types=AXIS_TYPES)
+    _parts(mesh)
     if everything and jax.process_count() > 1 and devices[0].platform == "cpu":
         _connect(mesh)
     return mesh
+
+
+def _grid(shape: tuple[int, int, int], slices: int, devices: list[jax.Device]) -> np.ndarray:
+    """The devices as an array of `shape`, each axis along the links of a torus if possible, else along parts of one."""
+    for split in (False, True):
+        try:
+            if slices > 1:
+                inside = (shape[0] // slices, *shape[1:])
+                options = dict(allow_split_physical_axes=split)
+                return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, **options)
+            if not split:
+                return jax.make_mesh(shape, AXES, axis_types=AXIS_TYPES, devices=devices).devices
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except NotImplementedError:  # such as fsdp=4 on an 8x8 torus: one axis of it would be split in two
+            if split:
+                raise
+
+
+def reading_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(i, n): a process reads the i-th of n equal parts of each batch. process: jax.process_index() if None.
+
+    Processes between which the tensor axis runs hold the same rows, and read the same part.
+    """
+    held = _parts(mesh)
+    parts = sorted(set(held.values()))
+    return parts.index(held[jax.process_index() if process is None else process]), len(parts)
+
+
+def _parts(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """The parts of a batch that each process's devices hold; two processes hold the same or have none in common.
+
+    Raises ConfigError where that cannot be, as with hosts of different numbers of devices.
+    """
+    held: dict[int, set[int]] = {}
+    for part, alike in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in alike:
+            held.setdefault(device.process_index, set()).add(part)
+    parts = {process: tuple(sorted(own)) for process, own in held.items()}
+    devices = collections.Counter(device.process_index for device in mesh.devices.flat)
+    counts = collections.Counter(devices.values())
+    require(
+        len(counts) == 1,
+        "The processes have different numbers of devices: "
+        f"{', '.join(f'{count} process(es) with {n}' for n, count in sorted(counts.items()))}. Each must read an equal "
+        "part of a batch. Give every process the same number of devices, or start fewer processes: a run continues "
+        "from its last checkpoint on any number of them.",
+    )
+    sizes = [len(own) for own in set(parts.values())]
+    require(
+        sum(sizes) == batch_shards(mesh) and len(set(sizes)) == 1,
+        f"config.mesh.tensor={mesh.shape['tensor']} lets processes share some rows of a batch and not others. Use a "
+        f"tensor axis that divides the {next(iter(counts))} device(s) of a process, or a multiple of them.",
+    )
+    return parts
 
 
 def _connect(mesh: Mesh) -> None:
@@ -189,28 +245,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def initialize_distributed(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins the processes of one run; does nothing for a run of one process.
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    start_timeout: float | None = None,
+) -> Placement:
+    """Joins the processes of one run; does nothing for a run of one process. Called before JAX looks for devices.
 
-    Give all three arguments to start by hand. Slurm (srun with several tasks), TPU pods (TPU_WORKER_HOSTNAMES) and
-    JAX_COORDINATOR_ADDRESS are recognised from the environment and left to jax.distributed.
+    What is None is found in the environment: see docs/clusters.md for the systems, and clipjax/machine/clusters.py.
+    num_processes=1 starts one process whatever the environment says. start_timeout: seconds that processes wait for
+    each other (300). Raises ConfigError and StartError; see clipjax.machine.joining.join.
     """
-    by_hand = (coordinator_address, num_processes, process_id)
-    require(
-        all(v is None for v in by_hand) or all(v is not None for v in by_hand),
-        f"--coordinator_address, --num_processes and --process_id go together; got {by_hand}.",
+    return join(
+        coordinator_address, num_processes, process_id, seconds=start_timeout, heartbeat_seconds=HEARTBEAT_SECONDS
     )
-    if coordinator_address is not None:
-        jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-        return
-    env = os.environ
-    in_slurm = int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env
-    in_tpu_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
-    if in_slurm or in_tpu_pod or "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def to_mesh(array: np.ndarray, sharding: Sharding) -> jax.Array:

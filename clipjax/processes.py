@@ -4,7 +4,7 @@ When one process fails, the others report it and stop instead of waiting in a co
 in Python leaves a message in the key-value store of JAX's coordination service, which the others read every second. One
 that is killed leaves none: the service misses its heartbeats and ends the others with a message that names it.
 
-The first process also prints the lines of progress; they are made here.
+The first process also prints what all of them have to say: announce.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 
 from clipjax import signals
 from clipjax.files import message_text, printable
+from clipjax.jax_private import coordination_client
 
 # A process without a heartbeat for this long counts as dead, and XLA ends all others. JAX's own default is 100.
 HEARTBEAT_SECONDS = 30
@@ -263,25 +264,8 @@ _service_handler: int | None = None  # the address of the service's own handler 
 
 
 def store() -> Any:
-    """The client of the coordination service's key-value store. JAX has no public name for it (0.10 and 0.12)."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
-def progress_line(step: int, total_steps: int, values: dict[str, float]) -> str:
-    """'step   200/500  loss 1.234  1,234 images/s  ETA 1m 02s', with waiting for data and skipped steps, if any."""
-    eta = duration((total_steps - step) * values["seconds_per_step"])
-    line = (
-        f"step {step:>{len(str(total_steps))}}/{total_steps}  loss {values['loss']:.4f}  "
-        f"scale {values['logit_scale']:.1f}  lr {values['learning_rate']:.2e}  "
-        f"{values['images_per_second']:,.0f} images/s  ETA {eta}"
-    )
-    if values["data_wait"] > 0.05:
-        line += f"  waiting for data {values['data_wait']:.0%}"
-    if values["skipped"]:
-        line += f"  {values['skipped']:.0f} steps skipped"
-    return line
+    """The client of the coordination service's key-value store; None for a process that runs alone."""
+    return coordination_client()
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,8 @@ an exception that it raises inside a callback of C++ is printed and forgotten. S
 number of each signal is also written to a pipe; a thread reads it, and ends the process with one line, or leaves the
 signal to a `with noting()` block that saves its work first. A process may end anywhere, as after kill -9, because files
 are written whole or not at all.
+
+SIGUSR2 ends nothing: it asks for a profile (clipjax/training/profile.py).
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REQUEST = signal.SIGUSR2
 LAST_SECONDS = 5.0  # that the last line and the tidying up may take, for example when nobody reads the output
 
 _command = ""  # the command that install was called for; "" before
 _noted: Noted | None = None  # of the `with noting()` block that is being executed
+_requested = False  # whether REQUEST has arrived, and nobody has asked
 _last = 0  # the last signal that was left to such a block
 _sayings: list[tuple[str | Callable[[], str], bool]] = []
 _tidying: list[Callable[[str], object]] = []
@@ -59,7 +63,7 @@ def install(command: str) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in NUMBERS:
+    for number in (*NUMBERS, REQUEST):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _nothing)
     os.register_at_fork(after_in_child=_forget)
@@ -83,6 +87,13 @@ def installed() -> bool:
 def name_of(number: int) -> str:
     """What a user calls a signal: "Ctrl-C", "SIGTERM"."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def take_request() -> bool:
+    """Whether REQUEST has arrived since the last call, in a process that has called install."""
+    global _requested
+    taken, _requested = _requested, False
+    return taken
 
 
 def last() -> int:
@@ -162,8 +173,10 @@ def end(number: int) -> None:
 
 
 def _read(reader: int) -> None:
+    global _requested
     while True:
         for number in os.read(reader, 64):
+            _requested = _requested or number == REQUEST
             noted = _noted
             if number in NUMBERS and not (noted and noted.take(number)):
                 end(number)
@@ -176,9 +189,9 @@ def _nothing(number: int, frame: Any) -> None:
 def _forget() -> None:
     """In a forked process, which shares the pipe: signals to it are not its parent's."""
     signal.set_wakeup_fd(-1)
-    for number in NUMBERS:
+    for number in (*NUMBERS, REQUEST):
         if signal.getsignal(number) is _nothing:
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if number in (signal.SIGINT, REQUEST) else signal.SIG_DFL)
 
 
 @contextlib.contextmanager

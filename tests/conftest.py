@@ -2,6 +2,10 @@
 
 import os
 
+import pytest
+
+from tests import deprecations
+
 # Tests compile much and run little: without LLVM's optimisations the compiler takes half the time.
 # With fewer cores than devices, a schedule made for concurrency can start different collectives on different devices,
 # which then wait for one another until XLA aborts.
@@ -19,3 +23,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The user's own folder of compiled programs is not for tests.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated():
+    """Fails a test in which Orbax announces that something it was asked for is deprecated."""
+    with deprecations.heard() as found:
+        yield
+    assert not found, "deprecated: " + "; ".join(found)

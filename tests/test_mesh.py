@@ -1,12 +1,22 @@
 """Where parameters live: one table of rules serves data, FSDP and tensor parallelism."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import ConfigError, MeshConfig
-from clipjax.mesh import initialize_distributed, make_mesh, param_shardings, partition_spec, state_shardings
+from clipjax.mesh import (
+    initialize_distributed,
+    make_mesh,
+    param_shardings,
+    partition_spec,
+    reading_part,
+    state_shardings,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +60,53 @@ def test_starting_by_hand_needs_all_three_arguments():
         initialize_distributed("localhost:1", 2, None)
     initialize_distributed()
     assert jax.process_count() == 1
+
+
+def mesh_of(processes, data, tensor):
+    """What reading_part asks of a mesh whose devices, in order, are those processes'."""
+    devices = np.array([SimpleNamespace(process_index=p) for p in processes], object)
+    return SimpleNamespace(devices=devices.reshape(data, 1, tensor), shape={"data": data, "fsdp": 1, "tensor": tensor})
+
+
+@pytest.mark.parametrize(
+    ("processes", "tensor", "parts"),
+    [
+        ("00112233", 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ("00112233", 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ("00112233", 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ("00112233", 8, [(0, 1)] * 4),
+        ("01230123", 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),  # as a torus is walked: rows that are not consecutive
+        ("0101232301012323", 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # v5e:4x4, a row of which crosses two hosts
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_part(processes, tensor, parts):
+    mesh = mesh_of(map(int, processes), len(processes) // tensor, tensor)
+    assert [reading_part(mesh, p) for p in range(4)] == parts
+
+
+def test_hosts_with_different_numbers_of_devices_are_refused():
+    with pytest.raises(ConfigError, match=r"numbers of devices: 1 process\(es\) with 3, 1 process\(es\) with 5"):
+        reading_part(mesh_of([0, 0, 0, 1, 1, 1, 1, 1], 8, 1))
+
+
+def test_a_tensor_axis_that_shares_some_rows_and_not_others_is_refused():
+    with pytest.raises(ConfigError, match="tensor=2 lets processes share some rows.*divides the 3 device"):
+        reading_part(mesh_of([0, 0, 0, 1, 1, 1], 3, 2))
+
+
+def test_an_axis_that_a_torus_has_no_whole_side_for_is_laid_along_a_part_of_one(monkeypatch):
+    """JAX's default refuses fsdp=4 on v6e:8x8, for example."""
+    from jax.experimental import mesh_utils
+
+    asked = []
+
+    def refuse(shape, names, *, axis_types, devices):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 1 of size 4")
+
+    def lay(shape, devices, allow_split_physical_axes):
+        asked.append(allow_split_physical_axes)
+        return np.array(devices).reshape(shape)
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    monkeypatch.setattr(mesh_utils, "create_device_mesh", lay)
+    assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 2, "fsdp": 4, "tensor": 1} and asked == [True]

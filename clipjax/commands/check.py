@@ -24,7 +24,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.check_data import DataUse, report_source, uses_of_data
 from clipjax.commands.preflight import Preflight
-from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, from_config_dict, require
+from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, require
 from clipjax.data import mixture
 from clipjax.data.probe import Labels
 from clipjax.data.sources import open_source
@@ -32,6 +32,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.inference.evaluate import check_with_data, errors_of
 from clipjax.processes import announce
 from clipjax.report.data import SourceReport
+from clipjax.storage.data_cache import use_cache
 from clipjax.training.check import part_checks
 
 
@@ -76,6 +77,7 @@ def run(
     """
     require(records >= 0, f"--records={records} must be a number of records, or 0 for all.")
     errors, reports = Errors(), {}
+    errors.caught(lambda: use_cache(config.data.cache_dir, config.data.cache_gib))
     start_from = Preflight(config, workdir)
     machine = dict(num_devices=jax.device_count(), process_count=jax.process_count())
     (name, refuse), *others = start_from.before_data()
@@ -161,7 +163,7 @@ def main(argv: list[str]) -> None:
 
     def body() -> None:
         errors = Errors()
-        config, _ = errors.caught(lambda: from_config_dict(values.config))
+        config, _ = errors.caught(lambda: cli.experiment_of(values))
         errors.raise_all()
         run(config, values.workdir, decode=values.decode, records=values.records)
 

@@ -19,12 +19,13 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, SourceConfig, from_config_dict, require
+from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, SourceConfig, require
 from clipjax.data.mixture import errors_of
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.processes import announce
 from clipjax.report.data import SourceReport, describe, describe_prompts, describe_samples, describe_source, read_source
+from clipjax.storage.data_cache import use_cache
 
 
 class BadDataError(RuntimeError):
@@ -47,6 +48,7 @@ def run(config: ExperimentConfig, decode: bool = True) -> dict[str, SourceReport
 
     Raises BadDataError if anything is bad, ManifestError for a source that cannot be opened.
     """
+    use_cache(config.data.cache_dir, config.data.cache_gib)
     uses = uses_of_data(config)
     require(len(uses) > 0, "config.data.train.path and config.eval.evaluators name no data to check.")
     tokenizer = None
@@ -135,4 +137,4 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_bool("decode", True, "Decode every image instead of only reading it.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))
+    cli.run_command(values, lambda: run(cli.experiment_of(values), values.decode))

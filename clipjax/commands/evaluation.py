@@ -15,6 +15,7 @@ from clipjax.report.evaluation import ResultFolder, headline, results_document, 
 from clipjax.report.suites import SUITES
 from clipjax.report.table import format_table
 from clipjax.runs import Run
+from clipjax.runs.steps import absolute
 
 
 class EvaluationError(RuntimeError):
@@ -29,7 +30,7 @@ def evaluate_into(
     folder = ResultFolder(
         out,
         session.config.eval.evaluators,
-        model=model or opened.directory.absolute().name,
+        model=model or absolute(opened.directory).name,
         pretrained=pretrained or f"step{opened.step}",
         suite=session.policy.suite,
     )

@@ -32,6 +32,7 @@ from clipjax.mesh import make_mesh, to_host
 from clipjax.models.towers import require_tower, towers_of
 from clipjax.optim.layers import ADAPTERS
 from clipjax.runs import Run, open_run
+from clipjax.storage import as_path
 from clipjax.training.state import abstract_state, eval_variables
 from clipjax.training.trainable import trained
 
@@ -54,7 +55,7 @@ def run(
     that would give other ids there, or for a destination that exists; ConfigError for a tower that the model does not
     have.
     """
-    destination = Path(destination)
+    destination = as_path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
     require(tower in ("", *ONE), f"--tower='{tower}' is not one of {', '.join(ONE)}.")

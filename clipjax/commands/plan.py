@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
+from clipjax.commands.preflight import check_folder
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
@@ -33,6 +34,7 @@ from clipjax.planning.chips import GIB
 from clipjax.planning.compile import OutOfMemory, plan_step
 from clipjax.planning.table import compare_table, plan_table
 from clipjax.planning.topology import Topology, host_devices_flag, open_topology
+from clipjax.storage import as_path
 
 
 def run(
@@ -44,6 +46,9 @@ def run(
     False and, with `search`, "nearest": the plan of the smallest change that fits.
     Raises ConfigError for an unknown topology or an impossible combination, before compiling.
     """
+    if out:
+        out = as_path(out)
+        check_folder(out.parent, "--out")
     devices = open_topology(topology)
     configs = {"": config} | ({compare: override(config, compare)} if compare else {})
     plans = []
@@ -59,7 +64,7 @@ def run(
     if compare:
         print(compare_table(plans))
     if out:
-        write_text(Path(out), json.dumps(plans, indent=2))
+        write_text(out, json.dumps(plans, indent=2))
         print(f"Wrote {out}")
     return plans
 
@@ -150,4 +155,6 @@ def main(argv: list[str]) -> None:
     if values.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # planning for another machine must not occupy a device of this one
     options = dict(compare=values.compare, search=values.search, out=values.out)
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.topology, **options), cache=False)
+    cli.run_command(
+        values, lambda: run(cli.experiment_of(values, fetch=False), values.topology, **options), cache=False
+    )

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clipjax import storage
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.mixture import open_train
@@ -26,7 +27,7 @@ from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.json_files import read_json_object
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, reading_part
 from clipjax.models import patch_budget
 from clipjax.processes import announce
 from clipjax.runs.fingerprint import fingerprint
@@ -34,6 +35,7 @@ from clipjax.runs.integrity import newest_intact
 from clipjax.runs.own_files import with_own_tokenizer
 from clipjax.runs.resume import Restart, check_restart
 from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.sinks import check_sinks
 from clipjax.runs.weights import check_init_from, initialised, load_teacher, open_named
 from clipjax.training.check import check, check_tokenizer
 from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
@@ -51,7 +53,7 @@ class Preflight:
 
     def __init__(self, config: ExperimentConfig, workdir: str | Path | None = None):
         """workdir: also check that a run may begin or continue there; None: there is no workdir yet."""
-        self.workdir = None if workdir is None else Path(workdir)
+        self.workdir = None if workdir is None else storage.as_path(workdir)
         tokenizer = with_own_tokenizer(config.tokenizer, self.workdir)
         model, self.dtype_line = choose_dtype(config.model, began=_begun_dtype(self.workdir))
         self.config = dataclasses.replace(config, tokenizer=tokenizer, model=model)
@@ -91,7 +93,7 @@ class Preflight:
     @functools.cached_property
     def batches(self) -> TrainIterator:
         """This process's training iterator, at its first batch."""
-        return open_batches(self.config, self.tokenizer, self.source)
+        return open_batches(self.config, self.tokenizer, self.source, reading_part(self.mesh))
 
     @functools.cached_property
     def eval_sources(self) -> dict[str, Source]:
@@ -117,6 +119,7 @@ class Preflight:
         check(self.config, num_devices=jax.device_count(), process_count=jax.process_count())
         check_dtype(self.config.model)
         choose_decoder(self.config.data)
+        check_sinks(self.config.log)
         auto = f"; {self.dtype_line.rstrip('.')}" if self.dtype_line else ""
         return f"its parts fit each other and mesh {dict(self.mesh.shape)}{auto}"
 
@@ -157,7 +160,7 @@ class Preflight:
         for field, tower in (("image_embeddings", "image"), ("teacher_embeddings", "teacher")):
             folder = getattr(data, field)
             require(
-                not folder or (Path(folder) / MANIFEST).is_file(),
+                not folder or (storage.as_path(folder) / MANIFEST).is_file(),
                 f"config.data.{field}={folder} is not a finished folder of embeddings. Write it with clipjax embed "
                 f"--config=... --tower={tower} --out={folder}.",
             )
@@ -192,13 +195,18 @@ def _begun_dtype(workdir: Path | None) -> str:
 
 def check_folder(folder: Path, flag: str) -> None:
     """Refuses a folder for results that cannot be made or written to, before they are computed. Raises ConfigError."""
+    if storage.is_remote(folder):
+        storage.check_writable(folder)
+        return
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     require(existing.is_dir(), f"{flag}: {folder} cannot be made, because {existing} is not a folder.")
     require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")
 
 
-def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source) -> TrainIterator:
-    """This process's training iterator, at its first batch; see data/pipeline.py."""
+def open_batches(
+    config: ExperimentConfig, tokenizer: Tokenizer, source: Source, part: tuple[int, int] = (0, 1)
+) -> TrainIterator:
+    """This process's training iterator, at its first batch; see data/pipeline.py. part: mesh.reading_part."""
     return make_train_iterator(
         config.data,
         source=source,
@@ -207,6 +215,6 @@ def open_batches(config: ExperimentConfig, tokenizer: Tokenizer, source: Source)
         budget=patch_budget(config.model.image),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part[0],
+        process_count=part[1],
     )

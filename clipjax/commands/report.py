@@ -20,7 +20,7 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require
+from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
 from clipjax.inference.prepare import prepare_evaluation
@@ -34,6 +34,7 @@ from clipjax.report.summary import REPORT
 from clipjax.runs import CheckpointError, FingerprintError, open_run
 from clipjax.runs.record import read_records
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
+from clipjax.storage import as_path
 
 USAGE = "clipjax report RUN... | SWEEP [--out=report.html]"
 
@@ -57,7 +58,7 @@ def run(
     Raises ConfigError for a folder that is no run.
     """
     runs = read_runs(runs_in(workdirs))
-    out = Path(out) if out else (Path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
+    out = as_path(out) if out else (as_path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
     check_folder(out.parent, "--out")
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
@@ -71,7 +72,7 @@ def run(
 def runs_in(workdirs: Sequence[str | Path]) -> list[Path]:
     """The folders, with the cells that have begun in place of a sweep. Raises ConfigError for a sweep without any."""
     found = []
-    for folder in map(Path, workdirs):
+    for folder in map(as_path, workdirs):
         if is_sweep(folder):
             cells = [folder / cell.path for cell in read_sweep(folder).cells]
             begun = [cell for cell in cells if trained_config(cell) is not None]
@@ -141,9 +142,10 @@ def main(argv: list[str]) -> None:
     values = cli.parse([argv[0], *others], __doc__, define, processes=False)
     if not places:
         cli.fail(f"usage: {USAGE}. Try --help.")
+    cli.check_places([("", place) for place in places])
 
     def body() -> None:
-        config = None if values.config is None else from_config_dict(values.config)
+        config = None if values.config is None else cli.experiment_of(values)
         run(places, out=values.out, config=config, step=values.step, compute=values.compute)
 
     cli.run_command(values, body)

@@ -31,6 +31,9 @@ from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metri
 from clipjax.runs.checkpoint import open_read_only, read_meta
 from clipjax.runs.metrics_log import FILE, to_line
 from clipjax.runs.run import hint
+from clipjax.runs.spool import local_folder
+from clipjax.runs.steps import checkpoints_of, is_whole, whole_steps
+from clipjax.storage import as_path
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 TRIES = 3  # of a checkpoint that cannot be read, which may be about to vanish
@@ -59,7 +62,7 @@ def watch(
     evaluate_run raises for the evaluators and their data. Ctrl-C exits with 130.
     """
     check_suite(config)
-    watcher = Watcher(Path(workdir), config, {"model": model, "pretrained": pretrained, "redo": redo})
+    watcher = Watcher(as_path(workdir), config, {"model": model, "pretrained": pretrained, "redo": redo})
     with _one_line_on_interrupt(watcher):
         watcher.wait_for_first(poll_seconds)
         while not watcher.look():
@@ -92,7 +95,7 @@ class Watcher:
             if wrong:
                 raise CheckpointError(f"{self.workdir} holds no checkpoints.{wrong}")
             if not told:
-                announce(f"Waiting for the first checkpoint in {self.workdir.absolute() / 'checkpoints'}")
+                announce(f"Waiting for the first checkpoint in {checkpoints_of(self.workdir)}")
                 told = True
             time.sleep(poll_seconds)
 
@@ -105,8 +108,7 @@ class Watcher:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that there are now, the same on all processes."""
-        names = [path.name for path in (self.workdir / "checkpoints").glob("*")]
-        return gather_json(sorted(int(name) for name in names if name.isdecimal()))[0]
+        return gather_json(whole_steps(checkpoints_of(self.workdir)))[0]
 
     def finished(self) -> bool:
         """Whether the newest checkpoint is the run's last, and is settled."""
@@ -123,7 +125,7 @@ class Watcher:
     def read(self, step: int) -> Seen | None:
         """What a checkpoint's JSON says; None where it has vanished or cannot be read."""
         try:
-            with open_read_only(self.workdir.absolute() / "checkpoints") as manager:
+            with open_read_only(checkpoints_of(self.workdir)) as manager:
                 meta = read_meta(manager, step)
             return Seen(meta.config, bool(meta.data_states))
         except Exception:  # half removed, Orbax raises whatever it met first
@@ -154,7 +156,7 @@ class Watcher:
 
     def _not_read(self, step: int, error: Exception) -> None:
         """Passes over a checkpoint that has vanished; after some tries, notes one that is there and cannot be read."""
-        if not (self.workdir / "checkpoints" / str(step)).exists():
+        if not is_whole(checkpoints_of(self.workdir) / str(step)):
             announce(f"Step {step} has been removed before it was evaluated.")
             self.settled.add(step)
             return
@@ -187,7 +189,7 @@ class Watcher:
         write_text(folder / FILE, "".join(to_line(lines[key]) for key in sorted(lines)))
         from tensorboardX import SummaryWriter
 
-        with contextlib.closing(SummaryWriter(str(folder / "tensorboard"))) as events:
+        with local_folder(folder / "tensorboard") as local, contextlib.closing(SummaryWriter(str(local))) as events:
             for name, value in numbers.items():
                 events.add_scalar(name, value, step)
 

@@ -178,7 +178,13 @@ class LogConfig:
 
     every_steps: int = runtime(50, within=COUNT)
     tensorboard: bool = runtime(True)  # write TensorBoard events too
+    wandb: str = runtime("")  # log to this project of Weights & Biases too, or "entity/project"; "": do not
+    mlflow: str = runtime("")  # log to this experiment of MLflow too, at MLFLOW_TRACKING_URI; "": do not
     figures: bool = runtime(True)  # snapshots of held-out pairs; at the end, report.html and summary.png
+    # the first and the last step to trace with JAX's profiler, such as "100:105", to workdir/profile; "": none
+    profile: str = runtime("")
+    profile_hosts: Literal["first", "all"] = runtime("first")  # which processes write a trace of these steps
+    profile_python: bool = runtime(False)  # also trace calls of Python functions: larger traces, slower steps
 
 
 @dataclass(frozen=True)

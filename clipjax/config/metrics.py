@@ -5,7 +5,7 @@ from __future__ import annotations
 # The last words of names, after the evaluator's.
 _SMALLER = (
     "rank", "loss", "error", "ece", "gap", "alignment", "uniformity", "perplexity", "nll", "brier", "distance",
-    "seconds", "seconds_per_step", "data_wait", "skipped",
+    "seconds", "seconds_per_step", "data_wait", "skipped", "bytes",
     "non_matching_cosine", "modality_accuracy", "dead_dimensions",
 )  # fmt: skip
 _LARGER = ("effective_rank",)  # of the embeddings' covariance

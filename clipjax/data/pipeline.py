@@ -53,8 +53,9 @@ class TrainIterator:
     """Iterator of (batch, state) for one process.
 
     batch: {"image": uint8 [b, H, W, 3], "text": int32 [b, L], "pair_id": int32 [b]} NumPy.
-    state: the position after this batch, as JSON values: {"step", "read", "bad": {cause: count}, "records", "sha256"}.
-      "records" is the source's size, on which the order depends; "sha256" are its checksums, if it has any.
+    state: the position after this batch, as JSON values: {"step", "read", "bad": {cause: count}, "first_row",
+      "records", "sha256"}. "first_row" is this process's first of a batch; "records" is the source's size, on which the
+      order depends; "sha256" are its checksums, if it has any.
 
     A bad record is replaced by another drawn from (seed, i), logged with its file and position, and counted. A share
     above data.max_bad_share of the records read raises DataError. met: (step, bad records) of the latest batches with
@@ -72,6 +73,7 @@ class TrainIterator:
             "step": self.step,
             "read": self.read,
             "bad": dict(self.bad.causes),
+            "first_row": self.offset,
             "records": len(self.examples.source),
             "sha256": self.checksums,
         }

@@ -16,7 +16,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.data.cut import TextCut
 from clipjax.data.pipeline import eval_batches
 from clipjax.data.prefetch import prefetch_to_mesh
-from clipjax.mesh import batch_sharding, param_shardings, replicated, to_host, to_mesh
+from clipjax.mesh import batch_sharding, param_shardings, reading_part, replicated, to_host, to_mesh
 from clipjax.models import DualEncoder, image_tower, patch_budget, text_tower
 from clipjax.models.pixels import normalize_pixels
 from clipjax.models.towers.tower import Hidden, TowerOutput
@@ -31,6 +31,7 @@ def global_batches(
 
     See data.pipeline.eval_batches for the columns and for shares.
     """
+    index, count = reading_part(mesh)
     local = eval_batches(
         source,
         tokenizer=tokenizer,
@@ -39,8 +40,8 @@ def global_batches(
         budget=patch_budget(config.model.image),
         batch_size=config.eval.batch_size,
         num_threads=config.data.num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         shares=shares,
     )
     pairs = ((batch, None) for batch in local)

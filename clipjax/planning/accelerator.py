@@ -19,6 +19,11 @@ class Chip:
     hbm_bandwidth: float  # bytes/s
 
     @property
+    def float32_peak(self) -> float:
+        """FLOP/s of float32 products as JAX computes them unless it is told to be more precise."""
+        raise NotImplementedError
+
+    @property
     def memory(self) -> float:
         """Bytes that the device has, of which a program may use `hbm`."""
         return self.hbm

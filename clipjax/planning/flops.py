@@ -1,13 +1,15 @@
 """Model FLOPs of one training step, counted from the configuration: products only, three times the forward pass.
 
-The convention is that of MFU (PaLM, 2204.02311, appendix B): what the mathematics needs, so neither recomputation nor
-padding counts. Each tower counts its own (clipjax/models/towers), or is traced.
+The convention is that of MFU (PaLM, 2204.02311, appendix B): what the mathematics needs on a batch of this shape, so
+recomputation (config.model.*.remat, accumulation_steps) does not count. Each tower counts its own
+(clipjax/models/towers), or is traced.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,26 +17,33 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from clipjax.config import ExperimentConfig, ImageTowerConfig, TextTowerConfig
+from clipjax.data.cut import REST, WHOLE
 from clipjax.models import Tower, image_tower, text_tower
 from clipjax.models.tower_flops import TowerFlops, block_products, cross_attention, self_attention
+from clipjax.training.teacher import EmbeddedTeacher, Teacher
 from clipjax.training.trainable import adapted, farthest
 
+Shapes = Mapping[str, tuple[int, ...]]  # of a batch's columns
 
-def step_flops(config: ExperimentConfig) -> dict[str, float]:
+
+def step_flops(config: ExperimentConfig, shapes: Shapes | None = None) -> dict[str, float]:
     """{part: FLOPs of one step of the global batch}, parts as in clipjax.planning.parts.
 
-    A frozen tower, or block, counts its forward pass only, and a block with adapters half of the backward pass: that
-    of its input, not of its matrices. The optimizer's elementwise work is not counted.
+    shapes: of the batch's columns as the step takes them, whose texts may be cut and whose images may fill a smaller
+    budget; None: the longest. A frozen tower, or block, counts its forward pass only, and a block with adapters half
+    of the backward pass: that of its input, not of its matrices. A tower whose embeddings are read
+    (config.data.image_embeddings) counts nothing, nor does the optimizer's elementwise work.
     """
     model, batch = config.model, config.global_batch_size
-    image = tower_flops(image_tower(model.image), model.image, model.embed_dim)
-    text = tower_flops(text_tower(model.text), model.text, model.embed_dim)
     texts = batch * config.data.captions_per_image
+    image = _image_flops(config, shapes)
+    towers = {"image": [(0 if config.data.image_embeddings else batch, image)], "text": _text_flops(config, shapes)}
     flops = {}
-    for name, rows, tower in (("image", batch, image), ("text", texts, text)):
+    for name, parts in towers.items():
         share = trained_share(config, name)  # the backward pass costs two forward passes
-        flops[f"{name} tower"] = float(rows * tower.products * (2 if adapted(config, name) else 1 + 2 * share))
-        flops[f"{name} attention"] = float(rows * tower.attention * (1 + 2 * share))
+        products, attention = (sum(rows * getattr(t, of) for rows, t in parts) for of in ("products", "attention"))
+        flops[f"{name} tower"] = float(products * (2 if adapted(config, name) else 1 + 2 * share))
+        flops[f"{name} attention"] = float(attention * (1 + 2 * share))
     flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:
@@ -44,6 +53,52 @@ def step_flops(config: ExperimentConfig) -> dict[str, float]:
         layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim
         flops["captioner"] = 3.0 * batch * (layers + 2 * positions * decoder.width * model.text.vocab_size)
     return flops
+
+
+class BatchFlops:
+    """batch -> model FLOPs of the step on it, which depend on the shapes of its columns alone.
+
+    A teacher that runs counts the forward passes of its towers, on the same batch.
+    """
+
+    def __init__(self, config: ExperimentConfig, teacher: Teacher | EmbeddedTeacher | None = None):
+        self.config = config
+        self.teacher = teacher.config if isinstance(teacher, Teacher) else None
+        self.known: dict[tuple, float] = {}
+
+    def __call__(self, batch: Mapping[str, Any]) -> float:
+        key = tuple((name, batch[name].shape) for name in sorted(batch))
+        if key not in self.known:
+            shapes = dict(key)
+            flops = sum(step_flops(self.config, shapes).values())
+            self.known[key] = flops + (self._of_teacher(shapes) if self.teacher else 0)
+        return self.known[key]
+
+    def _of_teacher(self, shapes: Shapes) -> float:
+        config, rows = self.teacher, self.config.global_batch_size
+        whole = {"text": shapes[WHOLE]} if WHOLE in shapes else {}
+        shapes = {name: shape for name, shape in shapes.items() if not whole or name != REST} | whole
+        parts = [(rows, _image_flops(config, shapes)), *_text_flops(config, shapes)]
+        return float(sum(count * (tower.products + tower.attention) for count, tower in parts))
+
+
+def _image_flops(config: ExperimentConfig, shapes: Shapes | None) -> TowerFlops:
+    """Of one image, in a batch of these shapes."""
+    image = config.model.image
+    if shapes and "spatial_shape" in shapes:
+        image = dataclasses.replace(image, max_patches=shapes["image"][1])
+    return tower_flops(image_tower(image), image, config.model.embed_dim)
+
+
+def _text_flops(config: ExperimentConfig, shapes: Shapes | None) -> list[tuple[int, TowerFlops]]:
+    """[(texts, FLOPs of one of them)], for each length that a batch of these shapes has."""
+    text, texts = config.model.text, config.global_batch_size * config.data.captions_per_image
+    columns = [shapes[name] for name in ("text", REST) if name in shapes] if shapes else [(texts, text.context_length)]
+    parts = []
+    for *rows, length in columns:
+        cut = dataclasses.replace(text, context_length=length)
+        parts.append((math.prod(rows), tower_flops(text_tower(cut), cut, config.model.embed_dim)))
+    return parts
 
 
 def trained_share(config: ExperimentConfig, tower: str) -> float:

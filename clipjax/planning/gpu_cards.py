@@ -65,6 +65,11 @@ class Gpu(Chip):
         return max(received / share / self.network, received / self.nvlink if per_host > 1 else 0.0)
 
     @property
+    def float32_peak(self) -> float:
+        """That of TF32, in which JAX multiplies float32: half of bfloat16's on all of these cards."""
+        return self.peak / 2
+
+    @property
     def memory(self) -> float:
         """Bytes of the card."""
         return float(self.total)

@@ -17,6 +17,7 @@ import jinja2
 from clipjax.config import differences
 from clipjax.files import write_text
 from clipjax.report import plots
+from clipjax.report.goodput import goodput_rows, memory_text, seconds_text, starts_text
 from clipjax.report.pictures import is_thumbnail
 from clipjax.report.run_data import RunData
 from clipjax.report.table import format_value, is_share, rows
@@ -80,6 +81,7 @@ def _view(run: RunData, number: int) -> dict[str, Any]:
         "results_step": run.results_step,
         "evaluators": run.config.get("eval", {}).get("evaluators", {}),
         "missing": run.missing,
+        "time": _time(run),
         "predictions": run.predictions,
         "pairs_source": (run.pairs or {}).get("source", ""),
         "snapshots": len(run.snapshots),
@@ -88,6 +90,20 @@ def _view(run: RunData, number: int) -> dict[str, Any]:
         "bad_causes": causes.most_common(),
         "replaced": _replaced(run),
         "config": json.dumps(run.config, indent=2, sort_keys=True, ensure_ascii=False, default=str),
+    }
+
+
+def _time(run: RunData) -> dict[str, Any] | None:
+    """Where the run's time went; None for one without accounts."""
+    found = run.goodput
+    if found is None:
+        return None
+    return {
+        "total": f"{seconds_text(found.wall)} in {starts_text(found)}",
+        "since": found.first_step,
+        "goodput": found.goodput,
+        "rows": goodput_rows(found),
+        "memory": memory_text(found.memory),
     }
 
 
@@ -148,6 +164,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"rows": rows, "is_share": is_share, "format_value": format_value}
     found.filters["percent"] = lambda share: f"{share:.1%}" if share >= 0.001 else "<0.1%"
+    found.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     found.tests["thumbnail"] = is_thumbnail
     return found
 

@@ -19,6 +19,7 @@ COLOURS = ("#3b82c4", "#e07b39", "#3f9c5a", "#9a6ac4", "#d1495b", "#2a9d9d", "#a
 MOST_POINTS = 1500  # of a curve; more are averaged in groups
 MOST_STEPS = 60  # of the slider
 CELLS = 16  # pairs in the similarity matrix
+SHARES = ("mfu", "goodput", "data_wait")  # of a whole, besides evaluators' metrics
 FIRST = ("top1", "top5", "_r1", "_r5")  # ends of the metrics that are shown first
 
 
@@ -35,7 +36,7 @@ def curves(runs: Mapping[str, Sequence[dict[str, float]]]) -> list[dict[str, Any
     """
     names = list(dict.fromkeys(name for lines in runs.values() for line in lines for name in line if name != "step"))
     first = {"loss": "Loss", "learning_rate": "Learning rate", "images_per_second": "Images a second"}
-    first["logit_scale"] = "Logit scale (1 / temperature)"
+    first |= {"logit_scale": "Logit scale (1 / temperature)", "mfu": "MFU (model FLOPs utilisation)"}
     evaluation = _evaluation_metrics(names)
     groups = [("training", name, title) for name, title in first.items() if name in names]
     groups += [("evaluation", name, name.replace("/", " · ")) for name in names if name in evaluation]
@@ -76,7 +77,8 @@ def _curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> Fi
             steps, y = steps[finite], running_mean(y[finite])
         traces.append(_line(steps, y, line, mode="lines+markers" if len(y) <= 30 else "lines", run=run))
     values = np.concatenate(values)
-    share = "/" in name and len(values) and 0 <= values.min() and values.max() <= 1 and not name.endswith("rank")
+    is_share = name in SHARES or ("/" in name and not name.endswith("rank"))
+    share = is_share and len(values) and 0 <= values.min() and values.max() <= 1
     layout: Figure = {
         "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
         "yaxis": {"tickformat": ".2~%"} if share else {},

@@ -9,9 +9,12 @@ from typing import Any
 from clipjax.config import ConfigError, flat, from_json_dict
 from clipjax.json_files import read_json_object
 from clipjax.runs.bad_records_log import read_bad_records
+from clipjax.runs.goodput import Goodput, read_goodput
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.run import hint
 from clipjax.runs.snapshots import PAIRS, PREDICTIONS, Snapshot, read_document, read_snapshots
+from clipjax.runs.steps import absolute
+from clipjax.storage import as_path
 
 NO_METRICS = "No curves: this directory has no metrics.jsonl, as weights that were imported."
 NO_PAIRS = (
@@ -39,6 +42,7 @@ class RunData:
     results: dict[str, dict[str, Any]]  # {evaluator: {metric: value}} of the last evaluation
     results_step: int | None
     missing: dict[str, str]  # section -> why it is not there: "curves", "pairs", "predictions"
+    goodput: Goodput | None = None  # where its time went; None where that was not counted
 
     @property
     def step(self) -> int | None:
@@ -59,7 +63,7 @@ class RunData:
 
 def read_run(workdir: str | Path, name: str = "") -> RunData:
     """Everything that workdir stores. Raises ConfigError for a folder that is neither a run nor imported weights."""
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     config = read_json_object(workdir / "config.json")
     metrics = read_metrics(workdir)
     if not (config or metrics or (workdir / "checkpoints").is_dir()):
@@ -77,7 +81,7 @@ def read_run(workdir: str | Path, name: str = "") -> RunData:
         "predictions": "" if predictions else NO_PREDICTIONS,
     }
     return RunData(
-        name=name or workdir.absolute().name,
+        name=name or absolute(workdir).name,
         directory=str(workdir),
         config=config,
         metrics=metrics,
@@ -88,12 +92,13 @@ def read_run(workdir: str | Path, name: str = "") -> RunData:
         results=results,
         results_step=results_step,
         missing={section: why for section, why in missing.items() if why},
+        goodput=read_goodput(workdir),
     )
 
 
 def read_runs(workdirs: list[str | Path]) -> list[RunData]:
     """read_run of each, under names that differ: the folder's, or the whole path where two folders share a name."""
-    names = [Path(workdir).absolute().name for workdir in workdirs]
+    names = [absolute(workdir).name for workdir in workdirs]
     return [
         read_run(workdir, name if names.count(name) == 1 else str(workdir))
         for workdir, name in zip(workdirs, names, strict=True)
@@ -119,10 +124,16 @@ def last_results(
                     results.setdefault(name, {})[metric] = _as_number(metric, value)
     if results:
         return results, last
-    files = sorted(workdir.glob("eval/*/results.json"), key=lambda path: path.stat().st_mtime)
+    files = sorted(workdir.glob("eval/*/results.json"), key=_written)
     document = read_json_object(files[-1]) if files else {}
     stored = document.get("results", {})
     return {name: result for name, result in stored.items() if isinstance(result, dict)}, document.get("step")
+
+
+def _written(path: Path) -> float:
+    """When a file was written, as a time that orders files."""
+    found = path.stat()
+    return found.st_mtime if hasattr(found, "st_mtime") else found.mtime
 
 
 def _as_number(metric: str, value: float) -> float | int:

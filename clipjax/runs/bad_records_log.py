@@ -18,6 +18,7 @@ from typing import Any
 from clipjax.data.bad_records import BadRecord
 from clipjax.files import naming, write_text
 from clipjax.json_files import read_json_lines
+from clipjax.storage import as_path
 
 MAX_ENTRIES = 10_000  # per process, about 3 MB; further records are only counted
 
@@ -72,7 +73,7 @@ class BadRecordsLog:
 
 def read_bad_records(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of all processes, ordered by step, each record once; [] without any. Torn lines are left out."""
-    paths = sorted(Path(workdir).glob("bad_records*.jsonl"))
+    paths = sorted(as_path(workdir).glob("bad_records*.jsonl"))
     lines = sorted((line for path in paths for line in _read(path)), key=lambda line: line["step"])
     return list({_identity(line): line for line in reversed(lines)}.values())[::-1]
 

@@ -9,14 +9,15 @@
                              checksums.json   size and SHA-256 of all files above
 
 Orbax writes under a temporary name and renames the directory when every process has finished, so a directory whose
-name is a plain number was complete. The checksums tell whether it still is: a training run skips damaged checkpoints,
-moves them to workdir/damaged_checkpoints and continues from the newest intact one. Nothing is deleted.
+name is a plain number was complete; in a bucket, one that has commit_success.txt (clipjax/runs/orbax_buckets.py). The
+checksums tell whether it still is: a training run skips damaged checkpoints, moves them to workdir/damaged_checkpoints
+and continues from the newest intact one. Nothing is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,9 @@ from clipjax.runs.best import options_of_best
 from clipjax.runs.fingerprint import completed
 from clipjax.runs.integrity import CheckpointError, readable, write_step_checksums
 from clipjax.runs.lock import RunLockError
+from clipjax.runs.orbax_buckets import bucket_options
 from clipjax.runs.own_files import as_given, located
+from clipjax.runs.steps import checkpoints_of, remove_unfinished, whole_steps
 from clipjax.training.lora import merged
 from clipjax.training.state import TrainState, abstract_state
 
@@ -51,16 +54,28 @@ class Meta(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
-    """The manager of workdir/checkpoints, to write to. It saves in the background and finishes on leaving the block."""
-    directory = Path(workdir).absolute() / "checkpoints"
+def open_checkpoints(
+    workdir: str | Path, config: CheckpointConfig, *, before_whole: Callable[[], None] = lambda: None
+) -> Iterator[ocp.CheckpointManager]:
+    """The manager of workdir/checkpoints, to write to. It saves in the background and finishes on leaving the block.
+
+    before_whole: called on the first process, in the background, just before a checkpoint becomes whole.
+    """
+    directory = checkpoints_of(workdir)
+
+    def finish() -> None:
+        before_whole()
+        write_step_checksums(directory)
+
+    if jax.process_index() == 0:
+        remove_unfinished(directory)
     options = ocp.CheckpointManagerOptions(
         **options_of_best(config),
-        cleanup_tmp_directories=True,
+        **bucket_options(directory, cleanup=True),
         enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: write_step_checksums(directory)),
+        async_options=ocp.AsyncOptions(post_finalization_callback=finish),
     )
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+    manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
     try:
         yield manager
     except BaseException as error:
@@ -77,9 +92,9 @@ def open_checkpoints(workdir: str | Path, config: CheckpointConfig) -> Iterator[
 @contextlib.contextmanager
 def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The manager of a folder of checkpoints, to read from. Raises CheckpointError where Orbax cannot open it."""
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(**bucket_options(directory, cleanup=False), read_only=True)
     try:
-        manager = ocp.CheckpointManager(directory, options=options, item_handlers=item_handlers())
+        manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoints in {directory} cannot be read ({type(error).__name__}: {error!s:.200}): the "
@@ -129,10 +144,10 @@ def clear_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        whole = sorted(path.name for path in Path(manager.directory).glob("*") if path.name.isdigit())
+        whole = whole_steps(manager.directory)
         raise CheckpointError(
             f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
-            f"Earlier checkpoints are intact ({', '.join(sorted(whole, key=int)) or 'there is none'}). Make room, or "
+            f"Earlier checkpoints are intact ({', '.join(map(str, whole)) or 'there is none'}). Make room, or "
             "fix the cause, and run the command again: it continues from the last of them."
         ) from error
 
@@ -218,7 +233,7 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
         )
     config = from_json_dict(meta["config"])
     paths = meta.get("paths", {"own": {"tokenizer.path": ""}} if meta.get("own_tokenizer") else {})
-    opened = located(config, Path(manager.directory).parent, paths)
+    opened = located(config, manager.directory.parent, paths)
     return Meta(opened, completed(meta["fingerprint"], config), meta.get("data_states", []), as_given(config, paths))
 
 
@@ -234,10 +249,10 @@ def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> N
         raise CheckpointError("\n".join([f"{where}:", *lines[:SHOWN], *more, *cures]))
 
 
-def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+def handler_registry() -> ocp.CheckpointHandlerRegistry:
     """The handler of each item. Naming them lets a tree's shapes be read before any of its arrays."""
     trees = {name: ocp.StandardCheckpointHandler() for name in (*WEIGHTS, "train")}
-    return {**trees, "meta": ocp.JsonCheckpointHandler()}
+    return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
 
 
 def _reason(error: BaseException) -> str:

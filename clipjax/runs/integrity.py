@@ -7,19 +7,23 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import jax
 from absl import logging
 
+from clipjax import storage
 from clipjax.config import ConfigError
 from clipjax.files import write_text
 from clipjax.json_files import read_json
 from clipjax.processes import gather_json
+from clipjax.runs.orbax_buckets import MARKER
+from clipjax.runs.steps import CHECKSUMS as FILE
+from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, unfinished, whole_steps
+from clipjax.runs.stored_files import Stored, digest, move_folder, stored_files
 
-FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
-ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax adds the time of the rename to it, after the checksums were made
 MAX_LIST = 1 << 28  # bytes of the list of checksums
 THREADS = 4  # hashlib releases the interpreter's lock
 
@@ -49,10 +53,10 @@ def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]
     Changes nothing. All processes call it together and share the reading. Raises CheckpointError when there are
     checkpoints but none is intact.
     """
-    directory = Path(workdir).absolute() / "checkpoints"
+    directory = checkpoints_of(workdir)
     share = jax.process_index(), jax.process_count()
     damaged: dict[int, list[str]] = {}
-    for step in sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True):
+    for step in reversed(whole_steps(directory)):
         lines = sum(gather_json(damage_of(directory / str(step), share=share)), [])
         if not lines:
             return step, damaged
@@ -71,7 +75,7 @@ def set_aside_damaged(workdir: str | Path, found: tuple[int | None, dict[int, li
     All processes call it together, before open_checkpoints, so that a damaged checkpoint is neither restored nor
     counted among those to keep. found: what newest_intact returned, which is called if it is None.
     """
-    directory = Path(workdir).absolute() / "checkpoints"
+    directory = checkpoints_of(workdir)
     intact, damaged = newest_intact(workdir) if found is None else found
     if not damaged:
         return
@@ -79,11 +83,11 @@ def set_aside_damaged(workdir: str | Path, found: tuple[int | None, dict[int, li
         report = _report(damaged)
         logging.warning("Damaged checkpoints, moved to %s/%s; going on from %d:\n%s", workdir, DAMAGED, intact, report)
         for step in damaged:
-            _move_aside(directory / str(step), Path(workdir) / DAMAGED)
+            _move_aside(directory / str(step), absolute(workdir) / DAMAGED)
     gather_json({})  # no process reads the directory before this is done
 
 
-def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str, ...] = ()) -> list[str]:
+def damage_of(folder: Any, *, share: tuple[int, int] = (0, 1), items: tuple[str, ...] = ()) -> list[str]:
     """A line for everything that is wrong with a checkpoint.
 
     items: which items to read, beside meta; (): all. share: see find_damage.
@@ -94,36 +98,42 @@ def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), items: tuple[str
         return not items or name.split("/")[0] in ("meta", *items)
 
     try:
-        read_json(folder / ORBAX_METADATA)
+        stamps = read_json(folder / ORBAX_METADATA)
+        if isinstance(stamps, dict) and stamps.get("init_timestamp_nsecs") and not stamps.get("commit_timestamp_nsecs"):
+            missing.append(f"{folder / ORBAX_METADATA}: says that the checkpoint was never finished")
     except (OSError, ValueError) as error:
         missing.append(f"{folder / ORBAX_METADATA}: cannot be read ({error})")
     return missing or find_damage(folder, wanted=wanted, share=share)
 
 
-def write_step_checksums(directory: Path) -> None:
-    """Called when all files of a checkpoint are in place, before the renaming that makes it appear."""
-    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-        write_checksums(folder, leave_out=(ORBAX_METADATA,))
+def write_step_checksums(directory: PurePath) -> None:
+    """Called when all files of a checkpoint are in place, before the renaming, or the marker, that makes it whole."""
+    for folder in unfinished(directory):
+        if not (folder / FILE).exists():
+            write_checksums(folder, leave_out=(ORBAX_METADATA, MARKER))
 
 
-def write_checksums(folder: Path, *, leave_out: Collection[str] = ()) -> None:
+def write_checksums(folder: Any, *, leave_out: Collection[str] = ()) -> None:
     """Writes folder/checksums.json: {relative path: {"bytes": n, "sha256": hex}} of the other files in it.
 
     A row about itself holds a checksum of the other rows, so that damage to the list can be told from damage to files.
-    leave_out: names of files that will still change.
+    A file whose bucket tells its MD5 has "md5" instead, and is not read. leave_out: files, by their paths in the
+    folder, that will still change.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, *leave_out))
+    stored = {name: file for name, file in stored_files(folder).items() if name not in (FILE, *leave_out)}
+
+    def row(name: str) -> dict[str, Any]:
+        file = stored[name]
+        checksum = {"md5": file.md5} if file.md5 else {"sha256": digest(folder / name, "sha256")}
+        return {"bytes": file.bytes, **checksum}
+
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(sha256, paths)
-        rows = {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(paths, digests, strict=True)
-        }
+        rows = dict(zip(stored, pool.map(row, stored), strict=True))
     write_text(folder / FILE, json.dumps(rows | {FILE: _row_of_itself(rows)}, indent=1, sort_keys=True))
 
 
 def find_damage(
-    folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, share: tuple[int, int] = (0, 1)
+    folder: Any, *, wanted: Callable[[str], bool] = lambda name: True, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
     """A line for each file that differs from its checksum; [] for an intact folder, or one without checksums.
 
@@ -145,39 +155,56 @@ def find_damage(
     if own != _row_of_itself(expected) and not of_before:
         return [f"{folder / FILE}: its rows are not those that were written"]
     names = sorted(name for name in expected if wanted(name))[share[0] :: share[1]]
+    stored = stored_files(folder) if names and storage.is_remote(folder) else None
+
+    def compare(name: str) -> str:
+        return _compare(folder / name, expected[name], stored.get(name) if stored is not None else _stat(folder / name))
+
     with ThreadPoolExecutor(THREADS) as pool:
-        lines: Iterable[str] = pool.map(lambda name: _compare(folder / name, expected[name]), names)
+        lines: Iterable[str] = pool.map(compare, names)
         return [line for line in lines if line]
 
 
-def checksum_of_items(folder: Path, items: Collection[str]) -> str:
+def checksum_of_items(folder: Any, items: Collection[str]) -> str:
     """The SHA-256 of the checksums of all files of some items of a checkpoint.
 
     Those in its checksums.json are used; a checkpoint without them is read.
     """
     try:
         rows = read_json(folder / FILE, MAX_LIST)
-        found = {name: row["sha256"] for name, row in rows.items() if name.split("/")[0] in items}
+        found = {name: row.get("sha256") or row["md5"] for name, row in rows.items() if name.split("/")[0] in items}
     except FileNotFoundError:
-        paths = sorted(path for item in items for path in (folder / item).rglob("*") if path.is_file())
-        found = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+        names = sorted(name for name in stored_files(folder) if name.split("/")[0] in items)
+        found = {name: digest(folder / name, "sha256") for name in names}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
     """A file's SHA-256, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(path, "sha256")
 
 
-def _compare(path: Path, expected: dict) -> str:
+def _stat(path: Path) -> Stored | OSError:
     try:
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{path}: {size} bytes, {expected['bytes']} were written"
-        return "" if sha256(path) == expected["sha256"] else f"{path}: its SHA-256 is not the one that was written"
+        return Stored(path.stat().st_size)
     except OSError as error:
-        return f"{path}: {error.strerror}"
+        return error
+
+
+def _compare(path: Any, expected: dict, found: Stored | OSError | None) -> str:
+    """What is wrong with a file; "" for nothing. found: what is known without reading it; None: it is not there."""
+    if found is None or isinstance(found, OSError):
+        return f"{path}: {found.strerror if found else 'missing'}"
+    if found.bytes != expected["bytes"]:
+        return f"{path}: {found.bytes} bytes, {expected['bytes']} were written"
+    kind = "sha256" if "sha256" in expected else "md5"
+    if kind == "md5" and found.md5 == expected["md5"]:
+        return ""
+    try:
+        same = digest(path, kind) == expected[kind]
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    return "" if same else f"{path}: its {kind.upper().replace('SHA', 'SHA-')} is not the one that was written"
 
 
 def _row_of_itself(others: dict) -> dict:
@@ -189,8 +216,10 @@ def _report(damaged: dict[int, list[str]]) -> str:
     return "\n".join(f"  {line}" for lines in damaged.values() for line in lines)
 
 
-def _move_aside(folder: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    taken = {path.name for path in target.iterdir()}
+def _move_aside(folder: Any, target: Any) -> None:
+    """Moves a checkpoint into the folder `target`, under its name or the next one that is free there."""
+    if not storage.is_remote(folder):
+        target.mkdir(exist_ok=True)
+    taken = {path.name for path in target.iterdir()} if target.exists() else set()
     names = [folder.name, *(f"{folder.name}-{i}" for i in range(1, len(taken) + 1))]
-    folder.rename(target / next(name for name in names if name not in taken))
+    move_folder(folder, target / next(name for name in names if name not in taken))

@@ -19,9 +19,13 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from clipjax import storage
 from clipjax.config import ExperimentConfig, TokenizerConfig, map_paths
 from clipjax.data.tokenizers.files import files_of
-from clipjax.files import replacing
+from clipjax.files import making_folder, replacing
+from clipjax.machine.compilation_cache import cache_root
+from clipjax.runs.steps import absolute
+from clipjax.runs.stored_files import stored_files
 
 LARGEST = 256 << 20  # bytes of files that are copied; larger ones are named where they are
 
@@ -38,7 +42,7 @@ def keep_files(config: ExperimentConfig, workdir: str | Path, *, copy: bool = Tr
 
     copy: False on processes other than the first, which only compute the names.
     """
-    workdir = Path(workdir).absolute()
+    workdir = absolute(workdir)
     own: dict[str, str] = {}
 
     def change(name: str, value: str, kind: str) -> str:
@@ -55,7 +59,7 @@ def keep_files(config: ExperimentConfig, workdir: str | Path, *, copy: bool = Tr
 
     portable = map_paths(config, change)
     here = os.getcwd()
-    above = os.path.relpath(here, workdir)
+    above = "" if storage.is_remote(workdir) else os.path.relpath(here, workdir)
     # Where the run lies in the folder in which it was started, both may move together.
     inside = set(Path(above).parts) <= {".."}
     return Kept(portable, {"own": own, "folder": here, "above": above if inside else ""})
@@ -71,7 +75,7 @@ def located(config: ExperimentConfig, workdir: str | Path, paths: Mapping[str, A
 
     def change(name: str, value: str, kind: str) -> str:
         if name in own:
-            copy = Path(workdir) / value
+            copy = _here(storage.as_path(workdir), value)
             before = _found(own[name], starts)
             return str(copy) if copy.exists() or not Path(before).exists() else before
         return _found(value, starts)
@@ -89,12 +93,30 @@ def with_own_tokenizer(tokenizer: TokenizerConfig, workdir: Path | None) -> Toke
     """The tokenizer's configuration; of a file that is not there, the copy that the run in workdir keeps of it."""
     if workdir is None or not tokenizer.path or Path(tokenizer.path).exists():
         return tokenizer
-    name = glob.escape(Path(tokenizer.path).name)
-    copies = glob.glob(f"{glob.escape(str(Path(workdir).absolute()))}/tokenizer/*/{name}")
-    if len(copies) != 1:
+    workdir, name = absolute(workdir), Path(tokenizer.path).name
+    folders = (workdir / "tokenizer").iterdir() if (workdir / "tokenizer").is_dir() else ()
+    places = [f"tokenizer/{folder.name}/{name}" for folder in folders if (folder / name).exists()]
+    if len(places) != 1:
         return tokenizer
-    logging.warning("config.tokenizer.path=%s is not there: the run's copy %s is used.", tokenizer.path, copies[0])
-    return TokenizerConfig(**{**vars(tokenizer), "path": copies[0]})
+    copy = str(_here(workdir, places[0]))
+    logging.warning("config.tokenizer.path=%s is not there: the run's copy %s is used.", tokenizer.path, copy)
+    return TokenizerConfig(**{**vars(tokenizer), "path": copy})
+
+
+def _here(workdir: Any, place: str) -> Path:
+    """A run's own file or folder as a path of this machine: of one in a bucket, a copy in the user's cache.
+
+    place: its path in the workdir; its first two parts are a folder that is named after its content.
+    """
+    if not storage.is_remote(workdir):
+        return workdir / place
+    run = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    root, folder = cache_root(os.environ) / "own_files" / run, "/".join(place.split("/")[:2])
+    if not (root / folder).exists() and (files := [*stored_files(workdir / folder)]):
+        with making_folder(root / folder) as temporary:
+            for name in files:
+                (temporary / name).write_bytes((workdir / folder / name).read_bytes())
+    return root / place
 
 
 def _files(field: str, path: Path) -> list[Path]:
@@ -116,7 +138,8 @@ def _digest(files: list[Path]) -> str:
 
 def _starts(workdir: str | Path, paths: Mapping[str, Any]) -> list[str]:
     """The folders at which a run's relative paths may start, the most likely first."""
-    above = os.path.normpath(os.path.join(os.path.abspath(workdir), paths["above"])) if paths.get("above") else ""
+    moved = paths.get("above") and not storage.is_remote(workdir)
+    above = os.path.normpath(os.path.join(os.path.abspath(workdir), paths["above"])) if moved else ""
     return [start for start in (above, paths.get("folder", "")) if start]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
+from clipjax.storage import as_path, is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +67,21 @@ def read_records(folders: list[str]) -> tuple[list[RunRecord], list[str]]:
     records: dict[Path, RunRecord] = {}
     notes = []
     for folder in folders:
-        path = Path(folder)
+        path = as_path(folder)
         if is_sweep(path):
             sweep = read_sweep(path)
             for cell in sweep.cells:
                 workdir = path / cell.path
                 record = _read(workdir, cell.seconds, tuple(sweep.fields))
                 if record is not None:
-                    records.setdefault(workdir.resolve(), record)
+                    records.setdefault(_same(workdir), record)
                 else:
                     notes.append(f"{workdir} has not begun" + (f": {cell.error}" if cell.error else "."))
         else:
             record = _read(path, 0.0, ())
             if record is None:
                 raise ConfigError(f"{folder} is {_what(path)}; expected the --workdir of a run or of a sweep.")
-            records.setdefault(path.resolve(), record)
+            records.setdefault(_same(path), record)
     require(bool(records), "None of the cells has begun." + "".join(f"\n  {note}" for note in notes))
     return list(records.values()), notes
 
@@ -90,6 +91,11 @@ def _read(workdir: Path, seconds: float, fields: tuple[str, ...]) -> RunRecord |
     if config is None:
         return None
     return RunRecord(str(workdir), config, tuple(read_metrics(workdir)), seconds, fields)
+
+
+def _same(path: Path) -> Path:
+    """A path that is equal for all names of one folder."""
+    return path if is_remote(path) else path.resolve()
 
 
 def _what(path: Path) -> str:

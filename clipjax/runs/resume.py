@@ -14,6 +14,7 @@ from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
 from clipjax.runs.config_changes import check_changes
 from clipjax.runs.fingerprint import FingerprintError, check_fingerprint
+from clipjax.runs.steps import checkpoints_of
 from clipjax.runs.weights import first_state
 from clipjax.training.state import TrainState
 
@@ -52,8 +53,7 @@ def check_restart(
 
     Raises what restore_or_create would raise.
     """
-    directory = Path(workdir).absolute() / "checkpoints"
-    with checkpoints.open_read_only(directory) as manager:
+    with checkpoints.open_read_only(checkpoints_of(workdir)) as manager:
         meta, changes = _compare(manager, step, config, fingerprint)
         checkpoints.check_fits(manager, step, config, mesh)
     return Restart(step, meta.data_states, changes)
@@ -93,7 +93,8 @@ def own_data_state(states: list[dict], process_index: int, process_count: int) -
         return states[process_index]
     if process_index:
         return states[0] | {"read": 0, "bad": {}}
+    parts = {state.get("first_row", i): state for i, state in enumerate(states)}  # some processes read the same rows
     return states[0] | {
-        "read": sum(state["read"] for state in states),
-        "bad": add_causes(state["bad"] for state in states),
+        "read": sum(state["read"] for state in parts.values()),
+        "bad": add_causes(state["bad"] for state in parts.values()),
     }

@@ -11,11 +11,13 @@ from typing import Any
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from clipjax import storage
 from clipjax.config import ExperimentConfig
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
 from clipjax.runs.best import best_of
-from clipjax.runs.integrity import ORBAX_METADATA, CheckpointError, checksum_of_items, damage_of
+from clipjax.runs.integrity import CheckpointError, checksum_of_items, damage_of
+from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, is_whole
 from clipjax.training.state import TrainState
 
 PUBLISHED = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack")  # how files of weights are called
@@ -33,17 +35,18 @@ def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
     checksums are verified here. Raises CheckpointError, which lists the steps that exist, where there is no such
     checkpoint or its weights are damaged.
     """
-    directory = Path(workdir).absolute() / "checkpoints"
+    workdir = storage.as_path(workdir)
+    directory = checkpoints_of(workdir)
     if not directory.is_dir():
         raise CheckpointError(
             f"{workdir} holds no checkpoints: expected the folder {directory}. "
-            "--checkpoint takes the --workdir of a training run." + hint(Path(workdir))
+            "--checkpoint takes the --workdir of a training run." + hint(workdir)
         )
     with checkpoints.open_read_only(directory) as manager:
         number = _choose(manager, directory, step)
         with _not_vanishing(directory / str(number)):
             meta = checkpoints.read_meta(manager, number)
-        yield Run(Path(workdir), number, meta.config, meta.fingerprint, meta.data_states, manager)
+        yield Run(workdir, number, meta.config, meta.fingerprint, meta.data_states, manager)
 
 
 class VanishedError(CheckpointError):
@@ -56,7 +59,7 @@ def _not_vanishing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # while a checkpoint is being removed, Orbax raises whatever it meets first
-        if folder.exists():
+        if is_whole(folder):
             raise
         raise VanishedError(
             f"Checkpoint {folder} was removed while it was being read: a running run keeps its last "
@@ -108,7 +111,7 @@ class Run:
 
     @property
     def _folder(self) -> Path:
-        return self.directory.absolute() / "checkpoints" / str(self.step)
+        return checkpoints_of(self.directory) / str(self.step)
 
     def _there(self) -> contextlib.AbstractContextManager[None]:
         return _not_vanishing(self._folder)
@@ -120,9 +123,9 @@ def hint(path: Path) -> str:
         return f" {path} does not exist."
     if is_checkpoint(path):
         step = f", with --step={path.name}" if path.name.isdecimal() else ""
-        return f" {path} is one checkpoint of a run: name the run's folder {path.absolute().parent.parent}{step}."
+        return f" {path} is one checkpoint of a run: name the run's folder {absolute(path).parent.parent}{step}."
     if any(is_checkpoint(inside) for inside in path.glob("*")):
-        return f" {path} is a run's folder of checkpoints: name the run's folder {path.absolute().parent}."
+        return f" {path} is a run's folder of checkpoints: name the run's folder {absolute(path).parent}."
     files = [path] if path.is_file() else path.glob("*")
     if any(file.suffix in PUBLISHED for file in files):
         return f" {path} seems to be published weights: import it with clipjax import, and name the new directory."
@@ -131,7 +134,7 @@ def hint(path: Path) -> str:
 
 def refuse_as_workdir(workdir: str | Path) -> None:
     """Raises CheckpointError for a folder inside a run, in which another run must not be made."""
-    path = Path(workdir)
+    path = storage.as_path(workdir)
     if is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*")))):
         raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")
     inside = path / "checkpoints"

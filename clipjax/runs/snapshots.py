@@ -6,6 +6,7 @@ snapshots/predictions.json what the last weights made of a larger sample. The fi
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from clipjax.files import replacing, write_text
 from clipjax.json_files import read_json_object
+from clipjax.storage import as_path
 
 FOLDER = "snapshots"
 PAIRS, PREDICTIONS = f"{FOLDER}/pairs.json", f"{FOLDER}/predictions.json"
@@ -36,7 +38,7 @@ class Snapshot(NamedTuple):
 
 def write_snapshot(workdir: str | Path, snapshot: Snapshot, pairs: str) -> None:
     """Writes snapshots/STEP.npz, whole or not at all. pairs: the "id" of pairs.json."""
-    with replacing(Path(workdir) / FOLDER / f"{snapshot.step}.npz") as temporary, open(temporary, "wb") as file:
+    with replacing(as_path(workdir) / FOLDER / f"{snapshot.step}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             image=snapshot.image.astype(np.float16),
@@ -54,7 +56,7 @@ def read_snapshots(workdir: str | Path, pairs: str) -> list[Snapshot]:
     found = []
     for step, path in _files(workdir):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
                 if str(arrays["pairs"]) == pairs:
                     image, text = (arrays[name].astype(np.float32) for name in ("image", "text"))
                     found.append(Snapshot(step, image, text, float(arrays["logit_scale"])))
@@ -70,19 +72,19 @@ def drop_snapshots(workdir: str | Path, resume_step: int) -> None:
             path.unlink()
     predictions = read_document(workdir, PREDICTIONS)
     if predictions and predictions.get("step", 0) > resume_step:
-        (Path(workdir) / PREDICTIONS).unlink()
+        (as_path(workdir) / PREDICTIONS).unlink()
 
 
 def write_document(workdir: str | Path, name: str, document: dict[str, Any]) -> None:
     """Writes PAIRS or PREDICTIONS."""
-    write_text(Path(workdir) / name, json.dumps(document, ensure_ascii=False))
+    write_text(as_path(workdir) / name, json.dumps(document, ensure_ascii=False))
 
 
 def read_document(workdir: str | Path, name: str) -> dict[str, Any] | None:
     """PAIRS or PREDICTIONS; None where there is none that can be read."""
-    return read_json_object(Path(workdir) / name) or None
+    return read_json_object(as_path(workdir) / name) or None
 
 
 def _files(workdir: str | Path) -> list[tuple[int, Path]]:
-    paths = (Path(workdir) / FOLDER).glob("*.npz")
+    paths = (as_path(workdir) / FOLDER).glob("*.npz")
     return sorted((int(path.stem), path) for path in paths if path.stem.isdecimal())

@@ -17,6 +17,8 @@ from typing import Any, Literal
 from clipjax.config import ConfigError, ExperimentConfig, from_json_dict, require
 from clipjax.files import write_text
 from clipjax.json_files import read_json
+from clipjax.runs.steps import checkpoints_of, whole_steps
+from clipjax.storage import as_path
 
 FILE, LOCK, LOG = "sweep.json", "sweep.lock", "train.log"
 LONGEST_NAME = 120  # characters of a folder's name
@@ -64,12 +66,12 @@ class Sweep:
 
 def is_sweep(folder: str | Path) -> bool:
     """Whether a folder is a sweep's."""
-    return (Path(folder) / FILE).is_file()
+    return (as_path(folder) / FILE).is_file()
 
 
 def read_sweep(folder: str | Path) -> Sweep:
     """Raises ConfigError for a folder without sweep.json, or with one that is damaged."""
-    path = Path(folder) / FILE
+    path = as_path(folder) / FILE
     require(path.is_file(), f"{folder} is not a sweep's folder: it has no {FILE}.")
     try:
         document = read_json(path)
@@ -92,12 +94,12 @@ def write_sweep(folder: str | Path, sweep: Sweep) -> None:
         "seeds": sweep.seeds,
         "cells": [{"workdir": cell.path, **dataclasses.asdict(cell)} for cell in sweep.cells],
     }
-    write_text(Path(folder) / FILE, json.dumps(document, indent=1) + "\n")
+    write_text(as_path(folder) / FILE, json.dumps(document, indent=1) + "\n")
 
 
 def trained_config(workdir: str | Path) -> ExperimentConfig | None:
     """The configuration that a run was last started with; None for a workdir in which none has begun."""
-    path = Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.is_file():
         return None
     try:
@@ -108,8 +110,7 @@ def trained_config(workdir: str | Path) -> ExperimentConfig | None:
 
 def saved_step(workdir: str | Path) -> int:
     """The step of the newest checkpoint; 0 without one. Checksums are not verified."""
-    folder = Path(workdir) / "checkpoints"
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+    return max(whole_steps(checkpoints_of(workdir)), default=0)
 
 
 def cell_name(values: Mapping[str, Any], fields: Collection[str], taken: Collection[str] = ()) -> str:

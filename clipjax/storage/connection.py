@@ -32,6 +32,7 @@ SCHEMES = {
 CONNECT_SECONDS = 15  # to open a connection
 SILENCE_SECONDS = 30  # without a byte on an open one
 TRIES = 6  # of a request that failed or was not answered, over half a minute; gcsfs has the same number
+CONNECTIONS = 64  # at a time
 
 
 def missing_extra(path: str | os.PathLike[str]) -> str:
@@ -61,8 +62,20 @@ def filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
     return fs
 
 
+def shared_filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
+    """filesystem(path) of the thread that asked first: many threads that read at the same time share connections."""
+    key = os.getpid(), os.fspath(path).split("://", 1)[0]
+    if key not in _SHARED:
+        _SHARED[key] = filesystem(path)
+    return _SHARED[key]
+
+
+_SHARED: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
+
+
 def forget_connections() -> None:
     """Closes nothing, and connects anew from here on: after a change of endpoints or credentials in this process."""
+    _SHARED.clear()
     for name, row in SCHEMES.items():
         if row.library in sys.modules:
             import fsspec
@@ -105,6 +118,7 @@ def _s3_defaults() -> dict[str, object]:
         "config_kwargs": {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": SILENCE_SECONDS,
+            "max_pool_connections": CONNECTIONS,
             "retries": {"mode": "standard", "max_attempts": TRIES},
         },
     }

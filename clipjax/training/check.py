@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from clipjax.config import ExperimentConfig, ModelConfig, check_values, require
+from clipjax.config import ConfigError, ExperimentConfig, ModelConfig, check_values, require
 from clipjax.data.images import check_augment, check_pixels
 from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
@@ -19,6 +19,7 @@ from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
 from clipjax.training.cut import check_text_buckets
 from clipjax.training.lora import check_lora
+from clipjax.training.profile import profile_window
 from clipjax.training.trainable import check_trainable, farthest
 
 
@@ -40,7 +41,7 @@ def part_checks(
     shards, model = shape[0] * shape[1], config.model
     sizes = {"global_batch_size": config.global_batch_size, "eval.batch_size": config.eval.batch_size}
     return (
-        partial(check_processes, shape, process_count),
+        partial(check_processes, num_devices, process_count),
         *(partial(check_batch, name, size, shape, process_count) for name, size in sizes.items()),
         partial(check_both_towers, model),
         partial(check_towers, config, tensor=shape[2]),
@@ -58,6 +59,7 @@ def part_checks(
         partial(check_lora, config),
         partial(check_temperature, model),
         partial(check_best_metric, config),
+        partial(profile_window, config),
     )
 
 
@@ -65,30 +67,32 @@ def check_evaluation(config: ExperimentConfig, *, num_devices: int, process_coun
     """Refuses what an evaluation cannot run with; what only training needs may be anything. Raises ConfigError."""
     check_values(config)
     shape = mesh_shape(config.mesh, num_devices)
-    check_processes(shape, process_count)
+    check_processes(num_devices, process_count)
     check_batch("eval.batch_size", config.eval.batch_size, shape, process_count)
     check_towers(dataclasses.replace(config, accumulation_steps=1), tensor=shape[2])
     check_pixels(config.data.pixels, config.model.image.image_size)
 
 
-def check_processes(shape: tuple[int, int, int], process_count: int) -> None:
-    """Refuses a mesh (data, fsdp, tensor) in which processes would share rows of a batch. Raises ConfigError."""
-    shards = shape[0] * shape[1]
+def check_processes(num_devices: int, process_count: int) -> None:
+    """Refuses devices that cannot be spread evenly over the processes. Raises ConfigError."""
     require(
-        shards % process_count == 0,
-        f"config.mesh.tensor={shape[2]} leaves {shards} part(s) of a batch, which {process_count} processes "
-        "cannot share: each reads rows of its own. Use a tensor axis no longer than one process has devices.",
+        num_devices % process_count == 0,
+        f"{num_devices} devices in {process_count} processes: every process must have the same number of devices.",
     )
 
 
 def check_batch(name: str, size: int, shape: tuple[int, int, int], process_count: int) -> None:
     """Refuses a batch that does not divide over the mesh (data, fsdp, tensor). Raises ConfigError."""
     shards = shape[0] * shape[1]
-    require(
-        size % shards == 0 and size % process_count == 0,
+    if size % shards == 0:
+        return
+    divisors = [n for n in range(1, 2 * shards + 1) if size % n == 0]
+    nearest = sorted(sorted(divisors, key=lambda n: abs(n - shards))[:2])
+    restart = f", or data x fsdp = {' or '.join(map(str, nearest))}, which divide it" if len(nearest) == 2 else ""
+    raise ConfigError(
         f"config.{name}={size} does not divide over the mesh: data x fsdp = {shape[0]} x {shape[1]} = "
         f"{shards} devices in {process_count} process(es). Use a multiple of {shards}, "
-        f"such as {max(1, round(size / shards)) * shards}.",
+        f"such as {max(1, round(size / shards)) * shards}{restart}."
     )
 
 

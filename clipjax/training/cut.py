@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.cut import Batch, TextCut, counted, cut_texts, ladder
-from clipjax.mesh import batch_shards
+from clipjax.mesh import batch_shards, reading_part
 from clipjax.models import image_tower, patch_budget, text_tower
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
@@ -65,7 +64,7 @@ def cut_batches(
         return batches
     if batch_shards(mesh) > 1:
         cut = cut._replace(min_rows=MIN_ROWS_OF_SEVERAL)
-    shards = batch_shards(mesh) // jax.process_count() * config.accumulation_steps
+    shards = batch_shards(mesh) // reading_part(mesh)[1] * config.accumulation_steps
     return cut_texts(batches, cut, shards=shards, largest=largest)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from clipjax.config import ExperimentConfig
-from clipjax.processes import announce, progress_line
+from clipjax.processes import announce
 from clipjax.training.preemption import Preemption
+from clipjax.training.profile import Profiler
+from clipjax.training.progress import Window, progress_line
 from clipjax.training.state import TrainState, eval_variables
 
 # How many steps the host may run ahead of the devices: enough to hide dispatch, few enough to notice a non-finite
@@ -40,8 +41,11 @@ def loop(
     save: Callable[..., None],
     log: Callable[[int, dict[str, float]], None],
     step_done: Callable[[int], None],
+    profiler: Profiler,
     data_metrics: Callable[[int, dict[str, Any]], dict[str, float]],
     compile_seconds: Callable[[], float] = lambda: 0.0,
+    flops: Callable[[Any], float] = lambda batch: 0.0,
+    peak: float | None = None,
 ) -> Finished:
     """Steps from state.step to config.total_steps, or to a preemption. All processes call it together.
 
@@ -53,28 +57,32 @@ def loop(
       save: called as save(state, data_state=..., metrics=results of this step's evaluation, or None).
       log: (step, values), for every line of metrics.jsonl.
       step_done: (step), after each step.
+      profiler: traces the steps of config.log.profile.
       data_metrics: (step, data state) -> what to log about the data.
       compile_seconds: how long step_fn has compiled so far; a step that compiles is not mistaken for a slow one.
+      flops: batch -> model FLOPs of the step on it; 0: not counted.
+      peak: FLOP/s that all devices could make together; None: not known, and no mfu is logged.
     Raises TrainingError after config.optimizer.max_nonfinite_steps skipped steps in a row.
     """
     total, every = config.total_steps, config.eval.every_steps
     started_at = int(state.step)
-    window = Window(config.global_batch_size)
+    window = Window(config.global_batch_size, peak)
     in_flight: collections.deque = collections.deque()
     results: dict[str, float] = {}
     if started_at >= total:
         results = evaluate(state)
         evaluated(eval_variables(state), started_at)
     data_state = None
-    with Preemption() as preemption:
+    with Preemption() as preemption, profiler:
         for step in range(started_at + 1, total + 1):
-            batch, data_state, data_wait = next(stream)
-            compiled = compile_seconds()
-            state, metrics = step_fn(state, batch)
+            compiled, paused = compile_seconds(), profiler.before(step, state)
+            with profiler.step(step):
+                batch, data_state, data_wait = next(stream)
+                state, metrics = step_fn(state, batch)
             in_flight.append(metrics)
             if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
                 stop_if_not_finite(in_flight.popleft(), config)
-            window.add(data_wait, compile_seconds() - compiled)
+            window.add(data_wait, paused + compile_seconds() - compiled, flops(batch))
             step_done(step)
             if step == total or step % config.log.every_steps == 0:
                 values = {name: float(value) for name, value in metrics.items()} | window.rates()
@@ -82,6 +90,7 @@ def loop(
                 announce(progress_line(step, total, values))
 
             preempted = preemption.reached(step)
+            traced = profiler.after(step, state, ends=preempted)
             evaluates = step == total or (every > 0 and step % every == 0)
             saves = step == total or preempted or step % config.checkpoint.every_steps == 0
             if evaluates:
@@ -94,7 +103,7 @@ def loop(
                 preempted = saves = True
             if saves:
                 save(state, data_state=data_state, metrics=results if evaluates else None)
-            if evaluates or saves:
+            if evaluates or saves or traced:
                 window.restart()
             if preempted:
                 break
@@ -118,31 +127,3 @@ def headline(results: dict[str, float]) -> str:
     """The accuracies and recalls at 1 and 5 among an evaluation's numbers; metrics.jsonl has all of them."""
     shown = {name: value for name, value in results.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
     return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
-
-
-class Window:
-    """Rates since the last log line, without the time that evaluations, checkpoints and compiling took."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        self.started, self.steps, self.waited = time.perf_counter(), 0, 0.0
-
-    def add(self, data_wait: float, paused: float = 0.0) -> None:
-        """Counts a step; data_wait: the seconds that it waited for its batch; paused: seconds that do not count."""
-        self.steps += 1
-        self.waited += data_wait
-        self.started += paused
-
-    def rates(self) -> dict[str, float]:
-        """images_per_second, seconds_per_step and data_wait (a share of the time, 0 to 1); restarts the window."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        rates = {
-            "images_per_second": self.steps * self.batch_size / seconds,
-            "seconds_per_step": seconds / max(self.steps, 1),
-            "data_wait": self.waited / seconds,
-        }
-        self.restart()
-        return rates

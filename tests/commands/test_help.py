@@ -12,6 +12,7 @@ from tests.runs import ROOT
 HEAVY = (
     "jax", "jaxlib", "numpy", "flax", "optax", "orbax", "grain", "scipy", "sklearn", "matplotlib", "plotly", "pandas",
     "PIL", "pyarrow", "tensorflow", "tensorflow_datasets", "tensorboardX", "torch", "transformers",
+    "mlflow", "wandb",
 )  # fmt: skip
 PROGRAM = f"""
 import sys

@@ -78,13 +78,12 @@ def test_a_wrong_type_from_json_is_refused_with_the_fields_name():
         from_json_dict(tree)
 
 
-def test_processes_must_not_share_rows_of_a_batch():
-    change = lambda c: c.mesh.update(data=1, fsdp=2, tensor=4)  # noqa: E731
-    assert checked(change, process_count=2).mesh.tensor == 4
-    with pytest.raises(ConfigError, match="mesh.tensor=4 leaves 2 part.*of a batch, which 4 processes cannot share"):
-        checked(change, process_count=4)
+def test_a_batch_that_devices_do_not_divide_names_batches_and_numbers_of_devices_that_would():
+    message = r"data x fsdp = 6 x 1 .*Use a multiple of 6, such as 1026, or data x fsdp = 4 or 8, which divide it"
+    with pytest.raises(ConfigError, match=message):
+        checked(lambda c: c.update({"global_batch_size": 1024}), num_devices=6)
 
 
-def test_batch_must_divide_over_processes_too():
-    with pytest.raises(ConfigError, match="3 process"):
-        checked(lambda c: c.update({"global_batch_size": 1024}), process_count=3)
+def test_devices_must_be_spread_evenly_over_processes():
+    with pytest.raises(ConfigError, match="8 devices in 3 processes: every process must have the same number"):
+        checked(lambda c: None, process_count=3)

@@ -24,7 +24,7 @@ def test_a_bad_record_is_replaced_counted_and_named(warnings):
     source = FaultySource(30, bad={4, 17})
     iterator = stream(source, data=TOLERANT, batch=30)
     batch, state = next(iterator)  # one epoch
-    assert state == {"step": 1, "read": 32, "bad": {"corrupt image": 2}, "records": 30, "sha256": {}}
+    assert state == {"step": 1, "read": 32, "bad": {"corrupt image": 2}, "first_row": 0, "records": 30, "sha256": {}}
     assert len(batch["image"]) == 30 and not {4, 17} & set(batch["pair_id"])
     assert sorted(warnings) == [
         "Bad record replaced: shard0 record 4: made unreadable (corrupt image)",

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clipjax import jax_private
 from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import cudnn_attention as cudnn
@@ -114,9 +114,8 @@ def test_every_device_attends_to_its_own_examples_and_heads(kind):
 @pytest.fixture
 def gpus(monkeypatch):
     """Programs are traced as for H100s, with cuDNN installed."""
-    monkeypatch.setattr(
-        fused_attention_stablehlo, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 90800)
-    )
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 90800)
+    monkeypatch.setattr(jax_private.cudnn_calls(), "cuda_versions", versions)
     monkeypatch.setattr(cudnn, "_usable", cudnn._usable.__wrapped__)
     monkeypatch.setattr("clipjax.models.attention.fused_by", functools.partial(on_a_gpu, "9.0"))
 
@@ -206,7 +205,7 @@ def test_an_old_gpu_or_one_without_cudnn_gets_plain_attention_and_one_warning(
     gpus, capability, version, monkeypatch, caplog
 ):
     if version is None:
-        monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", None)
+        monkeypatch.setattr(jax_private.cudnn_calls(), "cuda_versions", None)
     monkeypatch.setattr(cudnn, "_usable", functools.cache(cudnn._usable))
     monkeypatch.setattr("clipjax.models.attention.fused_by", functools.partial(on_a_gpu, capability))
     for _ in range(2):

@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM, SIGUSR2
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,11 +86,20 @@ def lock_of_another(workdir: Path) -> Callable[[], None]:
     return act
 
 
+def ask_for_a_profile() -> None:
+    from clipjax import signals
+
+    os.kill(os.getpid(), SIGUSR2)
+    while not signals._requested:
+        time.sleep(0.01)
+
+
 def faults(workdir: Path) -> dict[str, Callable[[], None]]:
     """{name: what is prepared in the process of `clipjax train`}."""
     return {
         "Ctrl-C in step 4": lambda: at_call(LOGGED, send(SIGINT), call=4),
         "SIGTERM twice in step 4": lambda: at_call(LOGGED, send(SIGTERM, times=2), call=4),
+        "SIGUSR2 in step 4": lambda: at_call(LOGGED, ask_for_a_profile, call=4),
         "SIGTERM in a callback": lambda: at_call(LOGGED, in_callback(SIGTERM), call=4),
         "SIGTERM while compiling": lambda: at_call("clipjax.commands.train:compile_step", send(SIGTERM)),
         "SIGTERM while saving": lambda: at_call("clipjax.runs.checkpoint:gather_json", send(SIGTERM)),
@@ -97,7 +107,7 @@ def faults(workdir: Path) -> dict[str, Callable[[], None]]:
         "a file in the way of checkpoints": lambda: at_call(LOGGED, file_in_the_way(workdir), call=2),
         "workdir renamed": lambda: at_call(LOGGED, rename(workdir), call=5),
         "lock of another run": lambda: at_call(LOGGED, lock_of_another(workdir), call=5),
-        "config.json full": lambda: at_call("clipjax.files:os.fsync", no_space),
+        "config.json full": lambda: at_call("clipjax.files:os.fsync", no_space, call=2),  # after the tokenizer's copy
         "metrics.jsonl full": full_metrics,
         "report.html full": lambda: at_call(
             "clipjax.report.page:render_report", lambda: at_call("clipjax.files:os.fsync", no_space)

@@ -10,6 +10,8 @@ import pytest
 from clipjax.__main__ import COMMANDS
 from tests.runs import ROOT
 
+PROGRESS = ("step ", "Wrote ", "Memory: ", "Compiled programs: ")  # how lines begin that every run prints
+
 
 @pytest.fixture(scope="module")
 def found(folder, tmp_path_factory):
@@ -22,7 +24,7 @@ def found(folder, tmp_path_factory):
     assert process.returncode == 0, process.stderr
     outcomes = json.loads(process.stdout.splitlines()[-1])
     kept = {
-        name: [line for line in output.splitlines() if not line.startswith(("step ", "Wrote "))]
+        name: [line for line in output.splitlines() if not line.startswith(PROGRESS)]
         for name, (_, output, _) in outcomes.items()
     }
     return {name: (code, kept[name], steps) for name, (code, _, steps) in outcomes.items()}
@@ -61,13 +63,20 @@ def test_a_signal_or_fault_in_training_gives_one_line_and_saves_what_it_can(foun
         ("SIGTERM twice in step 4", 143, "SIGTERM: stopped at once; "),
         ("a file in the way of checkpoints", 1, "Not a directory: '"),
         ("lock of another run", 1, "run.lock was replaced under this run: nobody holds it now. It stopped"),
-        ("events full", 1, "tensorboard: No space left on device. Make room"),
+        ("events full", 0, "warning: TensorBoard: No space left on device: "),
     ],
 )
 def test_a_fault_at_once_or_in_a_thread_gives_one_message_and_no_traceback(found, fault, code, words):
     found_code, lines, _ = found[fault]
     assert found_code == code and words in lines[0], lines
     assert len(lines) <= 2 and not any("Traceback" in line or "Exception" in line for line in lines), lines
+
+
+@pytest.mark.slow
+def test_sigusr2_profiles_the_next_steps_and_ends_nothing(found, folder):
+    code, lines, steps = found["SIGUSR2 in step 4"]
+    assert code == 0 and "12" in steps and lines[0] == "SIGUSR2: profiling steps 5 to 9", lines
+    assert lines[1].startswith(f"profiled steps 5 to 9: {folder / 'faulty' / 'profile'}")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ NASTY = [
     "שלום עולם، مرحبا بالعالم",
     "👩‍🚀🎨 emoji",
 ]
+MEMORY = {"host": 3 << 30, "device": 60 << 30, "device_limit": 96 << 30}
 STEPS = (0, 20, 40)
 
 
@@ -55,6 +56,14 @@ def fake_run(folder: Path, n: int = 20, *, total_steps: int = 40, seed: int = 0,
         if step in STEPS:
             lines.append({"step": step, "zoo/top1": step / 50, "zoo/top1_low": 0.0, "zoo/top1_high": 0.9})
             lines[-1] |= {"zoo/chance": 0.2, "pairs/text_to_image_r1": 0.5, "pairs/examples": 20.0}
+    accounts = [{"start": 1, "time": 1000.0, "step": 0}]
+    seconds = {"start": 20.0, "compile": 40.0, "step": 600.0, "data_wait": 6.0, "evaluation": 30.0, "checkpoint": 4.0}
+    accounts.append({"start": 1, "time": 1700.0, "step": 25, "steps": 25, "seconds": seconds})
+    accounts.append({"start": 1, "time": 1760.0, "step": 28, "steps": 3, "seconds": {"step": 60.0}})
+    accounts.append({"start": 2, "time": 1900.0, "step": 25})
+    seconds = {"restore": 15.0, "step": 380.0, "other": 5.0}
+    accounts.append({"start": 2, "time": 2300.0, "step": 40, "steps": 15, "seconds": seconds, "memory": MEMORY})
+    (folder / "goodput.jsonl").write_text("".join(json.dumps(line) + "\n" for line in accounts))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     bad = {"file": "a<b>.tar", "position": 3, "key": NASTY[0], "cause": "truncated", "error": NASTY[1], "step": 5}
     (folder / "bad_records.jsonl").write_text(json.dumps(bad) + "\n")

@@ -76,7 +76,7 @@ def test_page_is_well_formed_and_loads_nothing(page):
 def test_every_part_is_there(page):
     text = Page(page).text
     ids = {attributes.get("id") for _, attributes in Page(page).tags}
-    assert {"curves", "space", "predictions", "retrieval", "confusions", "results", "bad", "config"} <= ids
+    assert {"curves", "time", "space", "predictions", "retrieval", "confusions", "results", "bad", "config"} <= ids
     assert "step 40 of 40, finished" in text
     assert "softmax over 5 classes of the cosines times the model's own logit scale, 10" in text
     assert "Replaced in training: truncated 2." in text and "a<b>.tar" in text

@@ -5,32 +5,32 @@ import json
 import numpy as np
 from PIL import Image
 
-from clipjax.processes import duration, progress_line
+from clipjax.processes import duration
 from clipjax.report.figures import training_summary
 from clipjax.report.html import write_html
 from clipjax.report.run_data import last_results
 from clipjax.report.table import format_table
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
+from clipjax.training.progress import progress_line
 
 
 def test_a_resumed_log_drops_what_was_written_after_the_checkpoint_and_a_torn_line(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=True, resume_step=0)
+    log = MetricsLog(tmp_path, resume_step=0)
     for step in range(1, 8):
         log.write(step, {"loss": 1.0 / step})
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "lo')
-    log = MetricsLog(tmp_path, tensorboard=True, resume_step=5)
+    log = MetricsLog(tmp_path, resume_step=5)
     log.write(6, {"loss": 0.5})
     log.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert read_metrics(tmp_path)[-1]["loss"] == 0.5
-    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_fresh_run_does_not_keep_another_runs_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "x": 1.0}) + "\n")
-    MetricsLog(tmp_path, tensorboard=False, resume_step=0).close()
+    MetricsLog(tmp_path, resume_step=0).close()
     assert read_metrics(tmp_path) == []
 
 
