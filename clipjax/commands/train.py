@@ -43,6 +43,7 @@ from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.accounts import Accounts, process_started
+from clipjax.runs.advice import AdviceLog
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.runs.goodput import GoodputLog, read_goodput
 from clipjax.runs.integrity import set_aside_damaged
@@ -53,7 +54,9 @@ from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sinks import open_sinks
 from clipjax.runs.sweep import saved_step
+from clipjax.runs.watchdog import Watchdog
 from clipjax.runs.weights import load_teacher
+from clipjax.training.advisor import look_at_batch
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
 from clipjax.training.loop import loop
@@ -81,12 +84,12 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     accounts = Accounts(started)
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held:
-        return locked_run(config, Path(workdir), check_held, accounts)
+    with run_lock(workdir) as check_held, Watchdog(config.log, workdir, accounts) as dog:
+        return locked_run(config, Path(workdir), check_held, accounts, dog)
 
 
 def locked_run(
-    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts
+    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts, dog: Watchdog
 ) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock."""
     checked = functools.partial(checking, check_held)
@@ -124,11 +127,12 @@ def locked_run(
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
+        advice = AdviceLog(config, workdir, start, lambda: look_at_batch(dog.batch))
         with (
             open_sinks(config, workdir, resume_step=start) as sinks,
-            contextlib.closing(MetricsLog(workdir, resume_step=start, also=sinks.write)) as log,
+            contextlib.closing(MetricsLog(workdir, resume_step=start, also=(sinks.write, advice.write))) as log,
         ):
-            recorder = Recorder(workdir, held_out, sinks.picture, start)
+            recorder = Recorder(workdir, held_out, sinks.picture, start, advice.embeddings)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
             meet("the first evaluation")
@@ -148,13 +152,15 @@ def locked_run(
                 state, results, data_state = loop(
                     config,
                     state,
-                    goodput.stepping(step_fn, compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)),
-                    stream,
+                    goodput.stepping(
+                        dog.compiling(step_fn), compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)
+                    ),
+                    dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
                     save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
-                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step)),
+                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, workdir, start, lambda: accounts("other")),
                     data_metrics=functools.partial(host_metrics, batches, goodput),
                     compile_seconds=compile_seconds,
