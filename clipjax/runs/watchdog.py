@@ -158,7 +158,7 @@ class Watchdog:
         return PHASES[phase] + (f" after step {step}" if step else "")
 
     def _stalled(self, seconds: float) -> None:
-        index = jax.process_index()
+        found, index = stacks(), jax.process_index()
         path = self.workdir / FOLDER / f"step_{self.place[1]}_process_{index}.txt"
         median = f" (the median step took {statistics.median(self.durations):.3g} s)" if self.durations else ""
         ends = self.log.watchdog_action == "exit"
@@ -168,16 +168,16 @@ class Watchdog:
             + ("; the run ends, because config.log.watchdog_action='exit'." if ends else ".")
         )
         self.say(line)
-        writer = threading.Thread(target=self._write, args=(path, line), daemon=True)
+        writer = threading.Thread(target=self._write, args=(path, line, found), daemon=True)
         writer.start()
         writer.join(WRITE_SECONDS)
         if ends:
             self.leave(f"nothing has moved for {duration(seconds)}")
 
-    def _write(self, path: Path, line: str) -> None:
+    def _write(self, path: Path, line: str, found: str) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         threads = "".join(f"0x{thread.ident:016x}  {thread.name}\n" for thread in threading.enumerate())
-        text = f"{now}, process id {os.getpid()}\n{line}\nlast step made: {self.step}\n\n{threads}\n{stacks()}"
+        text = f"{now}, process id {os.getpid()}\n{line}\nlast step made: {self.step}\n\n{threads}\n{found}"
         try:
             write_text(path, text)
         except Exception as error:

@@ -26,6 +26,7 @@ LINES = 5  # of the log, at least, before anything is said about them
 PATIENCE = (100, 1000)
 AT_THE_END = 50  # the same at the last step
 NEAR = 0.02  # share of the uninformed loss by which one that has learned must be below it
+FAR, FALLING = 0.05, 0.03  # a loss that is so far above it, and falls by so much of the difference, is on its way
 UNMOVED = 0.01  # largest change of the scale's logarithm
 SAME = 0.999  # mean cosine of different examples whose embeddings are all the same
 LEAST_ROWS = 8  # of a batch, before equal rows are no accident
@@ -150,7 +151,7 @@ class Advisor:
         if step < self.begin + (min(AT_THE_END, self.patience) if last else self.patience):
             return None
         losses = [line.loss for line in lines]
-        if min(statistics.fmean(losses), _soon(losses)) < (1 - NEAR) * least.value:
+        if statistics.fmean(losses) < (1 - NEAR) * least.value or _on_its_way(losses, least.value):
             return None
         first, now = lines[0], lines[-1]
         moved = abs(math.log(max(now.scale, 1e-9) / max(first.scale, 1e-9))) > UNMOVED
@@ -242,11 +243,13 @@ def _own_rows(array: Any, most: int = 256) -> np.ndarray | None:
     return np.concatenate(rows) if len({part.shape[1:] for part in rows}) == 1 else None
 
 
-def _soon(values: Sequence[float]) -> float:
-    """What the values will be after as many again, if they fall as they did from the first half to the second."""
-    half = len(values) // 2
-    before, now = statistics.fmean(values[:half]), statistics.fmean(values[half:])
-    return now - 2 * max(before - now, 0.0)
+def _on_its_way(losses: Sequence[float], least: float) -> bool:
+    """Whether a loss that is not below the uninformed one yet falls: to it from far above, or soon below it."""
+    half = len(losses) // 2
+    before, now = statistics.fmean(losses[:half]), statistics.fmean(losses[half:])
+    fall = before - now
+    far = before > (1 + FAR) * least
+    return (far and fall > FALLING * (before - least)) or now - 2 * max(fall, 0.0) < (1 - NEAR) * least
 
 
 def _collapsed(name: str, rows: np.ndarray) -> tuple[str, str] | None:
