@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -44,6 +45,20 @@ def readable(checkpoint: str) -> Iterator[None]:
         raise CheckpointError(
             f"Checkpoint {checkpoint} cannot be read ({type(error).__name__}: {reason[:300]}). Put back a copy of it, "
             "or use another with --step."
+        ) from error
+
+
+@contextlib.contextmanager
+def clear_errors(manager: Any) -> Iterator[None]:
+    """Wraps code that waits for a save: raises CheckpointError if the checkpoint could not be written."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        whole = whole_steps(manager.directory)
+        raise CheckpointError(
+            f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
+            f"Earlier checkpoints are intact ({', '.join(map(str, whole)) or 'there is none'}). Make room, or "
+            "fix the cause, and run the command again: it continues from the last of them."
         ) from error
 
 
@@ -205,6 +220,12 @@ def _compare(path: Any, expected: dict, found: Stored | OSError | None) -> str:
     except OSError as error:
         return f"{path}: {error.strerror or error}"
     return "" if same else f"{path}: its {kind.upper().replace('SHA', 'SHA-')} is not the one that was written"
+
+
+def _reason(error: BaseException) -> str:
+    """The system's reason, which TensorStore reports after a line of paths; or a server's, before all its settings."""
+    text = re.sub(r" \[tensorstore_spec='.*?'\]", "", " ".join(str(error).split()))
+    return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 
 
 def _row_of_itself(others: dict) -> dict:
