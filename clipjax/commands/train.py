@@ -47,6 +47,7 @@ from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.accounts import Accounts, process_started
+from clipjax.runs.advice import AdviceLog
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.runs.goodput import GoodputLog, read_goodput
 from clipjax.runs.integrity import set_aside_damaged
@@ -57,7 +58,9 @@ from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sinks import Sinks, open_sinks
 from clipjax.runs.spool import Spool, spooled
+from clipjax.runs.watchdog import Watchdog
 from clipjax.runs.weights import load_teacher
+from clipjax.training.advisor import look_at_batch
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
 from clipjax.training.loop import Finished, loop
@@ -86,12 +89,21 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     workdir = storage.as_path(workdir)
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held, spooled(workdir, check_held) as spool:
-        return locked_run(config, workdir, check_held, accounts, spool)
+    with (
+        run_lock(workdir) as check_held,
+        spooled(workdir, check_held) as spool,
+        Watchdog(config.log, spool.folder, accounts) as dog,
+    ):
+        return locked_run(config, workdir, check_held, accounts, spool, dog)
 
 
 def locked_run(
-    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts, spool: Spool
+    config: ExperimentConfig,
+    workdir: Path,
+    check_held: Callable[[], None],
+    accounts: Accounts,
+    spool: Spool,
+    dog: Watchdog,
 ) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock.
 
@@ -123,11 +135,12 @@ def locked_run(
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
+        advice = AdviceLog(config, spool.folder, start, lambda: look_at_batch(dog.batch))
         with (
             open_sinks(config, spool.folder, resume_step=start) as sinks,
-            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=sinks.write)) as log,
+            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=(sinks.write, advice.write))) as log,
         ):
-            recorder = Recorder(workdir, held_out, sinks.picture, start)
+            recorder = Recorder(workdir, held_out, sinks.picture, start, advice.embeddings)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
             meet("the first evaluation")
@@ -151,13 +164,15 @@ def locked_run(
                 done = loop(
                     config,
                     state,
-                    goodput.stepping(step_fn, compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)),
-                    stream,
+                    goodput.stepping(
+                        dog.compiling(step_fn), compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)
+                    ),
+                    dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
                     save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
-                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step)),
+                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
                     data_metrics=functools.partial(host_metrics, batches, goodput),
                     compile_seconds=compile_seconds,
