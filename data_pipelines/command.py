@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -67,11 +68,24 @@ def run(
     # Images over our limit are refused and counted; a warning at Pillow's own, lower limit would only repeat that.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     arguments = vars(parser.parse_args(argv))
+    for name, value in arguments.items():
+        for place in value if isinstance(value, tuple) else (value,):
+            if isinstance(place, Path | str) and (address := in_bucket(place)):
+                parser.error(
+                    f"--{name}={address}: data pipelines read and write local and mounted folders. Copy what is in the "
+                    "bucket, or mount it; copy a finished folder to the bucket afterwards (docs/buckets.md)."
+                )
     try:
         build(**arguments)
     except (PipelineError, ManifestError, RecordError, TextFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def in_bucket(place: str | Path) -> str:
+    """An address such as gs://bucket/folder, of which pathlib has made gs:/bucket/folder; "": it is no address."""
+    match = re.match(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])" if isinstance(place, Path) else "(gs|s3)://", str(place))
+    return f"{match[1]}://{str(place)[match.end() :]}" if match else ""
 
 
 def print_manifest(folder: Path, manifest: dict, skips: Skips | None = None) -> None:

@@ -145,6 +145,11 @@ def write_records(
 
     Removes what killed writers of the same folder have left beside it.
     """
+    if is_remote(folder):
+        raise ManifestError(
+            f"{folder} is in a bucket. Records are written into a local or mounted folder; copy it to the bucket "
+            "afterwards (docs/buckets.md)."
+        )
     folder, first = Path(folder), process_index == 0
     if isinstance(class_names, str) or not all(split and "/" not in split for split in splits):
         what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"

@@ -42,6 +42,21 @@ def blobs_of(urls: Sequence[str]) -> list[Blob]:
     return [found[url] for url in urls]
 
 
+def files_below(folder: str) -> list[str]:
+    """The objects in a folder and below it, sorted, as paths from it. Raises StorageError for a missing bucket."""
+    fs = shared_filesystem(folder)
+    root = f"{folder.rstrip('/').split('://', 1)[1]}/"
+    try:
+        with translating(folder):
+            names = fs.find(folder)
+    except FileNotFoundError:
+        names = []
+    found = sorted(name.removeprefix(root) for name in names if name.startswith(root))
+    if not found:
+        refuse_missing_bucket(folder)
+    return found
+
+
 def refuse_missing_bucket(url: str | os.PathLike[str]) -> None:
     """Raises StorageError where the server says that there is no bucket of this name; for after something was missing.
 
