@@ -54,7 +54,9 @@ class Embeddings:
 
     def _record(self, index: int, key: str) -> dict[str, Any]:
         try:
-            record = msgpack.unpackb(self.records.reader[index])
+            record = msgpack.unpackb(self.records.read(index))
+        except RecordError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable embedding", str(error)) from error
         if not record["image"]:
