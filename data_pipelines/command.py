@@ -15,6 +15,7 @@ from PIL import Image
 from clipjax import signals
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import TextFileError
+from clipjax.storage import AnyPath, StorageError, as_path, is_remote
 
 _EXAMPLES_PER_CAUSE = 3
 
@@ -46,8 +47,25 @@ def make_parser(name: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder of the records; made by this command")
+def output_path(text: str) -> AnyPath:
+    """An argument that names what is written, here or in a bucket."""
+    try:
+        return as_path(text)
+    except StorageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local_path(text: str) -> Path:
+    """An argument that names what is read or written on this machine."""
+    path = output_path(text)
+    if is_remote(path):
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket; expected a path of this machine. Copy or mount it.")
+    return path
+
+
+def add_output_flags(parser: argparse.ArgumentParser, kind: Callable[[str], AnyPath] = output_path) -> None:
+    """kind: local_path where the records cannot be written into a bucket."""
+    parser.add_argument("--out", type=kind, required=True, help="folder of the records; made by this command")
     parser.add_argument("--overwrite", action="store_true", help="replace records made from other input or arguments")
 
 
@@ -74,7 +92,7 @@ def run(
         sys.exit(1)
 
 
-def print_manifest(folder: Path, manifest: dict, skips: Skips | None = None) -> None:
+def print_manifest(folder: AnyPath, manifest: dict, skips: Skips | None = None) -> None:
     """Prints the counts of each split, what was left out and why, and the licences. skips: also examples of those."""
     print(f"{folder}: {manifest['name']}")
     for split, entry in manifest["splits"].items():

@@ -34,6 +34,7 @@ from PIL import Image
 
 from clipjax import files as atomic
 from clipjax.data.records import encode_record, write_records
+from clipjax.storage import as_path
 from data_pipelines import command, emoji_names
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.emoji_names import Emoji
@@ -61,7 +62,7 @@ def build(
     held_out_names: share of the names in splits of their own, from 0 up to, but not including, 1.
     Raises PipelineError for an unknown style, a missing package without npm, or a missing CairoSVG.
     """
-    out = Path(out)
+    out = as_path(out)
     if not 0 <= held_out_names < 1:
         raise PipelineError(f"--held_out_names={held_out_names} is not a share; expected 0 to less than 1, like 0.1.")
     if held_out not in STYLES:
@@ -105,7 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("emoji", __doc__)
     command.add_output_flags(parser)
     parser.add_argument(
-        "--packages", type=Path, help=f"folder of npm tarballs or unpacked packages; default {default_cache()}"
+        "--packages",
+        type=command.local_path,
+        help=f"folder of npm tarballs or unpacked packages; default {default_cache()}",
     )
     parser.add_argument("--held_out", default="twitter", help=f"style of the test split: {', '.join(STYLES)}")
     parser.add_argument(

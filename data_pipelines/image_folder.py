@@ -24,6 +24,7 @@ from clipjax.data.sources.fields import caption_lines
 from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
 from clipjax.data.sources.local_files import SPLITS
 from clipjax.files import TextFileError, decode_text
+from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
@@ -94,7 +95,7 @@ def build(
     else:
         items = [(*item, None) for item in items]
     return write_items(
-        Path(out),
+        as_path(out),
         [Item(key, path, tuple(texts), label) for key, path, texts, label in items],
         split_of=(lambda key: key.split("/")[0]) if by_folder else split_by_share(splits),
         shorter_side=shorter_side,
@@ -116,7 +117,7 @@ def build(
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("image_folder", __doc__)
-    parser.add_argument("--images", type=Path, required=True, help="the folder")
+    parser.add_argument("--images", type=command.local_path, required=True, help="the folder")
     parser.add_argument("--captions", choices=("sidecar", FOLDERS), default="sidecar", help="default %(default)s")
     parser.add_argument("--template", action="append", help='caption of a class, default "a photo of a {}"; repeatable')
     add_class_names_flag(parser)

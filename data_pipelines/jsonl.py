@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.tables import add_table_flags, build_from_rows, json_rows
 
@@ -24,7 +25,7 @@ def build(out: str | Path, *, table: str | Path, **options: Any) -> dict:
     table: UTF-8, one JSON object a line.
     options: the other flags, as in tables.build_from_rows.
     """
-    return build_from_rows(Path(out), Path(table), json_rows, **options)
+    return build_from_rows(as_path(out), Path(table), json_rows, **options)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from PIL import Image
 from clipjax import files as atomic
 from clipjax.data.images.decode import open_image
 from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.archives import deb_members
 from data_pipelines.command import PipelineError, Skips
@@ -62,7 +63,7 @@ def build(
     to, but not including, 1; `splits` divides the others. Raises PipelineError for a missing or damaged package and
     for wrong shares.
     """
-    out, folder, skips = Path(out), Path(packages or default_cache().with_name("deb")), Skips()
+    out, folder, skips = as_path(out), Path(packages or default_cache().with_name("deb")), Skips()
     split_of = split_by_share(splits)
     if not 0 <= held_out_artists < 1:
         raise PipelineError(
@@ -131,7 +132,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("openclipart", __doc__)
     command.add_output_flags(parser)
     parser.add_argument(
-        "--packages", type=Path, help=f"folder of the two .deb files; default {default_cache().with_name('deb')}"
+        "--packages",
+        type=command.local_path,
+        help=f"folder of the two .deb files; default {default_cache().with_name('deb')}",
     )
     parser.add_argument("--fetch", action="store_true", help="fetch missing packages with apt-get download")
     parser.add_argument(

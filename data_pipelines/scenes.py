@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from clipjax.data.records import encode_record, write_records
+from clipjax.storage import as_path
 from data_pipelines import command, scene_content
 from data_pipelines.scene_content import RELATIONS, SIZES, Content, Kind, Pair, Single
 from data_pipelines.scene_drawing import draw, encode_png
@@ -55,7 +56,7 @@ def build(
         source={"pipeline": "scenes", "version": 1, "seed": seed, **counts},
         overwrite=overwrite,
     )
-    command.print_manifest(Path(out), manifest)
+    command.print_manifest(as_path(out), manifest)
     return manifest
 
 

@@ -16,7 +16,7 @@ from clipjax.data.sources import csv_tables, tables
 from clipjax.data.sources.fields import pick, texts_of
 from clipjax.data.sources.folder import FolderConfig, one_spelling, value_of
 from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, Columns, OptionNames
-from data_pipelines.command import PipelineError, Skips
+from data_pipelines.command import PipelineError, Skips, local_path
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
 
 # The usable rows of a table, (line number, column -> value); the others go to skips.
@@ -25,7 +25,7 @@ FLAGS = OptionNames("--image_column", "--caption_columns", "--label_column", "--
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=Path, required=True, help="the table")
+    parser.add_argument("--table", type=local_path, required=True, help="the table")
     parser.add_argument("--image_column", default=IMAGE_COLUMN, help="column with the image path; default %(default)s")
     parser.add_argument(
         "--caption_columns", default=CAPTION_COLUMN, help="columns with captions, joined by commas; default %(default)s"
@@ -35,7 +35,10 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_class_names_flag(parser)
     parser.add_argument(
-        "--image_root", type=Path, default=None, help="folder that image paths start from; default: the table's folder"
+        "--image_root",
+        type=local_path,
+        default=None,
+        help="folder that image paths start from; default: the table's folder",
     )
     add_image_flags(parser)
 
@@ -43,7 +46,7 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
 def add_class_names_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class_names",
-        type=Path,
+        type=local_path,
         default=None,
         help="file of class names, one per line: numbers are its lines, from 0, and names are looked up in it; "
         "default: a classnames.txt beside the input, or else the names that occur, sorted",
@@ -89,7 +92,7 @@ def build_from_rows(
         Item(key, root / key, tuple(dict.fromkeys(entry.texts)), labels.get(key)) for key, entry in gathered.items()
     ]
     return write_items(
-        Path(out),
+        out,
         items,
         split_of=split_by_share(splits),
         shorter_side=shorter_side,

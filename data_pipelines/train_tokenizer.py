@@ -24,6 +24,7 @@ from clipjax import files as atomic
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
 from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
+from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.command import PipelineError
 
@@ -47,7 +48,7 @@ def build(
     has fewer pieces. Raises PipelineError for no text, for a vocabulary too small for the text's
     characters, and for an existing model made from something else (unless overwrite).
     """
-    out = Path(out)
+    out = as_path(out)
     if (records is None) == (text is None):
         raise PipelineError("Give either --records=FOLDER or --text=FILE.")
     lines = [line if keep_case else line.lower() for line in _texts(records, split, text, max_texts)]
@@ -82,11 +83,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="the model file to write, NAME.model")
+    parser.add_argument("--out", type=command.output_path, required=True, help="the model file to write, NAME.model")
     parser.add_argument("--overwrite", action="store_true", help="replace a model made from other text or arguments")
-    parser.add_argument("--records", type=Path, help="folder of records: their captions")
+    parser.add_argument("--records", type=command.output_path, help="folder of records: their captions")
     parser.add_argument("--split", default="train", help="of --records; default %(default)s")
-    parser.add_argument("--text", type=Path, help="UTF-8 file, one caption per line")
+    parser.add_argument("--text", type=command.local_path, help="UTF-8 file, one caption per line")
     parser.add_argument("--vocab_size", type=int, default=32_000, help="pieces at most; default %(default)s")
     parser.add_argument("--model_type", choices=("unigram", "bpe"), default="unigram", help="default %(default)s")
     parser.add_argument("--keep_case", action="store_true", help="no lower-casing; then set tokenizer.lowercase=False")
@@ -130,7 +131,7 @@ def _description_path(out: Path) -> Path:
 
 
 def _print(out: Path, lines: list[str]) -> None:
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(out))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=out.read_bytes())
     print(
         f"{out}: {processor.vocab_size():,} pieces from {len(lines):,} texts; "
         f"pad {processor.pad_id()}, eos {processor.eos_id()}, unk {processor.unk_id()}"

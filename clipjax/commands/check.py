@@ -24,7 +24,7 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.check_data import DataUse, report_source, uses_of_data
 from clipjax.commands.preflight import Preflight
-from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, from_config_dict, require
+from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, require
 from clipjax.data import mixture
 from clipjax.data.probe import Labels
 from clipjax.data.sources import open_source
@@ -163,7 +163,7 @@ def main(argv: list[str]) -> None:
 
     def body() -> None:
         errors = Errors()
-        config, _ = errors.caught(lambda: from_config_dict(values.config))
+        config, _ = errors.caught(lambda: cli.experiment_of(values))
         errors.raise_all()
         run(config, values.workdir, decode=values.decode, records=values.records)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, SourceConfig, from_config_dict, require
+from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, SourceConfig, require
 from clipjax.data.mixture import errors_of
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
@@ -137,4 +137,4 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_bool("decode", True, "Decode every image instead of only reading it.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config",), processes=False)
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.decode))
+    cli.run_command(values, lambda: run(cli.experiment_of(values), values.decode))

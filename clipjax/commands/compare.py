@@ -26,6 +26,7 @@ from clipjax.files import printable, write_text
 from clipjax.report.compare import Comparison, compare
 from clipjax.report.compare_table import FORMATS
 from clipjax.runs.record import read_records
+from clipjax.storage import as_path
 
 USAGE = "clipjax compare RUN... | SWEEP [--metric=EVALUATOR/METRIC ...]"
 SUFFIXES = {".csv": "csv", ".md": "markdown"}
@@ -49,8 +50,9 @@ def run(
     format = format or SUFFIXES.get(Path(out).suffix, "text")
     require(format in FORMATS, f"--format={format} is unknown; expected {', '.join(FORMATS)}.")
     if out:
-        require(not Path(out).is_dir(), f"--out={out} is a folder; name a file in it.")
-        check_folder(Path(out).parent, "--out")
+        out = as_path(out)
+        require(not out.is_dir(), f"--out={out} is a folder; name a file in it.")
+        check_folder(out.parent, "--out")
     records, notes = read_records([str(folder) for folder in folders])
     found = compare(records, metrics=metrics, target=target, baseline=baseline, step=step, notes=notes)
     text = FORMATS[format](found)
@@ -83,6 +85,7 @@ def main(argv: list[str]) -> None:
     values = cli.parse([argv[0], *others], __doc__, define, config=False, processes=False)
     if not folders:
         cli.fail(f"usage: {USAGE}. Try --help.")
+    cli.check_places([("", folder) for folder in folders])
     jax.config.update("jax_platforms", "cpu")  # no accelerator is used
     with cli.one_line_errors():
         try:

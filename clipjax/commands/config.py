@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.config import EvaluationConfig, ExperimentConfig, from_eval_config, require
+from clipjax.config import EvaluationConfig, ExperimentConfig, require
 from clipjax.config.comments import field_comments
 from clipjax.config.fields import metadata, rows
 
@@ -125,7 +125,12 @@ def main(argv: list[str]) -> None:
     width = shutil.get_terminal_size((120, 24)).columns
 
     def body() -> None:
-        print(show(from_eval_config(values.config), only=only, changed=values.changed, width=width), flush=True)
+        print(
+            show(
+                cli.experiment_of(values, evaluation=True, fetch=False), only=only, changed=values.changed, width=width
+            ),
+            flush=True,
+        )
 
     try:
         cli.run_command(values, body)

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ExperimentConfig, from_config_dict, require
+from clipjax.config import ExperimentConfig, require
 from clipjax.data.embeddings import DTYPES, check_destination, write_embeddings
 from clipjax.data.mixture import open_train
 from clipjax.data.tokenizers import make_tokenizer
@@ -37,6 +37,7 @@ from clipjax.mesh import make_mesh, reading_part
 from clipjax.processes import announce, gather_json, wait_for_all
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.weights import check_init_from, first_state, initialised, open_named
+from clipjax.storage import as_path, is_remote
 from clipjax.training.check import check, check_embeddings, check_tokenizer
 from clipjax.training.precomputed import image_made_by, image_settings, teacher_made_by, teacher_settings
 from clipjax.training.state import raw_variables
@@ -67,7 +68,8 @@ def run(config: ExperimentConfig, tower: str, out: str | Path, *, dtype: str = "
         f"config.mesh.tensor={config.mesh.tensor} runs between processes, each of which must embed records of its own. "
         "Use --config.mesh.tensor=1.",
     )
-    check_folder(Path(out).parent, "--out")
+    out = as_path(out)
+    check_folder(out if is_remote(out) else out.parent, "--out")
     tokenizer = make_tokenizer(config.tokenizer, config.model.text.context_length)
     check_tokenizer(config, tokenizer)
     own = fingerprint(config, tokenizer)
@@ -138,4 +140,4 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("dtype", "float32", "float32, float16 or bfloat16.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define, required=("config", "out"))
-    cli.run_command(values, lambda: run(from_config_dict(values.config), values.tower, values.out, dtype=values.dtype))
+    cli.run_command(values, lambda: run(cli.experiment_of(values), values.tower, values.out, dtype=values.dtype))

@@ -27,7 +27,7 @@ from clipjax.commands import flags as cli
 from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, refuse_broken
 from clipjax.commands.preflight import check_folder
 from clipjax.commands.watch import watch
-from clipjax.config import EvaluationConfig, ExperimentConfig, from_eval_config
+from clipjax.config import EvaluationConfig, ExperimentConfig
 from clipjax.inference.looking import evaluation_of
 from clipjax.inference.session import EvalSession
 from clipjax.processes import announce
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
         if values.data:
             config = evaluation_of(values.data, values.split)
         else:
-            config = None if values.config is None else from_eval_config(values.config)
+            config = None if values.config is None else cli.experiment_of(values, evaluation=True)
         names = {"model": values.model, "pretrained": values.pretrained, "redo": values.redo}
         if values.watch:
             watch(values.checkpoint, config=config, poll_seconds=values.poll_seconds, **names)

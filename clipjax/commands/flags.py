@@ -8,15 +8,17 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from logging import LogRecord
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from clipjax.commands import HELP
+from clipjax.commands import HELP, bucket_paths
 from clipjax.commands.config_file import load_config_file
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require_field
+from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, from_eval_config, require_field
 from clipjax.files import message_text
 from clipjax.machine import environment
+from clipjax.storage import StorageError
 
 
 def parse(
@@ -63,7 +65,26 @@ def parse(
         if values[name].value in (None, ""):
             missing = values[name].value is None
             fail(f"--{name} is missing. Try --help." if missing else f"--{name}= is empty; give it a value.")
+    check_places([(f"--{name}", values[name].value) for name in bucket_paths.FLAGS if name in values])
     return values
+
+
+def check_places(named: Sequence[tuple[str, str | None]]) -> None:
+    """Exits with 2 for a path, of a flag or with the name "", that is in no place that clipjax reads or writes."""
+    try:
+        bucket_paths.check_paths(named)
+    except StorageError as error:
+        fail(error)
+
+
+def experiment_of(values: flags.FlagValues, *, evaluation: bool = False, fetch: bool = True) -> Any:
+    """The experiment of --config, or with `evaluation` what from_eval_config reads.
+
+    fetch: with copies of the small files that it names in buckets. Raises ConfigError, StorageError.
+    """
+    config = (from_eval_config if evaluation else from_config_dict)(values.config)
+    bucket_paths.check_config(config)
+    return bucket_paths.with_local_files(config) if fetch else config
 
 
 def refuse_unknown_flags(argv: Sequence[str], names: Sequence[str]) -> None:
@@ -112,6 +133,8 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
         return argv
     _, equals, path = argv[place].partition("=")
     path = path if equals else argv[place + 1] if place + 1 < len(argv) else ""
+    if "://" in path:
+        raise ConfigError(f"--config={path}: an experiment is a Python file of this machine. Copy it here first.")
     try:
         config = load_config_file(path, evaluation=evaluation)
     except ConfigError as error:
@@ -162,7 +185,7 @@ def read_config(arguments: Sequence[str]) -> ExperimentConfig:
         raise
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(_expected(str(error))) from error
-    return from_config_dict(values.config)
+    return experiment_of(values, fetch=False)
 
 
 def _value_of(arg: str, argv: Sequence[str]) -> str:
@@ -186,6 +209,7 @@ def positional(argv: Sequence[str], count: int, usage: str) -> tuple[str, list[s
     places = [arg for arg in argv[1 : count + 1] if arg and not arg.startswith("-")]
     if len(places) < count and not any(arg in ("--help", "-h") for arg in argv):
         fail(f"usage: {usage}. Try --help.")
+    check_places([("", place) for place in places])
     return argv[0], places, list(argv[1 + len(places) :])
 
 

@@ -4,11 +4,12 @@
     clipjax import ViT-B-32.pt runs/clip_b32                           # an archive of OpenAI's
     clipjax import webli_i18n_so400m.npz runs/so400m --preset=siglip_so400m14_384
 
-Nothing is downloaded: SRC is a local file or directory.
+SRC is a file or directory here or in a bucket (gs://, s3://); nothing else is downloaded. DST may be in a bucket too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -19,6 +20,8 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.bucket_paths import fetched
+from clipjax.commands.preflight import check_folder
 from clipjax.config import ExperimentConfig, MeshConfig, TokenizerConfig, to_json_dict
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.files import making_folder, printable
@@ -31,6 +34,8 @@ from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
+from clipjax.runs.orbax_buckets import MARKER
+from clipjax.storage import AnyPath, as_path, is_remote
 
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
 
@@ -50,9 +55,15 @@ def run(
     Raises InteropError for a source that is incomplete or damaged, or that the original library computes otherwise, and
     for a destination that exists.
     """
-    destination = Path(destination)
+    destination = as_path(destination)
     if destination.exists():
         raise InteropError(f"{destination} exists already. Name a new directory.")
+    check_folder(destination if is_remote(destination) else destination.parent, "DST")
+    with fetched(source) if is_remote(source) else contextlib.nullcontext(source) as local:
+        _import(str(local), destination, family, preset, state_dict, parity)
+
+
+def _import(source: str, destination: AnyPath, family: str, preset: str, state_dict: str, parity: bool) -> None:
     foreign = open_foreign(source, family, preset, state_dict)
     with making_folder(destination) as temporary:
         config = foreign.config
@@ -70,6 +81,8 @@ def run(
             fingerprint=own_fingerprint,
             own_tokenizer=bool(config.tokenizer.path),
         )
+        if is_remote(destination):
+            (temporary / "checkpoints" / "0" / MARKER).touch()  # what a whole checkpoint has there
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         summary = "Not compared with the original library (--noparity)."
         if parity:

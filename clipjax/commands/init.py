@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
+from clipjax.commands.bucket_paths import refuse_remote
 from clipjax.commands.init_file import choose_size, experiment_text
 from clipjax.commands.init_look import Looked, look, train_tokenizer
 from clipjax.config import ConfigError, require
@@ -38,6 +39,8 @@ def run(
     Raises ConfigError for files that exist already, for data in which nothing or several things are found, and for
     data without captions.
     """
+    refuse_remote("", str(out), "Name a file here; it is small.")
+    refuse_remote("--data=", str(data), "Copy some of the data here, and set config.data.train.path afterwards.")
     out = Path(out)
     model = out.with_suffix(".model")
     require(out.suffix == ".py" and ":" not in str(out), f"{out}: expected the name of a Python file, such as mine.py.")

@@ -160,7 +160,7 @@ class Preflight:
         for field, tower in (("image_embeddings", "image"), ("teacher_embeddings", "teacher")):
             folder = getattr(data, field)
             require(
-                not folder or (Path(folder) / MANIFEST).is_file(),
+                not folder or (storage.as_path(folder) / MANIFEST).is_file(),
                 f"config.data.{field}={folder} is not a finished folder of embeddings. Write it with clipjax embed "
                 f"--config=... --tower={tower} --out={folder}.",
             )

@@ -20,7 +20,7 @@ from absl import flags
 
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import check_folder
-from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require
+from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
 from clipjax.inference.prepare import prepare_evaluation
@@ -142,9 +142,10 @@ def main(argv: list[str]) -> None:
     values = cli.parse([argv[0], *others], __doc__, define, processes=False)
     if not places:
         cli.fail(f"usage: {USAGE}. Try --help.")
+    cli.check_places([("", place) for place in places])
 
     def body() -> None:
-        config = None if values.config is None else from_config_dict(values.config)
+        config = None if values.config is None else cli.experiment_of(values)
         run(places, out=values.out, config=config, step=values.step, compute=values.compute)
 
     cli.run_command(values, body)

@@ -5,6 +5,9 @@
 
 Started again with the same --workdir, a run continues from its last checkpoint; a finished run says so and stops.
 clipjax check --config=... --workdir=... says beforehand whether a run can start, and shows its data.
+
+--config.log.profile=100:105 traces steps 100 to 105, to WORKDIR/profile, for XProf and TensorBoard; kill -USR2 PID, the
+next five of a run that is going. At its end, a run prints where its time went, over all its starts.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
 from clipjax.commands.train_lines import describe_end, describe_finished, describe_stop, last_results
-from clipjax.config import ExperimentConfig, from_config_dict, to_json_dict
+from clipjax.config import ExperimentConfig, to_json_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.prefetch import prefetch_to_mesh
@@ -44,6 +47,7 @@ from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.accounts import Accounts, process_started
+from clipjax.runs.advice import AdviceLog
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.runs.goodput import GoodputLog, read_goodput
 from clipjax.runs.integrity import set_aside_damaged
@@ -54,7 +58,9 @@ from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sinks import Sinks, open_sinks
 from clipjax.runs.spool import Spool, spooled
+from clipjax.runs.watchdog import Watchdog
 from clipjax.runs.weights import load_teacher
+from clipjax.training.advisor import look_at_batch
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
 from clipjax.training.loop import Finished, loop
@@ -83,12 +89,21 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     workdir = storage.as_path(workdir)
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held, spooled(workdir, check_held) as spool:
-        return locked_run(config, workdir, check_held, accounts, spool)
+    with (
+        run_lock(workdir) as check_held,
+        spooled(workdir, check_held) as spool,
+        Watchdog(config.log, spool.folder, accounts) as dog,
+    ):
+        return locked_run(config, workdir, check_held, accounts, spool, dog)
 
 
 def locked_run(
-    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts, spool: Spool
+    config: ExperimentConfig,
+    workdir: Path,
+    check_held: Callable[[], None],
+    accounts: Accounts,
+    spool: Spool,
+    dog: Watchdog,
 ) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock.
 
@@ -120,11 +135,12 @@ def locked_run(
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
+        advice = AdviceLog(config, spool.folder, start, lambda: look_at_batch(dog.batch))
         with (
             open_sinks(config, spool.folder, resume_step=start) as sinks,
-            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=sinks.write)) as log,
+            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=(sinks.write, advice.write))) as log,
         ):
-            recorder = Recorder(workdir, held_out, sinks.picture, start)
+            recorder = Recorder(workdir, held_out, sinks.picture, start, advice.embeddings)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
             meet("the first evaluation")
@@ -148,13 +164,15 @@ def locked_run(
                 done = loop(
                     config,
                     state,
-                    goodput.stepping(step_fn, compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)),
-                    stream,
+                    goodput.stepping(
+                        dog.compiling(step_fn), compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)
+                    ),
+                    dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
                     save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
-                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step)),
+                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
                     data_metrics=functools.partial(host_metrics, batches, goodput),
                     compile_seconds=compile_seconds,
@@ -271,6 +289,6 @@ def main(argv: list[str]) -> None:
     began = process_started()
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
     with signals.saying(lambda: describe_stop(values.workdir, "before a new step")):
-        cli.run_command(values, lambda: run(from_config_dict(values.config), values.workdir, started=began))
+        cli.run_command(values, lambda: run(cli.experiment_of(values), values.workdir, started=began))
     if signals.last() == signal.SIGINT:  # the run is saved, but commands after it should not follow
         sys.exit(128 + signal.SIGINT)

@@ -19,6 +19,7 @@ import numpy as np
 from clipjax.config import ConfigError, SourceConfig, differences, require
 from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest, write_records
 from clipjax.data.sources.array_record import ArrayRecordSource
+from clipjax.storage import as_path
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPLIT = "all"
@@ -108,7 +109,7 @@ def check_destination(folder: str | Path, expected: Mapping[str, Any]) -> None:
 
     expected: made_by of the embeddings to write, as far as it is known before the weights are read.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if folder.is_file():

@@ -21,6 +21,7 @@ from clipjax.config import ConfigError, DataConfig, MixturePart, require
 from clipjax.data.order import Shuffled
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
+from clipjax.storage import StorageError
 from clipjax.storage.data_cache import use_cache
 
 MAX_ID = 2**31 - 1
@@ -60,6 +61,8 @@ def errors_of(field: str) -> Iterator[None]:
         yield
     except (ConfigError, ManifestError) as error:
         raise type(error)(f"{field}: {error}") from error
+    except StorageError as error:
+        raise StorageError(f"{field}: {error}", error.kind) from error
 
 
 def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:

@@ -9,23 +9,16 @@ docs/data.md describes both formats for people who write them with other tools.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import re
-import shutil
-import socket
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
-from clipjax.files import write_text
 from clipjax.json_files import read_json
-from clipjax.storage import as_path
+from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import refuse_missing_bucket
 
 FORMAT = "clipjax-records/1"
 MANIFEST = "manifest.json"
@@ -37,7 +30,6 @@ SCHEMA = {  # of a record, a msgpack map
     "pair_id": "int: equal for captions that mean the same; may be absent",
 }
 MAX_CAPTION = 1 << 20  # characters or bytes; a text tower reads a few hundred
-ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
 
 
 class RecordError(ValueError):
@@ -92,6 +84,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
     path = as_path(folder) / MANIFEST
     if not path.is_file():
+        if is_remote(path):
+            refuse_missing_bucket(path)
         raise ManifestError(
             f"{path} does not exist: {folder} is not a finished folder of records. "
             "Build it first, for example with python -m data_pipelines.scenes --out=data/scenes; "
@@ -140,34 +134,20 @@ def write_records(
       multiple of records_per_shard, except the last one with records. `skipped` is process 0's. Raises ManifestError
       where a process does not see what another has written.
 
+    A folder in a bucket is written on this machine and then uploaded; processes need not see each other's files.
     Removes what killed writers of the same folder have left beside it.
     """
-    folder, first = Path(folder), process_index == 0
+    folder = as_path(folder)
     if isinstance(class_names, str) or not all(split and "/" not in split for split in splits):
         what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"
         raise ManifestError(f"{folder} cannot have {what}: names are a list, and files are named after splits.")
-    finished = find_finished(folder, source, overwrite) if first else None
-    unfinished = _beside(folder, "unfinished")
-    if first and not finished:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-    unfinished_name = gather("" if finished else unfinished.name)[0]
-    if not unfinished_name:
-        return finished or read_manifest(folder)
-    unfinished = folder.with_name(unfinished_name)
-    try:
-        if not unfinished.is_dir():
-            raise ManifestError(
-                f"Process {process_index} on {socket.gethostname()} does not see {unfinished}, which process 0 made: "
-                f"{folder} must be on storage that all processes see."
-            )
-        own = {
-            split: write_shards(unfinished, f"{split}-{process_index:05d}", records, records_per_shard)
-            for split, records in splits.items()
-        }
-        written = gather(own)
-        described = {split: describe_split(split, [part[split] for part in written]) for split in splits}
-        manifest = {
+
+    # Imported here, because both import this module.
+    from clipjax.data.bucket_records import write_to_bucket
+    from clipjax.data.record_folders import write_to_folder
+
+    def manifest_of(described: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "schema": SCHEMA,
             "name": name,
@@ -175,90 +155,29 @@ def write_records(
             "class_names": list(class_names),
             "skipped": dict(sorted((skipped or {}).items())),
             "licences": [dict(licence) for licence in licences],
-            "source": _as_read(source),
+            "source": as_read(source),
         }
-        if first:
-            missing = find_missing(unfinished, written)
-            if missing:
-                raise ManifestError(
-                    f"{len(missing)} shards that were written are not in {unfinished} as process 0 on "
-                    f"{socket.gethostname()} sees it: {', '.join(missing[:5])}{', ...' if missing[5:] else ''}. "
-                    f"Nothing was published. {folder} must be on storage that all processes see."
-                )
-            name_shards(unfinished, written, described)
-            publish(unfinished, folder, manifest)
-    finally:
-        if first:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    gather("published")
-    return manifest
+
+    return (write_to_bucket if is_remote(folder) else write_to_folder)(
+        folder,
+        splits,
+        records_per_shard=records_per_shard,
+        manifest_of=manifest_of,
+        source=source,
+        overwrite=overwrite,
+        process_index=process_index,
+        gather=gather,
+    )
 
 
-def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The manifest of a finished folder with an equal source; None where it must be written. See write_records."""
-    _remove_leftovers(folder)
-    if folder.exists() and any(folder.iterdir()):
-        manifest = read_manifest(folder)
-        if not overwrite and manifest["source"] == _as_read(source):
-            return manifest
-        if not overwrite:
-            raise ManifestError(
-                f"{folder} holds records made with other settings: {manifest['source']}, now {_as_read(source)}. "
-                "Choose another --out, or pass --overwrite."
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return None
+def to_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as its file has it."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False)
 
 
-def publish(unfinished: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest into a folder of shards and renames it to `folder`, replacing records of that name."""
-    write_text(unfinished / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-    replaced = _beside(folder, "replaced")
-    if folder.exists():
-        # Moved aside first, so that there is a complete copy on disk at every moment.
-        folder.rename(replaced)
-    unfinished.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _as_read(source: Mapping[str, Any]) -> dict[str, Any]:
+def as_read(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source as a manifest that was read has it."""
     return json.loads(json.dumps(source))
-
-
-def _beside(folder: Path, what: str) -> Path:
-    """The path at which this process keeps the unfinished or the replaced version of a folder."""
-    return folder.with_name(f".{folder.name}.{what}-{socket.gethostname()}-{os.getpid()}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers of this folder have left beside it.
-
-    A replaced folder gets its name back if its writer was killed before the new one had it. Folders of writers that may
-    still be at work, here or on another machine, are left alone.
-    """
-    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*-*-*"):
-        match = re.fullmatch(r"(unfinished|replaced)-(.+)-(\d+)", leftover.name.removeprefix(f".{folder.name}."))
-        if not match or not leftover.is_dir() or leftover.is_symlink():
-            continue
-        what, host, pid = match.groups()
-        ended = host == socket.gethostname() and not _alive(int(pid))
-        newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
-        if not ended and time.time() - newest < ABANDONED:
-            continue
-        if what == "replaced" and not folder.exists():
-            leftover.rename(folder)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's process, or no process number: leave it
-        pass
-    return True
 
 
 def _check(record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import re
@@ -41,9 +42,10 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     """What one training step costs each device of the topology; docs/plan.md explains every field.
 
     Returns OutOfMemory where the compiler gives up. Raises ConfigError, before compiling, where the experiment does not
-    fit the mesh.
+    fit the mesh. The batch of evaluations may be any: it is no part of the step.
     """
-    check(config, num_devices=len(topology.devices), process_count=1)
+    evaluation = dataclasses.replace(config.eval, batch_size=config.global_batch_size)
+    check(dataclasses.replace(config, eval=evaluation), num_devices=len(topology.devices), process_count=1)
     mesh = make_mesh(config.mesh, topology.devices)
     state = abstract_state(config, mesh)
     chip, devices, target = topology.chip, len(topology.devices), target_of(topology.chip)
@@ -59,7 +61,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     program = parse(_text(compiled, target))
     flops = step_flops(config)
     host_of = [device.process_index for device in mesh.devices.flat]
-    slices = len({device.slice_index for device in topology.devices}) if hasattr(chip, "dcn") else 1
+    slices = len({getattr(d, "slice_index", None) for d in topology.devices}) if hasattr(chip, "dcn") else 1
     moves = [_collective(c, chip, host_of) for c in collectives(program, devices // slices)]
     moves += [_between_slices(c, chip) for c in transfers(program, slices)]
     estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})

@@ -14,7 +14,7 @@ from absl import logging
 
 from clipjax.storage.block_cache import Blob
 from clipjax.storage.connection import shared_filesystem
-from clipjax.storage.errors import StorageError, translating
+from clipjax.storage.errors import StorageError, code_of, no_bucket, translating
 
 PATIENCE = 120.0  # seconds for which a server that fails or does not answer is asked again
 LOOKED_UP = 16  # objects of one folder that are asked for one by one; of more, the folder is listed
@@ -38,8 +38,28 @@ def blobs_of(urls: Sequence[str]) -> list[Blob]:
             found |= blobs
     for url in urls:
         if url not in found:
-            raise FileNotFoundError(2, os.strerror(2), url)
+            raise _missing(url)
     return [found[url] for url in urls]
+
+
+def refuse_missing_bucket(url: str | os.PathLike[str]) -> None:
+    """Raises StorageError where the server says that there is no bucket of this name; for after something was missing.
+
+    Not before: an account may read objects without the right to look at the bucket.
+    """
+    bucket = "/".join(os.fspath(url).split("/")[:3])
+    try:
+        with translating(bucket):
+            shared_filesystem(bucket).info(bucket)
+    except FileNotFoundError as error:
+        raise no_bucket(os.fspath(url)) from error
+    except OSError:
+        return
+
+
+def _missing(url: str) -> FileNotFoundError:
+    refuse_missing_bucket(url)
+    return FileNotFoundError(2, os.strerror(2), url)
 
 
 def read_range(blob: Blob, start: int, size: int) -> bytes:
@@ -72,7 +92,7 @@ def _read_range(blob: Blob, start: int, size: int) -> bytes:
     except FileNotFoundError as error:
         raise ObjectChanged(f"{blob.url} has changed since it was first read, or was removed") from error
     except StorageError as error:
-        if "PreconditionFailed" in str(error.__cause__) or "InvalidRange" in str(error.__cause__):
+        if code_of(error) in (412, 416, "PreconditionFailed", "InvalidRange"):
             raise ObjectChanged(f"{blob.url} has changed since it was first read") from error
         raise
 
@@ -102,16 +122,22 @@ _READERS = {"gs": _read_gs, "s3": _read_s3}
 
 
 def _look_up(url: str) -> Blob:
-    with translating(url):
-        found = shared_filesystem(url).info(url)
+    try:
+        with translating(url):
+            found = shared_filesystem(url).info(url)
+    except FileNotFoundError as error:
+        raise _missing(url) from error
     if found["type"] != "file":
-        raise FileNotFoundError(2, os.strerror(2), url)
+        raise _missing(url)
     return _blob(url, found)
 
 
 def _list(folder: str) -> Mapping[str, Blob]:
-    with translating(folder):
-        rows = shared_filesystem(folder).ls(folder, detail=True)
+    try:
+        with translating(folder):
+            rows = shared_filesystem(folder).ls(folder, detail=True)
+    except FileNotFoundError as error:
+        raise _missing(folder) from error
     urls = [(f"{folder}/{row['name'].rstrip('/').rpartition('/')[2]}", row) for row in rows if row["type"] == "file"]
     return {url: _blob(url, row) for url, row in urls}
 

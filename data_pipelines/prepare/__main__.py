@@ -70,10 +70,16 @@ def main(argv: list[str] | None = None) -> None:
     split = argv.index("--") if "--" in argv else len(argv)
     own, beam_flags = argv[:split], argv[split + 1 :]
     parser = command.make_parser("prepare", __doc__)
-    command.add_output_flags(parser)
+    command.add_output_flags(parser, command.local_path)
     for field in dataclasses.fields(Options):
         _add_flag(parser, field)
     command.run(lambda **flags: build(beam_flags=beam_flags, **flags), parser, own, program)
+
+
+def _local(text: str) -> str:
+    """A text that is no path in a bucket: Beam's workers read files that all of them see."""
+    command.local_path(text)
+    return text
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
@@ -84,9 +90,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None
     if isinstance(default, bool):
         kinds = {"action": argparse.BooleanOptionalAction}
     elif field.type.startswith("tuple"):
-        kinds = {"type": lambda text: tuple(part.strip() for part in text.split(",") if part.strip())}
+        kinds = {"type": lambda text: tuple(_local(part.strip()) for part in text.split(",") if part.strip())}
     else:
-        kinds = {"type": {"int": int, "float": float}.get(field.type, str)}
+        kinds = {"type": {"int": int, "float": float}.get(field.type, _local)}
     parser.add_argument(f"--{field.name}", required=required, default=default, help=help.replace("%", "%%"), **kinds)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import signals
-from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError, find_finished, publish
+from clipjax.data.record_folders import find_finished, publish
+from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.files import file_sha256
 from data_pipelines.prepare.check import check

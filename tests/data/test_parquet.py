@@ -251,7 +251,7 @@ def test_pyarrow_is_imported_by_the_source_alone():
         "import sys, clipjax.data.sources, clipjax.data.pipeline\n"
         "assert 'pyarrow' not in sys.modules\n"
         "sys.modules['pyarrow'] = None\n"
-        "from clipjax.data.sources.parquet import _import_parquet\n"
+        "from clipjax.data.sources.parquet_groups import _import_parquet\n"
         "try: _import_parquet()\nexcept Exception as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)

@@ -37,7 +37,7 @@ class BucketFiles:
     """
 
     def __init__(self, blobs: Sequence[Blob], path: str, whole: bool = False):
-        """path: the source's, for messages. whole: copies objects whole; raises ManifestError if there is no room."""
+        """path: the source's, for messages. whole: objects are copied whole; raises ManifestError without room."""
         self.blobs = {blob.url: blob for blob in blobs}
         self.cache: BlockCache | None = claim(blobs)
         self._start()

@@ -18,6 +18,7 @@ from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import glob_visible, hidden
 from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import refuse_missing_bucket
 
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
@@ -60,7 +61,11 @@ def _in_bucket(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     names: list[str] = []
     for pattern in expand_braces(config.path):
         as_path(pattern)  # a wrong one is refused before the servers are asked
-        names += _matches(pattern, config.path) if glob.has_magic(pattern) else [pattern]
+        try:
+            names += _matches(pattern, config.path) if glob.has_magic(pattern) else [pattern]
+        except (FileNotFoundError, ManifestError):
+            refuse_missing_bucket(pattern)
+            raise
     files = [as_path(name) for name in sorted(dict.fromkeys(names))]
     if len(files) == 1 and files[0].is_dir():
         files = _of_folder(files[0], config.split, suffixes)
