@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from absl import logging
 
 from clipjax import signals
 from clipjax.storage.errors import StorageError
-from clipjax.storage.versions import ChangedError, Version, read_version, write_version
+from clipjax.storage.versions import ChangedError, Version, knows_conditions, read_version, write_version
 
 SECONDS = 60.0  # without renewal, after which a lease may be taken
 PATIENCE = 300.0  # seconds that a holder waits for a server that does not answer, before it gives up
@@ -113,15 +113,16 @@ class Lease:
 
     def acquire(self) -> None:
         """Takes the lease, waiting for a holder that may be dead. Raises LeaseHeldError, StorageError."""
-        first: Version | None = None
+        first, seen = None, self.clock.elapsed()
         while True:
             found = read_version(self.path)
-            if found is None or is_free(found):
+            unchanged = first is not None and found is not None and first.name == found.name
+            waited = unchanged and self.clock.elapsed() - seen > seconds_of(found)  # whatever the server's clock says
+            if found is None or is_free(found) or waited:
                 if self._take(found):
                     return
                 continue
-            renewed = first is not None and found.name != first.name
-            if renewed or (_lives(found) and found.age < seconds_of(found) / 2):
+            if (first is not None and not unchanged) or (_lives(found) and found.age < seconds_of(found) / 2):
                 raise LeaseHeldError(describe(found))
             if first is None:
                 self._say_waiting(found)
@@ -146,6 +147,8 @@ class Lease:
 
     def _check_conditions(self) -> None:
         """Warns where a server takes every write: a second holder would not be refused there."""
+        if knows_conditions(self.path):
+            return
         try:
             self._version = write_version(self.path, self._value(), None)
         except ChangedError:
@@ -157,13 +160,17 @@ class Lease:
 
     def keep(self) -> None:
         """Renews the lease until it is released or lost; what the server does not answer is tried again."""
+        failed = False
         while not self._end.wait(self.seconds / 4):
             try:
                 self.renew()
+                failed = False
             except LeaseLostError:
                 return
-            except StorageError as error:
-                logging.warning("%s could not be renewed and will be tried again: %s", self.path, error)
+            except OSError as error:
+                if not failed:
+                    logging.warning("%s could not be renewed and will be tried again: %s", self.path, error)
+                failed = True
 
     def renew(self) -> None:
         """Writes the lease anew. Raises LeaseLostError where it has been taken or removed; StorageError."""
@@ -209,10 +216,18 @@ class Lease:
 
     def release(self) -> None:
         """Lets the next one in at once, unless the lease was lost. Where the server fails, the lease expires."""
+        if self._end.is_set():
+            return
         self._end.set()
-        with self._lock, suppress(ChangedError, StorageError):
+        if not self._lock.acquire(timeout=10):  # held by a renewal that gets no answer
+            return
+        try:
             if not self._lost and (self._conditional or self._adopt()):
                 self._version = write_version(self.path, self._value() | {"released": True}, self._version)
+        except (ChangedError, OSError):
+            pass
+        finally:
+            self._lock.release()
 
     def _adopt(self) -> bool:
         """Whether the object's version is this holder's own, written by a request whose answer was lost."""
@@ -241,7 +256,7 @@ class Lease:
         left = max(seconds_of(found) - found.age, 0) + 1
         logging.warning(
             "%s is held by %s, renewed %.0f s ago. Waiting up to %.0f s: a living holder renews it in that time, and "
-            "this run ends; the lease of a dead one expires, and this run begins.",
+            "this process ends; the lease of a dead one expires, and this process goes on.",
             self.path,
             describe(found),
             found.age,

@@ -61,8 +61,15 @@ def write_version(path: str | os.PathLike[str], value: dict[str, Any], seen: str
             raise
 
 
+def knows_conditions(path: str | os.PathLike[str]) -> bool:
+    """Whether every server of this scheme refuses a write whose condition does not hold."""
+    return _row(path)[0].conditions
+
+
 class _Gcs:
     """The value is also in the object's metadata, which come with its generation and times in one answer."""
+
+    conditions = True
 
     @staticmethod
     def read(fs, bucket: str, key: str) -> tuple[str, str, float, float]:
@@ -90,7 +97,9 @@ class _Gcs:
 
 
 class _S3:
-    """The same with user metadata, the ETag, and conditional writes."""
+    """The same with user metadata, the ETag, and conditional writes, which older servers like S3's ignore."""
+
+    conditions = False
 
     @staticmethod
     def read(fs, bucket: str, key: str) -> tuple[str, str, float, float]:

@@ -33,6 +33,8 @@ with lease(sys.argv[1] + "/run.lock"):
 class Server:
     """One object and a clock, as a store keeps them; `lost` answers are written and not told."""
 
+    conditions = False
+
     def __init__(self) -> None:
         self.time, self.object, self.writes, self.lost, self.down = 1000.0, None, 0, 0, False
 
@@ -136,6 +138,13 @@ def test_a_dead_holders_lease_is_waited_for_and_taken(server, monkeypatch, lines
     with lease(PATH, clock=machine(server, monkeypatch), renew=False):
         assert 60 < server.time - 1000 <= 70
     assert len(lines) == 1
+
+
+def test_a_server_whose_clock_has_stopped_does_not_keep_a_dead_holders_lease(server, monkeypatch, lines):
+    hold(server, machine(server, monkeypatch))
+    slept = []
+    with lease(PATH, clock=Clock(lambda: sum(slept), lambda: 1000.0, slept.append), renew=False):
+        assert 60 < sum(slept) <= 70
 
 
 @pytest.mark.parametrize("ahead", [-86_400.0, 86_400.0])
