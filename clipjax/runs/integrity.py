@@ -20,10 +20,18 @@ from clipjax.files import write_text
 from clipjax.json_files import read_json
 from clipjax.processes import gather_json
 from clipjax.runs.orbax_buckets import MARKER
-from clipjax.runs.steps import CHECKSUMS as FILE
-from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, unfinished, whole_steps
+from clipjax.runs.steps import (
+    CURE,
+    ORBAX_METADATA,
+    absolute,
+    all_but_marked,
+    checkpoints_of,
+    unfinished,
+    whole_steps,
+)
 from clipjax.runs.stored_files import Stored, digest, move_folder, stored_files
 
+FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
 MAX_LIST = 1 << 28  # bytes of the list of checksums
 THREADS = 4  # hashlib releases the interpreter's lock
@@ -81,6 +89,8 @@ def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]
             f"No checkpoint in {directory} is intact; nothing was changed:\n{_report(damaged)}\n"
             "Put back a copy of one of them, or use a new --workdir."
         )
+    if unmarked := gather_json(sorted(map(str, all_but_marked(directory))))[0]:
+        raise CheckpointError(f"No checkpoint in {directory} is whole: {unmarked[-1]} has no {MARKER}. {CURE}")
     return None, {}
 
 
