@@ -164,9 +164,7 @@ def locked_run(
                     dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
-                    save=goodput.during(
-                        "checkpoint", checked(functools.partial(save, config=kept.config, paths=kept.paths))
-                    ),
+                    save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
                     step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
