@@ -66,7 +66,7 @@ from clipjax.training.cut import cut_batches
 from clipjax.training.loop import Finished, loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.profile import Profiler
-from clipjax.training.state import eval_variables
+from clipjax.training.state import TrainState, eval_variables
 from clipjax.training.step import compile_step
 
 
@@ -143,13 +143,7 @@ def locked_run(
             recorder = Recorder(workdir, held_out, sinks.picture, start, advice.embeddings)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
-            meet("the first evaluation")
-            if start == 0:
-                results = evaluate(state)
-                check_best_metric(config, results)
-                log.write(0, results)
-                record(eval_variables(state), 0)
-            meet("the first step")
+            evaluate_before_training(config, state, evaluate, log, record)
             streaming = batches_on_mesh(config, mesh, teacher, batches, goodput)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
             with at_once, signals.noting() as noted, streaming as stream, bad_log.kept_on(DataError):
@@ -170,7 +164,9 @@ def locked_run(
                     dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
-                    save=goodput.during("checkpoint", checked(save)),
+                    save=goodput.during(
+                        "checkpoint", checked(functools.partial(save, config=kept.config, paths=kept.paths))
+                    ),
                     log=checked(log.write),
                     step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
@@ -182,6 +178,19 @@ def locked_run(
                 with checkpoints.clear_errors(manager), accounts("checkpoint"):
                     checked(manager.wait_until_finished)()
             return conclude(config, workdir, done, noted, sinks, recorder, goodput, spool, check_held)
+
+
+def evaluate_before_training(
+    config: ExperimentConfig, state: TrainState, evaluate: Callable, log: MetricsLog, record: Callable[..., None]
+) -> None:
+    """The evaluation of step 0, unless the run continues; all processes meet before it and after it."""
+    meet("the first evaluation")
+    if int(state.step) == 0:
+        results = evaluate(state)
+        check_best_metric(config, results)
+        log.write(0, results)
+        record(eval_variables(state), 0)
+    meet("the first step")
 
 
 def conclude(

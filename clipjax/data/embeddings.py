@@ -17,8 +17,9 @@ import msgpack
 import numpy as np
 
 from clipjax.config import ConfigError, SourceConfig, differences, require
-from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest, write_records
+from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest
 from clipjax.data.sources.array_record import ArrayRecordSource
+from clipjax.data.write import write_records
 from clipjax.storage import as_path
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

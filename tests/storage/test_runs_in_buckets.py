@@ -280,17 +280,11 @@ def test_two_runs_share_a_workdir_in_a_bucket_no_more_than_a_folder(bucket, conf
         train.run(config, f"{bucket}/held")
 
 
-def start_training(folder, workdir, *extra, processes=1):
+def start_training(folder, workdir, *, processes):
+    run = [f"--config={folder}/experiment.py", f"--workdir={workdir}"]
     cluster = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     return [
-        runs.start(
-            "train",
-            f"--config={folder}/experiment.py",
-            f"--workdir={workdir}",
-            *extra,
-            *([*cluster, f"--process_id={index}"] if processes > 1 else []),
-            devices=4 // processes,
-        )
+        runs.start("train", *run, *cluster, f"--process_id={index}", devices=4 // processes)
         for index in range(processes)
     ]
 
@@ -303,14 +297,13 @@ def finish(processes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_kill_9_at_a_random_moment_and_restart_on_another_machine_gives_the_folders_bits(
-    bucket, folder, processes, tmp_path, monkeypatch
+def test_two_processes_killed_with_kill_9_and_started_on_other_machines_give_the_folders_bits(
+    bucket, folder, tmp_path, monkeypatch
 ):
-    local, workdir = folder / f"local_{processes}", f"{bucket}/killed_{processes}"
+    local, workdir = folder / "local", f"{bucket}/killed"
     if not local.exists():
-        finish(start_training(folder, local, processes=processes))
-    running = start_training(folder, workdir, processes=processes)
+        finish(start_training(folder, local, processes=2))
+    running = start_training(folder, workdir, processes=2)
     step = random.randint(3, 10)
     for line in running[0].stdout:
         if line.startswith(f"step {step:2}/"):
@@ -320,6 +313,6 @@ def test_kill_9_at_a_random_moment_and_restart_on_another_machine_gives_the_fold
         process.send_signal(signal.SIGKILL)
         process.wait()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other_machine"))
-    output = finish(start_training(folder, workdir, processes=processes))[0]
+    output = finish(start_training(folder, workdir, processes=2))[0]
     assert "Restored step" in output or not step > 6, output
     equal(workdir, local)

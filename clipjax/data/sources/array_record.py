@@ -1,4 +1,4 @@
-"""Records in ArrayRecord shards, in a folder that clipjax.data.records.write_records made."""
+"""Records in ArrayRecord shards, in a folder that clipjax.data.write.write_records made."""
 
 from __future__ import annotations
 
