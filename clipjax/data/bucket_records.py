@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import signals, storage
-from clipjax.data.records import MANIFEST, ManifestError, as_read, read_manifest, to_text
+from clipjax.data.manifest import MANIFEST, ManifestError, as_read, read_manifest, to_text
 from clipjax.data.shards import describe_split, write_shards
 from clipjax.files import write_text
 

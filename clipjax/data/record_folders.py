@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.records import MANIFEST, ManifestError, as_read, read_manifest, to_text
+from clipjax.data.manifest import MANIFEST, ManifestError, as_read, read_manifest, to_text
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
 from clipjax.files import write_text
 

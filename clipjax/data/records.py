@@ -9,25 +9,30 @@ docs/data.md describes both formats for people who write them with other tools.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from clipjax.json_files import read_json
+from clipjax.data.bucket_records import write_to_bucket
+from clipjax.data.manifest import FORMAT, MANIFEST, SCHEMA, ManifestError, as_read, read_manifest
+from clipjax.data.record_folders import write_to_folder
 from clipjax.storage import as_path, is_remote
 
-FORMAT = "clipjax-records/1"
-MANIFEST = "manifest.json"
-SCHEMA = {  # of a record, a msgpack map
-    "image": "bytes: a JPEG, PNG or WebP file",
-    "texts": "list of str: captions, at least one",
-    "key": "str: unique in the data set",
-    "label": "int: index into class_names, where there are any; may be absent",
-    "pair_id": "int: equal for captions that mean the same; may be absent",
-}
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "MAX_CAPTION",
+    "SCHEMA",
+    "ManifestError",
+    "RecordError",
+    "decode_record",
+    "encode_record",
+    "read_manifest",
+    "write_records",
+]
+
 MAX_CAPTION = 1 << 20  # characters or bytes; a text tower reads a few hundred
 
 
@@ -37,10 +42,6 @@ class RecordError(ValueError):
     def __init__(self, cause: str, message: str):
         super().__init__(message)
         self.cause = cause
-
-
-class ManifestError(ValueError):
-    """Data that is missing, unfinished, damaged or not what was asked for."""
 
 
 def encode_record(
@@ -79,31 +80,6 @@ def decode_record(data: bytes) -> dict[str, Any]:
     return record
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
-    path = as_path(folder) / MANIFEST
-    if not path.is_file():
-        raise ManifestError(
-            f"{path} does not exist: {folder} is not a finished folder of records. "
-            "Build it first, for example with python -m data_pipelines.scenes --out=data/scenes; "
-            "docs/data_pipelines.md has the commands."
-        )
-    try:
-        manifest = read_json(path)
-    except ValueError as error:
-        raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ManifestError(f"{path} has format {other!r}, expected {FORMAT!r}; build the folder again.")
-    if not _well_formed(manifest):
-        raise ManifestError(
-            f"{path} is incomplete: each of its splits needs a list 'shards' of "
-            '{"file": name in this folder, "records": number, "bytes": number}, and class_names is a list of texts; '
-            "see docs/data.md."
-        )
-    return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
-
-
 def write_records(
     folder: str | Path,
     splits: Mapping[str, Iterable[bytes]],
@@ -139,10 +115,6 @@ def write_records(
         what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"
         raise ManifestError(f"{folder} cannot have {what}: names are a list, and files are named after splits.")
 
-    # Imported here, because both import this module.
-    from clipjax.data.bucket_records import write_to_bucket
-    from clipjax.data.record_folders import write_to_folder
-
     def manifest_of(described: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -165,16 +137,6 @@ def write_records(
         process_index=process_index,
         gather=gather,
     )
-
-
-def to_text(manifest: Mapping[str, Any]) -> str:
-    """A manifest as its file has it."""
-    return json.dumps(manifest, indent=1, ensure_ascii=False)
-
-
-def as_read(source: Mapping[str, Any]) -> dict[str, Any]:
-    """A source as a manifest that was read has it."""
-    return json.loads(json.dumps(source))
 
 
 def _check(record: dict[str, Any]) -> None:
@@ -200,16 +162,3 @@ def _whole(value: Any) -> Any:
         return int(value) if not isinstance(value, str | bytes | bool) and int(value) == value else value
     except (TypeError, ValueError, OverflowError):
         return value
-
-
-def _well_formed(manifest: dict[str, Any]) -> bool:
-    names = manifest.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return False
-    try:
-        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        sizes = [shard[name] for shard in shards for name in ("records", "bytes")]
-        plain = all(Path(shard["file"]).name == shard["file"] for shard in shards)
-        return plain and all(type(size) is int and 0 <= size < 2**48 for size in sizes)
-    except (KeyError, TypeError, AttributeError):
-        return False
