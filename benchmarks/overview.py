@@ -132,6 +132,15 @@ def plans(documents: dict[str, Any]) -> Headline:
                 yield f"{best['topology']}, planned", f"{model}: MFU {best['time']['estimated_mfu']:.1%}"
 
 
+def scaling(documents: dict[str, Any]) -> Headline:
+    """The efficiency of 1,024 chips with the exchange that auto takes, of each model and loss."""
+    for document in documents.values():
+        for model in document["models"]:
+            last = [row for row in model["rows"] if row["chips"] == 1024 and row["auto"]]
+            parts = ", ".join(f"{row['loss']} {row['efficiency']:.1%}" for row in last)
+            yield f"{model['model']}, 1,024 {model['chip']} chips, modelled", parts
+
+
 def gpu_step(documents: dict[str, Any]) -> Headline:
     """The ratio to the fastest of the others, for each model and loss that both measured."""
     for document in documents.values():
@@ -222,6 +231,7 @@ TABLE = [
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
     Row("[loss_memory](loss_memory.py)", "memory, time and traffic of the losses for each `comm`, on one device, on eight, and planned for a slice", "python -m benchmarks.loss_memory [--topology=cpu:1\\|v5e:16x16]", "1 minute on one device, several on eight; planned (needs libtpu) half an hour", "losses", ("loss_memory",), losses),
     Row("[clipjax plan](../docs/plan.md)", "train steps planned for pods: nothing ran on them", "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16", "2 minutes a plan", "planned-train-steps", ("plan_", "remat_"), plans),
+    Row("[scaling_plan](scaling_plan.py)", "a step's efficiency from 8 to 1,024 TPU chips for each loss and `comm`: modelled, nothing ran on them", "python -m benchmarks.scaling_plan", "seconds; the plans that it compares with take minutes each", "from-8-to-1024-chips", ("scaling_plan",), scaling),
     Row("[gpu_step](gpu_step.py)", "images/s of a whole train step on a GPU, beside open_clip and transformers under torch.compile", "python -m benchmarks.gpu_step", "under ten minutes on a machine with a card", "a-train-step-on-a-gpu-beside-open_clip-and-transformers", ("gpu_step",), gpu_step),
     Row("[gpu_plans](gpu_plans.py)", "train steps planned for H100s: nothing ran on them", "python -m benchmarks.gpu_plans", "5 to 50 minutes a plan", "planned-train-steps"),
     Row("[soak](soak.py)", "whether a run that is killed again and again ends like one left alone", "python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100", "35 to 50 minutes", "killed-and-restarted", ("soak_",), soak),

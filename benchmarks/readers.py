@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 from benchmarks.machine import command, machine
 from clipjax.config import SourceConfig
 from clipjax.data.mixture import Mixture, make_order
-from clipjax.data.records import encode_record, write_records
+from clipjax.data.records import encode_record
 from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
+from clipjax.data.write import write_records
 
 IMAGE_BYTES, GROUP = 20_000, 100
 

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kept_memory, startup
+from benchmarks import kept_memory, scaling_plan, startup
 from benchmarks.gpu_tables import gpu_step
 from benchmarks.overview import make_overview, table, unique
 
@@ -357,6 +357,31 @@ Planned for {remat["device"]}; lower is better. [docs/mesh.md](../docs/mesh.md) 
 {table(["`remat`", "`attention`", "Layers", "Temporaries, GiB", "Step, ms (estimated)"], remat_rows)}{gpu_plans(documents)}"""
 
 
+def scaling(documents: dict[str, Any]) -> str:
+    document = documents["scaling_plan"]
+    ratios = [row["modelled_seconds"] / row["compiled_seconds"] for row in document["losses_compared"]]
+    return f"""\
+## From 8 to 1,024 chips
+
+{origin(documents, "python -m benchmarks.scaling_plan")}
+
+How much of a step is not exchange and loss, with {document["rows_a_chip"]} pairs a chip, and in brackets the milliseconds
+of the loss. Nothing here ran on a TPU. **Compiled**: the towers and the optimizer, from the plans of 256 chips above; a
+chip's share of them is the same for every number of chips. **Modelled**: the loss, by the cost model with which
+`loss.comm=auto` chooses, and the sum of gradients over the links and the data-centre network, beside the backward pass. In
+the last column no transfer is hidden: nothing of the sum runs beside the backward pass. v5e slices end at 256 chips, so
+512 and 1,024 are two and four slices. [docs/scaling.md](../docs/scaling.md) explains the rows.
+
+{scaling_plan.efficiencies(document)}
+
+Compiled figures beside modelled ones, of whole train steps. Those of 512 and 1,024 chips have two layers a tower, which
+changes nothing in the loss. Compiled milliseconds are the compiler's estimate and have no waiting for the data-centre
+network in them. Of the {len(ratios)} compiled losses of [v5e:16x16](#losses), modelled times are {min(ratios):.2f} to
+{max(ratios):.2f} times the compiled ones, {statistics.median(ratios):.2f} in the median.
+
+{scaling_plan.checks(document)}"""
+
+
 def gpu_plans(documents: dict[str, Any]) -> str:
     """The part of "Planned train steps" about GPUs; "" where no JSON is a plan for one."""
     files = {
@@ -677,6 +702,7 @@ SECTIONS = {
     ("readers",): readers,
     ("loss_memory",): losses,
     ("plan_", "remat_"): plans,
+    ("scaling_plan",): scaling,
     ("gpu_step",): gpu_step,
     ("soak_",): soak,
     ("kills_",): kills,

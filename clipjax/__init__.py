@@ -56,6 +56,7 @@ def load(
     """
     # Imported here, so that `import clipjax` stays fast and imports no JAX.
     import contextlib
+
     from clipjax.inference.load import load as load_weights
     from clipjax.storage import as_path
 

@@ -165,11 +165,26 @@ def end(number: int) -> None:
             with contextlib.suppress(Exception):
                 act(name_of(number))
 
-    # In a thread of its own, because the main thread may hold the lock of a stream that nobody reads.
-    thread = threading.Thread(target=last_words, daemon=True)
+    _in_time(last_words)
+    os._exit(code)
+
+
+def tidy(reason: str) -> None:
+    """What blocks of `tidying` do before this process ends for another reason than a signal."""
+
+    def acts() -> None:
+        for act in reversed(_tidying):
+            with contextlib.suppress(Exception):
+                act(reason)
+
+    _in_time(acts)
+
+
+def _in_time(work: Callable[[], None]) -> None:
+    """Does it in a thread of its own, because the main thread may hold the lock of a stream that nobody reads."""
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(LAST_SECONDS)
-    os._exit(code)
 
 
 def _read(reader: int) -> None:

@@ -125,6 +125,7 @@ def fetched(path: str | os.PathLike[str]) -> Iterator[Path]:
                 system, root = storage.filesystem(source), os.fspath(source).split("://", 1)[1].rstrip("/")
                 local = temporary / source.name
                 if source.is_dir():
+                    storage.check_whole(source)
                     above, found = f"{root}/", system.find(root)
                 else:
                     above = f"{root.rpartition('/')[0]}/"

@@ -32,6 +32,7 @@ from clipjax.data.tokenizers import Tokenizer
 from clipjax.inference.evaluate import check_with_data, errors_of
 from clipjax.processes import announce
 from clipjax.report.data import SourceReport
+from clipjax.storage.data_cache import use_cache
 from clipjax.training.check import part_checks
 
 
@@ -76,6 +77,7 @@ def run(
     """
     require(records >= 0, f"--records={records} must be a number of records, or 0 for all.")
     errors, reports = Errors(), {}
+    errors.caught(lambda: use_cache(config.data.cache_dir, config.data.cache_gib))
     start_from = Preflight(config, workdir)
     machine = dict(num_devices=jax.device_count(), process_count=jax.process_count())
     (name, refuse), *others = start_from.before_data()

@@ -25,6 +25,7 @@ from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers import Tokenizer, make_tokenizer
 from clipjax.processes import announce
 from clipjax.report.data import SourceReport, describe, describe_prompts, describe_samples, describe_source, read_source
+from clipjax.storage.data_cache import use_cache
 
 
 class BadDataError(RuntimeError):
@@ -47,6 +48,7 @@ def run(config: ExperimentConfig, decode: bool = True) -> dict[str, SourceReport
 
     Raises BadDataError if anything is bad, ManifestError for a source that cannot be opened.
     """
+    use_cache(config.data.cache_dir, config.data.cache_gib)
     uses = uses_of_data(config)
     require(len(uses) > 0, "config.data.train.path and config.eval.evaluators name no data to check.")
     tokenizer = None

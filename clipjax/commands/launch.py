@@ -132,7 +132,7 @@ class Local:
 
     def _start(self, task: Task) -> None:
         task.workdir.mkdir(parents=True, exist_ok=True)
-        command = [*PROGRAM, *task.command[1:]]
+        command = [*PROGRAM, *task.command[1:], "--num_processes=1"]  # whatever job started the sweep
         with task.open_log() as log:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             log.write(f"# {stamp}: {shlex.join(task.command)}\n".encode())

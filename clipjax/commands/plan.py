@@ -29,12 +29,14 @@ from clipjax.commands.preflight import check_folder
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
+from clipjax.mesh import mesh_shape
 from clipjax.models import image_tower
 from clipjax.planning.chips import GIB
 from clipjax.planning.compile import OutOfMemory, plan_step
 from clipjax.planning.table import compare_table, plan_table
 from clipjax.planning.topology import Topology, host_devices_flag, open_topology
 from clipjax.storage import as_path
+from clipjax.training.check import check_batch
 
 
 def run(
@@ -59,6 +61,8 @@ def run(
             print(line, flush=True)
         one = dataclasses.replace(one, model=model)
         print(f"Compiling {name or 'the experiment'} for {topology} ({len(devices.devices)} devices) ...", flush=True)
+        if needs := evaluation_needs(one, len(devices.devices)):
+            print(needs, flush=True)
         plans.append({"overrides": name} | plan_or_nearest(one, devices, search=search))
         print(plan_table(plans[-1]), flush=True)
     if compare:
@@ -67,6 +71,15 @@ def run(
         write_text(out, json.dumps(plans, indent=2))
         print(f"Wrote {out}")
     return plans
+
+
+def evaluation_needs(config: ExperimentConfig, num_devices: int) -> str:
+    """A line about a batch of evaluations that a run on so many devices would refuse; "" for one that fits."""
+    try:
+        check_batch("eval.batch_size", config.eval.batch_size, mesh_shape(config.mesh, num_devices), 1)
+    except ConfigError as error:
+        return f"A run there will need another batch for evaluations: {error}"
+    return ""
 
 
 def override(config: ExperimentConfig, overrides: str) -> ExperimentConfig:

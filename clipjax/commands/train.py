@@ -5,6 +5,9 @@
 
 Started again with the same --workdir, a run continues from its last checkpoint; a finished run says so and stops.
 clipjax check --config=... --workdir=... says beforehand whether a run can start, and shows its data.
+
+--config.log.profile=100:105 traces steps 100 to 105, to WORKDIR/profile, for XProf and TensorBoard; kill -USR2 PID, the
+next five of a run that is going. At its end, a run prints where its time went, over all its starts.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from jax.sharding import Mesh
 from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
+from clipjax.commands.train_lines import describe_end, describe_finished, describe_stop, last_results
 from clipjax.config import ExperimentConfig, to_json_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
@@ -43,24 +47,26 @@ from clipjax.report.held_out import HeldOut
 from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.accounts import Accounts, process_started
+from clipjax.runs.advice import AdviceLog
 from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
 from clipjax.runs.goodput import GoodputLog, read_goodput
 from clipjax.runs.integrity import set_aside_damaged
 from clipjax.runs.lock import run_lock
-from clipjax.runs.metrics_log import MetricsLog, read_metrics
+from clipjax.runs.metrics_log import MetricsLog
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
-from clipjax.runs.sinks import open_sinks
+from clipjax.runs.sinks import Sinks, open_sinks
 from clipjax.runs.spool import Spool, spooled
-from clipjax.runs.sweep import saved_step
+from clipjax.runs.watchdog import Watchdog
 from clipjax.runs.weights import load_teacher
+from clipjax.training.advisor import look_at_batch
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
-from clipjax.training.loop import loop
+from clipjax.training.loop import Finished, loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.profile import Profiler
-from clipjax.training.state import RAW, eval_variables
+from clipjax.training.state import TrainState, eval_variables
 from clipjax.training.step import compile_step
 
 
@@ -83,32 +89,31 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     check(config, num_devices=jax.device_count(), process_count=jax.process_count())
     workdir = storage.as_path(workdir)
     refuse_as_workdir(workdir)
-    with run_lock(workdir) as check_held, spooled(workdir, check_held) as spool:
-        return locked_run(config, workdir, check_held, accounts, spool)
+    with (
+        run_lock(workdir) as check_held,
+        spooled(workdir, check_held) as spool,
+        Watchdog(config.log, spool.folder, accounts) as dog,
+    ):
+        return locked_run(config, workdir, check_held, accounts, spool, dog)
 
 
 def locked_run(
-    config: ExperimentConfig, workdir: Path, check_held: Callable[[], None], accounts: Accounts, spool: Spool
+    config: ExperimentConfig,
+    workdir: Path,
+    check_held: Callable[[], None],
+    accounts: Accounts,
+    spool: Spool,
+    dog: Watchdog,
 ) -> dict[str, float]:
     """run, once the workdir is this run's alone. check_held: raises where it no longer is; see run_lock.
 
     spool: where files that grow are written.
     """
     checked = functools.partial(checking, check_held)
-    config = dataclasses.replace(config, data=choose_decoder(config.data))
-    start_from = Preflight(config, workdir)
+    start_from, complete = look_before(config, workdir)
     config = start_from.config
-    announce(start_from.dtype_line)
-    for _, refuse in start_from.before_data():
-        refuse()
-    if start_from.finished:
-        announce(describe_finished(config, workdir, start_from.restart.step))
-        if not (config.log.figures and lacks_report(workdir)):
-            return last_results(config, workdir, start_from.restart.step)
-    for _, refuse in start_from.of_data():
-        refuse()
-    set_aside_damaged(workdir, start_from.intact)
-
+    if complete:
+        return last_results(config, workdir, start_from.restart.step)
     mesh, tokenizer, own_fingerprint = start_from.mesh, start_from.tokenizer, start_from.fingerprint
     batches = start_from.batches
     sources, embed = start_from.eval_sources, make_embed(config, mesh)
@@ -130,20 +135,15 @@ def locked_run(
         if jax.process_index() == 0:
             check_held()
             write_text(workdir / "config.json", json.dumps(to_json_dict(kept.config), indent=2, sort_keys=True))
+        advice = AdviceLog(config, spool.folder, start, lambda: look_at_batch(dog.batch))
         with (
             open_sinks(config, spool.folder, resume_step=start) as sinks,
-            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=sinks.write)) as log,
+            contextlib.closing(MetricsLog(spool.folder, resume_step=start, also=(sinks.write, advice.write))) as log,
         ):
-            recorder = Recorder(workdir, held_out, sinks.picture, start)
+            recorder = Recorder(workdir, held_out, sinks.picture, start, advice.embeddings)
             evaluate = goodput.during("evaluation", functools.partial(numbers_of_state, config, results_of))
             record = goodput.during("evaluation", checked(recorder.record))
-            meet("the first evaluation")
-            if start == 0:
-                results = evaluate(state)
-                check_best_metric(config, results)
-                log.write(0, results)
-                record(eval_variables(state), 0)
-            meet("the first step")
+            evaluate_before_training(config, state, evaluate, log, record)
             streaming = batches_on_mesh(config, mesh, teacher, batches, goodput)
             at_once = signals.saying(lambda: describe_stop(workdir, "at once"))  # a second signal
             with at_once, signals.noting() as noted, streaming as stream, bad_log.kept_on(DataError):
@@ -155,16 +155,20 @@ def locked_run(
                     fingerprint=own_fingerprint,
                     paths=kept.paths,
                 )
-                state, results, data_state = loop(
+                done = loop(
                     config,
                     state,
-                    goodput.stepping(step_fn, compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)),
-                    stream,
+                    goodput.stepping(
+                        dog.compiling(step_fn), compile_seconds := lambda: getattr(step_fn, "compile_seconds", 0.0)
+                    ),
+                    dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
-                    save=goodput.during("checkpoint", checked(save)),
+                    save=goodput.during(
+                        "checkpoint", checked(functools.partial(save, config=kept.config, paths=kept.paths))
+                    ),
                     log=checked(log.write),
-                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step)),
+                    step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
                     data_metrics=functools.partial(host_metrics, batches, goodput),
                     compile_seconds=compile_seconds,
@@ -173,31 +177,76 @@ def locked_run(
                 )
                 with checkpoints.clear_errors(manager), accounts("checkpoint"):
                     checked(manager.wait_until_finished)()
-            accounts.enter("other")
-            step = int(state.step)
-            if step < config.total_steps:
-                sinks.status = "killed"
-                name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
-                announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
-                return {}
-            goodput.finished = True
-            spool.upload()
-            with signals.saying(describe_end(config, workdir), saved=True):
-                if number := max(gather_json(noted.number)):
-                    announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
-                    return results
-                if data_state:
-                    announce(describe_bad_records(workdir, all_causes(data_state)))
-                goodput.write()
-                spool.upload()
-                if config.log.figures:
-                    check_held()
-                    recorder.finish(eval_variables(state), step)
-                    for name in (SUMMARY, REPORT):
-                        sinks.file(workdir / name)
-                goodput.close()
-                announce(describe_goodput(read_goodput(spool.folder)) if jax.process_index() == 0 else "")
-    return results
+            return conclude(config, workdir, done, noted, sinks, recorder, goodput, spool, check_held)
+
+
+def evaluate_before_training(
+    config: ExperimentConfig, state: TrainState, evaluate: Callable, log: MetricsLog, record: Callable[..., None]
+) -> None:
+    """The evaluation of step 0, unless the run continues; all processes meet before it and after it."""
+    meet("the first evaluation")
+    if int(state.step) == 0:
+        results = evaluate(state)
+        check_best_metric(config, results)
+        log.write(0, results)
+        record(eval_variables(state), 0)
+    meet("the first step")
+
+
+def conclude(
+    config: ExperimentConfig,
+    workdir: Path,
+    done: Finished,
+    noted: signals.Noted,
+    sinks: Sinks,
+    recorder: Recorder,
+    goodput: GoodputLog,
+    spool: Spool,
+    check_held: Callable[[], None],
+) -> dict[str, float]:
+    """What follows the last saved step: a line about it or, where it is the run's last, its report and accounts."""
+    goodput.accounts.enter("other")
+    step = int(done.state.step)
+    if step < config.total_steps:
+        sinks.status = "killed"
+        name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
+        announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
+        return {}
+    goodput.finished = True
+    spool.upload()
+    with signals.saying(describe_end(config, workdir), saved=True):
+        if number := max(gather_json(noted.number)):
+            announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
+            return done.results
+        if done.data_state:
+            announce(describe_bad_records(workdir, all_causes(done.data_state)))
+        goodput.write()
+        spool.upload()
+        if config.log.figures:
+            check_held()
+            recorder.finish(eval_variables(done.state), step)
+            for name in (SUMMARY, REPORT):
+                sinks.file(workdir / name)
+        goodput.close()
+        announce(describe_goodput(read_goodput(spool.folder)) if jax.process_index() == 0 else "")
+    return done.results
+
+
+def look_before(config: ExperimentConfig, workdir: Path) -> tuple[Preflight, bool]:
+    """(what the run starts from, which nothing refuses; whether it has made all its steps, and its report)."""
+    start_from = Preflight(dataclasses.replace(config, data=choose_decoder(config.data)), workdir)
+    config = start_from.config
+    announce(start_from.dtype_line)
+    for _, refuse in start_from.before_data():
+        refuse()
+    if start_from.finished:
+        announce(describe_finished(config, workdir, start_from.restart.step))
+        if not (config.log.figures and lacks_report(workdir)):
+            return start_from, True
+    for _, refuse in start_from.of_data():
+        refuse()
+    set_aside_damaged(workdir, start_from.intact)
+    return start_from, False
 
 
 @contextlib.contextmanager
@@ -212,23 +261,6 @@ def batches_on_mesh(
         yield goodput.waiting(stream)
 
 
-def describe_stop(workdir: str | Path, when: str) -> str:
-    """What the line says about a run that a signal ends without saving."""
-    step = saved_step(workdir)
-    return f"stopped {when}; {workdir} " + (
-        f"has step {step}, and the same command continues from there."
-        if step
-        else "has no checkpoint, and the same command starts again."
-    )
-
-
-def describe_end(config: ExperimentConfig, workdir: Path) -> str:
-    """What a signal's line says after the last step."""
-    return f"all {config.total_steps} steps are saved in {workdir}" + (
-        "; clipjax report makes the report that is missing." if config.log.figures else "."
-    )
-
-
 def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Callable[..., None]:
     """write, which first makes sure that the workdir is still this run's."""
 
@@ -241,28 +273,6 @@ def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Call
             raise
 
     return call
-
-
-def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str:
-    """The line that a restart of a finished run prints."""
-    shown = [str(path) for path in (workdir / SUMMARY, workdir / REPORT, workdir / "metrics.jsonl") if path.exists()]
-    return (
-        f"{workdir} is finished at step {step} (config.total_steps={config.total_steps}); nothing to train: raise "
-        f"config.total_steps to go on{', or see ' + ' and '.join(shown) if shown else ''}. "
-        f"clipjax eval --checkpoint={workdir} evaluates it."
-    )
-
-
-def last_results(config: ExperimentConfig, workdir: Path, step: int) -> dict[str, float]:
-    """The evaluation of a step in metrics.jsonl; {} where there is none."""
-    evaluators = {f"{name}{suffix}" for name in config.eval.evaluators for suffix in ("", RAW)}
-    return {
-        name: value
-        for line in read_metrics(workdir)
-        if line["step"] == step
-        for name, value in line.items()
-        if name.partition("/")[0] in evaluators
-    }
 
 
 def all_causes(data_state: dict[str, Any]) -> dict[str, int]:

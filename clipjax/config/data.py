@@ -9,6 +9,7 @@ from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, sec
 from clipjax.config.ranges import (
     BIAS,
     CAPTIONS,
+    GIBIBYTES,
     GREY,
     PARTS,
     PIXELS_OR_ZERO,
@@ -120,5 +121,9 @@ class DataConfig:
     num_threads: int = runtime(2, within=WORKERS)  # threads that read and decode, in each worker
     prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
     worker_count: int = runtime(0, within=WORKERS_OR_ZERO)  # processes; 0: threads of this process
+    # local folder that keeps data read from buckets; "": ~/.cache/clipjax/data (docs/buckets.md)
+    cache_dir: str = runtime("")
+    # GiB that it may take, all runs of a host together, and at most half of the disk's room; 0: no data are kept
+    cache_gib: float = runtime(64.0, within=GIBIBYTES)
     # share of the records read that may be bad; a larger one stops the run
     max_bad_share: float = runtime(0.01, within=SHARE)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from clipjax.config.experiment import CheckpointConfig, EvalConfig, ExperimentConfig, MeshConfig
 from clipjax.config.fields import runtime, section
-from clipjax.config.ranges import WORKERS
+from clipjax.config.ranges import GIBIBYTES, WORKERS
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class LoaderConfig:
 
     num_threads: int = runtime(2, within=WORKERS)  # threads that read and decode
     prefetch: int = runtime(2, within=WORKERS)  # global batches kept ready on the devices
+    cache_dir: str = runtime("")  # local folder that keeps data read from buckets; "": ~/.cache/clipjax/data
+    cache_gib: float = runtime(64.0, within=GIBIBYTES)  # GiB that it may take; 0: no data are kept
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def evaluated(trained: ExperimentConfig, config: ExperimentConfig | EvaluationCo
         return dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
     if isinstance(config, ExperimentConfig):
         return config
-    data = dataclasses.replace(trained.data, num_threads=config.data.num_threads, prefetch=config.data.prefetch)
+    data = dataclasses.replace(trained.data, **vars(config.data))
     return dataclasses.replace(
         trained, eval=config.eval, mesh=config.mesh, data=data, checkpoint=CheckpointConfig(best_metric="")
     )

@@ -184,6 +184,14 @@ class LogConfig:
     # the first and the last step to trace with JAX's profiler, such as "100:105", to workdir/profile; "": none
     profile: str = runtime("")
     profile_hosts: Literal["first", "all"] = runtime("first")  # which processes write a trace of these steps
+    profile_python: bool = runtime(False)  # also trace calls of Python functions: larger traces, slower steps
+    # tell when a step takes this many times the median step, with the stacks of all threads in stalls/; 0: never
+    watchdog: float = runtime(20.0, within=WEIGHT)
+    # but not before it has taken this long (seconds); 60 times as long for what is no step, such as an evaluation
+    watchdog_seconds: float = runtime(120.0, within=SPREAD)
+    watchdog_action: Literal["tell", "exit"] = runtime(
+        "tell"
+    )  # exit: end the run with 1, for a scheduler to restart it
 
 
 @dataclass(frozen=True)

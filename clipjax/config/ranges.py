@@ -51,6 +51,7 @@ STEPS, COUNT = Range(0, INT32), Range(1, INT32)
 TOKEN_ID, TOKEN_ID_OR_NONE = Range(0, INT32), Range(-1, INT32)
 POSITION_OR_NONE = Range(-1, INT32)  # in a list
 GREY = Range(0, 255)
+GIBIBYTES = Range(0, 2**20)
 # A size that no model or batch has is a typing error; compiling it would first fill the machine's memory.
 WIDTH, WIDTH_OR_ZERO = Range(1, 2**17), Range(0, 2**17)
 DEPTH, DEPTH_OR_ZERO = Range(1, 2**12), Range(0, 2**12)

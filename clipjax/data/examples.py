@@ -11,7 +11,7 @@ from clipjax.data.bad_records import BadRecord, DataError, bad_record, first_goo
 from clipjax.data.embeddings import open_embeddings
 from clipjax.data.images.naflex import eval_patches, train_patches
 from clipjax.data.images.transforms import eval_image, train_image
-from clipjax.data.mixture import make_order
+from clipjax.data.mixture import fetch_ahead, make_order
 from clipjax.data.read_ahead import Rows
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source
@@ -54,6 +54,7 @@ class TrainExamples:
 
     def __call__(self, first: int, count: int) -> Rows:
         bad: list[BadRecord] = []
+        fetch_ahead(self.source, [self.order[i] for i in range(first, first + count)])
         examples = [self.example(i, bad) for i in range(first, first + count)]
         images, texts, pair_ids = zip(*examples, strict=True)
         rows = {name: np.stack([columns[name] for columns in images]) for name in images[0]}
@@ -138,6 +139,7 @@ class EvalExamples:
             "valid": np.zeros(count, bool),
         }
         texts = [""] * count
+        fetch_ahead(self.source, range(first, min(first + count, self.stop)))
         for row in range(max(0, min(count, self.stop - first))):
             index = rows["index"][row] = first + row
             try:

@@ -29,6 +29,7 @@ from clipjax.config import nearest
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.templates import TEMPLATES_FILE
 from clipjax.files import TextFileError, decode_text, numbered_lines
+from clipjax.storage.data_cache import above_buckets
 
 NAMES_FILE = "classnames.txt"
 TYPE_FILE = "dataset_type.txt"
@@ -156,7 +157,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 def names_beside(*folders: Path) -> ClassNames:
     """The names in the file NAMES_FILE of the first folder that has one; no names otherwise. Raises ManifestError."""
     for folder in folders:
-        if (path := folder / NAMES_FILE).is_file():
+        if not above_buckets(folder) and (path := folder / NAMES_FILE).is_file():
             return names_in(path)
     return ClassNames()
 

@@ -21,12 +21,15 @@ from clipjax.config import ConfigError, DataConfig, MixturePart, require
 from clipjax.data.order import Shuffled
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
+from clipjax.storage import StorageError
+from clipjax.storage.data_cache import use_cache
 
 MAX_ID = 2**31 - 1
 
 
 def open_train(data: DataConfig) -> Source:
     """Opens data.mixture if it has parts, else data.train. Raises as open_source does, beginning with the field."""
+    use_cache(data.cache_dir, data.cache_gib)
     if data.mixture:
         return open_mixture(data.mixture)
     with errors_of("config.data.train"):
@@ -58,12 +61,20 @@ def errors_of(field: str) -> Iterator[None]:
         yield
     except (ConfigError, ManifestError) as error:
         raise type(error)(f"{field}: {error}") from error
+    except StorageError as error:
+        raise StorageError(f"{field}: {error}", error.kind) from error
 
 
 def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:
     """order[i]: the index of the record that is example i of a run with this seed."""
     # Mixtures, and sources whose records are read in blocks, have an order. A plain list of examples is a source too.
     return source.order(seed) if hasattr(source, "order") else Shuffled(len(source), seed)
+
+
+def fetch_ahead(source: Source | Sequence, indices: Sequence[int]) -> None:
+    """Has a source in a bucket read these records at the same time; the source[index] of each must follow."""
+    if hasattr(source, "fetch_ahead"):
+        source.fetch_ahead(indices)
 
 
 class Mixture:
@@ -97,6 +108,14 @@ class Mixture:
                     f"below {(MAX_ID - part) // len(self.names) + 1}",
                 )
         return {**record, "key": f"{name}/{record['key']}", "label": -1, "pair_id": pair_id}
+
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Has each part read its records of these at the same time, where they lie in a bucket."""
+        own: dict[int, list[int]] = {}
+        for part, index in map(self.find, indices):
+            own.setdefault(part, []).append(index)
+        for part, wanted in own.items():
+            fetch_ahead(self.sources[part], wanted)
 
     def where(self, index: int) -> tuple[str, int]:
         part, own = self.find(index)

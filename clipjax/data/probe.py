@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipjax.data.labels import CAUSE
+from clipjax.data.mixture import fetch_ahead
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source
 
@@ -31,7 +32,7 @@ def read_labels(source: Source, most: int = PROBED) -> Labels:
     ManifestError: whoever asks for labels would lose its records, and the names are likely those of another set.
     """
     indices = some_of(source, most)
-    found = list(read_in_threads(lambda index: source[index]["label"], indices, THREADS))
+    found = list(read_in_threads(source, lambda index: source[index]["label"], indices, THREADS))
     errors = [(index, one) for index, one in zip(indices, found, strict=True) if isinstance(one, RecordError)]
     if unusable := [(int(index), error) for index, error in errors if error.cause == CAUSE]:
         index, error = unusable[0]
@@ -51,8 +52,11 @@ def some_of(source: Source, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(len(source), most, replace=False))
 
 
-def read_in_threads(read: Callable[[int], Any], indices: np.ndarray, num_threads: int) -> Iterator[Any]:
-    """read(index) for each index, in order; a RecordError that it raises is yielded in its place."""
+def read_in_threads(source: Source, read: Callable[[int], Any], indices: np.ndarray, num_threads: int) -> Iterator[Any]:
+    """read(index) for each index, in order; a RecordError that it raises is yielded in its place.
+
+    source: what `read` reads from.
+    """
 
     def one(index: int) -> Any:
         try:
@@ -62,4 +66,6 @@ def read_in_threads(read: Callable[[int], Any], indices: np.ndarray, num_threads
 
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(indices), CHUNK):
-            yield from pool.map(one, map(int, indices[start : start + CHUNK]))
+            chunk = [int(index) for index in indices[start : start + CHUNK]]
+            fetch_ahead(source, chunk)
+            yield from pool.map(one, chunk)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.manifest import MANIFEST, ManifestError, as_read, read_manifest, to_text
+from clipjax.data.records import MANIFEST, ManifestError, as_read, read_manifest, to_text
 from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
 from clipjax.files import write_text
 
@@ -30,7 +30,7 @@ def write_to_folder(
     process_index: int,
     gather: Callable[[Any], list[Any]],
 ) -> dict[str, Any]:
-    """What clipjax.data.records.write_records does for a folder on disk. Returns the manifest.
+    """What clipjax.data.write.write_records does for a folder on disk. Returns the manifest.
 
     manifest_of: {split: described} -> the manifest.
     """

@@ -9,30 +9,26 @@ docs/data.md describes both formats for people who write them with other tools.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from clipjax.data.bucket_records import write_to_bucket
-from clipjax.data.manifest import FORMAT, MANIFEST, SCHEMA, ManifestError, as_read, read_manifest
-from clipjax.data.record_folders import write_to_folder
+from clipjax.json_files import read_json
 from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import refuse_missing_bucket
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "MAX_CAPTION",
-    "SCHEMA",
-    "ManifestError",
-    "RecordError",
-    "decode_record",
-    "encode_record",
-    "read_manifest",
-    "write_records",
-]
-
+FORMAT = "clipjax-records/1"
+MANIFEST = "manifest.json"
+SCHEMA = {  # of a record, a msgpack map
+    "image": "bytes: a JPEG, PNG or WebP file",
+    "texts": "list of str: captions, at least one",
+    "key": "str: unique in the data set",
+    "label": "int: index into class_names, where there are any; may be absent",
+    "pair_id": "int: equal for captions that mean the same; may be absent",
+}
 MAX_CAPTION = 1 << 20  # characters or bytes; a text tower reads a few hundred
 
 
@@ -42,6 +38,10 @@ class RecordError(ValueError):
     def __init__(self, cause: str, message: str):
         super().__init__(message)
         self.cause = cause
+
+
+class ManifestError(ValueError):
+    """Data that is missing, unfinished, damaged or not what was asked for."""
 
 
 def encode_record(
@@ -80,63 +80,41 @@ def decode_record(data: bytes) -> dict[str, Any]:
     return record
 
 
-def write_records(
-    folder: str | Path,
-    splits: Mapping[str, Iterable[bytes]],
-    *,
-    name: str,
-    records_per_shard: int = 4096,
-    class_names: Sequence[str] = (),
-    skipped: Mapping[str, int] | None = None,
-    licences: Sequence[Mapping[str, str]] = (),
-    source: Mapping[str, Any],
-    overwrite: bool = False,
-    process_index: int = 0,
-    gather: Callable[[Any], list[Any]] = lambda value: [value],
-) -> dict[str, Any]:
-    """Writes a folder of shards and its manifest, completely or not at all; returns the manifest.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a finished folder. Raises ManifestError saying what is wrong with the folder."""
+    path = as_path(folder) / MANIFEST
+    if not path.is_file():
+        if is_remote(path):
+            refuse_missing_bucket(path)
+        raise ManifestError(
+            f"{path} does not exist: {folder} is not a finished folder of records. "
+            "Build it first, for example with python -m data_pipelines.scenes --out=data/scenes; "
+            "docs/data_pipelines.md has the commands."
+        )
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ManifestError(f"{path} is not JSON ({error}); build the folder again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ManifestError(f"{path} has format {other!r}, expected {FORMAT!r}; build the folder again.")
+    if not _well_formed(manifest):
+        raise ManifestError(
+            f"{path} is incomplete: each of its splits needs a list 'shards' of "
+            '{"file": name in this folder, "records": number, "bytes": number}, and class_names is a list of texts; '
+            "see docs/data.md."
+        )
+    return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
-    splits: encoded records per split, consumed one by one; one shard is in memory at a time.
-    skipped: cause -> count; read after all records have been consumed, so that a generator may fill it.
-    source: what made the records (arguments, seed, versions). A finished folder with an equal source is left as it is,
-      and its manifest returned; another source raises ManifestError unless overwrite is set.
-    overwrite: replace a folder of records. A folder of anything else raises ManifestError nevertheless.
-    process_index, gather: several processes may write one folder together, on storage that all of them see. gather
-      turns a value of each process into the list of all (clipjax.processes.gather_json). A split is the records of
-      process 0, then those of process 1, and so on. The files equal those of a single process if every process has a
-      multiple of records_per_shard, except the last one with records. `skipped` is process 0's. Raises ManifestError
-      where a process does not see what another has written.
 
-    A folder in a bucket is written on this machine and then uploaded; processes need not see each other's files.
-    Removes what killed writers of the same folder have left beside it.
-    """
-    folder = as_path(folder)
-    if isinstance(class_names, str) or not all(split and "/" not in split for split in splits):
-        what = f"class_names={class_names[:40]!r}" if isinstance(class_names, str) else f"splits named {list(splits)}"
-        raise ManifestError(f"{folder} cannot have {what}: names are a list, and files are named after splits.")
+def to_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest as its file has it."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False)
 
-    def manifest_of(described: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "name": name,
-            "splits": described,
-            "class_names": list(class_names),
-            "skipped": dict(sorted((skipped or {}).items())),
-            "licences": [dict(licence) for licence in licences],
-            "source": as_read(source),
-        }
 
-    return (write_to_bucket if is_remote(folder) else write_to_folder)(
-        folder,
-        splits,
-        records_per_shard=records_per_shard,
-        manifest_of=manifest_of,
-        source=source,
-        overwrite=overwrite,
-        process_index=process_index,
-        gather=gather,
-    )
+def as_read(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source as a manifest that was read has it."""
+    return json.loads(json.dumps(source))
 
 
 def _check(record: dict[str, Any]) -> None:
@@ -162,3 +140,16 @@ def _whole(value: Any) -> Any:
         return int(value) if not isinstance(value, str | bytes | bool) and int(value) == value else value
     except (TypeError, ValueError, OverflowError):
         return value
+
+
+def _well_formed(manifest: dict[str, Any]) -> bool:
+    names = manifest.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    try:
+        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+        sizes = [shard[name] for shard in shards for name in ("records", "bytes")]
+        plain = all(Path(shard["file"]).name == shard["file"] for shard in shards)
+        return plain and all(type(size) is int and 0 <= size < 2**48 for size in sizes)
+    except (KeyError, TypeError, AttributeError):
+        return False

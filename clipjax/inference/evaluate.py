@@ -30,6 +30,7 @@ from clipjax.eval.split import Split
 from clipjax.inference.embed import global_batches, make_embed, make_image_features
 from clipjax.mesh import to_host
 from clipjax.models.pixels import image_of
+from clipjax.storage.data_cache import use_cache
 from clipjax.training.state import RAW, TrainState, variables_to_evaluate
 
 Results = dict[str, dict[str, Any]]  # evaluator -> metric -> value
@@ -67,6 +68,7 @@ def open_evaluators(config: ExperimentConfig) -> dict[str, Source]:
     PROBED of the records show it; and as open_source does.
     """
     check_evaluators(config)
+    use_cache(config.data.cache_dir, config.data.cache_gib)
     opened: dict[SourceConfig, Source] = {}
     sources = {}
     for name, evaluator in config.eval.evaluators.items():

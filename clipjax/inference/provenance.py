@@ -194,7 +194,9 @@ def _prompts(evaluator: EvaluatorConfig, source: Source) -> dict[str, Any]:
 
 
 def _files(config: SourceConfig, source: Source) -> list[Any]:
-    """(name, size, time of change) of the files of a source."""
+    """(name, size, time of change) of the files of a source; (address, size, version) of those in a bucket."""
+    if bucket := getattr(source, "bucket", None):
+        return sorted(map(list, bucket.blobs.values()))
     paths = [Path(path) for path in getattr(source, "files", ())]
     if not paths and Path(config.path).is_dir():
         paths = [Path(folder) / name for folder, _, names in os.walk(config.path) for name in names]

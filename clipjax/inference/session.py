@@ -27,6 +27,7 @@ from clipjax.inference.evaluate import Results, make_evaluate_one, open_evaluato
 from clipjax.inference.prepare import prepare_model
 from clipjax.processes import gather_json
 from clipjax.runs import Run
+from clipjax.storage.data_cache import use_cache
 from clipjax.training.state import weights_to_evaluate
 
 
@@ -152,6 +153,7 @@ class EvalSession:
         """{evaluator: its sources} of those whose data can be opened; the others go to absent and broken."""
         if self.given is None:
             _refuse_missing(self.config)
+        use_cache(self.config.data.cache_dir, self.config.data.cache_gib)
         opened: dict[SourceConfig, Source] = {}
         sources = {}
         for name, evaluator in self.config.eval.evaluators.items():

@@ -19,7 +19,7 @@ from clipjax.config import LossConfig, ModelConfig, Part, nearest, require
 from clipjax.losses import coca, cyclip, dcl, distill, label_smoothing, ntxent, sigmoid, softmax
 from clipjax.losses.comm import COMMS
 from clipjax.losses.comm.cost import Meeting
-from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed
 from clipjax.losses.pairwise import pairwise, sum_over_pairs
 from clipjax.losses.tile_sizes import choose_tile
 from clipjax.mesh import batch_shards
@@ -30,11 +30,13 @@ __all__ = [
     "Inputs",
     "Loss",
     "Pairs",
+    "Uninformed",
     "check_loss",
     "chosen_comm",
     "make_loss",
     "pairwise",
     "sum_over_pairs",
+    "uninformed",
 ]
 
 # Each row makes a Loss from its config: LOSSES["cyclip"](CyclipConfig()). Its check takes (LossConfig, ModelConfig).
@@ -109,6 +111,15 @@ def chosen_comm(
     passes = 1 if _loss(config, losses).per_example is None else 2
     rows, itemsize = batch // batch_shards(mesh), jnp.dtype(config.dtype).itemsize
     return COMMS[name].choose(Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile), mesh)
+
+
+def uninformed(config: LossConfig, pairs: int, losses: Mapping[str, Part] = LOSSES) -> Uninformed | None:
+    """What this loss is at least, on a global batch of `pairs`, for towers that have learned nothing.
+
+    None where the loss makes no statement, and for one pair, which has no others to be told from.
+    """
+    statement = _loss(config, losses).uninformed
+    return statement(pairs) if statement and pairs > 1 else None
 
 
 def check_loss(config: LossConfig, model: ModelConfig, rows: int) -> None:

@@ -6,6 +6,7 @@ is that of the GLOBAL batch instead of each device's own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -15,7 +16,7 @@ from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.config.fields import OBJECTIVE, experiment
 from clipjax.config.ranges import WEIGHT
 from clipjax.losses import softmax
-from clipjax.losses.loss import Inputs, Loss
+from clipjax.losses.loss import Inputs, Loss, Uninformed
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,16 @@ def make(config: CocaConfig) -> Loss:
         tokens = jnp.maximum(inputs.caption_tokens.sum(), 1.0)
         return {"caption": config.caption_weight * inputs.caption_nll.sum() / tokens}
 
+    def uninformed(pairs: int) -> Uninformed:
+        """The contrastive part's; captions can be learned without the images."""
+        value, weight = math.log(pairs), config.contrastive_weight
+        return Uninformed(weight * value, f"{weight:g} ln {pairs}", ("contrastive",))
+
     needs = ("caption_nll", "caption_tokens")
-    return Loss(softmax.features, softmax.terms, per_example, extra=captioning, needs=needs)
+    return Loss(
+        softmax.features, softmax.terms, per_example, extra=captioning, needs=needs,
+        uninformed=uninformed if config.contrastive_weight else None,
+    )  # fmt: skip
 
 
 def check(config: CocaConfig, model: ModelConfig) -> None:

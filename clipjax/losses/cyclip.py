@@ -42,7 +42,7 @@ def make(config: CyclipConfig) -> Loss:
             "cross_modal": config.cross_modal_weight * 0.5 * (squares - mirrored) / x.shape[0],
         }
 
-    return Loss(softmax.features, softmax.terms, softmax.per_example, extra=consistency)
+    return Loss(softmax.features, softmax.terms, softmax.per_example, extra=consistency, uninformed=softmax.uninformed)
 
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:

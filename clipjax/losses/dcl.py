@@ -6,10 +6,12 @@ so the global batch must have at least two different pairs.
 
 from __future__ import annotations
 
+import math
+
 import jax
 
 from clipjax.config import LossConfig, Part
-from clipjax.losses.loss import Loss, Pairs
+from clipjax.losses.loss import Loss, Pairs, Uninformed
 from clipjax.losses.reductions import LogSumExp
 from clipjax.losses.softmax import both_sides, features, logits, positive_means, without
 
@@ -25,9 +27,14 @@ def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Arra
     return {"dcl": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
+def uninformed(pairs: int) -> Uninformed:
+    """ln (B - 1): the positive is no candidate."""
+    return Uninformed(math.log(pairs - 1), f"ln {pairs - 1}")
+
+
 def make(config: LossConfig) -> Loss:
     del config
-    return Loss(features, terms, per_example)
+    return Loss(features, terms, per_example, uninformed=uninformed)
 
 
 LOSS = Part(LossConfig, make)

@@ -7,6 +7,7 @@ config.loss.distill_weight; as open_clip.loss.DistillClipLoss (and, up to a KL d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +17,7 @@ from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.config.fields import OBJECTIVE, experiment
 from clipjax.config.ranges import WEIGHT
 from clipjax.losses import softmax
-from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed
 from clipjax.losses.reductions import LogSumExp, SoftmaxMean
 from clipjax.losses.tiles import scaled, similarities
 
@@ -55,8 +56,13 @@ def make(config: DistillConfig) -> Loss:
         by_teacher = sum(side["lse"] - side["teacher"][0] for side in (r, c))
         return softmax.per_example(r, c, row, column) | {"distill": 0.5 * config.distill_weight * by_teacher}
 
+    def uninformed(pairs: int) -> Uninformed:
+        """Against equal similarities, any row of the teacher's costs ln B as well."""
+        weight = 1 + config.distill_weight
+        return Uninformed(weight * math.log(pairs), f"{weight:g} ln {pairs}")
+
     needs = ("teacher_image_embedding", "teacher_text_embedding", "teacher_logit_scale")
-    return Loss(features, terms, per_example, needs=needs)
+    return Loss(features, terms, per_example, needs=needs, uninformed=uninformed)
 
 
 def check(config: DistillConfig, model: ModelConfig) -> None:

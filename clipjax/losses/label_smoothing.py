@@ -46,7 +46,8 @@ def make(config: LabelSmoothingConfig) -> Loss:
         by_row, by_column = softmax.positive_means(r, c)
         return {"label_smoothing": 0.5 * (cross_entropy(r, by_row) + cross_entropy(c, by_column))}
 
-    return Loss(softmax.features, terms, per_example)
+    uninformed = lambda pairs: softmax.uninformed(pairs)._replace(parts=("label_smoothing",))  # noqa: E731
+    return Loss(softmax.features, terms, per_example, uninformed=uninformed)
 
 
 LOSS = Part(LabelSmoothingConfig, make)

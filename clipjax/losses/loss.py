@@ -37,6 +37,14 @@ class Pairs(NamedTuple):
     several: bool  # whether `positive` may hold more than the diagonal
 
 
+class Uninformed(NamedTuple):
+    """What a loss is at least while the similarities tell pairs from others no better than chance."""
+
+    value: float
+    text: str  # the value as a formula, such as "ln 1024"
+    parts: tuple[str, ...] = ()  # the metrics whose sum it is; (): the whole loss
+
+
 class Loss(NamedTuple):
     """A loss with its options filled in. Its value is the mean of per_example over the global batch, plus `extra`."""
 
@@ -50,6 +58,9 @@ class Loss(NamedTuple):
     # Inputs -> dict of () float32, added to the loss, each also a metric; plain JAX on global arrays
     extra: Callable | None = None
     needs: tuple[str, ...] = ()  # names of Inputs that must not be None
+    # pairs in the global batch, 2 or more -> what the loss is for towers that have learned nothing: the least that it
+    # can be where all similarities are equal. None: the loss makes no statement.
+    uninformed: Callable[[int], Uninformed] | None = None
 
 
 def per_row(number: jax.Array, inputs: Inputs) -> jax.Array:

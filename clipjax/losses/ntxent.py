@@ -6,11 +6,13 @@ the 2B anchors. Equals optax.losses.ntxent of the concatenated embeddings.
 
 from __future__ import annotations
 
+import math
+
 import jax
 
 from clipjax.config import LossConfig, Part
 from clipjax.losses import softmax
-from clipjax.losses.loss import Inputs, Loss, Pairs
+from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed
 from clipjax.losses.reductions import LogSumExp
 from clipjax.losses.softmax import both_sides, positive_means, without
 from clipjax.losses.tiles import scaled, similarities
@@ -41,9 +43,14 @@ def per_example(r: dict, c: dict, row: dict, column: dict) -> dict[str, jax.Arra
     return {"ntxent": 0.5 * ((r["lse"] - by_row) + (c["lse"] - by_column))}
 
 
+def uninformed(pairs: int) -> Uninformed:
+    """ln (2B - 1): each of B texts and B - 1 other images is as likely as the others."""
+    return Uninformed(math.log(2 * pairs - 1), f"ln {2 * pairs - 1}")
+
+
 def make(config: LossConfig) -> Loss:
     del config
-    return Loss(features, terms, per_example)
+    return Loss(features, terms, per_example, uninformed=uninformed)
 
 
 LOSS = Part(LossConfig, make)

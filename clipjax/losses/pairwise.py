@@ -9,15 +9,22 @@ import jax.numpy as jnp
 
 from clipjax.config import LossConfig, ModelConfig, Part, require
 from clipjax.losses import softmax
-from clipjax.losses.loss import Inputs, Loss, Pairs, per_row
+from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed, per_row
 from clipjax.losses.reductions import Sum
 
 PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def pairwise(pair_loss: PairLoss) -> Part:
-    """The row of LOSSES for a sum over pairs without options of its own."""
-    return Part(LossConfig, lambda config: sum_over_pairs(pair_loss), needs_bias)
+def pairwise(pair_loss: PairLoss, uninformed: Callable[[int], Uninformed] | None = None) -> Part:
+    """The row of LOSSES for a sum over pairs without options of its own.
+
+    uninformed: the Loss's where each row has one positive; with several, the sum has no such bound.
+    """
+
+    def make(config: LossConfig) -> Loss:
+        return sum_over_pairs(pair_loss)._replace(uninformed=None if config.repeats == "positives" else uninformed)
+
+    return Part(LossConfig, make, needs_bias)
 
 
 def sum_over_pairs(pair_loss: PairLoss) -> Loss:

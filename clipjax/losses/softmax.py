@@ -6,13 +6,14 @@ With repeats="positives" the target of a row is spread evenly over all its posit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from clipjax.config import LossConfig, Part
-from clipjax.losses.loss import Inputs, Loss, Pairs, per_row
+from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed, per_row
 from clipjax.losses.reductions import LogSumExp, Sum
 from clipjax.losses.tiles import scaled, similarities
 
@@ -70,9 +71,14 @@ def positive_means(r: dict, c: dict) -> tuple[jax.Array, jax.Array]:
     return r["positive"], r["positive"]
 
 
+def uninformed(pairs: int) -> Uninformed:
+    """ln B: each of B candidates is as likely as the others."""
+    return Uninformed(math.log(pairs), f"ln {pairs}", ("softmax",))
+
+
 def make(config: LossConfig) -> Loss:
     del config
-    return Loss(features, terms, per_example)
+    return Loss(features, terms, per_example, uninformed=uninformed)
 
 
 LOSS = Part(LossConfig, make)

@@ -24,6 +24,7 @@ import jax
 
 from clipjax.files import printable
 from clipjax.processes import MEETING_SECONDS, store
+from clipjax.storage.data_cache import cache_root
 
 MOST = 4 << 30  # bytes in a folder; the programs used longest ago go first
 OFF = "JAX_ENABLE_COMPILATION_CACHE=0 turns it off"
@@ -73,13 +74,6 @@ def default_folder(environ: Mapping[str, str]) -> Path:
     A home may be shared by machines whose processors differ, and a program compiled for one can stop another.
     """
     return cache_root(environ) / "compiled" / processor()[1]
-
-
-def cache_root(environ: Mapping[str, str]) -> Path:
-    """~/.cache/clipjax, or below XDG_CACHE_HOME. Raises RuntimeError where there is no home."""
-    base = environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # relative ones are to be ignored, says XDG
-    return root / "clipjax"
 
 
 def processor() -> tuple[str, str]:

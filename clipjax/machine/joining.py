@@ -6,20 +6,18 @@ import contextlib
 import os
 import platform
 import socket
-import time
 from collections.abc import Callable, MutableMapping, Sequence
-from importlib import metadata
 from typing import Any
 
 from clipjax.config import require
 from clipjax.files import printable
 from clipjax.machine.clusters import JOINED
 from clipjax.machine.host import Host, StartError, split_address
-from clipjax.machine.placement import Placement, find_placement, proxies
+from clipjax.machine.installed import version_of
+from clipjax.machine.placement import BY_HAND, Placement, find_placement, proxies
 from clipjax.machine.rendezvous import SECONDS, Facts, find_process_0, is_own_address, wait_for_others, wait_for_service
 
 COMPARED = ("clipjax", "jax", "jaxlib", "python", "libtpu")  # what all processes must have alike
-SKEW_SECONDS = 30.0
 
 
 def join(
@@ -62,7 +60,8 @@ def meet(place: Placement, seconds: float, tell: Callable[[str], None] | None = 
     except StartError as error:
         slices = "MEGASCALE_NUM_SLICES" in place.read
         stale = " After a preemption, these may count slices that have gone: recreate the job then." * slices
-        by = f" Found by {place.system}: {place.read}.{stale}" if place.read else ""
+        alone = " --num_processes=1 starts this process on its own."
+        by = f" Found by {place.system}: {place.read}.{stale}{alone}" if place.system != BY_HAND else ""
         raise StartError(f"{error}{by}") from None
 
 
@@ -100,15 +99,7 @@ def elsewhere(place: Placement) -> list[str]:
 def own_facts() -> dict[str, Any]:
     """What a process tells process 0 of itself."""
     versions = {name: version_of(name) for name in COMPARED if name != "python"}
-    return {**versions, "python": platform.python_version(), "host": socket.gethostname(), "time": time.time()}
-
-
-def version_of(package: str) -> str:
-    """A package's version; "" where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+    return {**versions, "python": platform.python_version(), "host": socket.gethostname()}
 
 
 def different(facts: Sequence[Facts]) -> list[str]:

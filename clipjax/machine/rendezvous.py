@@ -81,7 +81,7 @@ def find_process_0(
     while (left := deadline - time.monotonic()) > 0 or not reason:
         try:
             # Once connected, process 0 says when it has waited long enough; it may have been started later.
-            if _meet(address, {"process": index, "of": count, **facts}, max(left, PAUSE), seconds):
+            if _meet(address, {**facts, "process": index, "of": count}, max(left, PAUSE), seconds):
                 return
             reason = OTHER
         except OSError as error:
@@ -181,6 +181,8 @@ class _Guests:
         if index in self.here:
             other = str(self.facts[index].get("host"))[:80]
             return f"{place} came twice, the first time from {other}: two processes have this number, or two runs meet."
+        if isinstance(said.get("time"), float):
+            said["offset"] = said["time"] - time.time()  # of its clock from process 0's
         self.here[index], self.facts[index] = guest, said
         return ""
 
@@ -203,7 +205,7 @@ class _Guests:
 def _meet(address: str, hello: Mapping[str, Any], left: float, seconds: float) -> bool:
     """One visit to process 0: True when it says go, False where something else answers. Raises OSError, StartError."""
     with socket.create_connection(_pair(address), timeout=min(TRY_SECONDS, left)) as server:
-        server.sendall(json.dumps(hello).encode() + b"\n")
+        server.sendall(json.dumps({**hello, "time": time.time()}).encode() + b"\n")
         try:
             for line in _lines(server):
                 answer = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import re
@@ -19,6 +20,7 @@ from clipjax.planning.flops import mfu, step_flops
 from clipjax.planning.hlo import Collective, collectives, parse
 from clipjax.planning.measured import measured_steps
 from clipjax.planning.parts import PARTS, purpose_of
+from clipjax.planning.slices import transfers
 from clipjax.planning.targets import Target, target_of
 from clipjax.planning.topology import Topology
 from clipjax.runs.weights import load_teacher
@@ -40,9 +42,10 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     """What one training step costs each device of the topology; docs/plan.md explains every field.
 
     Returns OutOfMemory where the compiler gives up. Raises ConfigError, before compiling, where the experiment does not
-    fit the mesh.
+    fit the mesh. The batch of evaluations may be any: it is no part of the step.
     """
-    check(config, num_devices=len(topology.devices), process_count=1)
+    evaluation = dataclasses.replace(config.eval, batch_size=config.global_batch_size)
+    check(dataclasses.replace(config, eval=evaluation), num_devices=len(topology.devices), process_count=1)
     mesh = make_mesh(config.mesh, topology.devices)
     state = abstract_state(config, mesh)
     chip, devices, target = topology.chip, len(topology.devices), target_of(topology.chip)
@@ -58,7 +61,9 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     program = parse(_text(compiled, target))
     flops = step_flops(config)
     host_of = [device.process_index for device in mesh.devices.flat]
-    moves = [_collective(c, chip, host_of) for c in collectives(program, devices)]
+    slices = len({getattr(d, "slice_index", None) for d in topology.devices}) if hasattr(chip, "dcn") else 1
+    moves = [_collective(c, chip, host_of) for c in collectives(program, devices // slices)]
+    moves += [_between_slices(c, chip) for c in transfers(program, slices)]
     estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})
     memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
     return {
@@ -177,6 +182,21 @@ def _collective(collective: Collective, chip: Chip | None, host_of: Sequence[int
         "times": collective.times,
         "hosts": spread[1],
         "seconds_at_least": chip and chip.transfer_seconds(collective.kind, *moved, *spread),
+    }
+
+
+def _between_slices(collective: Collective, chip: Chip) -> dict[str, Any]:
+    """As _collective; the devices of a slice take part with their own parts, over the data-centre network."""
+    return {
+        "kind": f"{collective.kind} between slices",
+        "part": purpose_of(collective.op_name),
+        "bytes_in": collective.bytes_in,
+        "bytes_out": collective.bytes_out,
+        "bytes_received": int(collective.bytes_received),
+        "group_size": collective.group_size,
+        "times": collective.times,
+        "hosts": collective.group_size,
+        "seconds_at_least": collective.bytes_received / chip.dcn,
     }
 
 

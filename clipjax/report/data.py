@@ -70,7 +70,7 @@ def read_source(
 
     waiting: list[str] = []
     told = time.monotonic()
-    for index, result in zip(indices, read_in_threads(read, indices, num_threads), strict=True):
+    for index, result in zip(indices, read_in_threads(source, read, indices, num_threads), strict=True):
         report.read += 1
         if isinstance(result, RecordError):
             report.bad.add([bad_record(source, int(index), result)])

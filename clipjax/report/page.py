@@ -77,6 +77,7 @@ def _view(run: RunData, number: int) -> dict[str, Any]:
         "colour": plots.colour(number),
         "state": _state(run),
         "headlines": _headlines(run),
+        "advice": run.advice,
         "results": run.results,
         "results_step": run.results_step,
         "evaluators": run.config.get("eval", {}).get("evaluators", {}),

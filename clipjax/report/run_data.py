@@ -8,6 +8,7 @@ from typing import Any
 
 from clipjax.config import ConfigError, flat, from_json_dict
 from clipjax.json_files import read_json_object
+from clipjax.runs.advice import read_advice
 from clipjax.runs.bad_records_log import read_bad_records
 from clipjax.runs.goodput import Goodput, read_goodput
 from clipjax.runs.metrics_log import read_metrics
@@ -42,6 +43,7 @@ class RunData:
     results: dict[str, dict[str, Any]]  # {evaluator: {metric: value}} of the last evaluation
     results_step: int | None
     missing: dict[str, str]  # section -> why it is not there: "curves", "pairs", "predictions"
+    advice: tuple[str, ...] = ()  # what the advisor has said
     goodput: Goodput | None = None  # where its time went; None where that was not counted
 
     @property
@@ -92,6 +94,7 @@ def read_run(workdir: str | Path, name: str = "") -> RunData:
         results=results,
         results_step=results_step,
         missing={section: why for section, why in missing.items() if why},
+        advice=tuple(said["text"] for said in read_advice(workdir)),
         goodput=read_goodput(workdir),
     )
 

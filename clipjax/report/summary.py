@@ -30,17 +30,26 @@ from clipjax.runs.snapshots import (
 SUMMARY, REPORT = "summary.png", "report.html"
 SHOWN = 8  # pairs in pictures
 Show = Callable[[str, int, np.ndarray], None]  # (name, step, [H, W, 3] uint8), to TensorBoard
+Look = Callable[[int, np.ndarray, np.ndarray], None]  # (step, image, text embeddings [n, D] float32)
 
 
 class Recorder:
     """Writes a run's snapshots and, at its end, its pictures. All processes call its methods together.
 
     held_out: None for a run without evaluators, which has curves only. show: takes pictures for TensorBoard.
-    resume_step: snapshots beyond it are dropped first, so that a resumed run has a single history.
+    resume_step: snapshots beyond it are dropped first, so that a resumed run has a single history. look: takes what is
+    embedded, on the first process.
     """
 
-    def __init__(self, workdir: Path, held_out: HeldOut | None, show: Show, resume_step: int):
-        self.workdir, self.held_out, self.show = workdir, held_out, show
+    def __init__(
+        self,
+        workdir: Path,
+        held_out: HeldOut | None,
+        show: Show,
+        resume_step: int,
+        look: Look = lambda step, image, text: None,
+    ):
+        self.workdir, self.held_out, self.show, self.look = workdir, held_out, show, look
         self.first = jax.process_index() == 0
         if self.first:
             drop_snapshots(workdir, resume_step)
@@ -54,6 +63,7 @@ class Recorder:
         snapshot = self.held_out.snapshot(variables, step)
         if self.first and len(snapshot.image):
             write_snapshot(self.workdir, snapshot, self.held_out.pairs["id"])
+            self.look(step, snapshot.image, snapshot.text)
             rows = some_pairs(len(snapshot.image))
             entries = [self.held_out.pairs["pairs"][row] for row in rows]
             picture = draw_similarity(snapshot.similarity[np.ix_(rows, rows)], entries)

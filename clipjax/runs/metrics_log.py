@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class MetricsLog:
     """Appends lines {"step": s, name: value, ...} on the first process; does nothing on the others.
 
     resume_step: lines beyond it, which a killed run wrote after its last checkpoint, are dropped first, so that the
-    file holds a single curve. also: called with each line, on the first process, once it is in the file.
+    file holds a single curve. also: all called with each line, on the first process, once it is in the file.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class MetricsLog:
         workdir: str | Path,
         *,
         resume_step: int,
-        also: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+        also: Sequence[Callable[[int, dict[str, float]], None]] = (),
     ):
         self.file, self.also = None, also
         if jax.process_index() != 0:
@@ -46,7 +46,8 @@ class MetricsLog:
         with naming(self.path):
             self.file.write(to_line({"step": step, **values}))
             self.file.flush()
-        self.also(step, values)
+        for write in self.also:
+            write(step, values)
 
     def close(self) -> None:
         if self.file is not None:

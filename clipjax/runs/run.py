@@ -42,6 +42,7 @@ def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
             f"{workdir} holds no checkpoints: expected the folder {directory}. "
             "--checkpoint takes the --workdir of a training run." + hint(workdir)
         )
+    storage.check_whole(workdir)
     with checkpoints.open_read_only(directory) as manager:
         number = _choose(manager, directory, step)
         with _not_vanishing(directory / str(number)):

@@ -30,7 +30,9 @@ SCHEMES = {
     "s3": Scheme("Amazon S3 and servers like it", "s3fs", "s3"),
 }
 CONNECT_SECONDS = 15  # to open a connection
-SILENCE_SECONDS = 60  # without a byte on an open one
+SILENCE_SECONDS = 30  # without a byte on an open one
+TRIES = 6  # of a request that failed or was not answered, over half a minute; gcsfs has the same number
+CONNECTIONS = 64  # at a time
 
 
 def missing_extra(path: str | os.PathLike[str]) -> str:
@@ -54,11 +56,26 @@ def filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
     require(path)
     import fsspec
 
-    return fsspec.filesystem(os.fspath(path).split("://", 1)[0])
+    fs = fsspec.filesystem(os.fspath(path).split("://", 1)[0])
+    if fs.protocol[0] == "s3":
+        fs.retries = 3  # of a body that broke off; botocore has tried each request TRIES times
+    return fs
+
+
+def shared_filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
+    """filesystem(path) of the thread that asked first: many threads that read at the same time share connections."""
+    key = os.getpid(), os.fspath(path).split("://", 1)[0]
+    if key not in _SHARED:
+        _SHARED[key] = filesystem(path)
+    return _SHARED[key]
+
+
+_SHARED: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
 
 
 def forget_connections() -> None:
     """Closes nothing, and connects anew from here on: after a change of endpoints or credentials in this process."""
+    _SHARED.clear()
     for name, row in SCHEMES.items():
         if row.library in sys.modules:
             import fsspec
@@ -92,11 +109,16 @@ def _gcs_defaults() -> dict[str, object]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    return {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
+    return {"use_listings_cache": False, "requests_timeout": timeout}
 
 
 def _s3_defaults() -> dict[str, object]:
     return {
         "use_listings_cache": False,
-        "config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS},
+        "config_kwargs": {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": SILENCE_SECONDS,
+            "max_pool_connections": CONNECTIONS,
+            "retries": {"mode": "standard", "max_attempts": TRIES},
+        },
     }

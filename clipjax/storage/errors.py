@@ -34,7 +34,7 @@ def translating(path: str | os.PathLike[str], *, writing: bool = False) -> Itera
         raise
     except _PLAIN as error:
         if isinstance(error, FileNotFoundError) and writing:
-            raise _no_bucket(str(path)) from error
+            raise no_bucket(str(path)) from error
         code = next(code for kind, code in _PLAIN_CODES.items() if isinstance(error, kind))
         raise type(error)(code, os.strerror(code), str(path)) from error
     except Exception as error:
@@ -48,17 +48,19 @@ def describe(error: BaseException, path: str) -> StorageError | None:
     if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
         if not isinstance(error, ValueError) or not str(error).startswith("Bad Request"):
             return None
-    text, code = _text_of(error), _code_of(error)
+    text, code = _text_of(error), code_of(error)
     scheme = path.split("://", 1)[0]
     names = {type(found).__name__ for found in _chain(error)}
     if code == 401 or names & _CREDENTIALS or "Anonymous caller" in text:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: no valid credentials for this bucket ({text}); {cure}.", "credentials")
+    if code == "RequestTimeTooSkewed" or "Token must be a short-lived token" in text:
+        return StorageError(f"{path}: this machine's clock is wrong ({text}); set it, and start again.", "credentials")
     if code in _BAD_KEYS:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: the server does not accept the credentials ({text}); {cure}.", "credentials")
     if code == "NoSuchBucket" or "bucket does not exist" in text:
-        return _no_bucket(path)
+        return no_bucket(path)
     if code == 403 or isinstance(error, PermissionError) or text.startswith("Forbidden"):
         cure = _PERMISSION_CURE.get(scheme, "let this account read and write there")
         return StorageError(f"{path}: permission denied ({text}); {cure}.", "permission")
@@ -71,7 +73,8 @@ def describe(error: BaseException, path: str) -> StorageError | None:
     return StorageError(f"{path}: the storage server refused the request ({text}).", "request")
 
 
-def _no_bucket(path: str) -> StorageError:
+def no_bucket(path: str) -> StorageError:
+    """The error for a path whose bucket is not there."""
     scheme, rest = path.split("://", 1)
     bucket = f"{scheme}://{rest.split('/', 1)[0]}"
     return StorageError(f"{path}: there is no bucket {bucket}. Check its name, or make it first.", "bucket")
@@ -89,7 +92,7 @@ def _text_of(error: BaseException) -> str:
     return (text[:300] or type(error).__name__).rstrip(".")
 
 
-def _code_of(error: BaseException) -> int | str | None:
+def code_of(error: BaseException) -> int | str | None:
     """The HTTP status, or S3's word for what went wrong, of an error or one that it came from."""
     for found in _chain(error):
         response = getattr(found, "response", None)

@@ -69,6 +69,8 @@ class Profiler:
         self.pausing = pausing
         self.folder, self.window = Path(workdir) / FOLDER, profile_window(config)
         self.total, self.everywhere = config.total_steps, config.log.profile_hosts == "all"
+        self.options = jax.profiler.ProfileOptions()
+        self.options.python_tracer_level = int(config.log.profile_python)
         self.until = 0  # the last step of the trace that is being made; 0: none
         self.begun, self.name, self.local = 0, "", ""
         if self.window and resume_step >= self.window[0]:
@@ -129,7 +131,7 @@ class Profiler:
         folder = tempfile.mkdtemp(prefix="clipjax-profile-")
         try:
             with self.pausing():
-                jax.profiler.start_trace(folder)
+                jax.profiler.start_trace(folder, profiler_options=self.options)
             self.local = folder
         except Exception as error:  # such as another profiler that is at work
             logging.warning("Steps %d to %d cannot be profiled: %s", step, last, error)

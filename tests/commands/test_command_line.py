@@ -16,7 +16,7 @@ def test_help_shows_examples_and_every_flag(command, capsys):
     shown = capsys.readouterr().out
     assert f"clipjax {command} " in shown
     assert ("  --config\n" in shown) == (command not in ("init", "import", "export", "compare"))
-    assert ("  --coordinator_address\n" in shown) == (command in ("train", "embed", "eval"))
+    assert ("  --coordinator_address\n" in shown) == (command in ("train", "embed", "eval", "doctor"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from clipjax.commands import eval as eval_command
 from clipjax.config import ConfigError, to_json_dict
 from clipjax.data import bucket_records
 from clipjax.data.embeddings import Embeddings, check_destination, write_embeddings
-from clipjax.data.records import ManifestError, encode_record, read_manifest, write_records
+from clipjax.data.records import ManifestError, encode_record, read_manifest
+from clipjax.data.write import write_records
 from clipjax.inference import evaluate
 from clipjax.interop.names import InteropError
 from clipjax.runs import open_run

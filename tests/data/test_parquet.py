@@ -14,7 +14,7 @@ import pytest
 
 from clipjax.config import DataConfig
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources import ParquetConfig, open_source
+from clipjax.data.sources import ParquetConfig, open_source, parquet_groups
 from clipjax.data.sources import parquet as parquet_source
 from tests.data.samples import ROOT, encoded, example, picture
 from tests.data.test_pipeline import assert_equal, joined, stream, take
@@ -130,21 +130,21 @@ def test_invalid_utf8_and_rows_without_image_are_bad_records(tmp_path):
 
 def test_a_row_group_is_decoded_once_by_all_threads_while_it_is_kept(folder, monkeypatch):
     reads, lock = [], threading.Lock()
-    original = parquet_source._read_group
+    original = parquet_groups.read_file_group
 
-    def counted(path, number, columns):
+    def counted(path, number, columns, bucket=None):
         with lock:
             reads.append((path, number))
-        return original(path, number, columns)
+        return original(path, number, columns, bucket)
 
-    monkeypatch.setattr(parquet_source, "_read_group", counted)
+    monkeypatch.setattr(parquet_groups, "read_file_group", counted)
     source = open_parquet(folder)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: source[i * 7 % ROWS]["pair_id"], range(400)))
     assert found == [i * 7 % ROWS for i in range(400)]
     assert sorted(reads) == sorted(set(reads)) and len(reads) == 3 + 4
     reads.clear()
-    monkeypatch.setattr(parquet_source, "KEPT_BYTES", 1)
+    monkeypatch.setattr(parquet_groups, "KEPT_BYTES", 1)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[i]["pair_id"] for i in (0, 1, 4, 10, 0)] == [0, 1, 4, 10, 0]
     assert len(copy.cache.tables) == 2 and len(reads) == 4
@@ -152,7 +152,7 @@ def test_a_row_group_is_decoded_once_by_all_threads_while_it_is_kept(folder, mon
 
 def test_what_is_kept_stays_below_the_bound(tmp_path, monkeypatch):
     write(tmp_path / "0.parquet", {"image": [bytes(10_000)] * 40, "text": ["a"] * 40})
-    monkeypatch.setattr(parquet_source, "KEPT_BYTES", 150_000)  # three groups of four images
+    monkeypatch.setattr(parquet_groups, "KEPT_BYTES", 150_000)  # three groups of four images
     source = open_parquet(tmp_path)
     for i in range(40):
         source[i]
@@ -180,14 +180,14 @@ def test_training_on_parquet_is_the_same_on_any_number_of_hosts_and_has_each_row
 def test_a_row_group_is_decoded_once_an_epoch_where_its_window_is_kept(tmp_path, monkeypatch):
     write(tmp_path / "0.parquet", {"image": [bytes(10_000)] * 400, "text": ["a"] * 400}, group=10, use_dictionary=False)
     monkeypatch.setattr(parquet_source, "WINDOW_BYTES", 500_000)  # four groups of ten images
-    monkeypatch.setattr(parquet_source, "KEPT_BYTES", 1_000_000)
-    reads, original = [], parquet_source._read_group
+    monkeypatch.setattr(parquet_groups, "KEPT_BYTES", 1_000_000)
+    reads, original = [], parquet_groups.read_file_group
 
-    def counted(path, number, columns):
+    def counted(path, number, columns, bucket=None):
         reads.append(number)
-        return original(path, number, columns)
+        return original(path, number, columns, bucket)
 
-    monkeypatch.setattr(parquet_source, "_read_group", counted)
+    monkeypatch.setattr(parquet_groups, "read_file_group", counted)
     source = open_parquet(tmp_path)
     assert source.window == 4
     order = source.order(seed=3)
@@ -251,7 +251,7 @@ def test_pyarrow_is_imported_by_the_source_alone():
         "import sys, clipjax.data.sources, clipjax.data.pipeline\n"
         "assert 'pyarrow' not in sys.modules\n"
         "sys.modules['pyarrow'] = None\n"
-        "from clipjax.data.sources.parquet import _import_parquet\n"
+        "from clipjax.data.sources.parquet_groups import _import_parquet\n"
         "try: _import_parquet()\nexcept Exception as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)

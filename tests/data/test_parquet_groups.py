@@ -10,7 +10,7 @@ import pytest
 
 from clipjax.data.records import RecordError
 from clipjax.data.sources import ParquetConfig, open_source, parquet_groups
-from clipjax.data.sources.parquet import stream_rows
+from clipjax.data.sources.parquet_groups import stream_rows
 
 ROWS, LARGE = 400, b"x" * 10_000
 

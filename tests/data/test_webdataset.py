@@ -380,8 +380,13 @@ def test_patterns_name_their_files_and_a_missing_one_is_an_error(folder, tmp_pat
     for bad in ("{2..1}.tar", "{0..99999999}.tar", "{a,{b,c}}.tar", "{0..9999}{0..9999}.tar"):
         with pytest.raises(ManifestError):
             open_tars(f"{folder}/{bad}")
-    for remote in ("s3://bucket/{0..1}.tar", "pipe:cat 0.tar", "https://host/0.tar"):
-        with pytest.raises(ManifestError, match="not local"):
+    for remote, problem in {
+        "pipe:cat 0.tar": "is a command, not files",
+        "https://host/0.tar": "the scheme https:// is not supported",
+        "az://bucket/{0..1}.tar": "the scheme az:// is not supported",
+        "gs:/bucket/0.tar": "write gs://bucket/0.tar",
+    }.items():
+        with pytest.raises(ManifestError, match=problem):
             open_tars(remote)
     with pytest.raises(ManifestError, match="has no .tar file"):
         open_tars(tmp_path)

@@ -90,7 +90,7 @@ def test_sigterm_saves_the_step_says_so_and_the_restart_goes_on(folder, config, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 4, 8])
 def test_several_processes_give_the_one_process_losses(folder, uninterrupted, count):
     workdir = folder / f"{count}_processes"
     with socket.socket() as free:

@@ -14,6 +14,7 @@ from clipjax.commands.plan import nearest_that_may_fit, override, run
 from clipjax.config import ConfigError, MeshConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import PRESETS
+from clipjax.planning import compile as compiling
 from clipjax.planning import kernels, topology
 from clipjax.planning.chips import CHIPS, GIB
 from clipjax.planning.compile import OutOfMemory
@@ -193,6 +194,21 @@ def test_a_kernel_is_known_by_its_name():
     )
     assert one["steps"] == 16 * 8
     assert one["seconds"] - other["seconds"] == pytest.approx(16 * 729 * 256 / CHIPS["v5e"].hbm_bandwidth)
+
+
+def test_evaluations_of_a_batch_that_does_not_divide_stop_no_plan_and_are_told(monkeypatch, capsys):
+    """A pod of 512 chips is planned before anyone thinks of evaluations, whose default batch is 256."""
+    config = replace(tiny_config(), global_batch_size=16)
+    config = replace(config, eval=replace(config.eval, batch_size=12))
+    monkeypatch.setattr(plan, "plan_or_nearest", lambda config, topology, search: {})
+    monkeypatch.setattr(plan, "plan_table", lambda plan: "")
+    run(config, "cpu:8")
+    assert "another batch for evaluations: config.eval.batch_size=12 does not divide" in capsys.readouterr().out
+    refused = []
+    monkeypatch.setattr(compiling, "check", lambda config, **_: refused.append(config.eval.batch_size) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compiling.plan_step(config, open_topology("cpu:8"))
+    assert refused == [16]
 
 
 @needs_libtpu

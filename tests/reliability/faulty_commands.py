@@ -107,7 +107,7 @@ def faults(workdir: Path) -> dict[str, Callable[[], None]]:
         "a file in the way of checkpoints": lambda: at_call(LOGGED, file_in_the_way(workdir), call=2),
         "workdir renamed": lambda: at_call(LOGGED, rename(workdir), call=5),
         "lock of another run": lambda: at_call(LOGGED, lock_of_another(workdir), call=5),
-        "config.json full": lambda: at_call("clipjax.files:os.fsync", no_space),
+        "config.json full": lambda: at_call("clipjax.files:os.fsync", no_space, call=2),  # after the tokenizer's copy
         "metrics.jsonl full": full_metrics,
         "report.html full": lambda: at_call(
             "clipjax.report.page:render_report", lambda: at_call("clipjax.files:os.fsync", no_space)

@@ -47,7 +47,7 @@ def start(config, workdir, lines, resume_step=0, *, status="finished", rows=SINK
 
 class MetricsLogClosed(MetricsLog):
     def __init__(self, workdir, resume_step, sinks):
-        super().__init__(workdir, resume_step=resume_step, also=sinks.write)
+        super().__init__(workdir, resume_step=resume_step, also=(sinks.write,))
 
     def __enter__(self):
         return self
@@ -239,6 +239,9 @@ class Fake:
 
     file = picture
 
+    def flush(self):
+        pass
+
     def close(self, status):
         self.ends.append(status)
 
@@ -288,6 +291,14 @@ def test_a_picture_that_fails_is_left_out_and_told_of_once():
     sink, told = Fake(), []
     deliver(sink, [1, 2, 3], told)
     assert [step for step, _ in sink.got] == [1, 2, 3] and told == ["Fake: a picture was left out: no space"]
+
+
+def test_events_are_in_the_file_after_a_flush(tmp_path):
+    with open_sinks(logging_to("tensorboard"), tmp_path, resume_step=0, folder=tmp_path / "spool") as sinks:
+        sinks.write(7, {"loss": 0.5})
+        sinks.flush()
+        (file,) = (tmp_path / "spool" / "tensorboard").iterdir()
+        assert b"loss" in file.read_bytes()
 
 
 def test_a_full_disk_ends_tensorboard_alone(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def traced(monkeypatch):
     """The steps in traces that were begun, as (first, last), and what was announced; nothing is really traced."""
     said, running = [], []
     monkeypatch.setattr(profile, "announce", said.append)
-    monkeypatch.setattr(profile.jax.profiler, "start_trace", running.append)
+    monkeypatch.setattr(profile.jax.profiler, "start_trace", lambda folder, profiler_options: running.append(folder))
     monkeypatch.setattr(profile.jax.profiler, "stop_trace", running.pop)
     return said
 
@@ -98,7 +98,7 @@ def test_a_request_traces_the_next_steps_once(traced, tmp_path, monkeypatch):
 
 
 def test_a_profile_that_cannot_be_made_or_written_is_a_warning(traced, tmp_path, monkeypatch, caplog):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise RuntimeError("Only one profile may be run at a time.")
 
     monkeypatch.setattr(profile.jax.profiler, "stop_trace", refuse)

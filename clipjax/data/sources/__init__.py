@@ -8,6 +8,7 @@ docs/data.md says what each kind reads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from clipjax.config import Part, SourceConfig, nearest, require
@@ -21,6 +22,7 @@ from clipjax.data.sources.parquet import ParquetConfig, ParquetSource
 from clipjax.data.sources.prompted import PromptedSource
 from clipjax.data.sources.tfds import TfdsConfig, TfdsSource
 from clipjax.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
+from clipjax.storage import StorageError, as_path, is_remote
 
 __all__ = [
     "SOURCES",
@@ -48,11 +50,12 @@ __all__ = [
 class Source(Protocol):
     """Random access to encoded examples. Instances can be pickled for worker processes.
 
-    Four methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
+    Five methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
     the full shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from their
     recorded checksums. `sha256()` returns a checksum of all records, if one is recorded. `captions(index)` returns a
-    record's texts without reading its image. Where the attribute `has_false_captions` is there and True, only the
-    first text of a record is true, and training refuses the source.
+    record's texts without reading its image. `fetch_ahead(indices)` reads records from a bucket at the same time, so
+    that source[index] of each, which must follow, need not wait. Where the attribute `has_false_captions` is there and
+    True, only the first text of a record is true, and training refuses the source.
 
     Two attributes are optional: `templates`, the prompts that come with the data, with {} or {c} for the class name;
     and `task`, what the data say that they are for: "classification", "retrieval" or "multilabel". Sources without them
@@ -75,16 +78,44 @@ class Source(Protocol):
         """The file of a record and the record's position in that file, for messages."""
 
 
+class LocalOnly:
+    """Makes a source that reads local and mounted files only."""
+
+    def __init__(self, make: Callable[[Any], Source]):
+        self.make = make
+
+    def __call__(self, config: SourceConfig) -> Source:
+        for place in (config.path, getattr(config, "data_dir", "")):
+            if is_remote(place):
+                able = ", ".join(name for name, row in SOURCES.items() if not isinstance(row.make, LocalOnly))
+                raise ManifestError(
+                    f"Source '{config.name}' does not read from buckets, and {place} is in one. Those that do: {able}. "
+                    "Copy the data to a local disk, or mount the bucket (docs/buckets.md)."
+                )
+        return self.make(config)
+
+
 SOURCES: dict[str, Part] = {
     "array_record": Part(SourceConfig, ArrayRecordSource),
-    "folder": Part(FolderConfig, FolderSource),
-    "hard_negatives": Part(HardNegativesConfig, HardNegativesSource),
+    "folder": Part(FolderConfig, LocalOnly(FolderSource)),
+    "hard_negatives": Part(HardNegativesConfig, LocalOnly(HardNegativesSource)),
     "held_out": Part(HeldOutConfig, lambda config: HeldOutSource(config, open_source)),
-    "multilingual": Part(MultilingualConfig, MultilingualSource),
+    "multilingual": Part(MultilingualConfig, LocalOnly(MultilingualSource)),
     "parquet": Part(ParquetConfig, ParquetSource),
-    "tfds": Part(TfdsConfig, TfdsSource),
+    "tfds": Part(TfdsConfig, LocalOnly(TfdsSource)),
     "webdataset": Part(WebDatasetConfig, WebDatasetSource),
 }
+
+
+def _check_places(config: SourceConfig) -> None:
+    """Raises ManifestError for places of a scheme that nothing reads, and where the library for one is missing."""
+    for place in (config.path, getattr(config, "data_dir", "")):
+        try:
+            if place.startswith("pipe:"):
+                raise StorageError(f"'{place}' is a command, not files: records are read in a random order.")
+            as_path(place)
+        except StorageError as error:
+            raise ManifestError(str(error)) from error
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -100,6 +131,7 @@ def open_source(config: SourceConfig) -> Source:
         f"Source '{config.name}' needs a {row.config.__name__}, but got a {type(config).__name__}.",
     )
     require(bool(config.path), f"Source '{config.name}' needs a path; its path is empty.")
+    _check_places(config)
     source = row(config)
     if not len(source):
         raise ManifestError(f"{config.path}, split '{config.split}', has no records.")

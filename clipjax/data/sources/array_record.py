@@ -1,24 +1,29 @@
-"""Records in ArrayRecord shards, in a folder that clipjax.data.records.write_records made."""
+"""Records in ArrayRecord shards, in a folder that clipjax.data.write.write_records made."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clipjax.config import SourceConfig, nearest
 from clipjax.data.labels import ClassNames
 from clipjax.data.records import ManifestError, RecordError, decode_record, read_manifest
+from clipjax.data.sources.bucket_files import bucket_files
+from clipjax.storage import as_path
 
 
 class ArrayRecordSource:
     """The split config.split of the folder config.path.
 
-    Raises ManifestError where the manifest, the split or a shard is missing, or a shard has another size than the
-    manifest says.
+    Its reader needs local files: of a folder in a bucket, each shard is copied into the cache when a record of it is
+    first read. Raises ManifestError where the manifest, the split or a shard is missing, where a shard has another size
+    than the manifest says, and where the shards do not fit into the cache.
     """
 
     def __init__(self, config: SourceConfig):
@@ -29,9 +34,13 @@ class ArrayRecordSource:
             )
         shards = manifest["splits"][config.split]["shards"]
         self.manifest_sha256 = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
-        self.files = [str(Path(config.path) / shard["file"]) for shard in shards]
+        self.files = [str(as_path(config.path) / shard["file"]) for shard in shards]
+        self.bucket = bucket_files(self.files, config.path, whole=True) if shards else None
         for path, shard in zip(self.files, shards, strict=True):
-            size = Path(path).stat().st_size if Path(path).is_file() else "no file"
+            if self.bucket:
+                size = self.bucket.blobs[path].size
+            else:
+                size = Path(path).stat().st_size if Path(path).is_file() else "no file"
             if size != shard["bytes"]:
                 raise ManifestError(
                     f"Shard {path}: expected {shard['bytes']} bytes by the manifest, found {size}. "
@@ -39,11 +48,13 @@ class ArrayRecordSource:
                 )
         self.checksums = [shard.get("sha256", "") for shard in shards]
         self.counts = [shard["records"] for shard in shards]
+        self.starts = np.cumsum([0, *self.counts])
         self.size = sum(self.counts)
         self.class_names = tuple(manifest["class_names"])
         self.names = ClassNames(self.class_names, f"the manifest of {config.path}")
         # With the range of records in its name, a file is opened when it is first read, not here.
-        ranges = [f"{path}[0:{count}]" for path, count in zip(self.files, self.counts, strict=True)]
+        local = [self.bucket.local_path(path) for path in self.files] if self.bucket else self.files
+        ranges = [f"{path}[0:{count}]" for path, count in zip(local, self.counts, strict=True)]
         self.reader = ArrayRecordDataSource(ranges) if ranges else None
 
     def __len__(self) -> int:
@@ -53,19 +64,31 @@ class ArrayRecordSource:
         if not 0 <= index < self.size:
             raise IndexError(index)
         try:
-            data = self.reader[index]
+            data = self.read(index)
+        except RecordError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable record", str(error)) from error
         record = decode_record(data)
         self.names.number(record["label"], f"label of '{record['key']}'")
         return record
 
+    def read(self, index: int) -> bytes:
+        """A record as it is stored. Raises as ArrayRecord's reader does, RecordError for a shard that has changed."""
+        if self.bucket:
+            self.bucket.copy([self.where(index)[0]])
+        return self.reader[index]
+
     def where(self, index: int) -> tuple[str, int]:
-        for path, count in zip(self.files, self.counts, strict=True):
-            if index < count:
-                return path, index
-            index -= count
-        raise IndexError(index)
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.files[shard], index - int(self.starts[shard])
+
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Copies the shards of these records from a bucket at the same time."""
+        if self.bucket:
+            self.bucket.copy({self.where(index)[0]: None for index in indices})
 
     def sha256(self) -> str:
         """Of the manifest's entries for the shards, which hold the checksum of each."""
@@ -77,7 +100,9 @@ class ArrayRecordSource:
         for path, expected in zip(self.files, self.checksums, strict=True):
             if not expected:
                 continue
-            with open(path, "rb") as file:
+            if self.bucket:
+                self.bucket.copy([path])
+            with open(self.bucket.local_path(path) if self.bucket else path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     damaged.append(path)
         return damaged

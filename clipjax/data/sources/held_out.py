@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from clipjax.data.order import Shuffled, Windowed
 from clipjax.data.records import ManifestError
 
 TRAIN, HELD_OUT = "train", "validation"
-OPTIONAL = ("files", "templates", "task", "has_false_captions", "damaged_files", "sha256")
+OPTIONAL = ("files", "bucket", "templates", "task", "has_false_captions", "damaged_files", "sha256")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class HeldOutSource:
         self.class_names = self.source.class_names
         if hasattr(self.source, "captions"):
             self.captions = self._captions
+        if hasattr(self.source, "fetch_ahead"):
+            self.fetch_ahead = self._fetch_ahead
 
     def __len__(self) -> int:
         held_out = len(self.source) // self.every
@@ -67,6 +69,9 @@ class HeldOutSource:
 
     def where(self, index: int) -> tuple[str, int]:
         return self.source.where(self.index(index))
+
+    def _fetch_ahead(self, indices: Sequence[int]) -> None:
+        self.source.fetch_ahead([self.index(index) for index in indices])
 
     def _captions(self, index: int) -> list[str]:
         return self.source.captions(self.index(index))

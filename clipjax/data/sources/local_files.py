@@ -17,6 +17,8 @@ from absl import logging
 from clipjax.config import SourceConfig
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.files import glob_visible, hidden
+from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import refuse_missing_bucket
 
 MAX_FILES = 1_000_000  # that one pattern may name
 MAX_OPEN = 128  # files of one source
@@ -27,16 +29,19 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 NUMBERED = re.compile(r"(.*-)(\d{5,})-of-(\d{5,})(\..*)")
 
 
-def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
+def find_files(config: SourceConfig, suffixes: Sequence[str], *, buckets: bool = False) -> list[Path]:
     """The files that config.path and config.split name, sorted. Raises ManifestError naming what is missing.
 
     config.path is a file, a pattern ({00..12}, {a,b}, *, ?, [ab]; ** for folders at any depth) or a folder. A split
     selects within a folder, or its subfolder HUB_FOLDER if only that has files: the subfolder of its name, or the files
     whose names begin with it or have it as a word. For "train" that is all files, unless some are named after another
-    split. Where files are numbered like -00003-of-00128, all of them must be there.
+    split. Where files are numbered like -00003-of-00128, all of them must be there. buckets: config.path may be in a
+    bucket; files of it that are named without *, ? and [] are not looked up.
     """
     path = config.path
-    if "://" in path or path.startswith("pipe:"):
+    if is_remote(path) and buckets:
+        return _in_bucket(config, suffixes)
+    if "://" in path:
         raise ManifestError(f"'{path}' is not local. Copy or mount the data: records are read in a random order.")
     if Path(path).is_dir():
         files = _of_folder(Path(path), config.split, suffixes)
@@ -48,6 +53,22 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise ManifestError(f"{file} is not a file.")
+    _check_numbers(files)
+    return files
+
+
+def _in_bucket(config: SourceConfig, suffixes: Sequence[str]) -> list[Path]:
+    names: list[str] = []
+    for pattern in expand_braces(config.path):
+        as_path(pattern)  # a wrong one is refused before the servers are asked
+        try:
+            names += _matches(pattern, config.path) if glob.has_magic(pattern) else [pattern]
+        except (FileNotFoundError, ManifestError):
+            refuse_missing_bucket(pattern)
+            raise
+    files = [as_path(name) for name in sorted(dict.fromkeys(names))]
+    if len(files) == 1 and files[0].is_dir():
+        files = _of_folder(files[0], config.split, suffixes)
     _check_numbers(files)
     return files
 

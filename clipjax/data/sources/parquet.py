@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import os
-import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -19,24 +16,19 @@ from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment
 from clipjax.data.order import Windowed
 from clipjax.data.records import ManifestError, RecordError
+from clipjax.data.sources.bucket_files import BucketFiles, bucket_files
 from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
-from clipjax.data.sources.parquet_groups import image_bytes, read_group, rows_at_a_time
+from clipjax.data.sources.parquet_groups import WINDOW_BYTES, RowGroups, image_bytes, open_file, read_file_group
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
-
-if TYPE_CHECKING:
-    import pyarrow
-    import pyarrow.parquet
+from clipjax.storage import StorageError
 
 SUFFIXES = (".parquet",)
 PAIR_ID = "pair_id"
-WINDOW_BYTES = 128 << 20  # of row groups whose rows are shuffled together
-KEPT_BYTES = 2 * WINDOW_BYTES  # of decoded row groups in each process; at the end of a window the next one begins
 MAX_GROUP = 2 << 30  # bytes of one row group
 MAX_IMAGE = 256 << 20  # bytes of a file
 OPENING_THREADS = 8
-ROWS_AT_A_TIME = 256  # decoded by stream_rows
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,11 @@ class ParquetSource:
 
     def __init__(self, config: ParquetConfig):
         self.keys = config
-        files = find_files(config, SUFFIXES)
-        described = [_describe(files[0], config)]
+        files = find_files(config, SUFFIXES, buckets=True)
+        self.bucket = bucket_files([str(file) for file in files], config.path)
+        described = [_describe(files[0], config, self.bucket)]
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            described += pool.map(lambda file: _describe(file, config, described[0]), files[1:])
+            described += pool.map(lambda file: _describe(file, config, self.bucket, described[0]), files[1:])
         self.files = [str(file) for file in files]
         # Of each row group: its file, its number in the file, its first row in the file.
         self.groups = np.array(
@@ -86,11 +79,11 @@ class ParquetSource:
         self.starts = np.cumsum([0, *(count for one in described for count in one.rows)])
         self.columns = [one.columns for one in described]
         labels = [one.labels for one in described]
-        self.names = common_names(files, labels, lambda path: _distinct(path, config.label_key))
+        self.names = common_names(files, labels, lambda path: _distinct(path, config.label_key, self.bucket))
         self.class_names = self.names.names
         # Computed from what the files say, so that it is the same on every machine.
         self.window = max(1, WINDOW_BYTES // max(1, *(one.largest_group for one in described)))
-        self.cache = _RowGroups()
+        self.cache = RowGroups()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -98,7 +91,7 @@ class ParquetSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         group, row = self.find(index)
         file, number, _ = self.groups[group].tolist()
-        table = self.cache.get(group, self.files[file], number, self.columns[file])
+        table = self.cache.get(group, self.files[file], number, self.columns[file], self.bucket)
         try:
             values = table.slice(row, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
@@ -147,71 +140,6 @@ class ParquetSource:
         return group, index - int(self.starts[group])
 
 
-class _RowGroups:
-    """The row groups last used, decoded. Thread-safe: one thread decodes a group while others wait for it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.tables: collections.OrderedDict[int, pyarrow.Table] = collections.OrderedDict()
-        self.decoding: dict[int, threading.Lock] = {}
-
-    def get(self, group: int, path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:
-        """Raises RecordError for a group that cannot be read; the next record of it tries again."""
-        with self.lock:
-            if group in self.tables:
-                self.tables.move_to_end(group)
-                return self.tables[group]
-            turn = self.decoding.setdefault(group, threading.Lock())
-        with turn:
-            with self.lock:
-                if group in self.tables:
-                    return self.tables[group]
-            table = _read_group(path, number, columns)
-            with self.lock:
-                self.tables[group] = table
-                while len(self.tables) > 2 and sum(t.nbytes for t in self.tables.values()) > KEPT_BYTES:
-                    self.tables.popitem(last=False)
-                self.decoding.pop(group, None)
-        return table
-
-    def __reduce__(self) -> tuple:
-        return _RowGroups, ()
-
-
-@contextmanager
-def open_file(path: str | Path) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """An open file; page checksums, where it has them, are verified. Raises ManifestError for what is not Parquet."""
-    pq = _import_parquet()
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except Exception as error:  # Arrow raises OSError, ArrowInvalid and others
-        raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
-    with file:
-        yield file
-
-
-def stream_rows(path: str | Path, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one row group, in order; decodes ROWS_AT_A_TIME. Raises RecordError at the first damaged page."""
-    try:
-        with open_file(path) as file:
-            rows = min(ROWS_AT_A_TIME, rows_at_a_time(path, file, group, columns))
-            for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns)):
-                yield from batch.to_pylist()
-    except Exception as error:
-        raise RecordError("unreadable record", f"{path} row group {group}: {error}") from error
-
-
-def _read_group(path: str, number: int, columns: Sequence[str]) -> pyarrow.Table:
-    try:
-        with open_file(path) as file:
-            # Without Arrow's threads: the pipeline has its own.
-            return read_group(path, file, number, columns)
-    except RecordError:
-        raise
-    except Exception as error:  # Arrow raises OSError, ArrowInvalid and others for damaged pages
-        raise RecordError("unreadable record", f"{path} row group {number}: {error}") from error
-
-
 class _Description(NamedTuple):
     path: Path
     rows: list[int]  # of each row group
@@ -220,18 +148,22 @@ class _Description(NamedTuple):
     largest_group: int  # bytes
 
 
-def _describe(path: Path, config: ParquetConfig, first: _Description | None = None) -> _Description:
+def _describe(
+    path: Path, config: ParquetConfig, bucket: BucketFiles | None, first: _Description | None = None
+) -> _Description:
     """Raises ManifestError. first: the description of a file whose columns this one must have too."""
     try:
-        return _describe_sound(path, config, first)
-    except (ManifestError, RecordError, MemoryError):
+        return _describe_sound(path, config, bucket, first)
+    except (ManifestError, RecordError, StorageError, MemoryError):
         raise
     except Exception as error:  # Arrow raises many kinds for damaged metadata
         raise ManifestError(f"{path} is damaged: {type(error).__name__} {error!s:.200}.") from error
 
 
-def _describe_sound(path: Path, config: ParquetConfig, first: _Description | None) -> _Description:
-    with open_file(path) as file:
+def _describe_sound(
+    path: Path, config: ParquetConfig, bucket: BucketFiles | None, first: _Description | None
+) -> _Description:
+    with open_file(path, bucket) as file:
         metadata, schema = file.metadata, file.schema_arrow
         labels = describe_labels(path, file, config.label_key, ParquetConfig.label_key)
     names = labels.names.names
@@ -266,14 +198,14 @@ def _describe_sound(path: Path, config: ParquetConfig, first: _Description | Non
     return _Description(path, rows, columns, labels, largest)
 
 
-def _distinct(path: Path, column: str) -> list[Any]:
+def _distinct(path: Path, column: str, bucket: BucketFiles | None) -> list[Any]:
     """The distinct values of a column, apart from those that cannot be read, whose records are bad."""
     values: dict[Any, None] = {}
-    with open_file(path) as file:
+    with open_file(path, bucket) as file:
         count = file.num_row_groups
     for number in range(count):
         try:
-            for value in _read_group(str(path), number, [column])[column].unique():
+            for value in read_file_group(str(path), number, [column], bucket)[column].unique():
                 with suppress(UnicodeDecodeError):
                     values[value.as_py()] = None
         except RecordError as error:
@@ -288,11 +220,3 @@ def _int(value: Any, name: str) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise RecordError("corrupt record", f"column '{name}' is {value}, expected a whole number")
     return class_number(int(value), f"column '{name}'")
-
-
-def _import_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ManifestError(f"Source 'parquet' cannot import pyarrow ({error}). Run: pip install pyarrow") from error
-    return pyarrow.parquet

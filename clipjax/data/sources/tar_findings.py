@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import logging
 
 from clipjax.data.records import ManifestError
+from clipjax.data.sources.bucket_files import BucketFiles
 from clipjax.data.sources.tar_format import TarError, printable
 from clipjax.data.sources.tar_index import TarIndex, key_at
 
@@ -18,8 +19,8 @@ MAX_APART = 0.01  # of the keys of all tars
 Tars = Sequence[tuple[str, TarIndex]]
 
 
-def tell(path: str, files: Sequence[str], indexes: Sequence[TarIndex]) -> None:
-    """One warning for each kind of finding, with the first tar that has it. path: the source's.
+def tell(path: str, files: Sequence[str], indexes: Sequence[TarIndex], bucket: BucketFiles | None = None) -> None:
+    """One warning for each kind of finding, with the first tar that has it. path: the source's; bucket: reads it.
 
     Raises ManifestError where more than MAX_APART of the keys have their files apart: such tars are unsorted.
     """
@@ -50,7 +51,7 @@ def tell(path: str, files: Sequence[str], indexes: Sequence[TarIndex]) -> None:
     if some := having(lambda index: not len(index.keys)):
         _warn(some, "%s has no samples.", some[0][0])
     if some := having(lambda index: index.apart > 0):
-        message = _unsorted(some)
+        message = _unsorted(some, bucket)
         if sum(index.apart for _, index in some) > MAX_APART * sum(len(index.keys) for index in indexes):
             raise ManifestError(message)
         logging.warning("%s", message)
@@ -68,17 +69,18 @@ def _warn(tars: Tars, text: str, *values: object) -> None:
     logging.warning(text + "%s", *values, more)
 
 
-def _unsorted(tars: Tars) -> str:
+def _unsorted(tars: Tars, bucket: BucketFiles | None) -> str:
     file, index = max(tars, key=lambda pair: pair[1].apart)
     spans = index.spans.tolist()
     (start, end), (other, _) = spans[index.apart_first], spans[index.apart_second]
     try:
-        with open(file, "rb") as opened:
+        with bucket.stream(file) if bucket else open(file, "rb") as opened:
             key = printable(key_at(opened, start, end) or "")
     except (OSError, TarError):
         key = ""
     others = f" {len(tars) - 1} other tars are unsorted, too." if len(tars) > 1 else ""
-    name, folder = shlex.quote(file), shlex.quote(f"{Path(file).name}.files")
+    copied = Path(file).name if bucket else file  # of a tar in a bucket, a copy is sorted
+    name, folder = shlex.quote(copied), shlex.quote(f"{Path(file).name}.files")
     return (
         f"{file} is not sorted: the files of {index.apart:,} of its keys do not follow one another, so that images and "
         f"captions are apart. The first is '{key}', with files at byte {start} and at byte {other}.{others} Sort it:\n"

@@ -6,6 +6,7 @@ A sample is a run of files with one key, which is the name up to the first dot o
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ from absl import logging
 
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.records import ManifestError
+from clipjax.data.sources.bucket_files import WINDOW, BucketFiles
 from clipjax.data.sources.tar_format import Ending, TarError, allowed, members, split_name
 from clipjax.files import replacing
+from clipjax.storage import AnyPath, as_path, is_remote
+from clipjax.storage.data_cache import cache_folder
 
 VERSION = 2
 _HEAD = 4  # rows of the saved table before those of the samples
@@ -37,30 +41,31 @@ class TarIndex(NamedTuple):
     apart_second: int = -1  # ... and another one with its key
 
 
-def load_index(path: str, folder: str = "") -> TarIndex:
+def load_index(path: str, folder: str = "", bucket: BucketFiles | None = None) -> TarIndex:
     """The index of a tar; made and saved if there is none for the file's present size, time and samples.
 
-    folder: where the index is kept; "": beside the tar. Where it cannot be written, it is made again at each start.
+    folder: where the index is kept; "": beside the tar, or, of a tar in a bucket, in the cache's folder. Where it
+    cannot be written, it is made again at each start. bucket: reads the tar, if it is in a bucket.
     Raises ManifestError naming the file, and the byte where it is cut or damaged.
     """
     saved = index_path(path, folder)
     try:
-        state = _state(path)
+        state = bucket.state(path) if bucket else _state(path)
         found = _read(saved)
         if found is not None:
             index, of_state = found
             if of_state != state:
                 logging.info("%s has changed since it was indexed: it is indexed again.", path)
-            elif _has_its_samples(path, index):
+            elif bucket or _has_its_samples(path, index):  # the state of an object names one version of it
                 return index
             else:
                 logging.warning(
                     "%s has other samples than its index %s, although its size and time are the same: it is "
                     "indexed again.", path, saved,
                 )  # fmt: skip
-        with open(path, "rb") as file:
+        with bucket.stream(path, WINDOW) if bucket else open(path, "rb") as file:
             index = index_tar(file)
-        if _state(path)[0] != state[0]:
+        if not bucket and _state(path)[0] != state[0]:
             raise TarError("its size changed while it was indexed. Wait until it is written or copied completely")
     except (OSError, TarError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
@@ -83,7 +88,7 @@ def index_tar(file: BinaryIO) -> TarIndex:
     kinds: list[set[str]] = []  # extensions of each sample
     known: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same
     refused, joined, joined_at, current, ending = 0, 0, -1, None, Ending()
-    for member in members(file, os.fstat(file.fileno()).st_size, ending=ending):
+    for member in members(file, file.seek(0, os.SEEK_END), ending=ending):
         if member.part > joined:
             joined_at = member.header if joined_at < 0 else joined_at
             joined, current = member.part, None
@@ -126,12 +131,14 @@ def key_at(file: BinaryIO, start: int, end: int) -> str | None:
     return None
 
 
-def index_path(path: str, folder: str = "") -> Path:
+def index_path(path: str, folder: str = "") -> AnyPath:
     """Where load_index keeps the index of a tar."""
-    if not folder:
+    remote = is_remote(path)
+    if not folder and not remote:
         return Path(f"{path}.clipjax-index.npy")
-    whole = os.path.abspath(path)
-    return Path(folder) / f"{Path(path).name}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}.clipjax-index.npy"
+    whole = path if remote else os.path.abspath(path)
+    name = f"{path.rpartition('/')[2]}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}.clipjax-index.npy"
+    return (as_path(folder) if folder else cache_folder() / "indexes") / name
 
 
 def _files_apart(keys: np.ndarray, kinds: Sequence[set[str]]) -> tuple[int, int, int]:
@@ -183,7 +190,7 @@ def _table(index: TarIndex, state: tuple[int, int]) -> np.ndarray:
 def _read(saved: Path) -> tuple[TarIndex, tuple[int, int]] | None:
     """(index, size and time of its tar); None where there is none, or one that is damaged or of another version."""
     try:
-        table = np.load(saved, allow_pickle=False)
+        table = np.load(io.BytesIO(saved.read_bytes()), allow_pickle=False)
     except Exception:  # NumPy raises many kinds for a damaged file, MemoryError included
         return None
     if table.dtype != np.int64 or table.ndim != 2 or table.shape[1:] != (3,) or len(table) < _HEAD:

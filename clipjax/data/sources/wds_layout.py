@@ -24,6 +24,8 @@ from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import captions, decode
 from clipjax.data.templates import TEMPLATES_FILE, read_template_lines
 from clipjax.files import TextFileError, hidden, read_text, split_lines
+from clipjax.storage import as_path
+from clipjax.storage.data_cache import above_buckets
 
 SHARDS_FILE = "nshards.txt"
 ROW = "npy"  # the extension of a row of targets, and of other numbers about a sample
@@ -84,7 +86,7 @@ def read_layout(tars: Sequence[Path], config: SourceConfig) -> tuple[list[Path],
     if not any(layouts.values()):
         return list(tars), Layout()
     for folder in folders:
-        if layouts[folder] and Path(config.path).is_dir():
+        if layouts[folder] and as_path(config.path).is_dir():
             _check_shards(folder)
     found = [layouts[folder] or Layout() for folder in folders]
     for folder, layout in zip(folders, found, strict=True):
@@ -102,7 +104,7 @@ def read_layout(tars: Sequence[Path], config: SourceConfig) -> tuple[list[Path],
 
 def has_caption_lines(tar: str | Path) -> bool:
     """Whether the files around a tar say that a .txt in it has a caption a line. Raises ManifestError."""
-    layout = _layout_of(Path(tar).parent)
+    layout = _layout_of(as_path(str(tar)).parent)
     return layout is not None and layout.task == CAPTIONS
 
 
@@ -184,7 +186,8 @@ def _layout_of(folder: Path) -> Layout | None:
 
 
 def _beside(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
+    folders = [place for place in (folder, folder.parent) if not above_buckets(place)]
+    return next((place / name for place in folders if (place / name).is_file()), None)
 
 
 def _check_shards(folder: Path) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from clipjax.config.fields import ORDER, experiment, runtime
 from clipjax.data.images.decode import IMAGE_SUFFIXES
 from clipjax.data.labels import ClassNames, names_beside, one_list_of_names
 from clipjax.data.records import RecordError
+from clipjax.data.sources.bucket_files import BucketFiles, bucket_files
 from clipjax.data.sources.fields import pick
 from clipjax.data.sources.local_files import OpenFiles, find_files
 from clipjax.data.sources.tar_captions import SIDECARS, other_choice, parse_json, sample_texts, text_keys
@@ -37,6 +37,7 @@ from clipjax.data.sources.wds_layout import (
     read_layout,
     read_targets,
 )
+from clipjax.storage import as_path
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 MAX_SAMPLE = 256 << 20  # bytes
@@ -51,7 +52,8 @@ class WebDatasetConfig(SourceConfig):
     """path: tars, by their folder, file or pattern ("shards/{00000..00012}.tar")."""
 
     name: str = "webdataset"
-    data_dir: str = runtime("", path="data")  # where the indexes are kept; "": beside the tars
+    # where the indexes are kept; "": beside the tars, and those of tars in a bucket in config.data.cache_dir
+    data_dir: str = runtime("", path="data")
     # extensions of the image, joined by commas, the first that there is; "": those of all image formats. An extension
     # is all that follows the first dot of a file's name, such as "seg.png"
     image_key: str = experiment("", fixed=ORDER)
@@ -78,19 +80,20 @@ class WebDatasetSource:
         self.text_keys = text_keys(config.text_key)
         self.label = config.label_key
         self.index_folder = config.data_dir
-        files, self.layout = read_layout(find_files(config, (".tar",)), config)
+        files, self.layout = read_layout(find_files(config, (".tar",), buckets=True), config)
         self.task, self.templates = self.layout.task, self.layout.templates
         self.files = [str(file) for file in files]
-        indexes = _load_indexes(self.files, config)
+        self.bucket = bucket_files(self.files, config.path)
+        indexes = _load_indexes(self.files, config, self.bucket)
         self.indexes = [(index.spans, index.keys) for index in indexes]
         self.starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
         self.refused = sum(index.refused for index in indexes)
         if self.task:
             refuse_cut(self.files, indexes)
-        tell(config.path, self.files, indexes)
+        tell(config.path, self.files, indexes, self.bucket)
         self.names = ClassNames() if self.task == CAPTIONS else names_of(self.files)
         self.class_names = self.names.names
-        self.open_files = OpenFiles()
+        self.open_files = self.bucket or OpenFiles()
         self.needed = self.layout.needed(_extension(config.label_key), config.text_key, WebDatasetConfig.label_key)
         self.width = self.layout.check(self._first(), self.needed, len(self.class_names), self.names.origin)
 
@@ -118,6 +121,13 @@ class WebDatasetSource:
         path, (spans, keys) = self.files[file], self.indexes[file]
         start, end = spans[number].tolist()
         return read_sample(self.open_files, path, start, end, int(keys[number]), self.index_folder)
+
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Reads records from a bucket at the same time; those of local tars need no such help."""
+        if self.bucket:
+            found = [self.find(index) for index in indices]
+            spans = [(self.files[file], *self.indexes[file][0][number].tolist()) for file, number in found]
+            self.bucket.fetch_ahead((path, start, end - start) for path, start, end in spans)
 
     def where(self, index: int) -> tuple[str, int]:
         file, number = self.find(index)
@@ -210,7 +220,7 @@ def names_of(tars: Sequence[str]) -> ClassNames:
 
     Tars of several folders must have the same names.
     """
-    folders = dict.fromkeys(Path(tar).parent for tar in tars)
+    folders = dict.fromkeys(as_path(tar).parent for tar in tars)
     return one_list_of_names(names_beside(folder, folder.parent) for folder in folders)
 
 
@@ -220,7 +230,7 @@ def find_image(parts: Parts, extensions: Iterable[str] = IMAGES) -> bytes | None
 
 
 def read_sample(
-    open_files: OpenFiles, path: str, start: int, end: int, key_of_index: int, index_folder: str = ""
+    open_files: OpenFiles | BucketFiles, path: str, start: int, end: int, key_of_index: int, index_folder: str = ""
 ) -> tuple[str, Parts]:
     """(key, parts) of the sample in bytes start..end of a tar, whose key_hash is key_of_index. Raises RecordError.
 
@@ -255,14 +265,14 @@ def read_sample(
     return printable(keys.pop()), parts
 
 
-def _load_indexes(files: list[str], config: WebDatasetConfig) -> list[TarIndex]:
+def _load_indexes(files: list[str], config: WebDatasetConfig, bucket: BucketFiles | None) -> list[TarIndex]:
     # Each process goes in a random order, so that processes that start together share the work: each finds indexes
     # that others have saved.
     order = random.SystemRandom().sample(range(len(files)), len(files))
     indexes: dict[int, TarIndex] = {}
     told = time.monotonic()
     with ThreadPoolExecutor(INDEXING_THREADS) as pool:
-        loaded = pool.map(lambda number: load_index(files[number], config.data_dir), order)
+        loaded = pool.map(lambda number: load_index(files[number], config.data_dir, bucket), order)
         for number, index in zip(order, loaded, strict=True):
             indexes[number] = index
             if time.monotonic() > told + PROGRESS_SECONDS:

@@ -2,14 +2,17 @@
 
     seconds = visits * rates.visit + FLOPs / rates.flops + collectives * rates.latency + bytes / rates.bandwidth
 
-where bytes that move while tiles are computed cost only what they take longer than the tiles. The rates are of a
-platform, not of one chip: mostly the numbers of tiles, of products and of hops decide, which each strategy counts for
-itself. In the committed tables (benchmarks/results/loss_memory_v5e_16x16.json and loss_memory_cpu_8.json) the model's
-choice is within 7% of the fastest tiled form everywhere, and never slower than "all_gather".
+where bytes that move while tiles are computed cost only what they take longer than the tiles. Between slices, a gather
+brings each device its own part of the other slices' rows, which the slice then shares over its links; a ring's hop
+crosses with all of a device's rows. The rates are of a platform, not of one chip: mostly the numbers of tiles, of
+products and of hops decide, which each strategy counts for itself. In the committed tables
+(benchmarks/results/loss_memory_v5e_16x16.json and loss_memory_cpu_8.json) the model's choice is within 7% of the
+fastest tiled form everywhere, and never slower than "all_gather".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -48,6 +51,7 @@ class Work(NamedTuple):
     received: float  # bytes
     collectives: float  # that wait for one another
     hidden: bool  # whether they move while tiles are computed
+    shared: bool = True  # whether the devices of a slice bring each other what comes from other slices
 
 
 class Rates(NamedTuple):
@@ -57,6 +61,8 @@ class Rates(NamedTuple):
     flops: float  # FLOP/s of float32 products at full precision
     bandwidth: float  # bytes/s received
     latency: float  # seconds of a collective that moves nothing
+    far: float = math.inf  # bytes/s received from other slices or hosts
+    sharing: int = 1  # devices of a slice or host that share what comes from others
 
 
 # By JAX's platform, inside a slice or a process. TPU: the compiler's estimates for v5e, and its links. CPU: measured on
@@ -78,14 +84,16 @@ def rates_of(mesh: Mesh) -> Rates:
     places = {(getattr(d, "slice_index", None), platform != "tpu" and d.process_index) for d in devices}
     if len(places) == 1:
         return rates
-    return rates._replace(bandwidth=min(rates.bandwidth, FAR["bandwidth"]), latency=max(rates.latency, FAR["latency"]))
+    sharing = 1 if platform == "cpu" else mesh.devices.size // len(places)
+    latency = max(rates.latency, FAR["latency"])
+    return rates._replace(latency=latency, far=FAR["bandwidth"], sharing=sharing)
 
 
 def seconds(work: Work, meeting: Meeting, rates: Rates) -> float:
     """The model's time for one step's loss."""
     flops = 2.0 * work.products * meeting.rows * meeting.batch * meeting.width
     computing = work.visits * rates.visit + flops / rates.flops
-    moving = work.received / rates.bandwidth
+    moving = max(work.received / rates.bandwidth, work.received / rates.far / (rates.sharing if work.shared else 1))
     return work.collectives * rates.latency + (max(computing, moving) if work.hidden else computing + moving)
 
 

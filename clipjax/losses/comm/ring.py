@@ -106,7 +106,8 @@ def work(meeting: Meeting) -> Work:
     m = meeting
     visits = m.passes * m.devices * m.tiles(m.rows)
     received = m.batch * m.width * (m.passes * m.itemsize + 4)
-    return Work(visits, products=m.passes + 2, received=received, collectives=m.passes * m.devices / 2, hidden=True)
+    hops = m.passes * m.devices / 2
+    return Work(visits, products=m.passes + 2, received=received, collectives=hops, hidden=True, shared=False)
 
 
 STRATEGY = Strategy(collect, differentiate)

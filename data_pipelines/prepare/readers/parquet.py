@@ -10,8 +10,8 @@ from typing import Any
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources.fields import missing_column, pick, texts_of
-from clipjax.data.sources.parquet import SUFFIXES, ParquetConfig, open_file, stream_rows
-from clipjax.data.sources.parquet_groups import image_bytes
+from clipjax.data.sources.parquet import SUFFIXES, ParquetConfig
+from clipjax.data.sources.parquet_groups import image_bytes, open_file, stream_rows
 from clipjax.data.sources.parquet_labels import LabelColumn, class_label_names, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_text
 from data_pipelines.command import PipelineError
