@@ -221,7 +221,15 @@ def bucket_data(documents: dict[str, Any]) -> str:
         ]
         for row in document["rows"]
     ]
-    header = ["Data", "Read", "Seconds to open", "Images/s, epoch 1", "Epoch 2", "Requests per image", "Bytes per image"]
+    header = [
+        "Data",
+        "Read",
+        "Seconds to open",
+        "Images/s, epoch 1",
+        "Epoch 2",
+        "Requests per image",
+        "Bytes per image",
+    ]
     return f"""\
 ## Data in a bucket
 

@@ -25,7 +25,7 @@ WITHDRAWN = ("jax.interpreters", "jax.lib", "jaxlib.xla_client", "jaxlib.xla_ext
 ARGUMENTS = {"CheckpointManager": ("item_handlers", "item_names", "checkpointers")}  # deprecated in a docstring alone
 OF_NAMED_TUPLES = ("_replace", "_asdict", "_fields", "_make")
 # Private attributes of other libraries, which are not JAX's.
-ELSEWHERE = {"_ev_writer", "_from_config", "_Hash", "_run_exitfuncs", "_current_frames"}
+ELSEWHERE = {"_actions", "_ev_writer", "_from_config", "_Hash", "_run_exitfuncs", "_current_frames"}
 
 
 @functools.cache
