@@ -35,11 +35,11 @@ def metadata_of(key: str, environ: Mapping[str, str] = os.environ) -> str | None
 
 
 def has_tpu(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether a chip of Google's is on the PCI bus, as JAX looks for TPUs; their network cards have another class."""
+    """Whether a chip of Google's is on the PCI bus that is no disk and no network card, which its VMs have too."""
     for vendor in devices.glob("*/vendor"):
         with suppress(OSError):
-            network = (vendor.parent / "class").read_text().startswith("0x02")
-            if vendor.read_text().strip() == "0x1ae0" and not network:
+            other = (vendor.parent / "class").read_text().startswith(("0x01", "0x02"))
+            if vendor.read_text().strip() == "0x1ae0" and not other:
                 return True
     return False
 

@@ -14,7 +14,7 @@ from clipjax.files import printable
 from clipjax.machine.clusters import JOINED
 from clipjax.machine.host import Host, StartError, split_address
 from clipjax.machine.installed import version_of
-from clipjax.machine.placement import Placement, find_placement, proxies
+from clipjax.machine.placement import BY_HAND, Placement, find_placement, proxies
 from clipjax.machine.rendezvous import SECONDS, Facts, find_process_0, is_own_address, wait_for_others, wait_for_service
 
 COMPARED = ("clipjax", "jax", "jaxlib", "python", "libtpu")  # what all processes must have alike
@@ -60,7 +60,8 @@ def meet(place: Placement, seconds: float, tell: Callable[[str], None] | None = 
     except StartError as error:
         slices = "MEGASCALE_NUM_SLICES" in place.read
         stale = " After a preemption, these may count slices that have gone: recreate the job then." * slices
-        by = f" Found by {place.system}: {place.read}.{stale}" if place.read else ""
+        alone = " --num_processes=1 starts this process on its own."
+        by = f" Found by {place.system}: {place.read}.{stale}{alone}" if place.system != BY_HAND else ""
         raise StartError(f"{error}{by}") from None
 
 

@@ -29,7 +29,10 @@ def gke_tpu(host: Host) -> Claim | None:
 
 
 def cloud_tpu(host: Host) -> Claim | None:
-    if _tpu_names(host) or host.get("TPU_SKIP_MDS_QUERY") or not host.has_tpu():
+    platforms = host.get("JAX_PLATFORMS").lower()
+    if _tpu_names(host) or host.get("TPU_SKIP_MDS_QUERY") or (platforms and "tpu" not in platforms):
+        return None
+    if not host.has_tpu():
         return None
     worker, endpoints = host.metadata("agent-worker-number"), host.metadata("worker-network-endpoints")
     if worker is None or not worker.strip().isdigit() or not endpoints:

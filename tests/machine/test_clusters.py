@@ -1,13 +1,17 @@
 """Each system that starts processes, by the environment that it makes: who is told what, and what is refused."""
 
+import socket
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from clipjax.config import ConfigError
+from clipjax.machine import host as host_module
 from clipjax.machine.clusters import CLUSTERS, JOINED, first_node
-from clipjax.machine.host import Host, StartError, join_address, split_address
+from clipjax.machine.host import Host, StartError, has_tpu, join_address, metadata_of, split_address
 from clipjax.machine.placement import Placement, find_placement, share_of_gpus
 
 NOTHING = Host(
@@ -173,7 +177,46 @@ def test_a_cloud_tpu_vm_learns_of_the_others_from_its_metadata():
         place({}, **cloud_tpu(**{"tpu-env": "", "worker-network-endpoints": "h1", "agent-worker-number": "0"}))
         == Placement()
     )
-    assert place({"TPU_SKIP_MDS_QUERY": "1"}, **cloud_tpu()) == Placement()
+    for environ in ({"TPU_SKIP_MDS_QUERY": "1"}, {"JAX_PLATFORMS": "cpu"}):
+        assert place(environ, **cloud_tpu()) == Placement()
+
+
+def test_the_metadata_are_read_from_the_vms_own_server_and_never_waited_for(monkeypatch):
+    asked = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["Metadata-Flavor"]))
+            known = self.path.endswith("/agent-worker-number")
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(b"3" if known else b"")
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environ = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}", "http_proxy": "http://127.0.0.1:9"}
+        assert metadata_of("agent-worker-number", environ) == "3"
+        assert metadata_of("none", environ) is None
+        server.shutdown()
+    assert asked[0] == ("/computeMetadata/v1/instance/attributes/agent-worker-number", "Google")
+    monkeypatch.setattr(host_module, "METADATA_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert metadata_of("x", {"GCE_METADATA_IP": f"127.0.0.1:{silent.getsockname()[1]}"}) is None
+
+
+def test_a_tpu_is_told_from_googles_disks_and_network_cards(tmp_path):
+    kinds = {"0": ("0x1ae0", "0x020000"), "1": ("0x1ae0", "0x010802"), "2": ("0x10de", "0x030200")}
+    for name, (vendor, kind) in kinds.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(vendor + "\n")
+        (tmp_path / name / "class").write_text(kind + "\n")
+    assert not has_tpu(tmp_path)
+    (tmp_path / "2" / "vendor").write_text("0x1ae0\n")
+    (tmp_path / "2" / "class").write_text("0x120000\n")
+    assert has_tpu(tmp_path)
 
 
 @pytest.mark.parametrize("told", ["", "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"])
