@@ -92,7 +92,7 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     with (
         run_lock(workdir) as check_held,
         spooled(workdir, check_held) as spool,
-        Watchdog(config.log, spool.folder, accounts) as dog,
+        Watchdog(config.log, workdir, accounts) as dog,
     ):
         return locked_run(config, workdir, check_held, accounts, spool, dog)
 
