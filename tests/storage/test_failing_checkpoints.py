@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipjax.commands import train
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.integrity import CheckpointError, damage_of
 from clipjax.runs.steps import MARKER, checkpoints_of, remove_unfinished, unfinished, whole_steps
+from clipjax.storage import StorageError, write_bytes
 from tests.storage.faults import faulty
-from tests.storage.servers import BUCKETS, gcs_server, s3_server
+from tests.storage.servers import BUCKETS, gcs_server, objects, s3_server
 from tests.tiny import tiny_config
 
 SERVERS = {"gs": gcs_server, "s3": s3_server}
@@ -58,3 +60,14 @@ def test_what_cannot_be_written_is_one_error_and_no_checkpoint_and_the_next_try_
     assert len(unfinished(directory)) == (what == MARKER)
     write(workdir)
     assert whole_steps(directory) == [0] and not damage_of(directory / "0")
+
+
+def test_a_run_in_a_bucket_that_cannot_be_written_is_refused_before_anything_is_read_or_changed(place, monkeypatch):
+    faults, workdir = place
+    write_bytes(f"{workdir}/config.json", b"{}")
+    faults.add("PUT|POST|DELETE", ".", times=-1, status=403)
+    monkeypatch.setattr(train, "locked_run", lambda *_: pytest.fail("went on"))
+    with pytest.raises(StorageError, match="permission denied .* needs"):
+        train.run(tiny_config(), workdir)
+    faults.rules.clear()
+    assert objects(workdir) == {"run/config.json": b"{}"}
