@@ -4,15 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipjax.commands import train
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.integrity import CheckpointError, damage_of
 from clipjax.runs.steps import MARKER, checkpoints_of, remove_unfinished, unfinished, whole_steps
+from clipjax.storage import StorageError, write_bytes
 from tests.storage.faults import faulty
-from tests.storage.servers import BUCKETS, gcs_server, s3_server
+from tests.storage.servers import BUCKETS, gcs_server, objects, s3_server
 from tests.tiny import tiny_config
 
 SERVERS = {"gs": gcs_server, "s3": s3_server}
 ARRAYS = r"params.*(ocdbt|/d/)"  # written by TensorStore
+LAST = f"checkpoints/0/{MARKER}"
 
 
 @pytest.fixture(params=sorted(BUCKETS))
@@ -42,10 +45,10 @@ def test_arrays_are_written_whole_by_a_server_that_fails_twice(place, how):
     np.testing.assert_array_equal(found["w"], np.arange(1000.0))
 
 
-@pytest.mark.parametrize("what", [ARRAYS, MARKER])
+@pytest.mark.parametrize("what", [ARRAYS, LAST])
 def test_what_cannot_be_written_is_one_error_and_no_checkpoint_and_the_next_try_replaces_it(place, what):
     faults, workdir = place
-    if what == MARKER and workdir.startswith("gs"):
+    if what == LAST and workdir.startswith("gs"):
         pytest.skip("gcsfs writes the name of what it uploads into the request's body")
     rule = faults.add("PUT|POST", what, times=-1, status=403)
     with pytest.raises(CheckpointError, match="could not be written to .*run/checkpoints: (?!.*tensorstore_spec)"):
@@ -55,6 +58,17 @@ def test_what_cannot_be_written_is_one_error_and_no_checkpoint_and_the_next_try_
     rule.times = 0
     remove_unfinished(directory)
     # With all else in place, it may have been copied from elsewhere: it stays until the same step is saved again.
-    assert len(unfinished(directory)) == (what == MARKER)
+    assert len(unfinished(directory)) == (what == LAST)
     write(workdir)
     assert whole_steps(directory) == [0] and not damage_of(directory / "0")
+
+
+def test_a_run_in_a_bucket_that_cannot_be_written_is_refused_before_anything_is_read_or_changed(place, monkeypatch):
+    faults, workdir = place
+    write_bytes(f"{workdir}/config.json", b"{}")
+    faults.add("PUT|POST|DELETE", ".", times=-1, status=403)
+    monkeypatch.setattr(train, "locked_run", lambda *_: pytest.fail("went on"))
+    with pytest.raises(StorageError, match="permission denied .* needs"):
+        train.run(tiny_config(), workdir)
+    faults.rules.clear()
+    assert objects(workdir) == {"run/config.json": b"{}"}
