@@ -76,7 +76,8 @@ def main() -> None:
 
 def build(folder: Path, width: int, height: int) -> None:
     """Writes the same pictures and captions to folder/records and to folder/*.tar."""
-    from clipjax.data.records import encode_record, write_records
+    from clipjax.data.records import encode_record
+    from clipjax.data.write import write_records
 
     pictures = [photo_jpeg(seed, width, height) for seed in range(PICTURES)]
     captions = [f"a drawn picture, number {seed}, of noise and ellipses in many colours" for seed in range(PICTURES)]

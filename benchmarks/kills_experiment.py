@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.soak_scenes import get_config as soak_scenes
 from clipjax.config import SourceConfig, to_config_dict
-from clipjax.data.records import decode_record, encode_record, write_records
+from clipjax.data.records import decode_record, encode_record
+from clipjax.data.write import write_records
 from clipjax.eval import RetrievalConfig
 from data_pipelines import scene_content, scenes, train_tokenizer
 

@@ -198,8 +198,9 @@ def input_pipeline(size: Size, folder: Path) -> Contenders:
     from benchmarks.photos import photo_jpeg
     from clipjax.config import AugmentConfig, DataConfig, SourceConfig
     from clipjax.data.pipeline import make_train_iterator
-    from clipjax.data.records import encode_record, write_records
+    from clipjax.data.records import encode_record
     from clipjax.data.sources import open_source
+    from clipjax.data.write import write_records
 
     pictures = [photo_jpeg(seed, 500, 375) for seed in range(16)]
     records = [encode_record(picture, ["a picture"], key=f"{i}") for i, picture in enumerate(pictures)]

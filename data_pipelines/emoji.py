@@ -33,7 +33,8 @@ from pathlib import Path
 from PIL import Image
 
 from clipjax import files as atomic
-from clipjax.data.records import encode_record, write_records
+from clipjax.data.records import encode_record
+from clipjax.data.write import write_records
 from clipjax.storage import as_path
 from data_pipelines import command, emoji_names
 from data_pipelines.command import PipelineError, Skips

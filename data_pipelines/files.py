@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from clipjax.data.images.decode import open_image
-from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.data.records import RecordError, encode_record
+from clipjax.data.write import write_records
 from data_pipelines.command import PipelineError, Skips, add_output_flags, print_manifest
 
 DEFAULT_SPLITS = "train=0.98,validation=0.02"

@@ -26,7 +26,8 @@ from PIL import Image
 
 from clipjax import files as atomic
 from clipjax.data.images.decode import open_image
-from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.data.records import RecordError, encode_record
+from clipjax.data.write import write_records
 from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.archives import deb_members

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipjax.data.records import encode_record, write_records
+from clipjax.data.records import encode_record
+from clipjax.data.write import write_records
 from clipjax.storage import as_path
 from data_pipelines import command, scene_content
 from data_pipelines.scene_content import RELATIONS, SIZES, Content, Kind, Pair, Single

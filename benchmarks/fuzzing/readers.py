@@ -21,10 +21,11 @@ from benchmarks.fuzzing import mutations as m
 from clipjax.config import AugmentConfig, DataConfig, SourceConfig
 from clipjax.data.images.decode import open_image
 from clipjax.data.images.transforms import eval_image, train_image
-from clipjax.data.records import RecordError, decode_record, encode_record, read_manifest, write_records
+from clipjax.data.records import RecordError, decode_record, encode_record, read_manifest
 from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
 from clipjax.data.sources.annotations import read_rows
 from clipjax.data.sources.tar_captions import parse_json
+from clipjax.data.write import write_records
 from clipjax.eval.prompt_files import read_class_names, read_class_prompts, read_templates
 
 

@@ -32,7 +32,7 @@ from clipjax.mesh import make_mesh, to_host
 from clipjax.models.towers import require_tower, towers_of
 from clipjax.optim.layers import ADAPTERS
 from clipjax.runs import Run, open_run
-from clipjax.storage import as_path
+from clipjax.storage import as_path, is_there
 from clipjax.training.state import abstract_state, eval_variables
 from clipjax.training.trainable import trained
 
@@ -56,7 +56,7 @@ def run(
     have.
     """
     destination = as_path(destination)
-    if destination.exists():
+    if is_there(destination):
         raise InteropError(f"{destination} exists already. Name a new directory.")
     require(tower in ("", *ONE), f"--tower='{tower}' is not one of {', '.join(ONE)}.")
     check_folder(destination.parent, "DST")

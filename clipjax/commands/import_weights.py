@@ -35,7 +35,7 @@ from clipjax.models.towers.absent import a_tower
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.orbax_buckets import MARKER
-from clipjax.storage import AnyPath, as_path, is_remote
+from clipjax.storage import AnyPath, as_path, is_remote, is_there
 
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
 
@@ -56,7 +56,7 @@ def run(
     for a destination that exists.
     """
     destination = as_path(destination)
-    if destination.exists():
+    if is_there(destination):
         raise InteropError(f"{destination} exists already. Name a new directory.")
     check_folder(destination if is_remote(destination) else destination.parent, "DST")
     with fetched(source) if is_remote(source) else contextlib.nullcontext(source) as local:

@@ -28,6 +28,7 @@ from clipjax.commands.init_file import choose_size, experiment_text
 from clipjax.commands.init_look import Looked, look, train_tokenizer
 from clipjax.config import ConfigError, require
 from clipjax.files import replacing, write_text
+from clipjax.storage import is_remote
 
 
 def run(
@@ -40,7 +41,6 @@ def run(
     data without captions.
     """
     refuse_remote("", str(out), "Name a file here; it is small.")
-    refuse_remote("--data=", str(data), "Copy some of the data here, and set config.data.train.path afterwards.")
     out = Path(out)
     model = out.with_suffix(".model")
     require(out.suffix == ".py" and ":" not in str(out), f"{out}: expected the name of a Python file, such as mine.py.")
@@ -69,8 +69,8 @@ def run(
 
 
 def _data_path(data: str | Path, out: Path) -> str:
-    """The data's path as the file names it: absolute if it was given so, else from the experiment's folder."""
-    if os.path.isabs(data):
+    """The data's path as the file names it: whole if it was given so, else from the experiment's folder."""
+    if os.path.isabs(data) or is_remote(data):
         return str(data)
     return os.path.relpath(os.path.abspath(data), os.path.abspath(out.parent))
 

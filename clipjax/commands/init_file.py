@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from clipjax.commands.init_look import PROMPTS, Looked
 from clipjax.config import SourceConfig
 from clipjax.data.sources import HeldOutConfig
+from clipjax.storage import is_remote
 
 EPOCHS = 30  # of data that are not large
 FEW_STEPS = 100
@@ -79,7 +80,7 @@ def experiment_text(looked: Looked, size: Size, model: str, pieces: int, longest
     """The file. model: the tokenizer's name beside it; data: the path to write, from the file's folder or absolute."""
 
     def path_of(path: str) -> str:
-        if os.path.isabs(data):
+        if os.path.isabs(data) or is_remote(path):
             return _quoted(path)
         return f"str(HERE / {_quoted(os.path.relpath(os.path.abspath(path), os.path.abspath(out.parent)))})"
 

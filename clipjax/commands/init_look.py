@@ -12,12 +12,14 @@ from absl import logging
 from clipjax.config import ConfigError, EvaluatorConfig, PixelConfig, SourceConfig, require
 from clipjax.data.finding import Found, find_data
 from clipjax.data.images.transforms import eval_image
+from clipjax.data.mixture import fetch_ahead
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import Source, open_source
 from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
 from clipjax.inference.looking import evaluators_of, has_captions
 
 MOST_READ = 20_000  # records whose captions are read; of more, that many evenly spaced ones
+AT_A_TIME = 256  # records that are fetched together from a bucket
 MOST_DECODED = 1_000  # of these, images that are decoded
 FEWEST = 4  # records
 MOST_CLASSES = 1_000  # different captions that are taken for names of classes
@@ -98,7 +100,9 @@ def read_some(
     decoded = set(indices[:: -(-len(indices) // MOST_DECODED)].tolist() if decode else ())
     bad: collections.Counter[str] = collections.Counter()
     texts: list[str] = []
-    for index in map(int, indices):
+    for number, index in enumerate(map(int, indices)):
+        if number % AT_A_TIME == 0:
+            fetch_ahead(source, [int(one) for one in indices[number : number + AT_A_TIME]])
         try:
             record = source[index]
             if index in decoded:

@@ -28,7 +28,8 @@ _MODULES = {
     "mixture": ("Mixture", "make_order", "open_mixture", "open_train"),
     "pipeline": ("TrainIterator", "eval_batches", "make_train_iterator"),
     "prefetch": ("prefetch_to_mesh",),
-    "records": ("ManifestError", "RecordError", "decode_record", "encode_record", "read_manifest", "write_records"),
+    "records": ("ManifestError", "RecordError", "decode_record", "encode_record", "read_manifest"),
+    "write": ("write_records",),
     "sources": (
         "SOURCES",
         "FolderConfig",

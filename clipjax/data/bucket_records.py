@@ -26,7 +26,7 @@ def write_to_bucket(
     process_index: int,
     gather: Callable[[Any], list[Any]],
 ) -> dict[str, Any]:
-    """What clipjax.data.records.write_records does for a folder in a bucket. Returns the manifest.
+    """What clipjax.data.write.write_records does for a folder in a bucket. Returns the manifest.
 
     manifest_of: {split: described} -> the manifest. Each process needs room for its shards in the system's temporary
     folder (TMPDIR). A folder without a manifest whose upload was broken off is written again. With `overwrite`, the old

@@ -17,8 +17,9 @@ import msgpack
 import numpy as np
 
 from clipjax.config import ConfigError, SourceConfig, differences, require
-from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest, write_records
+from clipjax.data.records import MANIFEST, ManifestError, RecordError, read_manifest
 from clipjax.data.sources.array_record import ArrayRecordSource
+from clipjax.data.write import write_records
 from clipjax.storage import as_path
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -53,7 +54,9 @@ class Embeddings:
 
     def _record(self, index: int, key: str) -> dict[str, Any]:
         try:
-            record = msgpack.unpackb(self.records.reader[index])
+            record = msgpack.unpackb(self.records.read(index))
+        except RecordError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable embedding", str(error)) from error
         if not record["image"]:

@@ -19,6 +19,8 @@ from clipjax.data.sources.local_files import SPLITS, split_in
 from clipjax.data.sources.tables import TABLES
 from clipjax.data.sources.tfds_folder import prepared_in, tfds_columns
 from clipjax.files import hidden
+from clipjax.storage import as_path, is_remote
+from clipjax.storage.ranges import files_below
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # splits to evaluate on, the first that there is
 EVERY = 10  # the n-th record is held out of data without a split of their own
@@ -63,6 +65,8 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     """
     name, keys = str(path), {key: value for key, value in (keys or {}).items() if value}
     suffix = os.path.splitext(name)[1].lower()
+    if is_remote(name):
+        return _in_bucket(name.rstrip("/"), suffix, keys)
     if suffix in SHARDS and not Path(name).is_dir():  # a file or a pattern
         return _of_shards(name, suffix, 0, keys)
     require(Path(name).exists(), f"--data={name} does not exist.")
@@ -103,6 +107,28 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
         f"--data={name} holds no data that is known: there are {there}. Expected images ({', '.join(IMAGE_SUFFIXES)}) "
         f"with captions beside them or in class folders, a {', '.join(TABLES)} table, .tar or .parquet files, "
         f"records with {MANIFEST}, or a dataset that TFDS prepared."
+    )
+
+
+def _in_bucket(path: str, suffix: str, keys: dict[str, str]) -> Found:
+    if suffix in SHARDS and not as_path(path).is_dir():
+        return _of_shards(path, suffix, 0, keys)
+    names = [name for name in files_below(path) if not hidden(name)]
+    if MANIFEST in names:
+        return _of_records(path)
+    found = Listing([], names)
+    counts = {suffix: len(found.of(suffix)) for suffix in SHARDS}
+    if counts[".tar"] and counts[".parquet"] <= counts[".tar"]:  # img2dataset writes one beside each tar
+        counts[".parquet"] = 0
+    kinds = [suffix for suffix, count in counts.items() if count]
+    if len(kinds) == 1:
+        return _of_shards(path, kinds[0], counts[kinds[0]], keys, names)
+    seen = collections.Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
+    there = ", ".join(f"{count:,} {kind}" for kind, count in seen.most_common(5)) or "no files"
+    raise ConfigError(
+        f"--data={path} holds {there}. From a bucket, .tar files, .parquet files (name the one or the other by a "
+        f"pattern) and folders of records with {MANIFEST} are read. Copy other data to a local disk, or mount the "
+        "bucket (docs/buckets.md)."
     )
 
 
@@ -193,7 +219,7 @@ def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str,
     return Found(source, other, f"the table {folder / train[0]} and {images} images")
 
 
-def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str]) -> Found:
+def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str], names: Sequence[str] = ()) -> Found:
     make = SHARDS[suffix]
     config = make(path=path, **({"label_key": keys["label_key"]} if "label_key" in keys else {}))
     if suffix == ".parquet":
@@ -201,8 +227,10 @@ def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str]) -> Foun
     elif keys:
         config = make(path=path, **keys)
     held_out = None
-    if Path(path).is_dir():
-        found = {split_in(part) for name in _names_below(Path(path), suffix) for part in (name.split("/")[0], name)}
+    if names or Path(path).is_dir():
+        names = names or _names_below(Path(path), suffix)
+        names = [name.removeprefix("data/") for name in names if name.lower().endswith(suffix)]
+        found = {split_in(part) for name in names for part in (name.split("/")[0], name)}
         split = next((split for split in HELD_OUT if split in found), "")
         held_out = type(config)(**{**vars(config), "split": split}) if split else None
     return Found(config, held_out, f"{count or 'the'} {suffix} file{'s' * (count != 1)} of {path}")
@@ -210,7 +238,7 @@ def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str]) -> Foun
 
 def _names_below(folder: Path, suffix: str) -> list[str]:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}")]
-    return [name.removeprefix("data/") for name in names if not hidden(name)]
+    return [name for name in names if not hidden(name)]
 
 
 def _of_records(path: str) -> Found:

@@ -30,7 +30,7 @@ def write_to_folder(
     process_index: int,
     gather: Callable[[Any], list[Any]],
 ) -> dict[str, Any]:
-    """What clipjax.data.records.write_records does for a folder on disk. Returns the manifest.
+    """What clipjax.data.write.write_records does for a folder on disk. Returns the manifest.
 
     manifest_of: {split: described} -> the manifest.
     """

@@ -16,6 +16,7 @@ from clipjax.data.sources.columns import parquet_columns, table_columns
 from clipjax.data.sources.tables import TABLES
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.files import glob_visible
+from clipjax.storage import as_path, is_remote
 
 NAME = "data"  # of the evaluators' results
 LOOKED_AT = 64  # records that show whether there are labels and captions
@@ -28,7 +29,7 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
     folder is looked into too. Columns are chosen by their usual names. Raises ConfigError for a path that does not
     exist or holds none of these.
     """
-    path = Path(path)
+    path = as_path(path)
     require(path.exists(), f"--data={path} does not exist.")
     if path.is_file():
         names = {path.suffix.lower()}
@@ -36,15 +37,20 @@ def find_source(path: str | Path, split: str = "test") -> SourceConfig:
         if (path / MANIFEST).is_file():
             return SourceConfig(path=str(path), split=split)
         found = [
-            Path(name)
+            as_path(name)
             for pattern in ("*", f"{split}/*")
             for name in glob_visible(f"{glob.escape(str(path))}/{pattern}")
         ]
-        names = {name.suffix.lower() for name in found if name.is_file()}
+        names = {name.suffix.lower() for name in found if is_remote(path) or name.is_file()}
     if ".tar" in names:
         return WebDatasetConfig(path=str(path), split=split)
     if ".parquet" in names:
         return parquet_columns(ParquetConfig(path=str(path), split=split), {})
+    require(
+        not is_remote(path),
+        f"--data={path} holds neither {MANIFEST} nor .tar or .parquet files, in it or in its folder '{split}'. Copy "
+        "other data to a local disk, or mount the bucket (docs/buckets.md).",
+    )
     tables = [path] if path.is_file() else [name for name in found if name.suffix.lower() in TABLES]
     if len(tables) == 1 and tables[0].suffix.lower() in TABLES:
         return table_columns(tables[0], {})

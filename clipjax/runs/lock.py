@@ -1,4 +1,4 @@
-"""One run per workdir: a lock that the kernel releases when its holder dies, however it dies."""
+"""One run per workdir: a lock that the kernel releases when its holder dies, however it dies; in a bucket, a lease."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import jax
 from absl import logging
+
+from clipjax import storage
+from clipjax.storage import lease as leases
 
 FILE = "run.lock"
 
@@ -34,7 +37,8 @@ def run_lock(workdir: str | Path) -> Iterator[Callable[[], None]]:
     Yields a function that raises RunLockError where the workdir or the file is no longer there, or is another one.
 
     The first process of a run holds it for all of them. Raises RunLockError naming the other run, or why files cannot
-    be written. After kill -9 the lock is free at once: the file's age and content do not matter.
+    be written. After kill -9 the lock is free at once: the file's age and content do not matter. In a bucket, the file
+    is a lease (clipjax.storage.lease), which expires a minute after its holder died on another machine.
     """
     if jax.process_index() != 0:
         yield lambda: None
@@ -54,8 +58,12 @@ def folder_lock(workdir: str | Path, name: str, *, user: str, harm: str, keeps: 
     """Holds workdir/name as run_lock does, in this process; asks JAX nothing.
 
     user: what holds such a lock; harm: what two of them would do; keeps: why the folder must be writable. Raises
-    RunLockError.
+    RunLockError, and StorageError for a folder in a bucket that cannot be written to.
     """
+    if storage.is_remote(workdir):
+        with _lease(workdir, name, user, harm) as check:
+            yield check
+        return
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         with open(Path(workdir) / name, "a+", encoding="utf-8") as file:
@@ -108,8 +116,38 @@ def _remove_unfinished(workdir: Path) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
+@contextmanager
+def _lease(workdir: storage.AnyPath | str, name: str, user: str, harm: str) -> Iterator[Callable[[], None]]:
+    storage.check_writable(workdir)
+    path = str(storage.as_path(workdir) / name)
+
+    def check() -> None:
+        try:
+            held.check()
+        except leases.LeaseLostError as error:
+            what = (
+                f"{path} was taken by {error.owner}, after this {user} did not renew it for {held.seconds:.0f} s: it "
+                "was suspended, or could not reach the storage server"
+                if error.owner
+                else f"{path} was removed under this {user}, so that a second {user} could start there"
+            )
+            raise RunLockError(
+                f"{what}. It stopped and writes nothing more. When no other {user} uses the folder, start the same "
+                "command, which continues from the last checkpoint in it."
+            ) from error
+
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(leases.lease(path))
+        except leases.LeaseHeldError as error:
+            raise RunLockError(_in_use(workdir, user, harm, error.owner)) from error
+        yield check
+
+
 def lock_owner(workdir: str | Path) -> str:
     """What workdir/run.lock says about the run that holds it now, from any process; "" where none does."""
+    if storage.is_remote(workdir):
+        return leases.owner_of(str(storage.as_path(workdir) / FILE))
     try:
         with open(Path(workdir) / FILE, encoding="utf-8") as file:
             try:
@@ -126,14 +164,18 @@ def _lock(file: TextIO, workdir: str | Path, user: str, harm: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise RunLockError(
-            f"--workdir={workdir} is in use by another {user}: {file.read().strip() or 'unknown'}. "
-            f"{harm}: use another --workdir, or stop that one first."
-        ) from error
+        raise RunLockError(_in_use(workdir, user, harm, file.read().strip() or "unknown")) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         logging.warning("%s is on a file system without locks: a second %s in it would not be refused.", workdir, user)
+
+
+def _in_use(workdir: str | Path, user: str, harm: str, owner: str) -> str:
+    return (
+        f"--workdir={workdir} is in use by another {user}: {owner}. "
+        f"{harm}: use another --workdir, or stop that one first."
+    )
 
 
 def _write_owner(file: TextIO) -> None:

@@ -30,7 +30,8 @@ SCHEMES = {
     "s3": Scheme("Amazon S3 and servers like it", "s3fs", "s3"),
 }
 CONNECT_SECONDS = 15  # to open a connection
-SILENCE_SECONDS = 60  # without a byte on an open one
+SILENCE_SECONDS = 30  # without a byte on an open one
+TRIES = 6  # of a request that failed or was not answered, over half a minute; gcsfs has the same number
 CONNECTIONS = 64  # at a time
 
 
@@ -55,7 +56,10 @@ def filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
     require(path)
     import fsspec
 
-    return fsspec.filesystem(os.fspath(path).split("://", 1)[0])
+    fs = fsspec.filesystem(os.fspath(path).split("://", 1)[0])
+    if fs.protocol[0] == "s3":
+        fs.retries = 3  # of a body that broke off; botocore has tried each request TRIES times
+    return fs
 
 
 def shared_filesystem(path: str | os.PathLike[str]) -> fsspec.AbstractFileSystem:
@@ -105,9 +109,16 @@ def _gcs_defaults() -> dict[str, object]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    return {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
+    return {"use_listings_cache": False, "requests_timeout": timeout}
 
 
 def _s3_defaults() -> dict[str, object]:
-    waits = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS}
-    return {"use_listings_cache": False, "config_kwargs": {**waits, "max_pool_connections": CONNECTIONS}}
+    return {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": SILENCE_SECONDS,
+            "max_pool_connections": CONNECTIONS,
+            "retries": {"mode": "standard", "max_attempts": TRIES},
+        },
+    }

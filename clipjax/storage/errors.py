@@ -54,6 +54,8 @@ def describe(error: BaseException, path: str) -> StorageError | None:
     if code == 401 or names & _CREDENTIALS or "Anonymous caller" in text:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: no valid credentials for this bucket ({text}); {cure}.", "credentials")
+    if code == "RequestTimeTooSkewed" or "Token must be a short-lived token" in text:
+        return StorageError(f"{path}: this machine's clock is wrong ({text}); set it, and start again.", "credentials")
     if code in _BAD_KEYS:
         cure = _CREDENTIALS_CURE.get(scheme, "give this machine credentials")
         return StorageError(f"{path}: the server does not accept the credentials ({text}); {cure}.", "credentials")

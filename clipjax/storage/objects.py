@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import socket
-import time
 import uuid
 from pathlib import Path
 
@@ -52,35 +50,65 @@ def upload_folder(source: str | os.PathLike[str], path: str | os.PathLike[str]) 
     """Uploads the files of a local folder; while it does, an object UPLOADING in the remote one says so.
 
     check_whole refuses the folder until it is complete. What an earlier upload that broke off has left there is
-    removed first. Raises FileExistsError for a folder that holds something else, StorageError, OSError.
+    removed first; one that goes on is not disturbed. Raises FileExistsError for a folder that holds something else,
+    StorageError, OSError.
     """
+    from clipjax.storage.lease import LeaseHeldError, LeaseLostError, lease  # which local paths need not wait for
+
     text, source = os.fspath(path).rstrip("/"), Path(source)
     marker = f"{text}/{UPLOADING}"
-    with translating(path, writing=True):
-        fs = filesystem(path)
-        if fs.exists(marker):
-            fs.rm(text, recursive=True)
-        elif fs.exists(text):
-            raise FileExistsError(text)
-    write_bytes(marker, _owner())
-    for file in sorted(file for file in source.rglob("*") if file.is_file()):
-        upload_file(file, f"{text}/{file.relative_to(source).as_posix()}")
+    if is_there(path):
+        raise FileExistsError(errno.EEXIST, "the folder exists already", str(path))
+    try:
+        with lease(marker) as held:
+            with translating(path, writing=True):
+                fs = filesystem(path)
+                for name in fs.find(text):
+                    if not name.endswith(f"/{UPLOADING}"):
+                        fs.rm_file(name)
+            for file in sorted(file for file in source.rglob("*") if file.is_file()):
+                upload_file(file, f"{text}/{file.relative_to(source).as_posix()}")
+            held.check()
+    except LeaseHeldError as error:
+        raise StorageError(f"{path}: an upload of this folder by {error.owner} is going on.", "unfinished") from error
+    except LeaseLostError as error:
+        raise StorageError(f"{path}: another upload has begun ({error}), while this one was suspended.") from error
     with translating(path, writing=True):
         fs.rm_file(marker)
 
 
-def check_whole(path: str | os.PathLike[str]) -> None:
-    """Raises StorageError for a remote folder that upload_folder has begun and not finished."""
-    marker = f"{os.fspath(path).rstrip('/')}/{UPLOADING}"
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something at a local or remote path: a file, or a folder, but no upload that broke off.
+
+    Raises StorageError.
+    """
+    if "://" not in os.fspath(path):
+        return os.path.exists(path)
+    text = os.fspath(path).rstrip("/")
     try:
-        owner = read_bytes(marker).decode("utf-8", "replace").strip()
+        with translating(path):
+            filesystem(path).info(text)
     except FileNotFoundError:
+        return False
+    from clipjax.storage.versions import read_version
+
+    return read_version(f"{text}/{UPLOADING}") is None
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Raises StorageError for a remote folder that upload_folder has begun and not finished; not for a local one."""
+    if "://" not in os.fspath(path):
         return
-    raise StorageError(
-        f"{path} is not complete: the upload of {owner[:300]} is going on, or has broken off. Wait for it, or start "
-        "that command again.",
-        "unfinished",
-    )
+    from clipjax.storage.lease import describe
+    from clipjax.storage.versions import read_version
+
+    found = read_version(f"{os.fspath(path).rstrip('/')}/{UPLOADING}")
+    if found is not None:
+        raise StorageError(
+            f"{path} is not complete: the upload by {describe(found)[:300]} is going on or has broken off. Wait for "
+            "it, or start that command again.",
+            "unfinished",
+        )
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -95,8 +123,3 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             fs.rm_file(probe)
     if not whole:
         raise StorageError(f"{path}: an object read there is not the one written just before.", "server")
-
-
-def _owner() -> bytes:
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode()

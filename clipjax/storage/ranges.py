@@ -15,6 +15,7 @@ from absl import logging
 from clipjax.storage.block_cache import Blob
 from clipjax.storage.connection import shared_filesystem
 from clipjax.storage.errors import StorageError, code_of, no_bucket, translating
+from clipjax.storage.paths import is_remote
 
 PATIENCE = 120.0  # seconds for which a server that fails or does not answer is asked again
 LOOKED_UP = 16  # objects of one folder that are asked for one by one; of more, the folder is listed
@@ -42,11 +43,28 @@ def blobs_of(urls: Sequence[str]) -> list[Blob]:
     return [found[url] for url in urls]
 
 
+def files_below(folder: str) -> list[str]:
+    """The objects in a folder and below it, sorted, as paths from it. Raises StorageError for a missing bucket."""
+    fs = shared_filesystem(folder)
+    root = f"{folder.rstrip('/').split('://', 1)[1]}/"
+    try:
+        with translating(folder):
+            names = fs.find(folder)
+    except FileNotFoundError:
+        names = []
+    found = sorted(name.removeprefix(root) for name in names if name.startswith(root))
+    if not found:
+        refuse_missing_bucket(folder)
+    return found
+
+
 def refuse_missing_bucket(url: str | os.PathLike[str]) -> None:
     """Raises StorageError where the server says that there is no bucket of this name; for after something was missing.
 
-    Not before: an account may read objects without the right to look at the bucket.
+    Not before: an account may read objects without the right to look at the bucket. Local paths have none.
     """
+    if not is_remote(url):
+        return
     bucket = "/".join(os.fspath(url).split("/")[:3])
     try:
         with translating(bucket):

@@ -10,8 +10,9 @@ import pytest
 from clipjax.commands import check, check_data
 from clipjax.config import AugmentConfig, DataConfig, MixturePart, SourceConfig, TokenizerConfig
 from clipjax.data.probe import read_labels, some_of
-from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
+from clipjax.data.write import write_records
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.report.data import describe_classes, describe_lengths, describe_samples, quantile
 from data_pipelines import train_tokenizer

@@ -16,7 +16,8 @@ from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, from_config_dict
 from clipjax.data.finding import find_data
 from clipjax.data.mixture import open_train
-from clipjax.data.records import encode_record, write_records
+from clipjax.data.records import encode_record
+from clipjax.data.write import write_records
 from tests.data.samples import encoded, picture
 
 IMAGES = [encoded(picture(number), "PNG") for number in range(12)]

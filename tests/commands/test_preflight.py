@@ -16,8 +16,9 @@ from clipjax.config import ConfigError, MixturePart, SourceConfig, from_config_d
 from clipjax.data.bad_records import DataError
 from clipjax.data.embeddings import write_embeddings
 from clipjax.data.pipeline import changed_data, checksums
-from clipjax.data.records import ManifestError, encode_record, write_records
+from clipjax.data.records import ManifestError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
+from clipjax.data.write import write_records
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.interop.names import InteropError
 from clipjax.mesh import make_mesh

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from clipjax.config import SourceConfig
-from clipjax.data.records import RecordError, encode_record, write_records
+from clipjax.data.records import RecordError, encode_record
 from clipjax.data.sources import open_source
+from clipjax.data.write import write_records
 
 ROOT = Path(__file__).parent.parent.parent
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipjax import storage
-from clipjax.config import AugmentConfig, DataConfig, MixturePart, SourceConfig
+from clipjax.config import AugmentConfig, ConfigError, DataConfig, MixturePart, SourceConfig
+from clipjax.data.finding import find_data
 from clipjax.data.mixture import open_train
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.data.sources import (
@@ -26,8 +27,10 @@ from clipjax.data.sources import (
     open_source,
 )
 from clipjax.data.sources import bucket_files as bucket_files_module
+from clipjax.inference.looking import find_source
 from clipjax.inference.provenance import _files
 from clipjax.storage import StorageError, block_cache, data_cache, ranges
+from data_pipelines import csv
 from tests.data.samples import example, write_folder
 from tests.data.test_pipeline import assert_equal, stream, take
 from tests.data.test_webdataset import samples, write_tar
@@ -359,3 +362,38 @@ def test_a_stream_reads_as_a_file_does():
         for start, size in ((0, 10), (5, 3), (990, 20), (1000, 1), (63, 130), (0, 1000)):
             assert file.seek(start) == start and file.read(size) == content[start : start + size]
         assert file.seek(-4, 2) == 996 and file.read() == content[996:] and file.tell() == 1000
+
+
+def test_what_a_bucket_holds_is_found_by_looking_into_it(bucket, tmp_path):
+    found = find_data(f"{bucket}/tars")
+    assert found.train == WebDatasetConfig(path=f"{bucket}/tars") and found.what.startswith("3 .tar files of")
+    assert find_data(f"{bucket}/tars/*.tar").train == WebDatasetConfig(path=f"{bucket}/tars/*.tar")
+    parquet = ParquetConfig(path=f"{bucket}/parquet", label_key="")
+    assert (
+        find_data(f"{bucket}/parquet").train
+        == find_source(f"{bucket}/parquet", "train")
+        == dataclasses.replace(parquet, split="train")
+    )
+    assert find_data(f"{bucket}/records").train == SourceConfig(path=f"{bucket}/records")
+    assert find_source(f"{bucket}/records").path == f"{bucket}/records"
+    storage.as_path(f"{bucket}/photos/a.jpg").write_bytes(example(0)["image"])
+    for find in (find_data, find_source):
+        with pytest.raises(ConfigError, match=r"Copy other data to a local disk, or mount the bucket"):
+            find(f"{bucket}/photos")
+    with pytest.raises(ConfigError, match=r"holds no files"):
+        find_data(f"{bucket}/none")
+
+
+def test_records_that_were_written_into_a_bucket_are_read_from_it(bucket):
+    write_folder(storage.as_path(f"{bucket}/written"), 5)
+    assert [record["key"] for record in all_of(open_source(SourceConfig(path=f"{bucket}/written")))] == [
+        f"key{i}" for i in range(5)
+    ]
+
+
+def test_inputs_of_pipelines_are_local_and_no_folder_called_gs_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        csv.main(["--table=gs://bucket/t.csv", "--out=out"])
+    assert "gs://bucket/t.csv is in a bucket" in capsys.readouterr().err
+    assert not list(tmp_path.glob("[gs]*"))

@@ -10,8 +10,9 @@ import pytest
 from clipjax.config import ConfigError, DataConfig, MixturePart, SourceConfig
 from clipjax.data.finding import find_data
 from clipjax.data.mixture import open_train
-from clipjax.data.records import ManifestError, encode_record, write_records
+from clipjax.data.records import ManifestError, encode_record
 from clipjax.data.sources import FolderConfig, open_source
+from clipjax.data.write import write_records
 from clipjax.inference.looking import has_captions
 from tests.data.samples import encoded, open_folder, picture, write_folder
 from tests.data.test_pipeline import BATCH, DATA, assert_equal, joined, stream, take

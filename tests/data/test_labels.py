@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipjax.data.labels import ClassNames, match_names, names_beside, names_of_texts, read_label
-from clipjax.data.records import ManifestError, RecordError, encode_record, read_manifest, write_records
+from clipjax.data.records import ManifestError, RecordError, encode_record, read_manifest
 from clipjax.data.sources import FolderConfig, ParquetConfig, WebDatasetConfig, open_source
+from clipjax.data.write import write_records
 from data_pipelines import csv as csv_pipeline
 from data_pipelines import image_folder
 from data_pipelines.command import PipelineError

@@ -10,7 +10,8 @@ import pytest
 import scipy.fft
 from PIL import Image, features
 
-from clipjax.data.records import RecordError, write_records
+from clipjax.data.records import RecordError
+from clipjax.data.write import write_records
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -67,6 +68,7 @@ def s3_server() -> str:
     """The address of this process's moto server, a thread."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     atexit.register(server.stop)

@@ -1,5 +1,6 @@
 """Remote and local paths: which are which, that both behave alike, and which schemes are refused."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipjax import files, json_files, storage
+from clipjax.storage.lease import lease
 from tests.storage.servers import BUCKETS, objects
 
 
@@ -151,13 +153,25 @@ def test_a_folder_is_published_whole_or_refused(bucket, monkeypatch):
         fill(temporary)
     with pytest.raises(storage.StorageError, match="is not complete.*start that command again"):
         storage.check_whole(folder)
+    assert not storage.is_there(folder)
     monkeypatch.undo()
     with files.making_folder(folder) as temporary:
         fill(temporary)
     storage.check_whole(folder)
     assert objects(bucket) == {"out/config.json": b"{}", "out/sub/weights": b"0" * 1000}
+    assert storage.is_there(folder) and not storage.is_there(f"{bucket}/other")
     with pytest.raises(FileExistsError), files.making_folder(folder) as temporary:
         fill(temporary)
+
+
+def test_an_upload_that_goes_on_is_not_disturbed(bucket, tmp_path):
+    (tmp_path / "new").write_text("new")
+    with lease(f"{bucket}/out/{storage.UPLOADING}"):
+        storage.write_bytes(f"{bucket}/out/half", b"1")
+        with pytest.raises(storage.StorageError, match=f'by .*"pid": {os.getpid()}.* is going on'):
+            storage.upload_folder(tmp_path, f"{bucket}/out")
+    storage.upload_folder(tmp_path, f"{bucket}/out")
+    assert objects(bucket) == {"out/new": b"new"}
 
 
 def test_shell_patterns_find_objects_without_hidden_ones(bucket):

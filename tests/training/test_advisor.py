@@ -206,6 +206,7 @@ def test_real_runs_on_equal_captions_black_images_and_pairs_at_random_are_told_w
     assert said.cause == "no learning" and "do not belong together" in said.text
 
 
+@pytest.mark.slow
 def test_a_real_run_with_a_learning_rate_far_too_small_is_told():
     (said,) = trained(tiny_batches(2), real(1e-12))
     assert said.cause == "no learning" and "learning_rate=1e-12" in said.text and "has not moved" in said.text

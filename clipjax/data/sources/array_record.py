@@ -1,4 +1,4 @@
-"""Records in ArrayRecord shards, in a folder that clipjax.data.records.write_records made."""
+"""Records in ArrayRecord shards, in a folder that clipjax.data.write.write_records made."""
 
 from __future__ import annotations
 
@@ -63,15 +63,21 @@ class ArrayRecordSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        if self.bucket:
-            self.bucket.copy([self.where(index)[0]])
         try:
-            data = self.reader[index]
+            data = self.read(index)
+        except RecordError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise RecordError("unreadable record", str(error)) from error
         record = decode_record(data)
         self.names.number(record["label"], f"label of '{record['key']}'")
         return record
+
+    def read(self, index: int) -> bytes:
+        """A record as it is stored. Raises as ArrayRecord's reader does, RecordError for a shard that has changed."""
+        if self.bucket:
+            self.bucket.copy([self.where(index)[0]])
+        return self.reader[index]
 
     def where(self, index: int) -> tuple[str, int]:
         if not 0 <= index < self.size:

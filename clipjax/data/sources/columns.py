@@ -11,9 +11,11 @@ from pathlib import Path
 
 from clipjax.config import ConfigError, require
 from clipjax.data.records import ManifestError
+from clipjax.data.sources.bucket_files import bucket_files
 from clipjax.data.sources.folder import FolderConfig
 from clipjax.data.sources.local_files import find_files
 from clipjax.data.sources.parquet import ParquetConfig
+from clipjax.data.sources.parquet_groups import open_file
 from clipjax.data.sources.tables import CAPTION_NAMES, IMAGE_NAMES, open_table
 from clipjax.files import split_lines
 
@@ -44,11 +46,10 @@ def table_columns(table: Path, keys: dict[str, str]) -> FolderConfig:
 
 def parquet_columns(config: ParquetConfig, keys: dict[str, str]) -> ParquetConfig:
     """The options that read Parquet files, with their columns by their names. Raises ConfigError as table_columns."""
-    import pyarrow.parquet as pq
-
     try:
-        files = find_files(config, (".parquet",))
-        schema = pq.read_schema(files[0])
+        files = [str(file) for file in find_files(config, (".parquet",), buckets=True)]
+        with open_file(files[0], bucket_files(files[:1], config.path)) as file:
+            schema = file.schema_arrow
     except (ManifestError, OSError, ValueError) as error:
         raise ConfigError(f"--data={config.path}: {error}") from error
     columns = list(schema.names)
