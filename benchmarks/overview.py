@@ -105,6 +105,14 @@ def readers(documents: dict[str, Any]) -> Headline:
         )
 
 
+def bucket_data(documents: dict[str, Any]) -> Headline:
+    for document in documents.values():
+        rates = {(row["kind"], row["mode"]): row["images_per_second"][0] for row in document["rows"]}
+        kinds = dict.fromkeys(kind for kind, mode in rates if mode == "kept")
+        shown = ", ".join(f"{kind} {rates[kind, 'kept'] / rates[kind, 'local']:.2f}" for kind in kinds)
+        yield processor(document), f"{shown} of the local rate in the first epoch (a server on loopback)"
+
+
 def losses(documents: dict[str, Any]) -> Headline:
     for name, document in documents.items():
         rows = [row for rows in document["tables"].values() for row in rows if row.get("fits", True)]
@@ -229,6 +237,7 @@ TABLE = [
     Row("[input_pipeline](input_pipeline.py)", "images per core second of the training input, beside PyTorch and tf.data", "python -m benchmarks.input_pipeline --rounds=3", "5 minutes", "training-input-beside-pytorch-and-tfdata", ("input_pipeline",), input_pipeline),
     Row("[frozen_tower](frozen_tower.py)", "a LiT step that reads stored embeddings instead of running its frozen tower", "python -m benchmarks.frozen_tower --batch=16", "2 minutes", "a-frozen-towers-embeddings-stored", ("frozen_tower",), frozen_tower),
     Row("[readers](readers.py)", "records per CPU second of each source", "python -m benchmarks.readers", "2 minutes, 2 GB of disk", "reading-records", ("readers",), readers),
+    Row("[bucket_data](bucket_data.py)", "images/s, requests and bytes of data in a bucket, by a server on loopback that waits before it answers", "python -m benchmarks.bucket_data", "3 minutes", "data-in-a-bucket", ("bucket_data",), bucket_data),
     Row("[loss_memory](loss_memory.py)", "memory, time and traffic of the losses for each `comm`, on one device, on eight, and planned for a slice", "python -m benchmarks.loss_memory [--topology=cpu:1\\|v5e:16x16]", "1 minute on one device, several on eight; planned (needs libtpu) half an hour", "losses", ("loss_memory",), losses),
     Row("[clipjax plan](../docs/plan.md)", "train steps planned for pods: nothing ran on them", "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16", "2 minutes a plan", "planned-train-steps", ("plan_", "remat_"), plans),
     Row("[scaling_plan](scaling_plan.py)", "a step's efficiency from 8 to 1,024 TPU chips for each loss and `comm`: modelled, nothing ran on them", "python -m benchmarks.scaling_plan", "seconds; the plans that it compares with take minutes each", "from-8-to-1024-chips", ("scaling_plan",), scaling),

@@ -18,7 +18,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,7 @@ def write_all(folder: Path, count: int) -> dict[str, SourceConfig]:
         folder / "records", {"train": (encode_record(image, [text], key=key) for key, image, text in records)},
         name="readers", source={"count": count},
     )  # fmt: skip
-    (folder / "tars").mkdir()
-    for shard in range(4):
-        with tarfile.open(folder / "tars" / f"{shard:05d}.tar", "w") as tar:
-            for key, image, text in records[shard::4]:
-                for name, content in ((f"{key}.jpg", image), (f"{key}.txt", text.encode())):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+    write_tars(folder / "tars", records, 4)
     columns = {"image": [image for _, image, _ in records], "text": [text for _, _, text in records]}
     pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=GROUP)
     (folder / "images").mkdir()
@@ -68,6 +61,18 @@ def write_all(folder: Path, count: int) -> dict[str, SourceConfig]:
         "folder, sidecars": FolderConfig(path=str(folder / "images")),
         "folder, table": FolderConfig(path=str(folder / "images" / "table.csv")),
     }
+
+
+def write_tars(folder: Path, records: Sequence[tuple[str, bytes, str]], shards: int) -> None:
+    """Writes (key, image, caption) as that many tars; record i goes into tar i % shards."""
+    folder.mkdir()
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for key, image, text in records[shard::shards]:
+                for name, content in ((f"{key}.jpg", image), (f"{key}.txt", text.encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
 
 
 def reads(source: object, seed: int = 0) -> Callable[[int, int], None]:

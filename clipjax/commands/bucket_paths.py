@@ -60,9 +60,7 @@ def _paths_in(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
 def refuse_remote(name: str, path: str, instead: str) -> None:
     """Raises StorageError for a path in a bucket where only a local one can be. instead: what to do, a sentence."""
     if path and storage.is_remote(path):
-        raise storage.StorageError(
-            f"{name}{path} is in a bucket; expected a path of this machine. {instead}", "path"
-        )
+        raise storage.StorageError(f"{name}{path} is in a bucket; expected a path of this machine. {instead}", "path")
 
 
 def with_local_files(config: T) -> T:

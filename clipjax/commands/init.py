@@ -41,7 +41,6 @@ def run(
     data without captions.
     """
     refuse_remote("", str(out), "Name a file here; it is small.")
-    refuse_remote("--data=", str(data), "Copy some of the data here, and set config.data.train.path afterwards.")
     out = Path(out)
     model = out.with_suffix(".model")
     require(out.suffix == ".py" and ":" not in str(out), f"{out}: expected the name of a Python file, such as mine.py.")

@@ -92,7 +92,7 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     with (
         run_lock(workdir) as check_held,
         spooled(workdir, check_held) as spool,
-        Watchdog(config.log, spool.folder, accounts) as dog,
+        Watchdog(config.log, workdir, accounts) as dog,
     ):
         return locked_run(config, workdir, check_held, accounts, spool, dog)
 
@@ -164,9 +164,7 @@ def locked_run(
                     dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
-                    save=goodput.during(
-                        "checkpoint", checked(functools.partial(save, config=kept.config, paths=kept.paths))
-                    ),
+                    save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
                     step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),

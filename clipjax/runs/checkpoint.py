@@ -29,12 +29,12 @@ from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, t
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.fingerprint import completed
-from clipjax.runs.integrity import CheckpointError, readable, write_step_checksums
+from clipjax.runs.integrity import CheckpointError, clear_errors, readable, write_step_checksums
 from clipjax.runs.lock import RunLockError
 from clipjax.runs.orbax_buckets import bucket_options
 from clipjax.runs.own_files import as_given, located
 from clipjax.runs.shapes import check_shapes
-from clipjax.runs.steps import checkpoints_of, remove_unfinished, whole_steps
+from clipjax.runs.steps import checkpoints_of, remove_unfinished
 from clipjax.training.lora import merged
 from clipjax.training.state import TrainState, abstract_state
 
@@ -137,20 +137,6 @@ def save(
         manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
-@contextlib.contextmanager
-def clear_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Wraps code that waits for a save: raises CheckpointError if the checkpoint could not be written."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        whole = whole_steps(manager.directory)
-        raise CheckpointError(
-            f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
-            f"Earlier checkpoints are intact ({', '.join(map(str, whole)) or 'there is none'}). Make room, or "
-            "fix the cause, and run the command again: it continues from the last of them."
-        ) from error
-
-
 def save_weights(
     workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict, own_tokenizer: bool = False
 ) -> None:
@@ -240,12 +226,6 @@ def handler_registry() -> ocp.CheckpointHandlerRegistry:
     """The handler of each item. Naming them lets a tree's shapes be read before any of its arrays."""
     trees = {name: ocp.StandardCheckpointHandler() for name in (*WEIGHTS, "train")}
     return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's reason, which TensorStore reports after a line of paths."""
-    text = " ".join(str(error).split())
-    return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 
 
 def _optional_items(state: TrainState) -> dict[str, Any]:

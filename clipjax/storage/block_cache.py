@@ -30,7 +30,7 @@ import numpy as np
 from absl import logging
 
 BLOCK = 4 << 20  # bytes of an object that are fetched and kept together
-CHUNK = 64 << 10  # bytes of a block under one checksum
+CHUNK = 16 << 10  # bytes of a block under one checksum
 NAME = 16  # bytes of a block's name, which is also the block's end
 KEPT = 0.9  # share of the limit that remains when room is made
 TOUCHED = 60  # seconds within which a block's time of use is not written again

@@ -38,7 +38,7 @@ FLAGS = {
     ("import", "SRC"): BUCKET,
     ("import", "DST"): BUCKET,
     ("init", "DST"): LOCAL,
-    ("init", "data"): LOCAL,
+    ("init", "data"): BUCKET,
     ("plan", "out"): BUCKET,
     ("report", "RUN"): BUCKET,
     ("report", "out"): BUCKET,
