@@ -28,6 +28,7 @@ FLAGS = {
     ("check", "workdir"): BUCKET,
     ("compare", "RUN"): BUCKET,
     ("compare", "out"): BUCKET,
+    ("doctor", "workdir"): BUCKET,
     ("embed", "out"): BUCKET,
     ("eval", "checkpoint"): BUCKET,
     ("eval", "data"): BUCKET,
@@ -37,7 +38,7 @@ FLAGS = {
     ("import", "SRC"): BUCKET,
     ("import", "DST"): BUCKET,
     ("init", "DST"): LOCAL,
-    ("init", "data"): LOCAL,
+    ("init", "data"): BUCKET,
     ("plan", "out"): BUCKET,
     ("report", "RUN"): BUCKET,
     ("report", "out"): BUCKET,
@@ -64,10 +65,11 @@ OTHERS = {
 }
 PLACES = ("SRC", "RUN", "DST")  # arguments without a flag, in this order
 NO_PATHS = {
-    "baseline", "broken", "changed", "compare", "compute", "coordinator_address", "decode", "dtype", "family", "format",
-    "image_key", "jobs", "label_key", "launch", "metric", "model", "nearest_pixels", "num_processes", "only", "parity",
-    "poll_seconds", "preset", "pretrained", "process_id", "records", "redo", "sbatch", "search", "seeds", "split",
-    "start_timeout", "state_dict", "step", "target", "text_key", "tokenizer", "topology", "tower", "vary", "watch",
+    "baseline", "broken", "changed", "check_timeout", "compare", "compute", "coordinator_address", "decode",
+    "dtype", "family", "format", "image_key", "jobs", "json", "label_key", "launch", "metric", "model",
+    "nearest_pixels", "num_processes", "only", "parity", "poll_seconds", "preset", "pretrained", "process_id",
+    "records", "redo", "sbatch", "search", "seeds", "split", "start_timeout", "state_dict", "step", "target",
+    "text_key", "tokenizer", "topology", "tower", "vary", "watch",
 }  # fmt: skip
 # Paths that nobody can read or write: another scheme, one that lost a slash, no bucket, folders that lead out.
 WRONG = ("hdfs://name/x", "az://name/x", "http://name/x", "gs:/name/x", "s3:/name/x", "gs://", "s3://name/../x")
