@@ -313,15 +313,21 @@ def test_a_full_disk_ends_tensorboard_alone(tmp_path, monkeypatch):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_wandb_without_a_login_writes_local_files_and_says_so_once(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("wandb")
+def test_wandb_without_a_login_or_a_network_writes_local_files_and_says_so_once(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    init = wandb.init
+
+    def without_login(**options):
+        if options.get("mode") != "offline":
+            raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", without_login)
     monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     start(logging_to("wandb"), tmp_path / "run", lines_at(1))
     lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == 1 and lines[0].startswith("warning: W&B: No API key configured"), lines
+    assert len(lines) == 1 and lines[0].startswith("warning: W&B: No API key configured. Use `wandb login`"), lines
+    assert f"{tmp_path}/run/wandb for wandb sync" in lines[0]
     assert wandb_history(tmp_path / "run") == lines_at(1)
 
 
