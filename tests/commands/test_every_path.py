@@ -150,8 +150,9 @@ FIELDS = {
     **{name: FOLDER for name in bucket_paths.FOLDERS},
 }
 NO_PATH_FIELDS = re.compile(
-    r"(^|\.)(name|split|comm|dtype|best_metric|wandb|mlflow|profile|suite|published_as|language|dataset|"
-    r"\w*(key|column|field|delimiter|members)|\w*prompt|text_table|version|task|fill\w*|caption\w*|image_text|label\w*|worst_as)$"
+    r"(^|\.)(name|split|comm|dtype|best_metric|cache_dir|wandb|mlflow|profile|suite|published_as|language|dataset|"
+    r"\w*(key|column|field|delimiter|members)|\w*prompt|text_table|version|task|fill\w*|caption\w*|image_text|label\w*|"
+    r"worst_as)$"
 )
 
 

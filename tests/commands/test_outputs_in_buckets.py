@@ -307,7 +307,7 @@ def test_a_sweep_in_a_bucket_is_trained_told_mended_and_extended(bucket, tmp_pat
     assert run("32", "64", "16") == 0
     assert "3 finished, 0 to train" in capfd.readouterr().out
     with pytest.raises(ConfigError, match="varies global_batch_size"):
-        sweep.run([f"--config={tmp_path / 'experiment.py'}"], ["seed=1,2"], f"{bucket}/sweeps/batch")
+        sweep.run([f"--config={tmp_path / 'experiment.py'}"], ["total_steps=1,2"], f"{bucket}/sweeps/batch")
 
 
 def test_a_flag_that_names_a_bucket_makes_no_folder_of_its_name(tmp_path, monkeypatch, data):
