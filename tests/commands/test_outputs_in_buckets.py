@@ -66,6 +66,7 @@ def upload(folder: Path, url: str) -> None:
             as_path(f"{url}/{path.relative_to(folder).as_posix()}").write_bytes(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", ["gs"], indirect=True)  # S3 has the lighter tests
 def test_a_run_is_exported_imported_and_evaluated_in_a_bucket(bucket, data, workdir, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "make_embed", fake_embed)
@@ -278,6 +279,7 @@ step = workdir / "checkpoints" / str(config["total_steps"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", ["gs"], indirect=True)
 def test_a_sweep_in_a_bucket_is_trained_told_mended_and_extended(bucket, tmp_path, monkeypatch, capfd):
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
@@ -307,7 +309,7 @@ def test_a_sweep_in_a_bucket_is_trained_told_mended_and_extended(bucket, tmp_pat
     assert run("32", "64", "16") == 0
     assert "3 finished, 0 to train" in capfd.readouterr().out
     with pytest.raises(ConfigError, match="varies global_batch_size"):
-        sweep.run([f"--config={tmp_path / 'experiment.py'}"], ["total_steps=1,2"], f"{bucket}/sweeps/batch")
+        sweep.run([f"--config={tmp_path / 'experiment.py'}"], ["accumulation_steps=1,2"], f"{bucket}/sweeps/batch")
 
 
 def test_a_flag_that_names_a_bucket_makes_no_folder_of_its_name(tmp_path, monkeypatch, data):

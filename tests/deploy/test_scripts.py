@@ -49,7 +49,7 @@ def stand_ins(folder: Path, **scripts: str) -> dict[str, str]:
     """The environment of a script, with these commands first on its PATH; each notes its arguments in NAME.log."""
     folder.mkdir()
     for name, script in scripts.items():
-        text = f"#!/usr/bin/env bash\nprintf '%q ' \"$@\" >> '{folder}/{name}.log'; echo >> '{folder}/{name}.log'\n"
+        text = f"#!/usr/bin/env bash\nprintf -v line '%q ' \"$@\"; echo \"$line\" >> '{folder}/{name}.log'\n"
         (folder / name).write_text(text + script + "\n")
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
