@@ -38,8 +38,12 @@ def check_paths(named: Sequence[tuple[str, str | os.PathLike[str] | None]]) -> N
 
 
 def check_config(config: Any) -> None:
-    """check_paths of all paths in an experiment or an evaluation."""
-    check_paths([(f"config.{name}", value) for name, value in _paths_in(config, "")])
+    """check_paths of all paths in an experiment or an evaluation; the cache must be on this machine."""
+    named = [(f"config.{name}", value) for name, value in _paths_in(config, "")]
+    check_paths(named)
+    for name, value in named:
+        if name.endswith(".cache_dir"):
+            refuse_remote(f"{name}=", value, "It keeps copies of what is read from buckets.")
 
 
 def _paths_in(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -52,8 +56,8 @@ def _paths_in(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
                 yield from _paths_in(item, f"{name}.{key}.") if dataclasses.is_dataclass(item) else ()
         else:
             declared = metadata(type(config), field.name).get("declaration")
-            # A dataset of TFDS may be a name; its folder is a path.
-            if (declared and declared.path) or name in FOLDERS or field.name in ("path", "data_dir"):
+            # A dataset of TFDS may be a name; the folders are paths.
+            if (declared and declared.path) or name in FOLDERS or field.name in ("path", "data_dir", "cache_dir"):
                 yield name, value
 
 

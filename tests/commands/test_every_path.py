@@ -147,6 +147,7 @@ FIELDS = {
     "path": DATA,
     "images": DATA,
     "data_dir": DATA,
+    "cache_dir": LOCAL,
     **{name: FOLDER for name in bucket_paths.FOLDERS},
 }
 NO_PATH_FIELDS = re.compile(
@@ -178,7 +179,7 @@ def test_every_text_of_a_configuration_is_a_path_in_the_table_or_none():
     undecided = set()
     for dotted, owner, name in all_text_fields():
         declared = metadata(owner, name).get("declaration")
-        if name in ("path", "data_dir"):  # TFDS declares neither: the first is a name there
+        if name in ("path", "data_dir", "cache_dir"):  # not declared, as a name may be meant, or by this machine alone
             assert name in FIELDS
         elif (kind := declared.path if declared else "") or dotted in bucket_paths.FOLDERS:
             assert FIELDS.get(dotted, FIELDS.get(name)) == (kind or FOLDER), dotted
@@ -208,6 +209,15 @@ def test_a_field_with_a_path_in_no_known_place_is_refused_by_name(field, value, 
     monkeypatch.setattr(__import__(__name__, fromlist=["x"]), "EXPERIMENT", experiment)
     shown = refused("train", ["train", "--config=x.py", "--workdir=out"], tmp_path, monkeypatch, capsys)
     assert f"config.{field}={value}: the scheme {value.split('name')[0]} is not supported" in shown
+
+
+def test_the_cache_of_data_is_on_this_machine():
+    config = default_config()
+    config.data.cache_dir = "gs://bucket/cache"
+    with pytest.raises(
+        StorageError, match="config.data.cache_dir=gs://bucket/cache is in a bucket; expected a path of"
+    ):
+        bucket_paths.check_config(from_config_dict(config))
 
 
 def test_a_configuration_without_buckets_is_as_it_was():
