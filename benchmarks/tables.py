@@ -221,7 +221,7 @@ def bucket_data(documents: dict[str, Any]) -> str:
         ]
         for row in document["rows"]
     ]
-    header = ["Data", "Read", "Seconds to open", "Images/s, epoch 1", "Epoch 2", "Requests per image", "Bytes per image"]
+    header = ["Data", "Read", "Seconds to open", "Images/s, epoch 1", "Epoch 2", "Requests an image", "Bytes an image"]
     return f"""\
 ## Data in a bucket
 
