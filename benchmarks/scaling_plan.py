@@ -2,6 +2,7 @@
 
     python -m benchmarks.scaling_plan                               # seconds; compiles nothing
     python -m benchmarks.scaling_plan --plans plan_a.json b.json    # also compares with plans of `clipjax plan --out`
+    python -m benchmarks.scaling_plan --compile                     # minutes; losses of two slices (needs libtpu)
 
 Writes benchmarks/results/scaling_plan.json. What is compiled and what is modelled:
 
@@ -27,8 +28,10 @@ from benchmarks.overview import table
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 128  # pairs a chip
+HOW = ("compiled", "modelled")
 BACKWARD = 2 / 3  # of the towers' time, beside which gradients are summed
 LOSSES = ("softmax", "sigmoid")
+SLICES = "v5e:2x2*2"  # whose losses compile in a minute or two each
 # Name: the compiled plan, the width of an embedding, the slice and how many of them for each number of chips.
 MODELS = {
     "SigLIP B/16": (
@@ -64,6 +67,7 @@ class Network(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", nargs="*", type=Path, default=[], help="JSON of clipjax plan --out to compare with")
+    parser.add_argument("--compile", action="store_true", help=f"compile losses for {SLICES} again (needs libtpu)")
     args = parser.parse_args()
     document = {"command": command("benchmarks.scaling_plan"), "machine": machine(), "rows_a_chip": ROWS}
     document["models"] = [scaled(name) for name in MODELS]
@@ -72,6 +76,8 @@ def main() -> None:
     committed = [(source, plan) for source, *_ in MODELS.values() for plan in read(RESULTS / f"{source}.json")]
     document["plans_compared"] = [compared_plan(*named) for named in committed + given]
     out = RESULTS / "scaling_plan.json"
+    kept = read(out).get("slices_compared", []) if out.exists() else []
+    document["slices_compared"] = compiled_slices() if args.compile else kept
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(efficiencies(document), checks(document), sep="\n\n")
 
@@ -149,7 +155,7 @@ def loss_seconds(net: Network, loss: str, comm: str, width: int, rows: int = ROW
     rates = RATES["tpu"]
     rates = rates._replace(flops=rates.flops * net.chip.peak / TPUS["v5e"].peak, bandwidth=net.links)
     if net.slices > 1:
-        rates = rates._replace(latency=FAR["latency"], far=net.chip.dcn, sharing=net.per_slice)
+        rates = rates._replace(latency=FAR["latency"], far=net.chip.dcn, sharing=net.chips / (net.slices - 1))
     meeting = meeting_of(net.chips, rows, width, loss, dtype)
     return seconds(COMMS[comm].work(meeting), meeting, rates)
 
@@ -186,6 +192,39 @@ def compared_losses() -> list[dict[str, Any]]:
     return found
 
 
+def crossing_bytes(net: Network, work: Any) -> float:
+    """What a chip receives from other slices, by the cost model."""
+    if net.slices == 1:
+        return 0.0
+    return work.received * (net.slices - 1) / net.chips if work.shared else work.received
+
+
+def compiled_slices() -> list[dict[str, Any]]:
+    """Compiles the softmax loss for two small slices: what crosses between them, and the modelled bytes."""
+    from benchmarks.loss_memory import WIDTH, compiled_loss
+    from clipjax.losses.comm import COMMS
+    from clipjax.planning.hlo import parse
+    from clipjax.planning.slices import transfers
+    from clipjax.planning.topology import open_topology
+
+    topology, net, found = open_topology(SLICES), network(SLICES), []
+    meeting = meeting_of(net.chips, ROWS, WIDTH, "softmax", "float32")
+    for comm in (comm for comm, row in COMMS.items() if row.work is not None):
+        compiled, _, _ = compiled_loss("softmax", comm, ROWS * net.chips, topology.devices)
+        moves = transfers(parse(compiled.as_text()), net.slices)
+        work = COMMS[comm].work(meeting)
+        found.append(
+            {
+                "comm": comm,
+                "compiled_bytes": sum(move.bytes_received * move.times for move in moves),
+                "modelled_bytes": crossing_bytes(net, work),
+                "compiled_exchanges": sum(move.times for move in moves),
+                "modelled_exchanges": work.collectives,
+            }
+        )
+    return found
+
+
 def compared_plan(name: str, plan: dict[str, Any], width: int = 768) -> dict[str, Any]:
     """A compiled plan's loss, and what its part of the collectives moves, with the modelled ones."""
     from clipjax.losses.comm import COMMS
@@ -196,7 +235,7 @@ def compared_plan(name: str, plan: dict[str, Any], width: int = 768) -> dict[str
     work = COMMS[comm].work(meeting)
     far = [c for c in plan["collectives"] if c["kind"].endswith("between slices")]
     moved = sum(c["bytes_received"] * c["times"] for c in far if c["part"] == "loss")
-    crossing = work.received / (net.per_slice if work.shared else 1) * (net.slices > 1)
+    crossing = crossing_bytes(net, work)
     gradient = 8 * plan["parameters"] * (net.slices - 1) / net.slices / net.per_slice
     return {
         "plan": name,
@@ -245,23 +284,32 @@ def cell(row: dict[str, Any]) -> str:
 
 
 def checks(document: dict[str, Any]) -> str:
-    """The page's tables of compiled figures beside modelled ones."""
+    """The page's tables of compiled figures beside modelled ones: losses of plans, and what crosses between slices."""
     plans = [
         [
             f"`{row['topology']}`", row["loss"], f"`{row['comm']}`", f"{row['batch']:,}",
             f"{row['compiled_loss_seconds'] * 1e3:.2f}", f"{row['modelled_loss_seconds'] * 1e3:.2f}",
-            *(
-                f"{row[f'{how}_bytes_between_slices'][part] / 1e6:,.2f}" if "*" in row["topology"] else "-"
-                for part in ("loss", "all") for how in ("compiled", "modelled")
-            ),
         ]
         for row in document["plans_compared"]
     ]  # fmt: skip
-    header = [
-        "Plan", "Loss", "`comm`", "Global batch", "Loss, ms: compiled", "modelled",
-        "Loss between slices, MB a chip: compiled", "modelled", "All between slices, MB a chip: compiled", "modelled",
-    ]  # fmt: skip
-    return table(header, plans)
+    between = [
+        [f"`{SLICES}`", f"`{row['comm']}`", "softmax alone"] + bytes_and_exchanges(row)
+        for row in document["slices_compared"]
+    ]
+    between += [
+        [f"`{row['topology']}`", f"`{row['comm']}`", f"{row['loss']}, whole step"]
+        + bytes_and_exchanges({f"{how}_bytes": row[f"{how}_bytes_between_slices"]["all"] for how in HOW})
+        for row in document["plans_compared"]
+        if "*" in row["topology"]
+    ]
+    header = ["Plan", "Loss", "`comm`", "Global batch", "Loss, ms: compiled", "modelled"]
+    crossing = ["Slices", "`comm`", "Program", "MB a chip: compiled", "modelled", "Exchanges: compiled", "modelled"]
+    return f"{table(header, plans)}\n\nBetween slices:\n\n{table(crossing, between)}"
+
+
+def bytes_and_exchanges(row: dict[str, Any]) -> list[str]:
+    counts = [f"{row[f'{how}_exchanges']:.0f}" if f"{how}_exchanges" in row else "-" for how in HOW]
+    return [f"{row[f'{how}_bytes'] / 1e6:,.2f}" for how in HOW] + counts
 
 
 if __name__ == "__main__":

@@ -4,21 +4,23 @@ library reads local files only."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clipjax import signals, storage
 from clipjax.config import map_paths
+from clipjax.config.fields import metadata
 from clipjax.files import making_folder
 
 T = TypeVar("T")
 FLAGS = ("workdir", "out", "checkpoint", "data")  # of any command, whose values are paths
-# Fields that name a run or a folder of embeddings; map_paths has the others.
+# Fields that name a run or a folder of embeddings; the others declare that they are paths.
 FOLDERS = ("init_from", "init_image_from", "init_text_from", "loss.teacher", "data.image_embeddings",
            "data.teacher_embeddings")  # fmt: skip
 BESIDE = 64 << 20
@@ -37,22 +39,28 @@ def check_paths(named: Sequence[tuple[str, str | os.PathLike[str] | None]]) -> N
 
 def check_config(config: Any) -> None:
     """check_paths of all paths in an experiment or an evaluation."""
-    named: list[tuple[str, str]] = []
-    map_paths(config, lambda name, value, _: named.append((name, value)) or value)
-    for field in FOLDERS:
-        value = config
-        for part in field.split("."):
-            value = getattr(value, part, None)
-        named.append((field, value))
-    check_paths([(f"config.{name}", value) for name, value in named])
+    check_paths([(f"config.{name}", value) for name, value in _paths_in(config, "")])
+
+
+def _paths_in(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _paths_in(value, f"{name}.")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from _paths_in(item, f"{name}.{key}.") if dataclasses.is_dataclass(item) else ()
+        else:
+            declared = metadata(type(config), field.name).get("declaration")
+            # A dataset of TFDS may be a name; its folder is a path.
+            if (declared and declared.path) or name in FOLDERS or field.name in ("path", "data_dir"):
+                yield name, value
 
 
 def refuse_remote(name: str, path: str, instead: str) -> None:
     """Raises StorageError for a path in a bucket where only a local one can be. instead: what to do, a sentence."""
     if path and storage.is_remote(path):
-        raise storage.StorageError(
-            f"{name}{path} is in a bucket, and must be a path of this machine. {instead}", "path"
-        )
+        raise storage.StorageError(f"{name}{path} is in a bucket; expected a path of this machine. {instead}", "path")
 
 
 def with_local_files(config: T) -> T:

@@ -24,8 +24,9 @@ from clipjax.commands import doctor_checks as checks
 from clipjax.commands import doctor_machine as machine
 from clipjax.commands import flags as cli
 from clipjax.commands.doctor_findings import ERROR, Doctor, Finding
-from clipjax.config import ConfigError, from_config_dict
+from clipjax.config import ConfigError
 from clipjax.files import printable
+from clipjax.storage import StorageError
 
 Check = Callable[[Doctor], list[Finding]]
 MEETING_SECONDS = 30.0  # that the processes wait for each other here, without --start_timeout
@@ -93,8 +94,8 @@ def main(argv: list[str]) -> None:
         if not 0 < (1.0 if values[name].value is None else values[name].value) < 1e6:
             cli.fail(f"--{name}={values[name].value:g} must be a number of seconds above 0.")
     try:
-        config = from_config_dict(values.config) if values.config else None
-    except ConfigError as error:
+        config = cli.experiment_of(values, fetch=False) if values.config else None
+    except (ConfigError, StorageError) as error:
         cli.fail(error)
     doctor = Doctor(
         config=config,

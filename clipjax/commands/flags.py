@@ -133,7 +133,7 @@ def _define_config(values: flags.FlagValues, argv: list[str], evaluation: bool =
         return argv
     _, equals, path = argv[place].partition("=")
     path = path if equals else argv[place + 1] if place + 1 < len(argv) else ""
-    if "://" in path:
+    if "://" in path or path.startswith(("gs:/", "s3:/")):
         raise ConfigError(f"--config={path}: an experiment is a Python file of this machine. Copy it here first.")
     try:
         config = load_config_file(path, evaluation=evaluation)

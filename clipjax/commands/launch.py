@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +15,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from clipjax import signals
 from clipjax.config import ConfigError
 from clipjax.files import split_lines
+from clipjax.machine.compilation_cache import cache_root
 from clipjax.processes import duration
 from clipjax.runs.lock import lock_owner
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import LOG, Cell, saved_step
+from clipjax.storage import AnyPath, is_remote, upload_file
 
 PROGRAM = (sys.executable, "-m", "clipjax")  # what runs a cell, whatever is on the PATH
 POLL_SECONDS = 0.2
@@ -36,7 +41,7 @@ class Task:
 
     cell: Cell
     number: int  # of the cell in the sweep, from 1
-    workdir: Path
+    workdir: AnyPath
     arguments: list[str]  # of clipjax train, without --workdir
     images: float  # that are left to train on
     total_steps: int
@@ -47,8 +52,32 @@ class Task:
     log_start: int = 0  # where this try's part of the log begins
 
     @property
-    def log(self) -> Path:
+    def log(self) -> AnyPath:
         return self.workdir / LOG
+
+    @property
+    def local_log(self) -> Path:
+        """Where the log is while the cell is trained: of a workdir in a bucket, a file in the user's cache."""
+        if not is_remote(self.workdir):
+            return self.log
+        name = hashlib.sha256(str(self.workdir).encode()).hexdigest()[:16]
+        return cache_root(os.environ) / "sweep_logs" / name / LOG
+
+    def open_log(self) -> BinaryIO:
+        """The local log, to append to; a bucket's log of earlier tries is fetched first."""
+        self.local_log.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(self.workdir) and not self.local_log.exists() and self.log.exists():
+            self.local_log.write_bytes(self.log.read_bytes())
+        return open(self.local_log, "ab")
+
+    def publish_log(self) -> None:
+        """Uploads the log of a workdir in a bucket, and removes it here."""
+        if is_remote(self.workdir):
+            try:
+                upload_file(self.local_log, self.log)
+                shutil.rmtree(self.local_log.parent, ignore_errors=True)
+            except OSError as error:
+                _say(f"{self.cell.path}: its log stays in {self.local_log}: {error}")
 
     @property
     def command(self) -> list[str]:
@@ -104,7 +133,7 @@ class Local:
     def _start(self, task: Task) -> None:
         task.workdir.mkdir(parents=True, exist_ok=True)
         command = [*PROGRAM, *task.command[1:], "--num_processes=1"]  # whatever job started the sweep
-        with open(task.log, "ab") as log:
+        with task.open_log() as log:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             log.write(f"# {stamp}: {shlex.join(task.command)}\n".encode())
             log.flush()
@@ -122,7 +151,7 @@ class Local:
         self.running.append(task)
         self.save()
         step = saved_step(task.workdir)
-        _say(f"{self._label(task)}: {f'goes on at step {step}' if step else 'starts'}; log {task.log}")
+        _say(f"{self._label(task)}: {f'goes on at step {step}' if step else 'starts'}; log {task.local_log}")
 
     def _end(self, task: Task) -> None:
         seconds, cell, code = time.monotonic() - task.started, task.cell, task.process.returncode
@@ -141,8 +170,9 @@ class Local:
             cell.status = "stopped"
             line = f"stopped by a signal of others, at step {step} of {task.total_steps}{self._outlook()}"
         else:
-            cell.status, cell.error = "failed", last_error(task.log, task.log_start, code)
+            cell.status, cell.error = "failed", last_error(task.local_log, task.log_start, code)
             line = f"FAILED after {duration(seconds)}: {cell.error}\n    log: {task.log}"
+        task.publish_log()
         self.save()
         _say(f"{self._label(task)}: {line}")
 
@@ -174,7 +204,9 @@ class Local:
     def _show_running(self) -> None:
         self.shown = time.monotonic()
         for task in self.running:
-            line = next((text for text in reversed(_tail(task.log, task.log_start)) if text.startswith("step ")), "")
+            line = next(
+                (text for text in reversed(_tail(task.local_log, task.log_start)) if text.startswith("step ")), ""
+            )
             if line != task.shown:
                 task.shown = line
                 _say(f"{self._label(task)}: {line or 'getting ready'}")
@@ -194,13 +226,14 @@ def submit(tasks: Sequence[Task], sbatch: str, save: Callable[[], None]) -> None
     """Submits one job for each cell. Raises ConfigError when sbatch refuses one; those before it stay submitted."""
     queued = _queued()
     for task in tasks:
+        log = task.log if not is_remote(task.workdir) else Path(f"{task.cell.path.replace('/', '_')}.log").absolute()
         if task.cell.job and task.cell.job in queued:
             _say(f"{task.cell.path}: still queued or running as job {task.cell.job}")
             continue
         task.workdir.mkdir(parents=True, exist_ok=True)
         # The command replaces the job's shell, so that the signal before the time limit reaches it, and it saves.
         script = "exec " + shlex.join([*PROGRAM, *task.command[1:]])
-        options = ["--parsable", f"--job-name={task.cell.path}", f"--output={task.log}", "--open-mode=append"]
+        options = ["--parsable", f"--job-name={task.cell.path}", f"--output={log}", "--open-mode=append"]
         command = ["sbatch", *options, "--signal=B:TERM@120", *shlex.split(sbatch), f"--wrap={script}"]
         try:
             process = subprocess.run(command, capture_output=True, text=True)

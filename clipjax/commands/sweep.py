@@ -9,7 +9,8 @@ Each cell is a run of clipjax train with a workdir of its own, such as
 sweeps/losses/loss=softmax,global_batch_size=64/seed0, and a log, train.log, in it. --seeds sets config.seed: cells of
 the same seed see the same data in the same order. All cells are checked before the first begins. A cell that fails is
 told, and the rest go on. The same command again skips what is finished, continues what was stopped and tries what
-failed again; with more values or seeds it extends the sweep. clipjax compare sweeps/losses shows the results.
+failed again; with more values or seeds it extends the sweep. clipjax compare sweeps/losses shows the results. The
+sweep's folder may be in a bucket; the log of a cell is uploaded when its process ends.
 
 In --vary, fields before "=" that are joined by commas change together, and their values are joined by colons; "-"
 leaves a field out. Brackets keep a tuple together, quotes a text with commas: --vary "data.augment.scale=(0.5,1),(1,1)"
@@ -47,6 +48,7 @@ from clipjax.runs.sweep import (
     trained_config,
     write_sweep,
 )
+from clipjax.storage import as_path
 
 LAUNCHES = ("local", "print", "slurm")
 
@@ -71,7 +73,7 @@ def run(
     require(jobs >= 1, f"--jobs={jobs} must be at least 1.")
     require(launch in LAUNCHES, f"--launch={launch} is unknown; expected {', '.join(LAUNCHES)}.")
     require(launch == "slurm" or not sbatch, "--sbatch has options of jobs; it goes with --launch=slurm.")
-    folder, (file, *overrides) = Path(workdir), arguments
+    folder, (file, *overrides) = as_path(workdir), arguments
     refuse_as_workdir(folder)
     require(
         not (folder / "checkpoints").exists(),

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clipjax.commands.bucket_paths import with_local_files
 from clipjax.commands.check import Errors
 from clipjax.commands.flags import read_config
 from clipjax.commands.preflight import Preflight
@@ -56,7 +57,7 @@ def main(request: str, result: str) -> None:
     found, seen = {}, set()
     for workdir, arguments in json.loads(Path(request).read_text()).items():
         errors = Errors()
-        config, _ = errors.caught(lambda arguments=arguments: read_config(arguments))
+        config, _ = errors.caught(lambda arguments=arguments: with_local_files(read_config(arguments)))
         if config is not None:
             start_from = Preflight(config, workdir)
             checks = start_from.before_data()

@@ -29,7 +29,8 @@ from jax.sharding import Mesh
 from clipjax import signals, storage
 from clipjax.commands import flags as cli
 from clipjax.commands.preflight import Preflight
-from clipjax.commands.train_lines import describe_end, describe_finished, describe_stop, last_results
+from clipjax.commands.train_end import conclude
+from clipjax.commands.train_lines import describe_finished, describe_stop, last_results
 from clipjax.config import ExperimentConfig, to_json_dict
 from clipjax.data.bad_records import DataError
 from clipjax.data.images.jpeg import choose_decoder
@@ -42,28 +43,27 @@ from clipjax.mesh import batch_sharding
 from clipjax.planning.flops import BatchFlops
 from clipjax.planning.peaks import peak_of_mesh
 from clipjax.processes import Largest, announce, gather_json, meet
-from clipjax.report.goodput import describe_goodput
 from clipjax.report.held_out import HeldOut
-from clipjax.report.summary import REPORT, SUMMARY, Recorder, lacks_report
+from clipjax.report.summary import Recorder, lacks_report
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.accounts import Accounts, process_started
 from clipjax.runs.advice import AdviceLog
-from clipjax.runs.bad_records_log import BadRecordsLog, add_causes, describe_bad_records
-from clipjax.runs.goodput import GoodputLog, read_goodput
+from clipjax.runs.bad_records_log import BadRecordsLog, add_causes
+from clipjax.runs.goodput import GoodputLog
 from clipjax.runs.integrity import set_aside_damaged
 from clipjax.runs.lock import run_lock
 from clipjax.runs.metrics_log import MetricsLog
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.resume import restore_or_create
 from clipjax.runs.run import refuse_as_workdir
-from clipjax.runs.sinks import Sinks, open_sinks
+from clipjax.runs.sinks import open_sinks
 from clipjax.runs.spool import Spool, spooled
 from clipjax.runs.watchdog import Watchdog
 from clipjax.runs.weights import load_teacher
 from clipjax.training.advisor import look_at_batch
 from clipjax.training.check import check
 from clipjax.training.cut import cut_batches
-from clipjax.training.loop import Finished, loop
+from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.profile import Profiler
 from clipjax.training.state import TrainState, eval_variables
@@ -92,7 +92,7 @@ def run(config: ExperimentConfig, workdir: str | Path, *, started: float | None 
     with (
         run_lock(workdir) as check_held,
         spooled(workdir, check_held) as spool,
-        Watchdog(config.log, spool.folder, accounts) as dog,
+        Watchdog(config.log, workdir, accounts) as dog,
     ):
         return locked_run(config, workdir, check_held, accounts, spool, dog)
 
@@ -164,9 +164,7 @@ def locked_run(
                     dog.waiting(stream),
                     evaluate=evaluate,
                     evaluated=record,
-                    save=goodput.during(
-                        "checkpoint", checked(functools.partial(save, config=kept.config, paths=kept.paths))
-                    ),
+                    save=goodput.during("checkpoint", checked(save)),
                     log=checked(log.write),
                     step_done=lambda step: (bad_log.write(step), goodput.step_done(step), dog.step_done(step)),
                     profiler=Profiler(config, spool.folder, start, lambda: accounts("other")),
@@ -191,45 +189,6 @@ def evaluate_before_training(
         log.write(0, results)
         record(eval_variables(state), 0)
     meet("the first step")
-
-
-def conclude(
-    config: ExperimentConfig,
-    workdir: Path,
-    done: Finished,
-    noted: signals.Noted,
-    sinks: Sinks,
-    recorder: Recorder,
-    goodput: GoodputLog,
-    spool: Spool,
-    check_held: Callable[[], None],
-) -> dict[str, float]:
-    """What follows the last saved step: a line about it or, where it is the run's last, its report and accounts."""
-    goodput.accounts.enter("other")
-    step = int(done.state.step)
-    if step < config.total_steps:
-        sinks.status = "killed"
-        name = signals.name_of(noted.number or signal.SIGTERM)  # which another process may have received
-        announce(f"{name}: saved step {step} in {workdir}; the same command continues from there.")
-        return {}
-    goodput.finished = True
-    spool.upload()
-    with signals.saying(describe_end(config, workdir), saved=True):
-        if number := max(gather_json(noted.number)):
-            announce(f"{signals.name_of(number)}: {describe_end(config, workdir)}")
-            return done.results
-        if done.data_state:
-            announce(describe_bad_records(workdir, all_causes(done.data_state)))
-        goodput.write()
-        spool.upload()
-        if config.log.figures:
-            check_held()
-            recorder.finish(eval_variables(done.state), step)
-            for name in (SUMMARY, REPORT):
-                sinks.file(workdir / name)
-        goodput.close()
-        announce(describe_goodput(read_goodput(spool.folder)) if jax.process_index() == 0 else "")
-    return done.results
 
 
 def look_before(config: ExperimentConfig, workdir: Path) -> tuple[Preflight, bool]:
@@ -273,11 +232,6 @@ def checking(check_held: Callable[[], None], write: Callable[..., None]) -> Call
             raise
 
     return call
-
-
-def all_causes(data_state: dict[str, Any]) -> dict[str, int]:
-    """{cause: records replaced} over all processes; they call it together."""
-    return add_causes(gather_json(data_state["bad"]))
 
 
 def host_metrics(batches: Any, goodput: GoodputLog, step: int, data_state: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,10 @@ from clipjax.training.state import RAW
 
 def describe_stop(workdir: str | Path, when: str) -> str:
     """What the line says about a run that a signal ends without saving."""
-    step = saved_step(workdir)
+    try:
+        step = saved_step(workdir)
+    except OSError:  # the bucket does not answer
+        return f"stopped {when}; the same command continues from the last checkpoint in {workdir}."
     return f"stopped {when}; {workdir} " + (
         f"has step {step}, and the same command continues from there."
         if step

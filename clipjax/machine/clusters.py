@@ -47,7 +47,7 @@ def _torch(host: Host) -> Claim | None:
     count, index, name = host.number("WORLD_SIZE"), host.number("RANK"), host.get("MASTER_ADDR")
     if count is None:  # RANK and MASTER_ADDR alone are often left over
         return None
-    port = host.number("MASTER_PORT")
+    port = host.number("MASTER_PORT") or None
     address = ""
     if name and port:
         # torchrun itself listens at MASTER_PORT.
@@ -181,7 +181,7 @@ SLURM_READS = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NODE
 TORCH_READS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 K8S_READS = ("JOB_COMPLETION_INDEX", *K8S_COUNT, "JOBSET_NAME", "REPLICATED_JOB_NAME", "JOB_INDEX", "PROCESSES_IN_JOB")
 OMPI_READS = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE"))
-JOINED = "joined:0"  # instead of an address: there is nothing left to do
+JOINED = "joined"  # instead of an address: there is nothing left to do
 ALL = (
     "JAX's variables",
     "Kubeflow",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from clipjax.config import require
-from clipjax.machine.clusters import CLUSTERS
+from clipjax.machine.clusters import CLUSTERS, JOINED
 from clipjax.machine.host import Claim, Cluster, Host, StartError, join_address, split_address
 
 BY_HAND = "the command line"
@@ -37,7 +37,8 @@ class Placement:
         if self.count == 1:
             return "one process" + (f", as {self.system} says" if self.system else "; no system says otherwise")
         by = f"by {self.system}" + (f" ({self.read})" if self.read else "")
-        return f"process {self.index} of {self.count}, found {by}; process 0 is at {self.coordinator}"
+        where = "all have joined" if self.coordinator == JOINED else f"process 0 is at {self.coordinator}"
+        return f"process {self.index} of {self.count}, found {by}; {where}"
 
 
 def find_placement(
@@ -109,6 +110,8 @@ def _from_environment(host: Host, address: str | None) -> Placement:
             raise StartError(_half_set(*min(half, key=lambda pair: pair[1].missing.count(",")), host))
         return Placement(notes=notes)
     cluster, claim = several[0]
+    if claim.address == JOINED:
+        return Placement(cluster.name, claim.count, claim.index, JOINED)
     for other, others in claims:
         if other.name not in cluster.inside and _contradicts(claim, others):
             raise StartError(
@@ -122,6 +125,8 @@ def _from_environment(host: Host, address: str | None) -> Placement:
     coordinator = given or claim.address
     if not coordinator:
         raise StartError(_half_set(cluster, claim, host))
+    if not 0 < (split_address(coordinator)[1] or 0) < 65536:
+        raise StartError(f"{coordinator} has no port between 1 and 65535 ({cluster.name}: {_read(cluster, host)}).")
     devices, note = share_of_gpus(host, claim.local)
     notes = tuple(filter(None, (note,)))
     return Placement(cluster.name, claim.count, claim.index, coordinator, devices, _read(cluster, host), notes)

@@ -84,7 +84,7 @@ def find_process_0(
             if _meet(address, {**facts, "process": index, "of": count}, max(left, PAUSE), seconds):
                 return
             reason = OTHER
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             reason = _reason(address, error)
         if time.monotonic() > tell_at and not told:
             told = True
@@ -100,7 +100,7 @@ def wait_for_service(address: str, seconds: float = 30.0) -> None:
     """Returns when something listens at the address, or after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(_pair(address), timeout=TRY_SECONDS):
+        with contextlib.suppress(OSError, UnicodeError), socket.create_connection(_pair(address), TRY_SECONDS):
             return
         time.sleep(0.05)
 
@@ -273,9 +273,9 @@ def _pair(address: str) -> tuple[str, int]:
     return host, port or 0
 
 
-def _reason(address: str, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"the name {split_address(address)[0]} is not known here ({error.strerror or error})"
+def _reason(address: str, error: OSError | UnicodeError) -> str:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return f"the name {split_address(address)[0]} is not known here ({getattr(error, 'strerror', None) or error})"
     if isinstance(error, TimeoutError):
         return SILENT
     if isinstance(error, ConnectionRefusedError):

@@ -25,23 +25,22 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from clipjax.config import CheckpointConfig, ExperimentConfig, differences, from_json_dict, to_json_dict
-from clipjax.mesh import named_leaves
+from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
 from clipjax.processes import gather_json
 from clipjax.runs.best import options_of_best
 from clipjax.runs.fingerprint import completed
-from clipjax.runs.integrity import CheckpointError, readable, write_step_checksums
+from clipjax.runs.integrity import CheckpointError, clear_errors, readable, write_step_checksums
 from clipjax.runs.lock import RunLockError
 from clipjax.runs.orbax_buckets import bucket_options
 from clipjax.runs.own_files import as_given, located
-from clipjax.runs.steps import checkpoints_of, remove_unfinished, whole_steps
+from clipjax.runs.shapes import check_shapes
+from clipjax.runs.steps import checkpoints_of, remove_unfinished
 from clipjax.training.lora import merged
 from clipjax.training.state import TrainState, abstract_state
 
 OPTIONAL_ITEMS = ("ema_params", "batch_stats", "ema_batch_stats")
 WEIGHTS = ("params", *OPTIONAL_ITEMS)  # everything except the training state
 FORMAT = "clipjax-checkpoint/1"
-SHOWN = 20  # differing parameters named in an error
 
 
 class Meta(NamedTuple):
@@ -138,20 +137,6 @@ def save(
         manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
 
-@contextlib.contextmanager
-def clear_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Wraps code that waits for a save: raises CheckpointError if the checkpoint could not be written."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        whole = whole_steps(manager.directory)
-        raise CheckpointError(
-            f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
-            f"Earlier checkpoints are intact ({', '.join(map(str, whole)) or 'there is none'}). Make room, or "
-            "fix the cause, and run the command again: it continues from the last of them."
-        ) from error
-
-
 def save_weights(
     workdir: str | Path, variables: dict, *, config: ExperimentConfig, fingerprint: dict, own_tokenizer: bool = False
 ) -> None:
@@ -237,28 +222,10 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     return Meta(opened, completed(meta["fingerprint"], config), meta.get("data_states", []), as_given(config, paths))
 
 
-def check_shapes(stored: Any, expected: Any, *, where: str, cure: str = "") -> None:
-    """Raises CheckpointError naming the arrays whose shapes differ between two trees; leaves need only a shape."""
-    lines = [
-        f"  {name}: checkpoint {old or 'nothing'}, configuration {new or 'nothing'}"
-        for name, (old, new) in differences(_shapes(stored), _shapes(expected)).items()
-    ]
-    if lines:
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        cures = [cure] if cure else []
-        raise CheckpointError("\n".join([f"{where}:", *lines[:SHOWN], *more, *cures]))
-
-
 def handler_registry() -> ocp.CheckpointHandlerRegistry:
     """The handler of each item. Naming them lets a tree's shapes be read before any of its arrays."""
     trees = {name: ocp.StandardCheckpointHandler() for name in (*WEIGHTS, "train")}
     return ocp.handlers.create_default_handler_registry(**trees, meta=ocp.JsonCheckpointHandler())
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's reason, which TensorStore reports after a line of paths."""
-    text = " ".join(str(error).split())
-    return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 
 
 def _optional_items(state: TrainState) -> dict[str, Any]:
@@ -300,8 +267,3 @@ def _check_items(manager: ocp.CheckpointManager, step: int, targets: dict[str, A
             where=f"Checkpoint {manager.directory}/{step} does not fit the configuration in '{item}'",
             cure="Use the configuration it was trained with, or a new --workdir.",
         )
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-    """Path -> shape, as text: () is a shape too."""
-    return {name: str(tuple(leaf.shape)) for name, leaf in named_leaves(tree).items() if hasattr(leaf, "shape")}

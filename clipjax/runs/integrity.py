@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -19,10 +20,18 @@ from clipjax.files import write_text
 from clipjax.json_files import read_json
 from clipjax.processes import gather_json
 from clipjax.runs.orbax_buckets import MARKER
-from clipjax.runs.steps import CHECKSUMS as FILE
-from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, unfinished, whole_steps
+from clipjax.runs.steps import (
+    CURE,
+    ORBAX_METADATA,
+    absolute,
+    all_but_marked,
+    checkpoints_of,
+    unfinished,
+    whole_steps,
+)
 from clipjax.runs.stored_files import Stored, digest, move_folder, stored_files
 
+FILE = "checksums.json"
 DAMAGED = "damaged_checkpoints"
 MAX_LIST = 1 << 28  # bytes of the list of checksums
 THREADS = 4  # hashlib releases the interpreter's lock
@@ -47,6 +56,20 @@ def readable(checkpoint: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def clear_errors(manager: Any) -> Iterator[None]:
+    """Wraps code that waits for a save: raises CheckpointError if the checkpoint could not be written."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        whole = whole_steps(manager.directory)
+        raise CheckpointError(
+            f"A checkpoint could not be written to {manager.directory}: {_reason(error)}\n"
+            f"Earlier checkpoints are intact ({', '.join(map(str, whole)) or 'there is none'}). Make room, or "
+            "fix the cause, and run the command again: it continues from the last of them."
+        ) from error
+
+
 def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]]:
     """(the newest intact checkpoint's step, what is wrong with each newer one); None without checkpoints.
 
@@ -66,6 +89,8 @@ def newest_intact(workdir: str | Path) -> tuple[int | None, dict[int, list[str]]
             f"No checkpoint in {directory} is intact; nothing was changed:\n{_report(damaged)}\n"
             "Put back a copy of one of them, or use a new --workdir."
         )
+    if unmarked := gather_json(sorted(map(str, all_but_marked(directory))))[0]:
+        raise CheckpointError(f"No checkpoint in {directory} is whole: {unmarked[-1]} has no {MARKER}. {CURE}")
     return None, {}
 
 
@@ -205,6 +230,12 @@ def _compare(path: Any, expected: dict, found: Stored | OSError | None) -> str:
     except OSError as error:
         return f"{path}: {error.strerror or error}"
     return "" if same else f"{path}: its {kind.upper().replace('SHA', 'SHA-')} is not the one that was written"
+
+
+def _reason(error: BaseException) -> str:
+    """The system's reason, which TensorStore reports after a line of paths; or a server's, before all its settings."""
+    text = re.sub(r" \[tensorstore_spec='.*?'\]", "", " ".join(str(error).split()))
+    return text.partition(" [os_error_code")[0].rpartition(": ")[2] if "[os_error_code" in text else text[:300]
 
 
 def _row_of_itself(others: dict) -> dict:

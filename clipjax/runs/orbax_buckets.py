@@ -34,6 +34,7 @@ def bucket_options(directory: PurePath, *, cleanup: bool) -> dict[str, Any]:
     if not storage.is_remote(directory):
         return {"cleanup_tmp_directories": cleanup}
     _tolerate_missing_permission()
+    _follow_emulator()
     if str(directory).startswith(S3):
         teach_s3()
     # Orbax would remove every folder without a marker, also a checkpoint that was copied there without it.
@@ -109,6 +110,13 @@ def _tolerate_missing_permission() -> None:
         return scheme == "gs" and of_bucket(f"gs://{rest.partition('/')[0]}/")
 
     gcs_utils.is_hierarchical_namespace_enabled = answer
+
+
+def _follow_emulator() -> None:
+    """An emulator of Google Cloud Storage that gcsfs is told of is TensorStore's, too, which has its own variable."""
+    host = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
+    if host and host not in ("default", "https://storage.googleapis.com"):
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host if "://" in host else f"http://{host}")
 
 
 def _changed(what: str) -> storage.StorageError:

@@ -113,9 +113,13 @@ def _here(workdir: Any, place: str) -> Path:
     run = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
     root, folder = cache_root(os.environ) / "own_files" / run, "/".join(place.split("/")[:2])
     if not (root / folder).exists() and (files := [*stored_files(workdir / folder)]):
-        with making_folder(root / folder) as temporary:
-            for name in files:
-                (temporary / name).write_bytes((workdir / folder / name).read_bytes())
+        try:
+            with making_folder(root / folder) as temporary:
+                for name in files:
+                    (temporary / name).write_bytes((workdir / folder / name).read_bytes())
+        except OSError:
+            if not (root / folder).exists():  # else another process of this machine was faster
+                raise
     return root / place
 
 

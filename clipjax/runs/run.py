@@ -17,7 +17,7 @@ from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.bad_records_log import add_causes
 from clipjax.runs.best import best_of
 from clipjax.runs.integrity import CheckpointError, checksum_of_items, damage_of
-from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, is_whole
+from clipjax.runs.steps import ORBAX_METADATA, absolute, checkpoints_of, is_whole, unfinished
 from clipjax.training.state import TrainState
 
 PUBLISHED = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack")  # how files of weights are called
@@ -158,7 +158,9 @@ def _choose(manager: ocp.CheckpointManager, directory: Path, step: str) -> int:
     elif step.isdecimal():
         chosen = int(step)
     if not steps:
-        raise CheckpointError(f"{directory} is empty: the run has saved no checkpoint.")
+        more = [folder.name for folder in unfinished(directory)]
+        begun = f" It has begun {', '.join(sorted(more))}, which is not finished." if more else ""
+        raise CheckpointError(f"{directory} is empty: the run has saved no checkpoint.{begun}")
     if chosen not in steps:
         raise CheckpointError(
             f"{directory} has no checkpoint '{step}'; it has the steps {steps}. "

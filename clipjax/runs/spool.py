@@ -37,8 +37,9 @@ SINKS = "sinks"  # the folder with the ids that other loggers gave the run
 class Spool:
     """Where a run writes its files that grow: `folder`. In a run that is not in a bucket, that is its workdir."""
 
-    def __init__(self, workdir: str | PurePath):
-        """Fetches the bucket's files; all processes make one, each its own."""
+    def __init__(self, workdir: str | PurePath, check_held: Callable[[], None] = lambda: None):
+        """Fetches the bucket's files; all processes make one, each its own. check_held: see spooled."""
+        self._check_held = check_held
         self.workdir = storage.as_path(workdir)
         self.remote = storage.is_remote(self.workdir)
         self.folder = self.workdir
@@ -52,9 +53,13 @@ class Spool:
             self._fetch()
 
     def upload(self) -> None:
-        """Uploads this process's files that have changed since. Raises OSError as storage does."""
+        """Uploads this process's files that have changed since, if the workdir is still this run's.
+
+        Raises OSError as storage does, and RunLockError as check_held does.
+        """
         if not self.remote:
             return
+        self._check_held()
         with self._lock:
             for name in sorted(self._files() - self._others):
                 path = self.folder / name
@@ -120,7 +125,7 @@ def spooled(workdir: str | PurePath, check_held: Callable[[], None]) -> Iterator
 
     check_held: raises RunLockError where the workdir is no longer this run's; then nothing is uploaded.
     """
-    spool = Spool(workdir)
+    spool = Spool(workdir, check_held)
     with signals.tidying(lambda name: _try(spool, check_held)):
         try:
             yield spool

@@ -13,9 +13,9 @@ from clipjax.json_files import read_json_object
 from clipjax.runs.orbax_buckets import MARKER
 
 FOLDER = "checkpoints"
-CHECKSUMS = "checksums.json"
 ORBAX_METADATA = "_CHECKPOINT_METADATA"
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of unfinished checkpoints in a folder
+CURE = f"If it is whole, write an empty object {MARKER} into it."
 THREADS = 8  # requests at a time
 
 
@@ -47,19 +47,26 @@ def unfinished(directory: PurePath) -> list[Any]:
     return list(storage.as_path(directory).glob(f"*{TEMPORARY}*"))
 
 
-def remove_unfinished(directory: PurePath) -> None:
-    """Removes what a killed run has left of checkpoints in a bucket. Orbax does this in a folder.
+def all_but_marked(directory: PurePath) -> list[Any]:
+    """The folders in a bucket that lack nothing but their marker, as Orbax's own file in them says.
 
-    Folders without a marker that hold a complete checkpoint, as one that was copied without it, are left alone with a
-    warning; the process that holds the run's lock calls this.
+    Their run was cut short in that moment, or they were copied without the marker. They are not used, nor removed.
     """
-    for folder in unfinished(directory) if storage.is_remote(directory) else ():
-        stamps = read_json_object(folder / ORBAX_METADATA)
-        if stamps.get("commit_timestamp_nsecs") or (folder / CHECKSUMS).exists():
-            logging.warning(
-                "%s has no %s: it was cut short in its last moment, or copied without that file. It is not used. If it "
-                "is whole, write an empty %s into it.", folder, MARKER, MARKER
-            )  # fmt: skip
+    folders = unfinished(directory) if storage.is_remote(directory) else []
+    return [folder for folder in folders if read_json_object(folder / ORBAX_METADATA).get("commit_timestamp_nsecs")]
+
+
+def remove_unfinished(directory: PurePath) -> None:
+    """Removes what a killed run has left of checkpoints in a bucket; Orbax does this in a folder.
+
+    The process that holds the run's lock calls this.
+    """
+    if not storage.is_remote(directory):
+        return
+    kept = all_but_marked(directory)
+    for folder in unfinished(directory):
+        if folder in kept:
+            logging.warning("%s has no %s and is not used. %s", folder, MARKER, CURE)
         else:
             logging.info("%s was not finished: removed", folder)
             folder.rmtree(missing_ok=True)

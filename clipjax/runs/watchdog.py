@@ -31,6 +31,7 @@ from clipjax.config import LogConfig
 from clipjax.files import printable, write_text
 from clipjax.processes import duration
 from clipjax.runs.accounts import Accounts
+from clipjax.storage import as_path
 
 FOLDER = "stalls"
 POLL_SECONDS = 1.0
@@ -69,7 +70,7 @@ class Watchdog:
         say: Callable[[str], None] | None = None,
         leave: Callable[[str], None] | None = None,
     ):
-        self.log, self.workdir, self.accounts, self.clock = log, Path(workdir), accounts, clock
+        self.log, self.workdir, self.accounts, self.clock = log, as_path(workdir), accounts, clock
         self.say, self.leave = say or _print, leave or _leave
         self.durations: collections.deque[float] = collections.deque(maxlen=STEPS)
         self.step = 0  # the last one that was made

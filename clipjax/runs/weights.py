@@ -15,10 +15,10 @@ from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
 from clipjax.optim.layers import TOWERS
 from clipjax.processes import announce
-from clipjax.runs.checkpoint import check_shapes
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.runs.integrity import CheckpointError
 from clipjax.runs.run import Run, open_run
+from clipjax.runs.shapes import check_shapes
 from clipjax.training.init_from import (
     Given,
     initial_state,

@@ -22,5 +22,6 @@ exec xpk workload create \
     --config=experiments/siglip_b16.py \
     --workdir=gs://$BUCKET/runs/${RUN:-siglip-b16} \
     --config.data.train.path=gs://$BUCKET/shards \
-    --config.tokenizer.path=gs://$BUCKET/tokenizer.model" \
+    --config.tokenizer.path=gs://$BUCKET/tokenizer.model \
+    --start_timeout=1800" \
   "$@"

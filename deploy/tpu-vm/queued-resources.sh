@@ -56,7 +56,8 @@ TRAIN="cd clipjax && . .venv/bin/activate && sh deploy/docker/preemptible clipja
   --config.tokenizer.path=/mnt/data/tokenizer.model"
 
 do_it() {
-  if [ -n "$DRY_RUN" ]; then printf '%q ' "$@" && echo; else "$@"; fi
+  local line
+  if [ -n "$DRY_RUN" ]; then printf -v line '%q ' "$@" && echo "$line"; else "$@"; fi
 }
 
 nodes() {

@@ -40,6 +40,11 @@ def test_modelled_losses_are_near_the_compiled_ones():
     assert len(ratios) == 48 and 0.9 < statistics.median(ratios) < 1.15 and min(ratios) > 0.8 and max(ratios) < 1.6
 
 
+def test_modelled_bytes_between_slices_are_near_those_of_the_compiled_programs():
+    ratios = {row["comm"]: row["modelled_bytes"] / row["compiled_bytes"] for row in DOCUMENT["slices_compared"]}
+    assert set(ratios) == {"all_gather", "chunked", "ring"} and all(0.9 < ratio < 1.6 for ratio in ratios.values())
+
+
 def test_slices_exchange_a_chips_part_of_a_gather_and_of_the_gradients():
     net = scaling_plan.network("v5e:16x16*2")
     assert (net.chips, net.per_slice, net.slices) == (512, 256, 2)

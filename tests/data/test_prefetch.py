@@ -87,3 +87,28 @@ def test_close_ends_the_thread_also_when_the_queue_is_full(sharding, taken):
     assert len(list(itertools.islice(stream, taken))) == taken
     stream.close()
     assert until(lambda: not prefetch_threads())
+
+
+def test_only_idle_devices_wait_for_a_batch(sharding):
+    made = threading.Event()
+    asked = []
+
+    def late():
+        for batch in numbered(2):
+            made.wait()
+            yield batch
+
+    def busy():
+        asked.append(len(asked))
+        if len(asked) == 5:
+            made.set()
+        return True
+
+    stream = prefetch_to_mesh(late(), sharding, 1, busy)
+    assert next(stream)[2] == 0.0 and len(asked) >= 5  # as long as the devices compute, the wait costs nothing
+    stream.close()
+    made.clear()
+    stream = prefetch_to_mesh(late(), sharding, 1, lambda: False)
+    threading.Timer(0.05, made.set).start()
+    assert next(stream)[2] > 0.0
+    stream.close()

@@ -13,14 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import pytest
 
-from clipjax.data.records import (
-    ManifestError,
-    RecordError,
-    decode_record,
-    encode_record,
-    read_manifest,
-    write_records,
-)
+from clipjax.data.records import ManifestError, RecordError, decode_record, encode_record, read_manifest
+from clipjax.data.write import write_records
 from tests.data.samples import ROOT, encoded, open_folder, picture, record, run_script, write_folder
 
 GOOD = {"image": b"x", "texts": ["a dog"], "key": "k"}
@@ -109,7 +103,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 def test_a_writer_that_is_killed_leaves_no_folder_and_the_next_run_makes_it(tmp_path):
     script = tmp_path / "write.py"
     script.write_text(
-        "import os, sys; from clipjax.data.records import *; from tests.data.samples import record\n"
+        "import os, sys; from clipjax.data.write import write_records; from tests.data.samples import record\n"
         "def records():\n    for i in range(40):\n        yield record(i % 3)\n    os.kill(os.getpid(), 9)\n"
         "write_records(sys.argv[1], {'train': records()}, name='x', records_per_shard=10, source={})"
     )

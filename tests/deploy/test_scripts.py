@@ -49,7 +49,7 @@ def stand_ins(folder: Path, **scripts: str) -> dict[str, str]:
     """The environment of a script, with these commands first on its PATH; each notes its arguments in NAME.log."""
     folder.mkdir()
     for name, script in scripts.items():
-        text = f"#!/usr/bin/env bash\nprintf '%q ' \"$@\" >> '{folder}/{name}.log'; echo >> '{folder}/{name}.log'\n"
+        text = f"#!/usr/bin/env bash\nprintf -v line '%q ' \"$@\"; echo \"$line\" >> '{folder}/{name}.log'\n"
         (folder / name).write_text(text + script + "\n")
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
@@ -184,10 +184,9 @@ SLURM = sorted((DEPLOY / "slurm").glob("*.sbatch"))
 
 
 @pytest.mark.parametrize("path", SLURM, ids=lambda path: path.name)
-def test_slurm_starts_one_process_a_node_that_sees_all_gpus(tmp_path, path):
-    result, folder = run_slurm(tmp_path, path, 'echo "$JAX_LOCAL_DEVICE_IDS" > "$HOME/devices"; exit 4').run()
+def test_slurm_starts_one_process_a_node_and_returns_its_exit_code(tmp_path, path):
+    result, folder = run_slurm(tmp_path, path, "exit 4").run()
     assert result == 4
-    assert (folder / "devices").read_text() == "0,1,2,3,4,5,6,7\n"
     assert calls(folder, "scontrol") == []
     [arguments] = calls(folder, "srun")
     assert arguments[arguments.index("clipjax") + 1] == "train" and arguments[0] == "--kill-on-bad-exit=1"
@@ -222,7 +221,7 @@ class run_slurm:  # noqa: N801
         self.environ = stand_ins(self.folder, srun=srun, scontrol="")
         (self.folder / "bin").mkdir()
         (self.folder / "bin" / "activate").write_text("")
-        self.environ |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7", "VENV": str(self.folder), "IMAGE": "image"}
+        self.environ |= {"SLURM_JOB_ID": "7", "VENV": str(self.folder), "IMAGE": "image"}
         self.environ |= {"WORKDIR": "gs://my-bucket/run", "DATA": "/data", "TOKENIZER": "/tokenizer.model"}
 
     def run(self, number: int = 0) -> tuple[int, Path]:

@@ -11,6 +11,8 @@ import pytest
 
 from clipjax.commands import train
 from clipjax.config import from_config_dict
+from clipjax.runs.goodput import read_goodput
+from clipjax.runs.metrics_log import read_metrics
 from tests import runs
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -86,7 +88,7 @@ def test_two_processes_cut_every_batch_alike_and_give_the_losses_of_one(folder, 
         port = free.getsockname()[1]
     processes = [
         start(folder, workdir, f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}",
-              devices=4)
+              "--config.log.profile=4:5", "--config.log.profile_hosts=all", devices=4)
         for i in range(2)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=500)[0] for process in processes]
@@ -96,3 +98,13 @@ def test_two_processes_cut_every_batch_alike_and_give_the_losses_of_one(folder, 
         list(runs.losses(workdir).values()), list(runs.losses(uninterrupted).values()), rtol=1e-5
     )
     assert lengths(workdir) == lengths(uninterrupted)
+    (of_both,) = workdir.glob("profile/plugins/profile/*")
+    assert {path.name.partition("_process_")[2] for path in of_both.glob("*.pb")} == {"0.xplane.pb", "1.xplane.pb"}
+    found = read_goodput(workdir)
+    assert found.seconds["compile"] > 0 and found.step == 12 and found.memory["host"] > 0
+
+
+def test_shorter_texts_count_fewer_flops(uninterrupted):
+    lines = [line for line in read_metrics(uninterrupted) if "text_length" in line]
+    flops = {line["text_length"]: line["model_flops_per_second"] * line["seconds_per_step"] for line in lines}
+    assert flops[min(flops)] < flops[max(flops)]

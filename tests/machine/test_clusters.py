@@ -120,6 +120,9 @@ def test_where_no_system_speaks_of_several_processes_there_is_one(environ):
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID are missing"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is missing"),
         (HYDRA, "JAX_COORDINATOR_ADDRESS is missing. MPI does not tell where process 0 is"),
+        (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT is missing"),
+        (TORCHRUN | {"MASTER_PORT": "65535"}, "node007:65536 has no port between 1 and 65535"),
+        (SRUN | {"JAX_COORDINATOR_PORT": "99999"}, "node007:99999 has no port"),
         (SRUN | {"WORLD_SIZE": "8"}, "According to Slurm, .* according to PyTorch's variables, it is not"),
         (SRUN | {"JAX_NUM_PROCESSES": "2"}, "according to JAX's variables, it is not"),
         (SRUN | SKY, "according to SkyPilot, it is not"),
@@ -227,7 +230,7 @@ def test_multislice_variables_of_before_a_preemption_are_told_by_the_vms_metadat
 
 
 def test_what_has_joined_already_stays_as_it_is():
-    found = place(SRUN, joined=lambda: (8, 5))
+    found = place(SRUN | {"JAX_COORDINATOR_ADDRESS": "a:1"}, joined=lambda: (8, 5))
     assert (found.count, found.index, found.coordinator) == (8, 5, JOINED)
 
 

@@ -72,6 +72,9 @@ def test_a_name_that_is_not_known_is_told_as_such(monkeypatch):
     monkeypatch.setattr(rendezvous.socket, "create_connection", unknown)
     with pytest.raises(StartError, match="the name node7 is not known here"):
         find_process_0("node7:8482", 2, 1, {}, 0.1)
+    monkeypatch.undo()
+    with pytest.raises(StartError, match=r"the name a\.\.b is not known here"):
+        find_process_0("a..b:8482", 2, 1, {}, 0.1)
 
 
 def test_a_port_that_a_firewall_drops_is_told_with_the_port_of_cloud_tpu(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from clipjax.config import ConfigError, LogConfig
 from clipjax.runs.metrics_log import MetricsLog, read_metrics
 from clipjax.runs.sinks import SINKS, GivesUp, Row, check_sinks, open_sinks
-from clipjax.runs.sinks.delivery import Delivery
+from clipjax.runs.sinks.delivery import LAST_SECONDS, Delivery
 from tests.tiny import tiny_config
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
@@ -23,7 +23,9 @@ AT_ONCE = (0.0, 0.0)
 
 @pytest.fixture(autouse=True)
 def local(monkeypatch, tmp_path):
-    """Neither W&B nor MLflow knows a server."""
+    """Neither W&B nor MLflow knows a server, and both have time."""
+    for status in LAST_SECONDS:
+        monkeypatch.setitem(LAST_SECONDS, status, 300.0)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     for name in ("WANDB_DIR", "WANDB_NAME", "MLFLOW_RUN_NAME"):
@@ -239,9 +241,6 @@ class Fake:
 
     file = picture
 
-    def flush(self):
-        pass
-
     def close(self, status):
         self.ends.append(status)
 
@@ -293,14 +292,6 @@ def test_a_picture_that_fails_is_left_out_and_told_of_once():
     assert [step for step, _ in sink.got] == [1, 2, 3] and told == ["Fake: a picture was left out: no space"]
 
 
-def test_events_are_in_the_file_after_a_flush(tmp_path):
-    with open_sinks(logging_to("tensorboard"), tmp_path, resume_step=0, folder=tmp_path / "spool") as sinks:
-        sinks.write(7, {"loss": 0.5})
-        sinks.flush()
-        (file,) = (tmp_path / "spool" / "tensorboard").iterdir()
-        assert b"loss" in file.read_bytes()
-
-
 def test_a_full_disk_ends_tensorboard_alone(tmp_path, monkeypatch):
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -322,15 +313,21 @@ def test_a_full_disk_ends_tensorboard_alone(tmp_path, monkeypatch):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_wandb_without_a_login_writes_local_files_and_says_so_once(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("wandb")
+def test_wandb_without_a_login_or_a_network_writes_local_files_and_says_so_once(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    init = wandb.init
+
+    def without_login(**options):
+        if options.get("mode") != "offline":
+            raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", without_login)
     monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     start(logging_to("wandb"), tmp_path / "run", lines_at(1))
     lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == 1 and lines[0].startswith("warning: W&B: No API key configured"), lines
+    assert len(lines) == 1 and lines[0].startswith("warning: W&B: No API key configured. Use `wandb login`"), lines
+    assert f"{tmp_path}/run/wandb for wandb sync" in lines[0]
     assert wandb_history(tmp_path / "run") == lines_at(1)
 
 

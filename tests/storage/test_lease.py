@@ -14,6 +14,7 @@ from absl import logging
 from clipjax import storage
 from clipjax.runs import lock
 from clipjax.runs.lock import RunLockError, run_lock
+from clipjax.runs.spool import spooled
 from clipjax.storage import lease as leases
 from clipjax.storage import versions
 from clipjax.storage.lease import Clock, LeaseHeldError, LeaseLostError, lease
@@ -309,18 +310,19 @@ def test_a_lease_is_renewed_in_a_thread_and_a_removed_one_ends_the_run(bucket, m
                 versions.read_version(path)
 
 
-def test_a_run_whose_lease_was_taken_is_told_by_whom(bucket):
+def test_a_run_whose_lease_was_taken_is_told_by_whom_and_uploads_nothing(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = f"{bucket}/run/run.lock"
-    with run_lock(f"{bucket}/run") as check_held, pytest.raises(RunLockError) as caught:
-        other = {"host": "vm-7", "pid": 12, "started": "now", "token": "x"}
-        versions.write_version(path, other, versions.read_version(path).name)
-        lock.leases.Lease.check, before = lock.leases.Lease.renew, lock.leases.Lease.check
-        try:
-            check_held()
-        finally:
-            lock.leases.Lease.check = before
+    other = {"host": "vm-7", "pid": 12, "started": "now", "token": "x"}
+    with pytest.raises(RunLockError) as caught:
+        with run_lock(f"{bucket}/run") as check_held, spooled(f"{bucket}/run", check_held) as spool:
+            (spool.folder / "metrics.jsonl").write_text("{}\n")
+            versions.write_version(path, other, versions.read_version(path).name)
+            monkeypatch.setattr(leases.Lease, "check", leases.Lease.renew)  # as after a suspension
+            spool.upload()
     assert 'was taken by {"host": "vm-7", "pid": 12, "started": "now"}' in str(caught.value)
     assert "It stopped and writes nothing more." in str(caught.value)
+    assert list(servers.objects(bucket)) == ["run/run.lock"]
     assert json.loads(servers.objects(bucket)["run/run.lock"])["host"] == "vm-7"
 
 

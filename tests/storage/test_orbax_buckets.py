@@ -1,5 +1,8 @@
 """What clipjax replaces in Orbax to keep checkpoints in buckets is still what Orbax asks."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from clipjax import storage
@@ -60,6 +63,21 @@ def test_amazons_own_server_is_left_to_tensorstore(monkeypatch):
     assert orbax_buckets.s3_spec("s3://name/run/1")["aws_credentials"] == {"type": "environment"}
     monkeypatch.setenv("AWS_PROFILE", "mine")
     assert "aws_credentials" not in orbax_buckets.s3_spec("s3://name/run/1")
+
+
+def test_tensorstore_is_told_of_gcsfs_emulator(monkeypatch, untaught):
+    for host, url in (
+        ("http://127.0.0.1:1/", "http://127.0.0.1:1"),
+        ("localhost:2", "http://localhost:2"),
+        ("default", ""),
+    ):
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "")  # put back after the test
+        monkeypatch.delenv("TENSORSTORE_GCS_HTTP_URL")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+        options = orbax_buckets.bucket_options(storage.as_path("gs://bucket/run"), cleanup=True)
+        assert options["cleanup_tmp_directories"] is False and "temporary_path_class" in options
+        assert os.environ.get("TENSORSTORE_GCS_HTTP_URL", "") == url
+    assert orbax_buckets.bucket_options(Path("/run"), cleanup=True) == {"cleanup_tmp_directories": True}
 
 
 def test_who_may_not_ask_about_the_bucket_may_still_keep_checkpoints_in_it(untaught, monkeypatch):

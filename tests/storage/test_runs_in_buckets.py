@@ -14,7 +14,7 @@ import pytest
 from absl import logging
 
 from clipjax.commands import eval as evaluate
-from clipjax.commands import report, train
+from clipjax.commands import export, report, train
 from clipjax.config import ConfigError, MeshConfig, from_config_dict
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.mesh import make_mesh
@@ -193,6 +193,13 @@ def test_its_weights_start_another_run(finished, whole, config):
         jax.tree.map(np.testing.assert_array_equal, run.variables(mesh), expected.variables(mesh))
 
 
+def test_it_is_exported_from_the_bucket_into_the_bucket(bucket, finished, whole, tmp_path):
+    for source, target in ((finished, f"{bucket}/exported"), (whole, tmp_path / "exported")):
+        export.run(source, target, format="hf", tokenizer=False)
+    exported = {name.removeprefix("exported/"): data for name, data in objects(f"{bucket}/exported").items()}
+    assert exported == {path.name: path.read_bytes() for path in (tmp_path / "exported").iterdir()}
+
+
 def flip_a_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 8
@@ -226,11 +233,13 @@ def test_a_checkpoint_without_its_marker_is_not_used_and_is_removed_or_told_of(c
         pass
     remove_unfinished(checkpoints_of(copied))
     assert stored_files(six) and f"{six} has no {MARKER}" in warnings[-1]  # all else says that it is whole
-    (six / "checksums.json").unlink()
+    (copied / "checkpoints/3" / MARKER).unlink()
+    with pytest.raises(CheckpointError, match=f"No checkpoint .*6 has no {MARKER}. If it is whole, write an empty"):
+        newest_intact(copied)
     stamps = json.loads((six / "_CHECKPOINT_METADATA").read_text())
     (six / "_CHECKPOINT_METADATA").write_text(json.dumps(stamps | {"commit_timestamp_nsecs": None}))
     remove_unfinished(checkpoints_of(copied))
-    assert not stored_files(six) and whole_steps(checkpoints_of(copied)) == [3]
+    assert not stored_files(six) and stored_files(copied / "checkpoints/3")
 
 
 def test_an_unfinished_checkpoint_that_was_copied_to_a_folder_is_no_checkpoint_there_either(copied, tmp_path):

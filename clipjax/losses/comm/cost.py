@@ -62,7 +62,7 @@ class Rates(NamedTuple):
     bandwidth: float  # bytes/s received
     latency: float  # seconds of a collective that moves nothing
     far: float = math.inf  # bytes/s received from other slices or hosts
-    sharing: int = 1  # devices of a slice or host that share what comes from others
+    sharing: float = 1.0  # by what a device's received bytes are divided for its own part of those from others
 
 
 # By JAX's platform, inside a slice or a process. TPU: the compiler's estimates for v5e, and its links. CPU: measured on
@@ -84,7 +84,8 @@ def rates_of(mesh: Mesh) -> Rates:
     places = {(getattr(d, "slice_index", None), platform != "tpu" and d.process_index) for d in devices}
     if len(places) == 1:
         return rates
-    sharing = 1 if platform == "cpu" else mesh.devices.size // len(places)
+    # Of p places, the others hold (p - 1) / p of the rows, and each of the n / p devices of a place brings its part.
+    sharing = 1.0 if platform == "cpu" else mesh.devices.size / (len(places) - 1)
     latency = max(rates.latency, FAR["latency"])
     return rates._replace(latency=latency, far=FAR["bandwidth"], sharing=sharing)
 

@@ -63,11 +63,6 @@ class Sinks:
             for delivery in self.deliveries:
                 delivery.file(path.name, data)
 
-    def flush(self) -> None:
-        """Returns when what has been handed over is in the local files, or soon after; for those who read them."""
-        for delivery in self.deliveries:
-            delivery.flush()
-
     def close(self, status: str) -> None:
         """Delivers what is left. status: "finished", "failed" or "killed"."""
         deliveries, self.deliveries = self.deliveries, []
@@ -91,26 +86,24 @@ def open_sinks(
     workdir: str | Path,
     *,
     resume_step: int,
-    folder: Path | None = None,
     rows: Mapping[str, Row] = SINKS,
     say: Callable[[str], None] = warn,
 ) -> Sinks:
     """The sinks that config.log turns on. Called before MetricsLog, which drops lines beyond resume_step.
 
-    folder: a local one where files that grow are, metrics.jsonl as well; None: the workdir. say: takes the warnings.
-    Raises ConfigError as check_sinks does.
+    workdir: has metrics.jsonl. say: takes the warnings. Raises ConfigError as check_sinks does.
     """
     check_sinks(config.log, rows)
     chosen = {name: value for name in rows if (value := getattr(config.log, name))}
     if jax.process_index() != 0 or not chosen:
         return Sinks([])
     logged: dict[str, int] = {}
-    for line in read_metrics(folder or workdir):
+    for line in read_metrics(workdir):
         logged |= dict.fromkeys(line, line["step"])
     roles, values = declared(config), flat(config)
     curve = {name: value for name, value in values.items() if roles[name].role != "runtime"}
     experiment = hashlib.sha256(json.dumps(curve, sort_keys=True, default=str).encode()).hexdigest()
-    about = About(Path(workdir), folder or Path(workdir), values, experiment, resume_step, logged)
+    about = About(Path(workdir), values, experiment, resume_step, logged)
     return Sinks(
         [
             Delivery(rows[name].title, functools.partial(rows[name].open, value, about), say=say)

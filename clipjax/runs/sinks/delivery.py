@@ -17,7 +17,6 @@ from clipjax.runs.sinks.sink import GivesUp, Sink
 RETRY_SECONDS = (10.0, 600.0)  # from the first try after a failure to the next; doubled up to the second
 MOST_WAITING = 20_000  # lines that wait for a sink that fails; of more, the oldest are dropped
 MOST_PICTURES = 200
-FLUSH_SECONDS = 5.0
 # How long the end of a run waits for a sink. A killed run has few seconds left.
 LAST_SECONDS = {"finished": 300.0, "failed": 30.0, "killed": 10.0}
 
@@ -64,14 +63,6 @@ class Delivery:
     def file(self, name: str, data: bytes) -> None:
         """Hands over a file."""
         self._put("file", (name, data))
-
-    def flush(self) -> None:
-        """Waits until the sink has written all that it was given, but not for one that fails, and never for long."""
-        written = threading.Event()
-        self._put("flush", ())
-        self._put("done", (written,))
-        if not (self.dead or self.failing):
-            written.wait(FLUSH_SECONDS)
 
     def close(self, status: str) -> None:
         """Ends the sink after what it has been given; join waits for it."""
@@ -129,9 +120,6 @@ class Delivery:
     def _try(self, method: str, arguments: tuple) -> bool:
         """Makes a call; returns whether it is settled. Raises GivesUp."""
         try:
-            if method == "done":
-                arguments[0].set()
-                return True
             if self.sink is None:
                 self.sink = self.open()
             getattr(self.sink, method)(*arguments)

@@ -54,9 +54,6 @@ class MLflow:
     def file(self, name: str, data: bytes) -> None:
         self._artifact(name, data)
 
-    def flush(self) -> None:
-        """Every line has been sent."""
-
     def close(self, status: str) -> None:
         self.client.set_terminated(self.run_id, STATUS[status])
 

@@ -31,9 +31,6 @@ class Sink(Protocol):
     def file(self, name: str, data: bytes) -> None:
         """A file at the end of the run: summary.png, report.html."""
 
-    def flush(self) -> None:
-        """Writes what is buffered to local files, if there are any."""
-
     def close(self, status: str) -> None:
         """The end; status: "finished", "failed" or "killed"."""
 
@@ -41,8 +38,7 @@ class Sink(Protocol):
 class About(NamedTuple):
     """What a sink is told of the run."""
 
-    workdir: Path
-    folder: Path  # a local one, for files that grow; the workdir, unless that is in a bucket
+    workdir: Path  # or, of a run in a bucket, the local folder whose files are uploaded to it
     config: dict[str, Any]  # {dotted name: value}
     experiment: str  # a hash of what decides the curve
     resume_step: int  # 0: the run begins

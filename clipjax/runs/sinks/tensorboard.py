@@ -37,10 +37,6 @@ class TensorBoard:
     def file(self, name: str, data: bytes) -> None:
         """Events have no files."""
 
-    def flush(self) -> None:
-        self.events.flush()
-        self._raise_errors()
-
     def close(self, status: str) -> None:
         self.events.close()
         self._raise_errors()
@@ -72,7 +68,7 @@ def _keep_errors(events: Any, folder: Path, errors: list[OSError]) -> None:
 
 def open_tensorboard(on: bool, about: About) -> TensorBoard:
     del on
-    return TensorBoard(about.folder / "tensorboard", about.resume_step)
+    return TensorBoard(about.workdir / "tensorboard", about.resume_step)
 
 
 ROW = Row("TensorBoard", "", open_tensorboard)

@@ -51,9 +51,6 @@ class Wandb:
         made = wandb.Html(data.decode()) if suffix == "html" else wandb.Image(Image.open(io.BytesIO(data)))
         self._log({stem: made}, self.step)
 
-    def flush(self) -> None:
-        """W&B's own service writes its files."""
-
     def close(self, status: str) -> None:
         if status == "killed":
             self.run.mark_preempting()
@@ -80,7 +77,7 @@ def open_wandb(project: str, about: About) -> Wandb:
             entity=entity or None,
             id=run_id,
             name=os.environ.get("WANDB_NAME") or about.name,
-            dir=os.environ.get("WANDB_DIR") or str(about.folder),
+            dir=os.environ.get("WANDB_DIR") or str(about.workdir),
             config=None if known.get("begun") else about.config,
             settings=wandb.Settings(console="off", init_timeout=INIT_SECONDS, git_root=os.getcwd()),
             **options,
@@ -91,7 +88,7 @@ def open_wandb(project: str, about: About) -> Wandb:
         run = begin() if offline else begin(resume="allow")
     except wandb.errors.Error as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        warn(f"W&B: {reason}; training goes on, and writes what W&B would get to {about.folder}/wandb for wandb sync.")
+        warn(f"W&B: {reason}; training goes on, and writes what W&B would get to {about.workdir}/wandb for wandb sync.")
         run = begin(mode="offline")
     about.keep(NAME, id=run.id, begun=True, url=run.url if not run.offline else None)
     return Wandb(run, about.logged)
