@@ -47,6 +47,8 @@ def heard() -> Iterator[list[str]]:
         for logger in map(getLogger, ("absl", "jax")):
             logger.addHandler(ear)
             stack.callback(logger.removeHandler, ear)
+            # A command run in the block filters out what Orbax logs, and would do so for all tests that follow.
+            stack.callback(logger.filters.__setitem__, slice(None), logger.filters[:])
         if monitoring:
             monitoring.register_event_listener(ear.hear)
             stack.callback(monitoring.unregister_event_listener, ear.hear)
