@@ -413,7 +413,8 @@ the last column no transfer is hidden: nothing of the sum runs beside the backwa
 
 {scaling_plan.efficiencies(document)}
 
-Compiled figures beside modelled ones. Compiled milliseconds are the compiler's estimate. Bytes between slices are counted
+Compiled figures beside modelled ones; the plans of 512 and 1,024 chips have small towers, which changes nothing in the loss.
+Compiled milliseconds are the compiler's estimate. Bytes between slices are counted
 in the compiled program of a slice; waiting for them is in no compiled figure, and modelled as 0.2 ms for each exchange that
 waits for another. Of the {len(ratios)} compiled losses of [v5e:16x16](#losses), modelled times are {min(ratios):.2f} to
 {max(ratios):.2f} times the compiled ones, {statistics.median(ratios):.2f} in the median.
