@@ -327,7 +327,7 @@ def test_wandb_without_a_login_or_a_network_writes_local_files_and_says_so_once(
     start(logging_to("wandb"), tmp_path / "run", lines_at(1))
     lines = capsys.readouterr().err.strip().split("\n")
     assert len(lines) == 1 and lines[0].startswith("warning: W&B: No API key configured. Use `wandb login`"), lines
-    assert "wandb/ in --workdir; `wandb sync` sends it" in lines[0]
+    assert "wandb/ in --workdir keeps what W&B would get; `wandb sync` sends it" in lines[0]
     assert wandb_history(tmp_path / "run") == lines_at(1)
 
 

@@ -89,7 +89,7 @@ def open_wandb(project: str, about: About) -> Wandb:
     except wandb.errors.Error as error:
         reason = str(error).split("\n")[0].rstrip(".")
         warn(
-            f"W&B: {reason}; training goes on, and writes what W&B would get to wandb/ in --workdir; `wandb sync` sends it."
+            f"W&B: {reason}; training goes on, and wandb/ in --workdir keeps what W&B would get; `wandb sync` sends it."
         )
         run = begin(mode="offline")
     about.keep(NAME, id=run.id, begun=True, url=run.url if not run.offline else None)
