@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", "", "Also check that a run can be kept in this folder or bucket.", flag_values=values)
+        flags.DEFINE_string("workdir", "", "Also check that this folder or bucket can keep a run.", flag_values=values)
         flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.", flag_values=values)
         flags.DEFINE_float("check_timeout", 60.0, "Seconds that each check may take.", flag_values=values)
 

@@ -6,8 +6,9 @@
 Run the same command again to continue from the last checkpoint; a finished run says so and stops. clipjax check
 --config=... --workdir=... says beforehand whether a run can start, and shows its data.
 
---config.log.profile=100:105 writes a trace of steps 100 to 105 to WORKDIR/profile, for XProf and TensorBoard. kill -USR2
-PID traces the next five steps of a running process. At its end, a run prints where its time went, over all its starts.
+--config.log.profile=100:105 writes a trace of steps 100 to 105 to WORKDIR/profile, for XProf and TensorBoard. kill
+-USR2 PID traces the next five steps of a running process. At its end, a run prints where its time went, over all its
+starts.
 """
 
 from __future__ import annotations
@@ -247,7 +248,8 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "A folder, gs://... or s3://... for checkpoints, metrics and pictures.", flag_values=values)
+        where = "A folder, gs://... or s3://..., for checkpoints, metrics and pictures."
+        flags.DEFINE_string("workdir", None, where, flag_values=values)
 
     began = process_started()
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
