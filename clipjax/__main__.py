@@ -29,7 +29,7 @@ COMMANDS = {
     "import": ("clipjax.commands.import_weights", "published weights -> a directory to evaluate or train from"),
     "export": ("clipjax.commands.export", "a run -> the files that transformers, open_clip or big_vision read"),
     "check": ("clipjax.commands.check", "check an experiment and its data, list all errors, show samples"),
-    "doctor": ("clipjax.commands.doctor", "what a run would find on this machine or pod, and what to do about it"),
+    "doctor": ("clipjax.commands.doctor", "check this machine or pod before a run, and say how to fix what is wrong"),
     "check-data": ("clipjax.commands.check_data", "read all data of an experiment and count what is bad"),
     "plan": ("clipjax.commands.plan", "memory, collectives and time on TPUs, GPUs or any mesh, before running there"),
 }

@@ -1,12 +1,12 @@
-"""What a run would find on this machine, and what to do about what is not well.
+"""Checks this machine, or all hosts of a pod, before a run, and says how to fix what is wrong.
 
     clipjax doctor
     clipjax doctor --config=experiments/siglip_b16.py --workdir=gs://bucket/run
     srun --ntasks-per-node=1 clipjax doctor --workdir=/shared/run
 
-A line for each finding: ok, warning or error, and what to do. The exit code is 1 where there is an error. It starts no
-run, never hangs, and changes nothing. On several hosts, run it on all of them at once: then they also meet, and compare
-their versions, clocks and folders. --num_processes=1 looks at this host alone.
+It prints one line for each finding: ok, warning or error, and what to do. The exit code is 1 if there is an error. It
+starts no run, changes nothing, and never hangs. With several hosts, run it on all of them at once: they also check that
+they can reach each other, and compare versions, clocks and folders. --num_processes=1 checks this host alone.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", "", "Also check this folder or bucket for a run.", flag_values=values)
+        flags.DEFINE_string("workdir", "", "Also check that this folder or bucket can keep a run.", flag_values=values)
         flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.", flag_values=values)
-        flags.DEFINE_float("check_timeout", 60.0, "Seconds that one check may take.", flag_values=values)
+        flags.DEFINE_float("check_timeout", 60.0, "Seconds that each check may take.", flag_values=values)
 
     values = cli.parse(argv, __doc__, define)
     for name in ("check_timeout", "start_timeout"):

@@ -7,10 +7,10 @@ r"""Trains every combination of settings, with several seeds each, and goes on w
 
 Each cell is a run of clipjax train with a workdir of its own, such as
 sweeps/losses/loss=softmax,global_batch_size=64/seed0, and a log, train.log, in it. --seeds sets config.seed: cells of
-the same seed see the same data in the same order. All cells are checked before the first begins. A cell that fails is
-told, and the rest go on. The same command again skips what is finished, continues what was stopped and tries what
-failed again; with more values or seeds it extends the sweep. clipjax compare sweeps/losses shows the results. The
-sweep's folder may be in a bucket; the log of a cell is uploaded when its process ends.
+the same seed see the same data in the same order. All cells are checked before the first begins. A cell that
+fails is reported, and the rest go on. Run the same command again to continue: it skips finished cells, continues
+stopped ones and repeats failed ones. More values or seeds extend the sweep. clipjax compare sweeps/losses shows the
+results. --workdir may be in a bucket; a cell's log is uploaded when its process ends.
 
 In --vary, fields before "=" that are joined by commas change together, and their values are joined by colons; "-"
 leaves a field out. Brackets keep a tuple together, quotes a text with commas: --vary "data.augment.scale=(0.5,1),(1,1)"

@@ -1,13 +1,14 @@
-"""The training run: restore or start, train, and draw a picture of what was learned.
+"""Trains a dual encoder, or continues a stopped run, and draws a picture of what was learned.
 
     clipjax train --config=experiments/quickstart.py --workdir=runs/quickstart
     clipjax train --config=experiments/emoji.py --config.loss.name=sigmoid --workdir=runs/emoji
 
-Started again with the same --workdir, a run continues from its last checkpoint; a finished run says so and stops.
-clipjax check --config=... --workdir=... says beforehand whether a run can start, and shows its data.
+Run the same command again to continue from the last checkpoint; a finished run says so and stops. clipjax check
+--config=... --workdir=... says beforehand whether a run can start, and shows its data.
 
---config.log.profile=100:105 traces steps 100 to 105, to WORKDIR/profile, for XProf and TensorBoard; kill -USR2 PID, the
-next five of a run that is going. At its end, a run prints where its time went, over all its starts.
+--config.log.profile=100:105 writes a trace of steps 100 to 105 to WORKDIR/profile, for XProf and TensorBoard. kill
+-USR2 PID traces the next five steps of a running process. At its end, a run prints where its time went, over all its
+starts.
 """
 
 from __future__ import annotations
@@ -247,7 +248,8 @@ def main(argv: list[str]) -> None:
     """The command line; see the module's docstring."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.", flag_values=values)
+        where = "A folder, gs://... or s3://..., for checkpoints, metrics and pictures."
+        flags.DEFINE_string("workdir", None, where, flag_values=values)
 
     began = process_started()
     values = cli.parse(argv, __doc__, define, required=("config", "workdir"))
