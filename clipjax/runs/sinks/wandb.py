@@ -88,7 +88,7 @@ def open_wandb(project: str, about: About) -> Wandb:
         run = begin() if offline else begin(resume="allow")
     except wandb.errors.Error as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        warn(f"W&B: {reason}; training goes on, and writes what W&B would get to {about.workdir}/wandb for wandb sync.")
+        warn(f"W&B: {reason}; training goes on, and its numbers go to {about.workdir}/wandb for wandb sync.")
         run = begin(mode="offline")
     about.keep(NAME, id=run.id, begun=True, url=run.url if not run.offline else None)
     return Wandb(run, about.logged)
