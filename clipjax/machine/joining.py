@@ -59,7 +59,7 @@ def meet(place: Placement, seconds: float, tell: Callable[[str], None] | None = 
         return wait_for_others(place.coordinator, place.count, facts, seconds, tell)
     except StartError as error:
         slices = "MEGASCALE_NUM_SLICES" in place.read
-        stale = " After a preemption, these may count slices that have gone: recreate the job then." * slices
+        stale = " After a preemption, these may include lost slices: then recreate the job." * slices
         alone = " --num_processes=1 starts this process on its own."
         by = f" Found by {place.system}: {place.read}.{stale}{alone}" if place.system != BY_HAND else ""
         raise StartError(f"{error}{by}") from None

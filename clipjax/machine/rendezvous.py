@@ -172,7 +172,7 @@ class _Guests:
             said = json.loads(line)
             index, of = int(said["process"]), int(said["of"])
         except (ValueError, KeyError, TypeError):
-            return "what connected is no process of clipjax"
+            return "something other than a clipjax process has connected"
         place = f"process {index} on {str(said.get('host'))[:80]}"
         if of != self.count:
             return f"{place} was told that there are {of} processes, and process 0 that there are {self.count}."

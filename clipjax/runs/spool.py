@@ -161,7 +161,7 @@ def _try(spool: Spool, check_held: Callable[[], None]) -> None:
         check_held()
         spool.upload()
     except Exception as error:  # the run's own error, or its signal, is what is told
-        logging.warning("What the run wrote last is in %s, and not in %s: %s", spool.folder, spool.workdir, error)
+        logging.warning("The last lines of the run are in %s, but not in %s: %s", spool.folder, spool.workdir, error)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

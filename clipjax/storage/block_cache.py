@@ -143,7 +143,7 @@ class BlockCache:
             self.usable = False
             logging.warning(
                 "%s cannot keep data from buckets (%s): what is not there yet is read from the bucket each time. Set "
-                "config.data.cache_dir to a folder on a local disk with room.", self.folder, error,
+                "config.data.cache_dir to a folder on a local disk with free space.", self.folder, error,
             )  # fmt: skip
 
     def _make_room(self, size: int) -> bool:
@@ -257,11 +257,11 @@ def _stored(path: Path, name: bytes, length: int, begin: int, count: int) -> byt
             _touch(path, status.st_mtime)
             return data[begin - first : begin - first + count]
     except OSError as error:
-        logging.warning("%s cannot be read (%s): it is fetched again.", path, error)
+        logging.warning("%s cannot be read (%s); it is downloaded again.", path, error)
         return None
     finally:
         os.close(handle)
-    logging.warning("%s is damaged: it is fetched again.", path)
+    logging.warning("%s is damaged; it is downloaded again.", path)
     with contextlib.suppress(OSError):
         path.unlink()
     return None

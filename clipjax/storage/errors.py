@@ -66,8 +66,8 @@ def describe(error: BaseException, path: str) -> StorageError | None:
         return StorageError(f"{path}: permission denied ({text}); {cure}.", "permission")
     if names & _NO_ANSWER or isinstance(error, TimeoutError | ConnectionError) or _server_failed(error, code):
         return StorageError(
-            f"{path}: the storage server failed or did not answer, in every try ({text}). Nothing half-written counts "
-            "as written; start the same command again when the network and the server are back.",
+            f"{path}: the storage server failed or did not answer, also when asked again ({text}). Nothing is half "
+            "written; run the same command again when the network and the server are back.",
             "server",
         )
     return StorageError(f"{path}: the storage server refused the request ({text}).", "request")
@@ -77,7 +77,7 @@ def no_bucket(path: str) -> StorageError:
     """The error for a path whose bucket is not there."""
     scheme, rest = path.split("://", 1)
     bucket = f"{scheme}://{rest.split('/', 1)[0]}"
-    return StorageError(f"{path}: there is no bucket {bucket}. Check its name, or make it first.", "bucket")
+    return StorageError(f"{path}: there is no bucket {bucket}. Correct the name, or create the bucket.", "bucket")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -155,7 +155,7 @@ class Lease:
             return
         self._conditional = False
         logging.warning(
-            "%s: this server does not know conditional writes: a second run there would not be refused.", self.path
+            "%s: this server has no conditional writes, so a second run there would not be refused.", self.path
         )
 
     def keep(self) -> None:
@@ -169,7 +169,7 @@ class Lease:
                 return
             except OSError as error:
                 if not failed:
-                    logging.warning("%s could not be renewed and will be tried again: %s", self.path, error)
+                    logging.warning("%s could not be renewed; trying again: %s", self.path, error)
                 failed = True
 
     def renew(self) -> None:
@@ -255,8 +255,8 @@ class Lease:
     def _say_waiting(self, found: Version) -> None:
         left = max(seconds_of(found) - found.age, 0) + 1
         logging.warning(
-            "%s is held by %s, renewed %.0f s ago. Waiting up to %.0f s: a living holder renews it in that time, and "
-            "this process ends; the lease of a dead one expires, and this process goes on.",
+            "%s is held by %s, renewed %.0f s ago. Waiting up to %.0f s. If its holder is alive, it renews the lease "
+            "in that time, and this process ends; otherwise the lease expires, and this process takes it.",
             self.path,
             describe(found),
             found.age,
@@ -267,8 +267,8 @@ class Lease:
         ahead = self.clock.now() - server
         if abs(ahead) > SKEW:
             logging.warning(
-                "This machine's clock is %.0f s %s the storage server's. The lease goes by the server's clock and "
-                "holds all the same, but credentials fail with a clock that is minutes off: set it.",
+                "This machine's clock is %.0f s %s the storage server's. The lease uses the server's clock and is "
+                "not affected, but credentials fail if the clock is minutes off: set it.",
                 abs(ahead),
                 "ahead of" if ahead > 0 else "behind",
             )

@@ -43,7 +43,7 @@ def upload_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) ->
         fs.put_file(os.fspath(source), text)
         found = fs.size(text)
     if found != size:
-        raise StorageError(f"{path}: {size:,} bytes were sent and {found:,} have arrived. Start it again.", "server")
+        raise StorageError(f"{path}: {size:,} bytes were sent, but {found:,} arrived. Run it again.", "server")
 
 
 def upload_folder(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -70,9 +70,9 @@ def upload_folder(source: str | os.PathLike[str], path: str | os.PathLike[str]) 
                 upload_file(file, f"{text}/{file.relative_to(source).as_posix()}")
             held.check()
     except LeaseHeldError as error:
-        raise StorageError(f"{path}: an upload of this folder by {error.owner} is going on.", "unfinished") from error
+        raise StorageError(f"{path}: {error.owner} is uploading this folder.", "unfinished") from error
     except LeaseLostError as error:
-        raise StorageError(f"{path}: another upload has begun ({error}), while this one was suspended.") from error
+        raise StorageError(f"{path}: another upload ({error}) began while this one was suspended.") from error
     with translating(path, writing=True):
         fs.rm_file(marker)
 
@@ -105,8 +105,8 @@ def check_whole(path: str | os.PathLike[str]) -> None:
     found = read_version(f"{os.fspath(path).rstrip('/')}/{UPLOADING}")
     if found is not None:
         raise StorageError(
-            f"{path} is not complete: the upload by {describe(found)[:300]} is going on or has broken off. Wait for "
-            "it, or start that command again.",
+            f"{path} is not complete: the upload by {describe(found)[:300]} is still going on or has failed. Wait for "
+            "it, or run that command again.",
             "unfinished",
         )
 
@@ -122,4 +122,4 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         finally:
             fs.rm_file(probe)
     if not whole:
-        raise StorageError(f"{path}: an object read there is not the one written just before.", "server")
+        raise StorageError(f"{path}: an object that was just written reads back differently.", "server")

@@ -35,10 +35,10 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     scheme, rest = text.split("://", 1)
     bucket, *parts = rest.split("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}[A-Za-z0-9]", bucket):
-        what = f"no bucket's name ({bucket[:80]!r})" if bucket else "no bucket"
-        raise StorageError(f"{text} names {what}; expected {scheme}://BUCKET/FOLDER.", "path")
+        what = f": {bucket[:80]!r} is not a valid bucket name" if bucket else " names no bucket"
+        raise StorageError(f"{text}{what}; expected {scheme}://BUCKET/FOLDER.", "path")
     if ".." in parts:
-        raise StorageError(f"{text}: folders of a bucket have no '..'. Write the path without it.", "path")
+        raise StorageError(f"{text}: a path in a bucket has no '..'. Write it without.", "path")
     require(text)
     from clipjax.storage.remote_path import RemotePath
 
@@ -63,7 +63,7 @@ def _check_local(text: str) -> None:
     if known:
         cure = f"write {known}://{rest}"
     elif scheme.lower() == "file":
-        cure = f"write the path alone, /{rest}"
+        cure = f"write the path without it, /{rest}"
     elif scheme.lower() == "gcs":
         cure = f"write gs://{rest}"
     else:

@@ -93,12 +93,12 @@ def read_range(blob: Blob, start: int, size: int) -> bytes:
             data = _read_range(blob, start, size)
             if len(data) == size:
                 return data
-            error = StorageError(f"{blob.url}: {len(data)} bytes came where {size} were asked for.", "server")
+            error = StorageError(f"{blob.url}: the server sent {len(data)} bytes instead of {size}.", "server")
         except StorageError as failure:
             error = failure
         if error.kind != "server" or time.monotonic() + wait > began + PATIENCE:
             raise error
-        logging.log_every_n_seconds(logging.WARNING, "%s It is tried again.", 10, error)
+        logging.log_every_n_seconds(logging.WARNING, "%s Trying again.", 10, error)
         time.sleep(wait * random.uniform(0.5, 1))
         wait = min(2 * wait, 15)
 

@@ -109,7 +109,7 @@ class Advisor:
         self.looked_at_batch = True
         wrong = self.evidence()
         return (
-            ("batch", f"in the batch of step {step}, {' and '.join(wrong)}: nothing can be learned of it.")
+            ("batch", f"in the batch of step {step}, {' and '.join(wrong)}: nothing can be learned from it.")
             if wrong
             else None
         )
@@ -118,8 +118,8 @@ class Advisor:
         if self.pairs > 1:
             return None
         return "one pair", (
-            "config.global_batch_size=1: a batch of one pair has no other to tell it from, and the loss teaches "
-            "nothing. Use as large a batch as fits in memory."
+            "config.global_batch_size=1: a batch of one pair has no other pair to compare it with, so nothing is "
+            "learned. Use as large a batch as fits in memory."
         )
 
     def _no_gradient(self, step: int) -> tuple[str, str] | None:
@@ -140,7 +140,7 @@ class Advisor:
             return None
         return "no update", (
             f"no weight has changed since step {last[0].step}, though the gradient is not 0: the learning rate is "
-            f"{last[-1].learning_rate:.3g}, and every update is rounded to nothing, or was not finite."
+            f"{last[-1].learning_rate:.3g}, and every update was rounded to 0 or was not finite."
         )
 
     def _no_learning(self, step: int) -> tuple[str, str] | None:
@@ -189,7 +189,7 @@ class Advisor:
         return "scale at limit", (
             f"logit_scale has been at its limit, config.model.logit_scale_max={limit:g}, since step {lines[0].step}, "
             f"while the loss is still {lines[-1].loss:.3f} (by chance it would be {self.uninformed.value:.3f}): the "
-            "temperature went faster than the towers. Use a smaller config.optimizer.temperature_lr_multiplier or "
+            "temperature learned faster than the towers. Use a smaller config.optimizer.temperature_lr_multiplier or "
             "learning_rate, a longer warm-up, or config.model.logit_scale_init as in the presets."
         )
 
@@ -261,9 +261,9 @@ def _collapsed(name: str, rows: np.ndarray) -> tuple[str, str] | None:
     cosine = (np.square(rows.sum(axis=0)).sum() - np.square(rows).sum()) / (count * (count - 1))
     if cosine < SAME:
         return None
-    alike = "black images" if name == "image" else "texts of unknown tokens alone"
+    alike = "black images" if name == "image" else "texts of unknown tokens only"
     return f"collapsed {name}s", (
         f"the embeddings of {count} different held-out {name}s are all the same (mean cosine {cosine:.4f}): the {name} "
-        f"tower tells nothing apart. Possible causes: a learning rate that is too large; {name}s that look alike to "
-        f"it, such as {alike}; a tower that does not train."
+        f"tower does not distinguish them. Possible causes: a learning rate that is too large; {name}s that look alike "
+        f"to it, such as {alike}; a tower that does not train."
     )

@@ -235,9 +235,7 @@ def test_a_server_that_ignores_conditions_is_warned_about(server, monkeypatch, l
     monkeypatch.setattr(server, "write", write)
     with lease(PATH, clock=machine(server, monkeypatch), renew=False) as held:
         held.renew()
-        assert lines == [
-            f"{PATH}: this server does not know conditional writes: a second run there would not be refused."
-        ]
+        assert lines == [f"{PATH}: this server has no conditional writes, so a second run there would not be refused."]
         server.object = (json.dumps({"token": "another", "host": "b"}), "x", server.time)
         with pytest.raises(LeaseLostError, match="b"):
             held.renew()

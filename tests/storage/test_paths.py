@@ -38,7 +38,7 @@ def test_paths_that_are_paths_come_back_unchanged():
         ("gcs://bucket/run", "write gs://bucket/run"),
         ("gs:///run", "names no bucket"),
         ("gs://", "names no bucket"),
-        ("gs://a b/run", "no bucket's name"),
+        ("gs://a b/run", "not a valid bucket name"),
         ("s3://bucket/../run", "no '..'"),
         ("hdfs://name/run", "hdfs:// is not supported"),
         ("az://name/run", "az:// is not supported"),
@@ -151,7 +151,7 @@ def test_a_folder_is_published_whole_or_refused(bucket, monkeypatch):
     monkeypatch.setattr(storage.objects, "upload_file", breaks)
     with pytest.raises(KeyError), files.making_folder(folder) as temporary:
         fill(temporary)
-    with pytest.raises(storage.StorageError, match="is not complete.*start that command again"):
+    with pytest.raises(storage.StorageError, match="is not complete.*run that command again"):
         storage.check_whole(folder)
     assert not storage.is_there(folder)
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def test_an_upload_that_goes_on_is_not_disturbed(bucket, tmp_path):
     (tmp_path / "new").write_text("new")
     with lease(f"{bucket}/out/{storage.UPLOADING}"):
         storage.write_bytes(f"{bucket}/out/half", b"1")
-        with pytest.raises(storage.StorageError, match=f'by .*"pid": {os.getpid()}.* is going on'):
+        with pytest.raises(storage.StorageError, match=f'"pid": {os.getpid()}.* is uploading this folder'):
             storage.upload_folder(tmp_path, f"{bucket}/out")
     storage.upload_folder(tmp_path, f"{bucket}/out")
     assert objects(bucket) == {"out/new": b"new"}
@@ -190,7 +190,7 @@ def test_a_bucket_that_can_be_written_keeps_nothing_of_the_check(bucket):
 
 def test_a_missing_bucket_is_named(bucket):
     wrong = f"{bucket}-not/run"
-    with pytest.raises(storage.StorageError, match=f"there is no bucket {bucket}-not. Check its name"):
+    with pytest.raises(storage.StorageError, match=f"there is no bucket {bucket}-not. Correct the name"):
         storage.check_writable(wrong)
     with pytest.raises(storage.StorageError, match="there is no bucket"):
         files.write_text(f"{wrong}/x", "x")

@@ -75,7 +75,7 @@ class Delivery:
         """Returns when the sink has ended, or has had long enough."""
         self.thread.join(LAST_SECONDS[status])
         if self.thread.is_alive():
-            self.say(f"{self.title}: it did not take everything in {LAST_SECONDS[status]:.0f} s; metrics.jsonl has it.")
+            self.say(f"{self.title}: not all was delivered in {LAST_SECONDS[status]:.0f} s; metrics.jsonl has it.")
 
     def _put(self, method: str, arguments: tuple) -> None:
         with self.change:
