@@ -146,7 +146,7 @@ def read_all(cache, url):
 def test_processes_of_a_host_share_the_blocks_and_fetch_each_once(tmp_path):
     (tmp_path / "calls").mkdir()
     cache = make(tmp_path / "cache", counted)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=read_all, args=(cache, str(tmp_path / "calls"))) for _ in range(3)]
     [process.start() for process in processes]
     [process.join() for process in processes]
