@@ -44,8 +44,7 @@ def parse(
         wait = "Seconds to wait for the other processes (300; doctor: 30)."
         flags.DEFINE_string("coordinator_address", None, "host:port of process 0, when you start each by hand.", values)
         flags.DEFINE_integer("num_processes", None, start, flag_values=values)
-        number = "This process's number, from 0, when you start each by hand."
-        flags.DEFINE_integer("process_id", None, number, flag_values=values)
+        flags.DEFINE_integer("process_id", None, "This process's number, from 0, by hand.", flag_values=values)
         flags.DEFINE_float("start_timeout", None, wait, flag_values=values)
     if any(arg in HELP for arg in argv[1:]):
         if config:
