@@ -134,7 +134,7 @@ def hint(path: Path) -> str:
 
 
 def refuse_as_workdir(workdir: str | Path) -> None:
-    """Raises CheckpointError for a folder inside a run, in which another run must not be made."""
+    """Raises CheckpointError for a checkpoint, and for a run's folder of checkpoints: no run can be made in them."""
     path = storage.as_path(workdir)
     if is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*")))):
         raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")

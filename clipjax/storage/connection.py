@@ -103,6 +103,8 @@ def _prepare() -> None:
                 own.setdefault(key, value)
     if "GCSFS_DEBUG" not in os.environ:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback before each error that it raises
+        # It warns that this is no machine of Google's, also where the server needs no credentials.
+        logging.getLogger("google.auth").setLevel(logging.ERROR)
 
 
 def _gcs_defaults() -> dict[str, object]:
