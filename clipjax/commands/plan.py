@@ -74,7 +74,7 @@ def run(
 
 
 def evaluation_needs(config: ExperimentConfig, num_devices: int) -> str:
-    """A line about a batch of evaluations that a run on so many devices would refuse; "" for one that fits."""
+    """What to say if a run on num_devices would refuse config.eval.batch_size; "" if it would not."""
     try:
         check_batch("eval.batch_size", config.eval.batch_size, mesh_shape(config.mesh, num_devices), 1)
     except ConfigError as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import signals, storage
-from clipjax.data.records import MANIFEST, ManifestError, as_read, read_manifest, to_text
-from clipjax.data.shards import describe_split, write_shards
+from clipjax.data.records import MANIFEST, find_equal, read_manifest, to_text
+from clipjax.data.shards import write_splits
 from clipjax.files import write_text
 
 
@@ -39,12 +39,7 @@ def write_to_bucket(
     temporary = Path(tempfile.mkdtemp(prefix="clipjax-upload-"))
     try:
         with signals.tidying(lambda _: shutil.rmtree(temporary, ignore_errors=True)):
-            own = {
-                split: write_shards(temporary, f"{split}-{process_index:05d}", records, records_per_shard)
-                for split, records in splits.items()
-            }
-            written = gather(own)
-            described = {split: describe_split(split, [part[split] for part in written]) for split in splits}
+            own, written, described = write_splits(temporary, splits, records_per_shard, process_index, gather)
             if first:
                 _clear(folder)
             gather("cleared")
@@ -70,15 +65,7 @@ def _find_finished(folder: storage.AnyPath, source: Mapping[str, Any], overwrite
         if folder.exists() and not (folder / storage.UPLOADING).exists():
             read_manifest(folder)  # says that something else is there
         return None
-    manifest = read_manifest(folder)
-    if not overwrite and manifest["source"] == as_read(source):
-        return manifest
-    if not overwrite:
-        raise ManifestError(
-            f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
-            "Choose another --out, or pass --overwrite."
-        )
-    return None
+    return find_equal(folder, source, overwrite)
 
 
 def _clear(folder: storage.AnyPath) -> None:

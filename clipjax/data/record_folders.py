@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipjax.data.records import MANIFEST, ManifestError, as_read, read_manifest, to_text
-from clipjax.data.shards import describe_split, find_missing, name_shards, write_shards
+from clipjax.data.records import MANIFEST, ManifestError, find_equal, read_manifest, to_text
+from clipjax.data.shards import find_missing, name_shards, write_splits
 from clipjax.files import write_text
 
 ABANDONED = 24 * 3600  # seconds without a change after which another machine's unfinished folder is removed
@@ -50,12 +50,7 @@ def write_to_folder(
                 f"Process {process_index} on {socket.gethostname()} does not see {unfinished}, which process 0 made: "
                 f"{folder} must be on storage that all processes see."
             )
-        own = {
-            split: write_shards(unfinished, f"{split}-{process_index:05d}", records, records_per_shard)
-            for split, records in splits.items()
-        }
-        written = gather(own)
-        described = {split: describe_split(split, [part[split] for part in written]) for split in splits}
+        _, written, described = write_splits(unfinished, splits, records_per_shard, process_index, gather)
         manifest = manifest_of(described)
         if first:
             missing = find_missing(unfinished, written)
@@ -78,14 +73,8 @@ def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> d
     """The manifest of a finished folder with an equal source; None where it must be written. See write_records."""
     _remove_leftovers(folder)
     if folder.exists() and any(folder.iterdir()):
-        manifest = read_manifest(folder)
-        if not overwrite and manifest["source"] == as_read(source):
-            return manifest
-        if not overwrite:
-            raise ManifestError(
-                f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
-                "Choose another --out, or pass --overwrite."
-            )
+        if equal := find_equal(folder, source, overwrite):
+            return equal
     folder.parent.mkdir(parents=True, exist_ok=True)
     return None
 

@@ -107,6 +107,22 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
 
+def find_equal(folder: str | Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest of a folder of records if its source is equal; None if `overwrite` says that it is to be replaced.
+
+    Raises ManifestError for a folder with another source, or of something else than records.
+    """
+    manifest = read_manifest(folder)
+    if overwrite:
+        return None
+    if manifest["source"] != as_read(source):
+        raise ManifestError(
+            f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
+            "Choose another --out, or pass --overwrite."
+        )
+    return manifest
+
+
 def to_text(manifest: Mapping[str, Any]) -> str:
     """A manifest as its file has it."""
     return json.dumps(manifest, indent=1, ensure_ascii=False)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
 Shard = dict[str, Any]  # {"file", "records", "bytes", "sha256"}, as in the manifest
+
+
+def write_splits(
+    folder: Path,
+    splits: Mapping[str, Iterable[bytes]],
+    records_per_shard: int,
+    process_index: int,
+    gather: Callable[[Any], list[Any]],
+) -> tuple[dict[str, list[Shard]], list[dict[str, list[Shard]]], dict[str, Any]]:
+    """Writes this process's shards. Returns ({split: its shards}, that of each process, {split: describe_split})."""
+    own = {
+        split: write_shards(folder, f"{split}-{process_index:05d}", records, records_per_shard)
+        for split, records in splits.items()
+    }
+    written = gather(own)
+    return own, written, {split: describe_split(split, [part[split] for part in written]) for split in splits}
 
 
 def write_shards(folder: Path, prefix: str, records: Iterable[bytes], records_per_shard: int) -> list[Shard]:

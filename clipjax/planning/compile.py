@@ -172,31 +172,27 @@ def _size(shape: tuple[int, ...]) -> int:
 def _collective(collective: Collective, chip: Chip | None, host_of: Sequence[int]) -> dict[str, Any]:
     spread = collective.spread(host_of)
     moved = collective.bytes_in, collective.bytes_received
-    return {
-        "kind": collective.kind,
-        "part": purpose_of(collective.op_name),
-        "bytes_in": collective.bytes_in,
-        "bytes_out": collective.bytes_out,
-        "bytes_received": int(collective.bytes_received),
-        "group_size": collective.group_size,
-        "times": collective.times,
-        "hosts": spread[1],
-        "seconds_at_least": chip and chip.transfer_seconds(collective.kind, *moved, *spread),
-    }
+    seconds = chip and chip.transfer_seconds(collective.kind, *moved, *spread)
+    return _row(collective, collective.kind, spread[1], seconds)
 
 
 def _between_slices(collective: Collective, chip: Chip) -> dict[str, Any]:
     """As _collective; the devices of a slice take part with their own parts, over the data-centre network."""
+    kind, seconds = f"{collective.kind} between slices", collective.bytes_received / chip.dcn
+    return _row(collective, kind, collective.group_size, seconds)
+
+
+def _row(collective: Collective, kind: str, hosts: int, seconds_at_least: float | None) -> dict[str, Any]:
     return {
-        "kind": f"{collective.kind} between slices",
+        "kind": kind,
         "part": purpose_of(collective.op_name),
         "bytes_in": collective.bytes_in,
         "bytes_out": collective.bytes_out,
         "bytes_received": int(collective.bytes_received),
         "group_size": collective.group_size,
         "times": collective.times,
-        "hosts": collective.group_size,
-        "seconds_at_least": collective.bytes_received / chip.dcn,
+        "hosts": hosts,
+        "seconds_at_least": seconds_at_least,
     }
 
 

@@ -16,7 +16,7 @@ from clipjax.storage.objects import (
     upload_folder,
     write_bytes,
 )
-from clipjax.storage.paths import AnyPath, as_path, is_remote, same_text
+from clipjax.storage.paths import AnyPath, as_path, is_remote
 
 __all__ = [
     "UPLOADING",
@@ -32,7 +32,6 @@ __all__ = [
     "is_there",
     "missing_extra",
     "read_bytes",
-    "same_text",
     "translating",
     "upload_file",
     "upload_folder",

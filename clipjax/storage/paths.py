@@ -45,11 +45,6 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     return path if isinstance(path, RemotePath) else RemotePath(text)
 
 
-def same_text(path: str | os.PathLike[str]) -> str:
-    """A path's text without slashes at its end, as as_path writes it: for comparing what two flags name."""
-    return str(as_path(path))
-
-
 def _check_local(text: str) -> None:
     """Raises StorageError for what would make a local folder called gs: or hdfs:."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)", text)
