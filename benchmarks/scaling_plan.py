@@ -4,7 +4,7 @@
     python -m benchmarks.scaling_plan --plans plan_a.json b.json    # also compares with plans of `clipjax plan --out`
     python -m benchmarks.scaling_plan --compile                     # minutes; losses of two slices (needs libtpu)
 
-Writes benchmarks/results/scaling_plan.json. What is compiled and what is modelled:
+Writes benchmarks/results/scaling_plan.json, in which plans of earlier runs stay. What is compiled and what is modelled:
 
   towers, optimizer   compiled: the committed plans of 256 chips. A chip's rows are as many for every number of chips.
   loss                modelled, by the cost model with which comm="auto" chooses (clipjax/losses/comm/cost.py), with the
@@ -74,12 +74,19 @@ def main() -> None:
     document["losses_compared"] = compared_losses()
     given = [(path.stem, plan) for path in args.plans for plan in read(path)]
     committed = [(source, plan) for source, *_ in MODELS.values() for plan in read(RESULTS / f"{source}.json")]
-    document["plans_compared"] = [compared_plan(*named) for named in committed + given]
     out = RESULTS / "scaling_plan.json"
-    kept = read(out).get("slices_compared", []) if out.exists() else []
-    document["slices_compared"] = compiled_slices() if args.compile else kept
+    before = read(out) if out.exists() else {}
+    compared = [compared_plan(*named) for named in committed + given]
+    document["plans_compared"] = compared + not_again(before.get("plans_compared", []), compared)
+    document["slices_compared"] = compiled_slices() if args.compile else before.get("slices_compared", [])
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(efficiencies(document), checks(document), sep="\n\n")
+
+
+def not_again(before: list[dict[str, Any]], compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of plans that only an earlier run was given: compiling one takes minutes or hours."""
+    names = {row["plan"] for row in compared}
+    return [row for row in before if row["plan"] not in names]
 
 
 def read(path: Path) -> Any:

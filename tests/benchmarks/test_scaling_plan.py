@@ -55,3 +55,15 @@ def test_slices_exchange_a_chips_part_of_a_gather_and_of_the_gradients():
     assert scaling_plan.gradients(one, 10**6)[1] == 0
     ring = [scaling_plan.loss_seconds(where, "sigmoid", "ring", 768) for where in (one, net)]
     assert ring[1] > 10 * ring[0], "each of a ring's hops waits for the data-centre network"
+
+
+def test_a_run_without_plans_keeps_those_of_earlier_runs(tmp_path, monkeypatch, capsys):
+    for source in scaling_plan.RESULTS.glob("*.json"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(scaling_plan, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["scaling_plan"])
+    scaling_plan.main()
+    written = json.loads((tmp_path / "scaling_plan.json").read_text())
+    assert {row["plan"] for row in written["plans_compared"]} == {row["plan"] for row in DOCUMENT["plans_compared"]}
+    assert len(written["plans_compared"]) == len(DOCUMENT["plans_compared"])
+    assert written["slices_compared"] == DOCUMENT["slices_compared"]
