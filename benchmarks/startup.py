@@ -33,6 +33,7 @@ from benchmarks.machine import command, machine
 ROOT = Path(__file__).parent.parent
 PHASES = ("Python and imports", "open", "new or restored state", "compile", "first evaluation", "first step")
 CASES = ("no cache", "first start", "second start", "second restart")
+END_OF_TEXT = 1  # the id that build_data's tokenizer gives it
 COMMANDS = (["--help"], ["train", "--help"], ["train", "--wokdir=runs/x"])
 
 
@@ -173,7 +174,8 @@ def experiment(model: str, depth: int, batch: int, folder: Path) -> Any:
     towers = config.model
     if model != "quickstart":
         towers = get_preset(model)
-        towers = replace(towers, text=replace(towers.text, vocab_size=config.model.text.vocab_size))
+        own = {"eos_id": END_OF_TEXT} if getattr(towers.text, "pool", "") == "eos" else {}
+        towers = replace(towers, text=replace(towers.text, vocab_size=config.model.text.vocab_size, **own))
     if depth:
         shallow = {
             name: replace(tower, depth=depth)

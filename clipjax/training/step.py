@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig
 from clipjax.data.cut import REST, WHOLE
 from clipjax.losses import chosen_comm
-from clipjax.machine.gpu import compile_known, describe_options, gpu_options
+from clipjax.machine.xla_options import compile_known, describe_options, step_options
 from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
@@ -168,13 +168,14 @@ def lower_step(
 def compile_lowered(
     lowered: jax.stages.Lowered, mesh: Mesh, more: Mapping[str, Any] | None = None
 ) -> tuple[jax.stages.Compiled, str]:
-    """The step compiled with the options for GPUs (clipjax/machine/gpu.py), and what that is; "" where it is nothing.
+    """The step compiled with the devices' options (clipjax/machine/xla_options.py), and the line about them, or "".
 
     more: further options of XLA's, which count before those.
     """
-    options = gpu_options(list(mesh.devices.flat)) | dict(more or {})
+    devices = list(mesh.devices.flat)
+    options = step_options(devices) | dict(more or {})
     compiled, unknown = compile_known(lambda known: lowered.compile(compiler_options=known or None), options)
-    return compiled, describe_options({name: value for name, value in options.items() if name not in unknown})
+    return compiled, describe_options({n: value for n, value in options.items() if n not in unknown}, devices)
 
 
 class CompiledSteps:
@@ -189,7 +190,7 @@ class CompiledSteps:
         self.state, self.columns = abstract_state(config, mesh), batch_shapes(config, teacher)
         self.programs: dict[tuple, Callable] = {}
         self.compile_seconds = 0.0  # so far
-        self.gpu = ""  # what was set for GPUs
+        self.options = ""  # the line about XLA's options
         self.cut = text_cut(config, teacher)
         one = self.cut is None and not budgets(config)
         if one or mesh.devices.flat[0].platform != "cpu":
@@ -209,7 +210,7 @@ class CompiledSteps:
         """Compiles the program for a batch of these shapes; returns the seconds that it took."""
         started = time.perf_counter()
         lowered = lower_step(self.config, self.mesh, self.state, self.teacher, shapes)
-        self.programs[_key(shapes)], self.gpu = compile_lowered(lowered, self.mesh)
+        self.programs[_key(shapes)], self.options = compile_lowered(lowered, self.mesh)
         seconds = time.perf_counter() - started
         self.compile_seconds += seconds
         return seconds
@@ -243,7 +244,7 @@ def compile_step(config: ExperimentConfig, mesh: Mesh, teacher: Teacher | Embedd
         f"global batch {config.global_batch_size}, {f'{texts}, ' if texts else ''}mesh {dict(mesh.shape)} of "
         f"{jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
         + (f"; compiled in {steps.compile_seconds:.1f} s" if steps.programs else "")
-        + (f"; GPU: {steps.gpu} (docs/gpu.md)" if steps.gpu else "")
+        + (f"; {steps.options}" if steps.options else "")
     )
     return steps
 

@@ -304,6 +304,28 @@ def test_a_truncated_shard_in_a_bucket_is_refused_by_its_name(bucket, local, tmp
         open_source(SourceConfig(path=url))
 
 
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("kind", [IMAGE, pa.struct([("path", pa.string())])], ids=["bytes and path", "path"])
+def test_parquet_in_a_bucket_that_only_names_its_images_is_refused_with_the_cure(bucket, tmp_path, kind):
+    rows = {"image": pa.array([{"path": "a.png"}] * 5, kind), "text": ["a"] * 5}
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet", row_group_size=2)
+    storage.upload_file(tmp_path / "0.parquet", url := f"{bucket}/names_{kind.num_fields}/0.parquet")
+    with pytest.raises(ManifestError, match=rf"{url}, column 'image', has paths .* Mount the bucket or copy it"):
+        open_source(ParquetConfig(path=url))
+
+
+def test_a_row_in_a_bucket_that_only_names_its_image_is_a_bad_record(bucket, tmp_path):
+    images = pa.array([{"bytes": example(0)["image"], "path": "a.png"}, {"path": "b.png"}], IMAGE)
+    pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / "0.parquet")
+    storage.upload_file(tmp_path / "0.parquet", url := f"{bucket}/some_names/0.parquet")
+    source = open_source(ParquetConfig(path=url))
+    assert source[0]["image"] == example(0)["image"]
+    with pytest.raises(RecordError, match="names a file"):
+        source[1]
+
+
 def test_checksums_of_shards_in_a_bucket_are_those_of_their_copies(bucket):
     assert open_source(SourceConfig(path=f"{bucket}/records")).damaged_files() == []
 

@@ -9,7 +9,8 @@ import pytest
 
 from clipjax.commands.plan import run
 from clipjax.config import ConfigError
-from clipjax.machine.gpu import MEMORY_FRACTION, SWITCH
+from clipjax.machine.gpu import MEMORY_FRACTION
+from clipjax.machine.xla_options import SWITCHES
 from clipjax.planning import gpu_topology
 from clipjax.planning.chips import CHIPS, GIB, chip_of_kind
 from clipjax.planning.compile import _refused
@@ -62,11 +63,11 @@ def test_without_cudnn_the_message_says_how_to_get_it(monkeypatch):
 
 
 def test_the_share_of_a_cards_memory_that_a_run_reserves_is_what_a_step_may_use(monkeypatch):
-    for name in (*FRACTION_VARIABLES, SWITCH):
+    for name in (*FRACTION_VARIABLES, SWITCHES["gpu"]):
         monkeypatch.delenv(name, raising=False)
     card = CHIPS["h100"].in_this_environment()
     assert card.hbm == float(MEMORY_FRACTION) * card.memory == 0.9 * 84_942_979_072
-    monkeypatch.setenv(SWITCH, "off")
+    monkeypatch.setenv(SWITCHES["gpu"], "off")
     assert card.in_this_environment().hbm == 0.75 * card.memory
     monkeypatch.setenv(FRACTION_VARIABLES[1], "0.8")
     assert card.in_this_environment().hbm == 0.8 * card.memory

@@ -21,7 +21,14 @@ from clipjax.data.sources.fields import captions, class_number
 from clipjax.data.sources.local_files import HUB_FOLDER, find_files, read_below
 from clipjax.data.sources.parquet_groups import WINDOW_BYTES, RowGroups, image_bytes, open_file, read_file_group
 from clipjax.data.sources.parquet_labels import LabelColumn, common_names, describe_labels
-from clipjax.data.sources.parquet_schema import check_image, check_same, check_text, has_texts, warn_unless_number
+from clipjax.data.sources.parquet_schema import (
+    check_has_bytes,
+    check_image,
+    check_same,
+    check_text,
+    has_texts,
+    warn_unless_number,
+)
 from clipjax.storage import StorageError
 
 SUFFIXES = (".parquet",)
@@ -119,6 +126,8 @@ class ParquetSource:
         path = value.get("path") if isinstance(value, dict) else None
         if not path or not isinstance(path, str):
             raise RecordError("no image", f"column '{self.keys.image_key}' has no bytes")
+        if self.bucket:
+            raise RecordError("no image", f"column '{self.keys.image_key}' names a file, and a bucket's are not read")
         folder = Path(file).parent
         if folder.name == HUB_FOLDER and not os.path.isfile(folder / path):
             folder = folder.parent
@@ -169,6 +178,8 @@ def _describe_sound(
     names = labels.names.names
     texts = [key.strip() for key in config.text_key.split(",")]
     check_image(path, schema, config.image_key, "the source's image_key")
+    if bucket:
+        check_has_bytes(path, metadata, config.image_key)
     # An image classification set has no captions; the names of its classes are the texts unless text_key is set.
     # Prompts need no column.
     from_names = config.text_key == ParquetConfig.text_key and not has_texts(

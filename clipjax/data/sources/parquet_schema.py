@@ -33,6 +33,25 @@ def check_image(path: str | Path, schema: pyarrow.Schema, name: str, option: str
         )
 
 
+def check_has_bytes(path: str | Path, metadata: pyarrow.parquet.FileMetaData, name: str) -> None:
+    """Raises ManifestError where Hugging Face's {bytes, path} of a file in a bucket has paths only.
+
+    The files that they name are read from a folder, and not from a bucket.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if not any(column.path_in_schema == f"{name}.path" for column in columns):
+        return
+    images = [column for column in columns if column.path_in_schema == f"{name}.bytes"]
+    known = all(image.is_stats_set and image.statistics.has_null_count for image in images)
+    if known and all(image.statistics.null_count == image.num_values for image in images):
+        raise ManifestError(
+            f"{path}, column '{name}', has paths of image files and no bytes: such files are read from a folder, not "
+            "from a bucket. Mount the bucket or copy it (docs/buckets.md), or write Parquet with the bytes (datasets' "
+            "Dataset.to_parquet after embed_storage), or build records of it (docs/data_pipelines.md)."
+        )
+
+
 def check_text(path: str | Path, schema: pyarrow.Schema, key: str, option: str, names_of: str = "") -> None:
     """Raises ManifestError unless the column, or the field inside one that "meta/text" names, can hold texts.
 
