@@ -72,8 +72,8 @@ def kept_memory(command: str, environ: Mapping[str, str]) -> Setting | None:
     """On CPU, where XLA allocates a step's buffers with malloc and frees them each time: freed memory stays ours.
 
     glibc returns large blocks to the system at once, and the next step pays a page fault for every 4 KiB of them. This
-    tells glibc's malloc to keep them, in one arena, and the kernel to use huge pages for them where it may. The peak of
-    memory is about the same; what is given up is that memory falls again after the peak.
+    tells glibc's malloc to keep them, in one arena, and the kernel to use huge pages for them where it may. What is
+    given up: memory no longer falls after its peak, and the peak may be a quarter higher (docs/startup.md).
     """
     if command != "train" or has_accelerator(environ) or not _has_glibc():
         return None
