@@ -76,7 +76,7 @@ def main() -> None:
     committed = [(source, plan) for source, *_ in MODELS.values() for plan in read(RESULTS / f"{source}.json")]
     out = RESULTS / "scaling_plan.json"
     before = read(out) if out.exists() else {}
-    compared = [compared_plan(*named) for named in committed + given]
+    compared = [compared_plan(*named) | step_of(named[1], document["models"]) for named in committed + given]
     document["plans_compared"] = compared + not_again(before.get("plans_compared", []), compared)
     document["slices_compared"] = compiled_slices() if args.compile else before.get("slices_compared", [])
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -261,6 +261,24 @@ def compared_plan(name: str, plan: dict[str, Any], width: int = 768) -> dict[str
     }
 
 
+def step_of(plan: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The seconds of a compiled plan's whole step, and those of the modelled row for as many chips, if there is one."""
+    chip = plan["topology"].partition(":")[0]
+    wanted = (
+        chip,
+        network(plan["topology"]).chips,
+        plan["global_batch_size"],
+        plan["loss"]["name"],
+        plan["loss"]["comm"],
+    )
+    rows = {
+        (model["chip"], row["chips"], row["batch"], row["loss"], row["comm"]): row["step_seconds"]
+        for model in models
+        for row in model["rows"]
+    }
+    return {"compiled_step_seconds": plan["time"]["estimated_seconds"], "modelled_step_seconds": rows.get(wanted)}
+
+
 def efficiencies(document: dict[str, Any]) -> str:
     """The page's tables: a row for each number of chips and loss, a column for each comm."""
     texts = []
@@ -296,6 +314,7 @@ def checks(document: dict[str, Any]) -> str:
         [
             f"`{row['topology']}`", row["loss"], f"`{row['comm']}`", f"{row['batch']:,}",
             f"{row['compiled_loss_seconds'] * 1e3:.2f}", f"{row['modelled_loss_seconds'] * 1e3:.2f}",
+            *(f"{row[f'{how}_step_seconds'] * 1e3:.1f}" if row[f"{how}_step_seconds"] else "-" for how in HOW),
         ]
         for row in document["plans_compared"]
     ]  # fmt: skip
@@ -309,7 +328,16 @@ def checks(document: dict[str, Any]) -> str:
         for row in document["plans_compared"]
         if "*" in row["topology"]
     ]
-    header = ["Plan", "Loss", "`comm`", "Global batch", "Loss, ms: compiled", "modelled"]
+    header = [
+        "Plan",
+        "Loss",
+        "`comm`",
+        "Global batch",
+        "Loss, ms: compiled",
+        "modelled",
+        "Step, ms: compiled",
+        "modelled",
+    ]
     crossing = ["Slices", "`comm`", "Program", "MB a chip: compiled", "modelled", "Exchanges: compiled", "modelled"]
     return f"{table(header, plans)}\n\nBetween slices:\n\n{table(crossing, between)}"
 
