@@ -78,22 +78,17 @@ def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     The kernel's gradient leaves the product in float32, not rounded to dtype, and is summed over devices in float32.
     """
-    return _dot_forward(x, kernel, dtype)[0]
+    return _rounded_product(x.astype(dtype), kernel.astype(dtype), ((1,), (0,)))
 
 
 def _dot_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple:
-    rounded = _rounded(kernel, dtype)
-    return _forward(x, rounded), (x, kernel, rounded)
-
-
-def _forward(x: jax.Array, rounded: jax.Array) -> jax.Array:
-    return _rounded_product(x.astype(rounded.dtype), rounded, ((1,), (0,)))
+    return dot(x, kernel, dtype), (x, kernel)
 
 
 def _dot_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel, rounded = saved
+    x, kernel = saved
     outputs = tuple(range(1, dy.ndim))
-    dx = _rounded_product(dy, rounded, (outputs, outputs)).astype(x.dtype)
+    dx = _rounded_product(dy, kernel.astype(dtype), (outputs, outputs)).astype(x.dtype)
     return dx, sum_of_products(x.astype(dtype), dy).astype(kernel.dtype)
 
 
@@ -107,39 +102,23 @@ def dots(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, 
     On a TPU each gradient is one product for all i, which is faster if the results' gradients already lie in one array,
     as flash_attention's do.
     """
-    return _dots_forward(x, kernel, dtype)[0]
-
-
-def _dots_forward(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple:
-    rounded = _rounded(kernel, dtype)
-    return tuple(_forward(x, rounded[:, i]) for i in range(kernel.shape[1])), (x, kernel, rounded)
+    return tuple(dot(x, kernel[:, i], dtype) for i in range(kernel.shape[1]))
 
 
 def _dots_backward(dtype: jnp.dtype, saved: tuple, dys: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    def at_once(x: jax.Array, kernel: jax.Array, rounded: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at_once(x: jax.Array, kernel: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
         dy = jnp.stack(dys)
-        dx = _product(dy, rounded, ((0, 2), (1, 2))).astype(x.dtype)
+        dx = _product(dy, kernel.astype(dtype), ((0, 2), (1, 2))).astype(x.dtype)
         return dx, _product(x.astype(dtype), dy, ((0,), (1,))).astype(kernel.dtype)
 
-    def one_by_one(x: jax.Array, kernel: jax.Array, rounded: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        parts = [_dot_backward(dtype, (x, kernel[:, i], rounded[:, i]), dy) for i, dy in enumerate(dys)]
+    def one_by_one(x: jax.Array, kernel: jax.Array, *dys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parts = [_dot_backward(dtype, (x, kernel[:, i]), dy) for i, dy in enumerate(dys)]
         return sum(dx for dx, _ in parts), jnp.stack([dkernel for _, dkernel in parts], axis=1)
 
     return jax.lax.platform_dependent(*saved, *dys, tpu=at_once, default=one_by_one)
 
 
-dots.defvjp(_dots_forward, _dots_backward)
-
-
-def _rounded(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """kernel in dtype. A TPU rounds it once for all products; inside them, it would do so for each block of rows."""
-
-    def once(kernel: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier(kernel.astype(dtype))
-
-    if kernel.dtype == dtype:
-        return kernel
-    return jax.lax.platform_dependent(kernel, tpu=once, default=lambda kernel: kernel.astype(dtype))
+dots.defvjp(lambda x, kernel, dtype: (dots(x, kernel, dtype), (x, kernel)), _dots_backward)
 
 
 def _rounded_product(a: jax.Array, b: jax.Array, contract: tuple) -> jax.Array:
