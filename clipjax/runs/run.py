@@ -134,16 +134,10 @@ def hint(path: Path) -> str:
 
 
 def refuse_as_workdir(workdir: str | Path) -> None:
-    """Raises CheckpointError for a folder inside a run: a checkpoint, the folder of checkpoints, any other."""
+    """Raises CheckpointError for a checkpoint, and for a run's folder of checkpoints: no run can be made in them."""
     path = storage.as_path(workdir)
     if is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*")))):
         raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")
-    above = absolute(path).parent
-    if any(map(is_checkpoint, (above / "checkpoints").glob("*"))):
-        raise CheckpointError(
-            f"--workdir={workdir} is inside the run {above}: whoever removes or moves that run takes this one along. "
-            f"Use a folder beside it, such as {above}_{path.name}."
-        )
     inside = path / "checkpoints"
     if inside.exists() and not inside.is_dir():
         raise CheckpointError(f"--workdir={workdir}: {inside} is a file, but a run keeps its checkpoints in a folder.")

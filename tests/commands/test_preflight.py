@@ -212,7 +212,6 @@ WORKDIRS = {
     "run/checkpoints": (CheckpointError, "folder of checkpoints: name the run's folder .*/run"),
     "run/checkpoints/6": (CheckpointError, "is one checkpoint of a run"),
     "run/checkpoints/6/params/d": (None, ""),
-    "run/inner": (CheckpointError, "is inside the run .*/run: .* Use a folder beside it, such as .*/run_inner"),
 }
 
 
