@@ -52,9 +52,9 @@ OPTIONS: tuple[Option, ...] = (
     # Default: 64 MiB. XLA would merge small batches' q, k and v into one product, copy its result apart with the biases
     # that cuBLAS had added, and copy the three gradients together. (Read off a program compiled for an H100.)
     Option("gpu", "xla_gpu_dot_merger_threshold_mb", 0, "one product a matrix"),
-    # Default: 16 MiB. Products then work on larger pieces of vector memory, of which these chips have about 100 MiB.
-    # Google's own benchmarks of MaxText set 80 to 96 MiB; beyond 48, SigLIP and CLIP gain no more. Not on v5e: there
-    # SigLIP B/16's image tower gains what its text tower loses.
+    # Default: 16 MiB on v5p, 32 on v6e. Products then work on larger pieces of vector memory, of which these chips have
+    # about 100 MiB. Google's own benchmarks of MaxText set 80 to 96 MiB; beyond 48, the MLPs of L/14 and B/16 gain no
+    # more. Not on v5e: there SigLIP B/16's image tower gains what its text tower loses.
     Option(
         "tpu",
         "xla_tpu_scoped_vmem_limit_kib",
@@ -73,7 +73,7 @@ def step_options(devices: Sequence[Any], environ: Mapping[str, str] = os.environ
     platform = platform_of(devices)
     if platform not in SWITCHES or switched_off(platform, environ):
         return {}
-    own, kind = named_flags(environ), getattr(devices[0], "device_kind", "")
+    own, kind = named_flags(environ), devices[0].device_kind
     return {
         o.name: o.value
         for o in OPTIONS
