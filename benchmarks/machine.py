@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -27,11 +28,17 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's model name, as Linux reports it."""
-    for line in CPUINFO.read_text(encoding="utf-8").split("\n") if CPUINFO.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+    """The processor's model name, as Linux reports it.
+
+    A virtual machine's may have no number, as in "AMD EPYC", which is many processors. Such a name is returned with the
+    numbers that tell them apart: "AMD EPYC (family 25, model 17)".
+    """
+    text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
+    name = fields.get("model name") or platform.processor()
+    if not re.search(r"\d", name) and {"cpu family", "model"} <= fields.keys():
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
 
 
 def bfloat16_units() -> list[str]:

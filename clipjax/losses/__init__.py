@@ -21,7 +21,7 @@ from clipjax.losses.comm import COMMS
 from clipjax.losses.comm.cost import Meeting
 from clipjax.losses.loss import Inputs, Loss, Pairs, Uninformed
 from clipjax.losses.pairwise import pairwise, sum_over_pairs
-from clipjax.losses.tile_sizes import choose_tile
+from clipjax.losses.tile_sizes import check_tile, largest_tile
 from clipjax.mesh import batch_shards
 
 __all__ = [
@@ -83,7 +83,7 @@ def make_loss(
             batch % shards == 0,
             f"The batch of {batch} does not divide over data x fsdp = {shards} devices; see config.global_batch_size.",
         )
-        choose_tile(batch // shards, config.tile)
+        check_tile(batch // shards, config.tile)
         for name in (*loss.needs, *(["pair_id"] if config.repeats != "negatives" else [])):
             require(getattr(inputs, name) is not None, f"config.loss ('{config.name}') needs {name}, which is missing.")
         pair_id = None if config.repeats == "negatives" else inputs.pair_id
@@ -110,7 +110,8 @@ def chosen_comm(
         return name
     passes = 1 if _loss(config, losses).per_example is None else 2
     rows, itemsize = batch // batch_shards(mesh), jnp.dtype(config.dtype).itemsize
-    return COMMS[name].choose(Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile), mesh)
+    meeting = Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile, largest_tile(mesh))
+    return COMMS[name].choose(meeting, mesh)
 
 
 def uninformed(config: LossConfig, pairs: int, losses: Mapping[str, Part] = LOSSES) -> Uninformed | None:
@@ -125,7 +126,7 @@ def uninformed(config: LossConfig, pairs: int, losses: Mapping[str, Part] = LOSS
 def check_loss(config: LossConfig, model: ModelConfig, rows: int) -> None:
     """Refuses a loss that cannot train this model; rows: of the batch on one device. Raises ConfigError."""
     needs = _loss(config, LOSSES).needs
-    choose_tile(rows, config.tile)
+    check_tile(rows, config.tile)
     check = LOSSES[config.name].check
     if check is not None:
         check(config, model)

@@ -38,9 +38,11 @@ class RowSums(NamedTuple):
 class Tiles:
     """The tiles of one loss on one device, inside shard_map."""
 
-    def __init__(self, loss: Loss, config: LossConfig, rows: Side, columns: Side, axis_name: AxisName):
-        """rows, columns: this device's own."""
-        self.loss, self.config, self.axis_name = loss, config, axis_name
+    def __init__(
+        self, loss: Loss, config: LossConfig, rows: Side, columns: Side, axis_name: AxisName, largest: int
+    ):
+        """rows, columns: this device's own; largest: the longest side of a default tile."""
+        self.loss, self.config, self.axis_name, self.largest = loss, config, axis_name, largest
         self.count, self.devices = count(rows), jax.lax.axis_size(axis_name)
         row_terms, column_terms = jax.eval_shape(self._terms, rows, columns)
         self.of_rows, self.of_columns = Reductions(row_terms), Reductions(column_terms)
@@ -71,8 +73,8 @@ class Tiles:
 
     def _shape(self, rows: Side, columns: Side) -> tuple[int, int]:
         if self.devices == 1:
-            return tile_shape_alone(self.count, self.config.tile)
-        return tile_shape(count(rows), count(columns), self.count, self.config.tile)
+            return tile_shape_alone(self.count, self.config.tile, self.largest)
+        return tile_shape(count(rows), count(columns), self.count, self.config.tile, self.largest)
 
     def _terms(self, row: Side, column: Side) -> tuple[dict, dict]:
         return self.loss.terms(row.features, column.features, pairs(row.ids, column.ids, self.config.repeats))

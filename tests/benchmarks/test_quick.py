@@ -93,6 +93,20 @@ def test_the_units_that_multiply_bfloat16_are_flags_of_the_processor(tmp_path, m
     assert quick.key("toy")["bfloat16"] == "no bfloat16 units"
 
 
+def test_a_name_without_a_number_gets_the_numbers_that_tell_processors_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    cpu = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {}\nstepping\t: 1\n"
+    for given, name in (
+        ("AMD EPYC", "AMD EPYC (family 25, model 17)"),
+        ("AMD EPYC 9634 84-Core Processor", "AMD EPYC 9634 84-Core Processor"),
+        ("Intel(R) Xeon(R) Processor @ 2.50GHz", "Intel(R) Xeon(R) Processor @ 2.50GHz"),
+    ):
+        (tmp_path / "cpuinfo").write_text(cpu.format(given) * 2)
+        assert machine.processor() == name
+    (tmp_path / "cpuinfo").write_text("model name : A\n")
+    assert machine.processor() == "A", "no numbers"
+
+
 def test_adding_a_run_widens_the_baseline():
     old, new = document([1.0, 1.1, 1.2]), document([0.8, 0.9, 0.95], cores_used_by_others=0.5)
     both = quick.joined(old, new)

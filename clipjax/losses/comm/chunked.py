@@ -101,14 +101,14 @@ def joined(parts: Tree) -> Tree:
 
 def _parts(tiles: Tiles) -> tuple[int, int]:
     """(number of parts, columns in a part, those of all devices together)."""
-    parts = chunk_count(tiles.count, tiles.devices, tiles.config.tile)
+    parts = chunk_count(tiles.count, tiles.devices, tiles.config.tile, tiles.largest)
     return parts, tiles.count * tiles.devices // parts
 
 
 def work(meeting: Meeting) -> Work:
     """Each pass gathers every part; the last also adds up its gradient in float32."""
     m = meeting
-    parts = chunk_count(m.rows, m.devices, m.tile)
+    parts = chunk_count(m.rows, m.devices, m.tile, m.largest)
     visits = m.passes * parts * m.tiles(m.batch // parts)
     received = m.batch * m.width * (m.passes * m.itemsize + 4)
     return Work(visits, products=m.passes + 2, received=received, collectives=2 * parts * m.passes, hidden=True)

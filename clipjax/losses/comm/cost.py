@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from clipjax.losses.tile_sizes import tile_shape
+from clipjax.losses.tile_sizes import LARGEST, tile_shape
 from clipjax.mesh import batch_shards
 
 
@@ -31,6 +31,7 @@ class Meeting(NamedTuple):
     itemsize: int = 4  # bytes of an element that moves
     passes: int = 2  # over the tiles; 1 for a loss that is a plain sum over pairs
     tile: int = 0  # config.loss.tile
+    largest: int = LARGEST["tpu"]  # side of a default tile
 
     @property
     def batch(self) -> int:
@@ -39,7 +40,7 @@ class Meeting(NamedTuple):
 
     def tiles(self, columns: int) -> int:
         """Tiles of a device's rows with `columns` columns."""
-        height, width = tile_shape(self.rows, columns, self.rows, self.tile)
+        height, width = tile_shape(self.rows, columns, self.rows, self.tile, self.largest)
         return self.rows // height * (columns // width)
 
 

@@ -19,6 +19,7 @@ from clipjax.config import LossConfig
 from clipjax.losses.collectives import row_ids
 from clipjax.losses.loss import Loss
 from clipjax.losses.reductions import Sum, in_pairs
+from clipjax.losses.tile_sizes import largest_tile
 from clipjax.losses.tiles import RowSums, Side, Tiles, count, ids
 from clipjax.mesh import BATCH_AXES, batch_shards
 
@@ -49,7 +50,7 @@ def by_tiles(strategy: Strategy) -> Callable[[Loss, LossConfig, Mesh], MeanLoss]
     """
 
     def make(loss: Loss, config: LossConfig, mesh: Mesh) -> MeanLoss:
-        rows, scalar = P(BATCH_AXES), P()
+        rows, scalar, largest = P(BATCH_AXES), P(), largest_tile(mesh)
         meeting = strategy if batch_shards(mesh) > 1 else ALONE
         run = one_pass if loss.per_example is None else two_passes
 
@@ -57,7 +58,7 @@ def by_tiles(strategy: Strategy) -> Callable[[Loss, LossConfig, Mesh], MeanLoss]
             def device(row_features, column_features, pair_id, weights=None):
                 own = ids(row_ids(count(row_features), BATCH_AXES), pair_id)
                 sides = Side(row_features, own), Side(column_features, own)
-                return run(meeting, Tiles(loss, config, *sides, BATCH_AXES), *sides, with_gradients, weights)
+                return run(meeting, Tiles(loss, config, *sides, BATCH_AXES, largest), *sides, with_gradients, weights)
 
             return jax.shard_map(
                 device,
