@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
             x = cudnn_attention.even(x)
             rotation = None if rotation is None else tuple(cudnn_attention.even(a, a.ndim - 2) for a in rotation)
         biased = BIASED[self.qkv_bias]
-        at_once = fused == "kernel" and rotation is None and fills_tiles(length)
+        at_once = fused == "cudnn" or (fused == "kernel" and rotation is None and fills_tiles(length))
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, at_once, name="qkv")(x)
         q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
         if rotation is not None:

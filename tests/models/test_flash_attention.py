@@ -111,7 +111,7 @@ def test_elsewhere_it_is_plain_attention_on_every_mesh(causal):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "default"])
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "default"])
 def test_one_gradient_for_several_products_is_that_of_each(platform, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **branches: branches[platform](*args))
     x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(40, 16), (16, 3, 24)]))
