@@ -6,7 +6,7 @@
 Each form is a process of its own: malloc as glibc has it ("plain"), with huge pages (what GLIBC_TUNABLES=
 glibc.malloc.hugetlb=1 does), with all that clipjax keeps set by GLIBC_TUNABLES ("tunables"), set by clipjax in its own
 process ("kept", what `clipjax train` does), and the same without its one arena ("arenas"). They take turns; the script
-prints medians and writes benchmarks/results/kept_memory.json. Linux with glibc 2.35 or newer.
+prints medians and writes benchmarks/results/kept_memory_PROCESSOR.json. Linux with glibc 2.35 or newer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import command, machine
+from benchmarks.machine import bfloat16_units, command, machine, processor
+from benchmarks.train_step import short
 
 HUGE = "glibc.malloc.hugetlb=1"
 TUNABLES = f"{HUGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1"
@@ -57,8 +58,9 @@ def main() -> None:
     result = {"config": args.config, "command": command("benchmarks.kept_memory"), "machine": machine()}
     result |= {"medians": medians, "turns": turns}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "kept_memory.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"Wrote {RESULTS / 'kept_memory.json'}")
+    out = RESULTS / f"kept_memory_{short(processor(), bfloat16_units())}.json"
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {out}")
 
 
 def serve(form: str, config_file: str, batch: int) -> None:

@@ -84,7 +84,7 @@ def train_step(documents: dict[str, Any]) -> str:
             rows.append(
                 [
                     document["machine"]["processor"]
-                    + ("" if units is None else f" ({', '.join(units) or 'no bfloat16'})"),
+                    + ("" if units is None else f", {', '.join(units) or 'no bfloat16'}"),
                     result.get("dtype", "float32"),
                     result["batch"],
                     result.get("memory", "huge pages" if result["huge_pages"] else "plain").replace("_", " "),
@@ -113,14 +113,15 @@ installs). A ratio above 1 means that clipjax is faster. bfloat16 is clipjax's `
 
 {table(header, rows)}
 
-**The ratio depends on the processor.** On the AMD processor, PyTorch's matrix products run at half the rate of XLA's; on
-Intel's, all three libraries multiply float32 at about the same rate. To compare across processors, use the shares of the
-peak: they show how much of the machine's speed each library uses. A processor without bfloat16 units gains nothing from
-bfloat16. [docs/cpu_speed.md](../docs/cpu_speed.md) says what the step spends its time on, and what was changed for it.
+**The ratio depends on the processor.** On one AMD processor, whose model was not recorded, PyTorch's matrix products run at
+half the rate of XLA's; on the others, all three libraries multiply float32 at about the same rate. To compare across
+processors, use the shares of the peak: they show how much of the machine's speed each library uses. A processor without
+bfloat16 units gains nothing from bfloat16. [docs/cpu_speed.md](../docs/cpu_speed.md) says what the step spends its time
+on, and what was changed for it.
 
 Each row is the median of the turns that the two libraries take, each in its own process. The peak is the fastest rate
 of plain 2,048 x 2,048 products in the same run and precision. Rows without bfloat16 units in their processor's name are
-older, and were measured before the changes of that page: the AMD rows are medians of seven turns, and the rows of
+older, and were measured before the changes of that page: their AMD rows are medians of seven turns, and the rows of
 the Intel processor with AMX of four or five, where the same cell differed by 15 to 20% between runs. Memory is malloc's
 setting: `kept` keeps what is freed, as `clipjax train` does on a CPU; `huge pages` is
 `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`; `plain` is the default, with which the kernel clears the step's buffers at each
@@ -733,7 +734,10 @@ def memory(documents: dict[str, Any]) -> str:
             origin(documents, "python -m benchmarks.kept_memory") if documents else NONE_YET,
             "A train step on CPU, its batch on the device. `kept` is what `clipjax train` does by default; `tunables` is "
             "the same through `GLIBC_TUNABLES`, and `arenas` is that without its one arena.",
-            *(kept_memory.table(document["medians"]) for document in documents.values()),
+            *(
+                f"{document['machine']['processor']}:\n\n{kept_memory.table(document['medians'])}"
+                for document in documents.values()
+            ),
         ]
     )
 
