@@ -41,8 +41,8 @@ def test_a_row_of_each_precision_has_both_sides_their_ratio_and_shares_of_that_p
 
     machine = {"processor": "Intel", "bfloat16_units": [], "cores": 2, "python": "3.11", "versions": {}}
     page = tables.train_step({"train_step_intel": {"machine": machine, "rows": rows}})
-    assert "| Intel (no bfloat16) | float32 | 32 | kept | 8.00 | 6.40 | 1.25 |" in page
-    assert "| Intel (no bfloat16) | bfloat16 | 32 | kept |" in page
+    assert "| Intel, no bfloat16 | float32 | 32 | kept | 8.00 | 6.40 | 1.25 |" in page
+    assert "| Intel, no bfloat16 | bfloat16 | 32 | kept |" in page
 
 
 def test_the_median_leaves_out_rounds_in_which_others_were_busy():
