@@ -38,9 +38,7 @@ class RowSums(NamedTuple):
 class Tiles:
     """The tiles of one loss on one device, inside shard_map."""
 
-    def __init__(
-        self, loss: Loss, config: LossConfig, rows: Side, columns: Side, axis_name: AxisName, largest: int
-    ):
+    def __init__(self, loss: Loss, config: LossConfig, rows: Side, columns: Side, axis_name: AxisName, largest: int):
         """rows, columns: this device's own; largest: the longest side of a default tile."""
         self.loss, self.config, self.axis_name, self.largest = loss, config, axis_name, largest
         self.count, self.devices = count(rows), jax.lax.axis_size(axis_name)

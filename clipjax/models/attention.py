@@ -29,7 +29,8 @@ class SelfAttention(nn.Module):
 
     rotation: (cos, sin) of clipjax.models.rotary, for q and k. norm: makes the norm between attention and its output
     matrix; None: there is none. kind: see BlockConfig.attention. remat: where attention is plain, the backward pass
-    keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks.
+    keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks. keys: how many rows are no
+    padding, from the first on, if x is already padded_for cuDNN; 0: all.
     """
 
     num_heads: int
@@ -44,16 +45,13 @@ class SelfAttention(nn.Module):
     activations: jax.sharding.NamedSharding | None = None
     qkv_bias: str = "qkv"
     norm: Callable | None = None
+    keys: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
-        (batch, length, width), d = x.shape, x.shape[-1] // self.num_heads
-        heads = jax.ShapeDtypeStruct((batch, length, self.num_heads, d), self.dtype)
-        fused = fused_by(self.kind, heads, heads, self.activations)
-        if fused == "cudnn":
-            # A row more costs the products less than padding q, k and v would cost.
-            x = cudnn_attention.even(x)
-            rotation = None if rotation is None else tuple(cudnn_attention.even(a, a.ndim - 2) for a in rotation)
+        _, length, width = x.shape
+        fused = self_attention_by(x, self.num_heads, self.dtype, self.kind, self.activations)
+        x, rotation = padded_for(fused, x, rotation)
         biased = BIASED[self.qkv_bias]
         at_once = fused == "cudnn" or (fused == "kernel" and rotation is None and fills_tiles(length))
         q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, at_once, name="qkv")(x)
@@ -61,7 +59,7 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if fused == "cudnn":
-            options = dict(causal=self.causal, keys=length, sharding=self.activations)
+            options = dict(causal=self.causal, keys=self.keys or length, sharding=self.activations)
             y = cudnn_attention.cudnn_attention(q, k, v, mask, **options).reshape(x.shape)
         else:
             y = checkpoint_name(self.unpadded(fused)(q, k, v, mask).reshape(x.shape), "attended")
@@ -111,6 +109,23 @@ class CrossAttention(nn.Module):
         else:
             y = attention(q, k, v)
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
+
+
+def self_attention_by(x: jax.Array, num_heads: int, dtype: jnp.dtype, kind: str, sharding: NamedSharding | None) -> str:
+    """fused_by, for self-attention of x [batch, length, width] whose products are in dtype."""
+    heads = jax.ShapeDtypeStruct((*x.shape[:2], num_heads, x.shape[-1] // num_heads), dtype)
+    return fused_by(kind, heads, heads, sharding)
+
+
+def padded_for(fused: str, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, Rotation | None]:
+    """x [batch, length, width] and its rotation, with a row of padding after an odd length if `fused` is "cudnn".
+
+    A row more costs the products less than padding q, k and v would cost.
+    """
+    if fused != "cudnn":
+        return x, rotation
+    turned = None if rotation is None else tuple(cudnn_attention.even(a, a.ndim - 2) for a in rotation)
+    return cudnn_attention.even(x), turned
 
 
 def fused_by(kind: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> str:

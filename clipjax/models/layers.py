@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.models.activations import activate
-from clipjax.models.on_cpu import layer_norm, sum_of_products
+from clipjax.models.layer_norm import layer_norm
+from clipjax.models.on_cpu import sum_of_products
 
 
 class Linear(nn.Module):

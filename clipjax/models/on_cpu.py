@@ -8,7 +8,6 @@ program is lowered, so that one trace serves every platform. docs/cpu_speed.md h
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -70,51 +69,6 @@ def _differentiated(fun: Callable) -> Callable:
 
 pairs.defvjp(lambda x, y: (pairs(x, y), (x, y)), _pairs_backward)
 mixtures.defvjp(lambda weights, y: (mixtures(weights, y), (weights, y)), _mixtures_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over the last axis, computed in float32, returned in x's dtype; scale and bias [width] float32."""
-    return _layer_norm(eps, x, scale, bias)[0]
-
-
-def _layer_norm(eps: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple:
-    """The result, and (mean, 1 / standard deviation) of the rows."""
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    if x.dtype == jnp.float32:
-        variance = jnp.square(y - mean).mean(-1, keepdims=True)
-    else:
-        # Both means in one pass over x; the rounding of x far exceeds what the difference of squares loses.
-        variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-    factor = jax.lax.rsqrt(variance + eps)
-    return ((y - mean) * factor * scale + bias).astype(x.dtype), (mean, factor)
-
-
-def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple:
-    y, differentiated, statistics = jax.vjp(functools.partial(_layer_norm, eps), x, scale, bias, has_aux=True)
-    return y, (differentiated, x, scale, *statistics)
-
-
-def _layer_norm_backward(eps: float, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """On a CPU, of two sums along rows and two along columns, with no others between them."""
-
-    def on_cpu(_, x: jax.Array, scale: jax.Array, mean: jax.Array, factor: jax.Array, dy: jax.Array) -> tuple:
-        rows = tuple(range(x.ndim - 1))
-        dy = dy.astype(jnp.float32)
-        normalised = (x.astype(jnp.float32) - mean) * factor
-        g = dy * scale
-        along = (g * normalised).mean(-1, keepdims=True)
-        dx = (factor * (g - g.mean(-1, keepdims=True) - normalised * along)).astype(x.dtype)
-        return dx, (dy * normalised).sum(rows), dy.sum(rows)
-
-    def elsewhere(differentiated: Callable, *others: jax.Array) -> tuple:
-        return differentiated(others[-1])
-
-    return jax.lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def _in_rows(x: jax.Array) -> jax.Array:

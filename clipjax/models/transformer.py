@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.config import BlockConfig, require
-from clipjax.models.attention import CrossAttention, SelfAttention
+from clipjax.models.attention import CrossAttention, SelfAttention, padded_for, self_attention_by
 from clipjax.models.layers import NORMS, Mlp, constrain
 from clipjax.models.rotary import Rotation
 
@@ -52,10 +52,13 @@ def transformer(
     rotation, mask: every layer's, see SelfAttention. frozen_blocks: of scanned layers, see in_parts.
     Returns (x, the states of hidden_layers), see layer_indices.
     """
+    keys = x.shape[1]
+    # One row of padding in all layers costs less than copies with and without it in each of them.
+    x, rotation = padded_for(self_attention_by(x, config.num_heads, dtype, config.attention, activations), x, rotation)
     length = x.shape[1]
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
-    make = functools.partial(block, config, causal, dtype, length, activations)
-    x, unflat = x.reshape(-1, config.width), lambda y: y.reshape(-1, length, config.width)
+    make = functools.partial(block, config, causal, dtype, length, activations, keys=keys)
+    x, unflat = x.reshape(-1, config.width), lambda y: y.reshape(-1, length, config.width)[:, :keys]
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
     wanted = layer_indices(hidden_layers, config.depth)
     if not config.scan_layers:
@@ -111,6 +114,7 @@ class Block(nn.Module):
     x: [batch * length, width]. Only attention needs the examples apart. A TPU would lay out [batch, length, width] in
     another way for examples of 196 rows, and every product outside attention would then cost a copy.
     cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
+    keys: how many rows of an example are no padding, from the first on; 0: all.
     """
 
     config: BlockConfig
@@ -119,6 +123,7 @@ class Block(nn.Module):
     length: int
     activations: jax.sharding.Sharding | None = None
     cross: bool = False
+    keys: int = 0
 
     @nn.compact
     def __call__(
@@ -154,6 +159,7 @@ class Block(nn.Module):
                 activations=self.activations,
                 qkv_bias=config.qkv_bias,
                 norm=norm if config.attention_norm else None,
+                keys=self.keys,
                 name="attention",
             )
             attend = lambda y: attention(examples(y), rotation, mask).reshape(y.shape)  # noqa: E731

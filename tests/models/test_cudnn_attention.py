@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,7 +20,9 @@ from clipjax.config import MeshConfig
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import cudnn_attention as cudnn
 from clipjax.models.attention import CrossAttention, SelfAttention, _divides, attention, fused_by
-from clipjax.models.transformer import REMAT_POLICIES
+from clipjax.models.rotary import rotary_1d
+from clipjax.models.towers.vit import PatchTowerConfig
+from clipjax.models.transformer import REMAT_POLICIES, transformer
 from tests.models.plain_attention import reference
 
 LENGTHS, HOLES = "lengths", "holes"
@@ -230,3 +233,51 @@ def test_on_a_processor_every_choice_of_attention_is_the_same_function():
         found[kind] = jax.jit(jax.value_and_grad(lambda v, m=module: jnp.square(m.apply(v, x)).sum()))(variables)
     for kind in ("dense", "flash"):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), found["auto"], found[kind])
+
+
+class Tower(nn.Module):
+    """A stack of blocks alone."""
+
+    config: PatchTowerConfig
+    causal: bool
+    hidden_layers: tuple[int, ...] = (1, -1)
+
+    @nn.compact
+    def __call__(self, x, rotation=None, mask=None):
+        options = dict(causal=self.causal, train=False, rotation=rotation, mask=mask, hidden_layers=self.hidden_layers)
+        return transformer(x, self.config, dtype=x.dtype, activations=None, **options)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    ("causal", "turned", "mask"),
+    [(False, False, None), (True, False, None), (False, True, None), (False, False, LENGTHS), (False, False, HOLES)],
+)
+def test_a_tower_of_odd_length_is_padded_once_and_computes_the_same(causal, turned, mask, scan_layers, monkeypatch):
+    shape = dict(width=16, depth=3, num_heads=2, mlp_dim=32, scan_layers=scan_layers)
+    module, x = Tower(PatchTowerConfig(**shape), causal), jax.random.normal(jax.random.key(1), (4, 7, 16))
+    rotation = rotary_1d(7, 8, 100.0) if turned else None
+    mask = make_mask(mask, 7)
+    if mask is not None and mask.ndim == 2:
+        mask = mask.at[3].set(mask[0])  # where no key is seen, cuDNN's gradients are those of equal weights
+    variables = module.init(jax.random.key(0), x, rotation, mask)
+
+    def loss(variables, x):
+        y, states = module.apply(variables, x, rotation, mask)
+        weights = 1.0 + jnp.arange(y.size).reshape(y.shape) / y.size
+        return sum(jnp.square(a * weights).sum() for a in (y, *states)), (y, states)
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    expected = step(variables, x)
+    lengths, attend = [], stand_in()
+
+    def kernel(q, k, v, mask=None, **options):
+        lengths.append((q.shape[1], options["keys"]))
+        return attend(q, k, v, mask, **options)
+
+    monkeypatch.setattr("clipjax.models.attention.fused_by", lambda *args: "cudnn")
+    monkeypatch.setattr(cudnn, "cudnn_attention", kernel)
+    found = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
+    assert set(lengths) == {(8, 7)}, "of q, k and v, before the kernel is called"
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-6 * np.abs(theirs).max())
