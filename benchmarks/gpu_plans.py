@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_plans                      # every plan that benchmarks/results does not have yet
     python -m benchmarks.gpu_plans --only=clip_b16_h100_8 --again
 
-Each plan compiles a whole train step, for five to fifty minutes of one core, and is written to
+Each plan compiles a whole train step, for one minute of an idle core or up to fifty of a busy one, and is written to
 benchmarks/results/plan_NAME.json; an interrupted series goes on where it was. It needs the extra [gpu-plan].
 """
 
@@ -25,13 +25,14 @@ class Model(NamedTuple):
 
     config: str
     pairs: int
+    fsdp: int = 1  # 8, the cards of a host, where the optimizer's part of a step is worth dividing
 
 
 MODELS = {
     "clip_b16": Model(f"{CLIP}:clip_vit_b16", 768),
-    "clip_l14": Model(f"{CLIP}:clip_vit_l14", 256),
+    "clip_l14": Model(f"{CLIP}:clip_vit_l14", 256, fsdp=8),
     "clip_b32": Model(f"{CLIP}:clip_vit_b32", 2048),
-    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 192),
+    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 192, fsdp=8),
 }
 MACHINES = {"h100_8": ("h100:8", 8), "h100_8x4": ("h100:8*4", 32)}
 
@@ -55,11 +56,12 @@ def main() -> None:
 
 def command_of(name: str, out: Path) -> list[str]:
     """The command line that makes a plan."""
-    model = next(model for model in MODELS if name.startswith(f"{model}_"))
-    topology, cards = MACHINES[name.removeprefix(f"{model}_")]
+    prefix, model = next((prefix, model) for prefix, model in MODELS.items() if name.startswith(f"{prefix}_"))
+    topology, cards = MACHINES[name.removeprefix(f"{prefix}_")]
     return [
-        *(sys.executable, "-m", "clipjax", "plan", f"--config={MODELS[model].config}", f"--topology={topology}"),
-        *(f"--config.global_batch_size={MODELS[model].pairs * cards}", "--nosearch", f"--out={out}"),
+        *(sys.executable, "-m", "clipjax", "plan", f"--config={model.config}", f"--topology={topology}"),
+        *(f"--config.mesh.fsdp={model.fsdp}", f"--config.global_batch_size={model.pairs * cards}"),
+        *("--nosearch", f"--out={out}"),
     ]
 
 
