@@ -445,7 +445,7 @@ def gpu_plans(documents: dict[str, Any]) -> str:
             rows.append(
                 [
                     GPU_MODELS.get(model, model),
-                    f"`{plan['overrides']}`" if plan["overrides"] else "",
+                    ", ".join(f"`{setting}`" for setting in gpu_settings(plan)),
                     f"`{plan['topology']}`",
                     f"{plan['global_batch_size']:,}",
                     f"{memory['total'] / 2**30:.2f} of {memory['available'] / 2**30:.2f}",
@@ -474,6 +474,12 @@ the MFU say what the step consists of, in milliseconds; what else is missing to 
 down.
 
 {table(header, rows)}""" + "".join(gpu_changes(name, document) for name, document in changes.items())
+
+
+def gpu_settings(plan: dict[str, Any]) -> list[str]:
+    """What a plan's experiment has besides its file: fsdp, and --compare's overrides."""
+    fsdp = plan["mesh"]["fsdp"]
+    return ([f"mesh.fsdp={fsdp}"] if fsdp > 1 else []) + ([plan["overrides"]] if plan["overrides"] else [])
 
 
 def gpu_changes(name: str, document: dict[str, Any]) -> str:
