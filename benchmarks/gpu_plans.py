@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_plans                      # every plan that benchmarks/results does not have yet
     python -m benchmarks.gpu_plans --only=clip_b16_h100_8 --again
 
-Each plan compiles a whole train step, for one minute of an idle core or up to fifty of a busy one, and is written to
-benchmarks/results/plan_NAME.json; an interrupted series goes on where it was. It needs the extra [gpu-plan].
+Each plan compiles a whole train step, which takes about a minute of an idle core and much longer of a busy one, and is
+written to benchmarks/results/plan_NAME.json; an interrupted series goes on where it was. It needs the extra [gpu-plan].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Model(NamedTuple):
 
     config: str
     pairs: int
-    fsdp: int = 1  # 8, the cards of a host, where the optimizer's part of a step is worth dividing
+    fsdp: int = 1  # 8, the cards of a host, for models whose optimizer takes long enough to be divided
 
 
 MODELS = {
@@ -61,6 +61,7 @@ def command_of(name: str, out: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "clipjax", "plan", f"--config={model.config}", f"--topology={topology}"),
         *(f"--config.mesh.fsdp={model.fsdp}", f"--config.global_batch_size={model.pairs * cards}"),
+        *(["--compare=mesh.fsdp=1"] if model.fsdp > 1 else []),
         *("--nosearch", f"--out={out}"),
     ]
 

@@ -30,8 +30,8 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """The processor's model name, as Linux reports it.
 
-    A virtual machine's may have no number, as in "AMD EPYC", which is many processors. Such a name is returned with the
-    numbers that tell them apart: "AMD EPYC (family 25, model 17)".
+    On a virtual machine it may lack a model number ("AMD EPYC"), so that different processors share it. Family and
+    model are then appended: "AMD EPYC (family 25, model 17)".
     """
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     fields = dict(re.findall(r"^(model name|cpu family|model)\s*:[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))

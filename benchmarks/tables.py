@@ -477,7 +477,7 @@ down.
 
 
 def gpu_settings(plan: dict[str, Any]) -> list[str]:
-    """What a plan's experiment has besides its file: fsdp, and --compare's overrides."""
+    """The settings that a plan adds to its experiment file: mesh.fsdp, and what --compare overrides."""
     fsdp = plan["mesh"]["fsdp"]
     return ([f"mesh.fsdp={fsdp}"] if fsdp > 1 else []) + ([plan["overrides"]] if plan["overrides"] else [])
 

@@ -6,15 +6,15 @@ from jax.sharding import Mesh
 
 from clipjax.config import require
 
-# The longest side of a default tile, by JAX's platform. A GPU's multiprocessors, a hundred and more, each compute a
-# piece of 128 x 128 at a time: smaller tiles leave most of them idle, and their kernels take longer to start than to
-# run. 4,096 x 4,096 in float32 are 64 MiB.
+# The longest side of a default tile, by JAX's platform. Each of a GPU's multiprocessors (132 on an H100) computes a
+# piece of 128 x 128 at a time: with small tiles most are idle, and kernels take longer to start than to run. 4,096 x
+# 4,096 in float32 are 64 MiB.
 LARGEST = {"cpu": 512, "tpu": 512, "gpu": 4096}
-LARGEST_ALONE = 1024  # where one device has all rows, and LARGEST is less
+LARGEST_ALONE = 1024  # where one device has all rows, if that is larger
 
 
 def largest_tile(mesh: Mesh) -> int:
-    """The longest side of a default tile on these devices; those of an unknown platform are taken for GPUs."""
+    """The longest side of a default tile on these devices; unknown platforms count as GPUs."""
     return LARGEST.get(mesh.devices.flat[0].platform, LARGEST["gpu"])
 
 
@@ -25,7 +25,7 @@ def tile_shape(rows: int, columns: int, own: int, tile: int, largest: int) -> tu
     making the tile larger than a square one: long products keep a matrix unit busy where a device has few rows.
     """
     side = choose_tile(own, tile, largest)
-    area = (tile or largest) ** 2
+    area = max(tile or largest, side) ** 2  # a side that few divisors leave may be longer than `largest`
 
     def long(count: int) -> int:
         return side * max(

@@ -101,7 +101,7 @@ def measured_speedup(measure: Callable[[], float] | None = None, environ: Mappin
 
 
 def measure_speedup() -> float:
-    """Times a train step's products in both dtypes, in turns; takes about two seconds. Of each, the fastest counts.
+    """Times a train step's products in both dtypes, in turns, in one to two seconds. The fastest run of each counts.
 
     Two of three products contract rows' ends (forward, and the gradient of the input), one contracts the rows (the
     gradient of the weights, whose left side the models lay out in rows for it). bfloat16 is multiplied into float32,

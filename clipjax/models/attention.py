@@ -29,8 +29,8 @@ class SelfAttention(nn.Module):
 
     rotation: (cos, sin) of clipjax.models.rotary, for q and k. norm: makes the norm between attention and its output
     matrix; None: there is none. kind: see BlockConfig.attention. remat: where attention is plain, the backward pass
-    keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks. keys: how many rows are no
-    padding, from the first on, if x is already padded_for cuDNN; 0: all.
+    keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks. keys: number of
+    leading rows that are not padding, if x is already padded_for cuDNN; 0: all.
     """
 
     num_heads: int
@@ -120,12 +120,13 @@ def self_attention_by(x: jax.Array, num_heads: int, dtype: jnp.dtype, kind: str,
 def padded_for(fused: str, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, Rotation | None]:
     """x [batch, length, width] and its rotation, with a row of padding after an odd length if `fused` is "cudnn".
 
-    A row more costs the products less than padding q, k and v would cost.
+    An extra row in the products costs less than padding q, k and v one by one. It is a copy of the last row, so that it
+    is finite wherever the others are: attention multiplies it by weights of 0.
     """
-    if fused != "cudnn":
+    if fused != "cudnn" or x.shape[1] % 2 == 0:
         return x, rotation
     turned = None if rotation is None else tuple(cudnn_attention.even(a, a.ndim - 2) for a in rotation)
-    return cudnn_attention.even(x), turned
+    return jnp.concatenate([x, jax.lax.stop_gradient(x[:, -1:])], axis=1), turned
 
 
 def fused_by(kind: str, q: jax.Array, k: jax.Array, sharding: NamedSharding | None) -> str:

@@ -100,9 +100,9 @@ dot.defvjp(_dot_forward, _dot_backward)
 def dots(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
     """dot(x, kernel[:, i], dtype) for every i of kernel [in, count, out].
 
-    Its gradients are for fused attention. On a TPU each is one product for all i, which is faster if the results'
-    gradients already lie in one array, as flash_attention's do. On a GPU each product adds its part to what the one
-    before it wrote.
+    Its gradients are written for the layouts of fused attention. On a TPU each is one product for all i, which is
+    faster if the results' gradients already lie in one array, as flash_attention's do. On a GPU the second and third
+    product of x's gradient add to the result of the one before.
     """
     return tuple(dot(x, kernel[:, i], dtype) for i in range(kernel.shape[1]))
 
@@ -121,13 +121,12 @@ def _dots_backward(dtype: jnp.dtype, saved: tuple, dys: tuple[jax.Array, ...]) -
         dx, dkernels = None, []
         for i, dy in enumerate(dys):
             part, dkernel = _dot_backward(dtype, (x, kernel[:, i]), dy)
-            # XLA gives cuBLAS the sum only where the product without one comes first.
+            # XLA folds an addition into a product only if that product has none yet, and looks at the left one first.
             dx = part if dx is None else part + dx
             dkernels.append(dkernel)
         return dx, jnp.stack(dkernels, axis=1)
 
-    gpu = dict.fromkeys(("cuda", "rocm"), in_a_chain)
-    return jax.lax.platform_dependent(*saved, *dys, tpu=at_once, **gpu, default=one_by_one)
+    return jax.lax.platform_dependent(*saved, *dys, tpu=at_once, cuda=in_a_chain, default=one_by_one)
 
 
 dots.defvjp(lambda x, kernel, dtype: (dots(x, kernel, dtype), (x, kernel)), _dots_backward)

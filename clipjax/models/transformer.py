@@ -53,7 +53,7 @@ def transformer(
     Returns (x, the states of hidden_layers), see layer_indices.
     """
     keys = x.shape[1]
-    # One row of padding in all layers costs less than copies with and without it in each of them.
+    # One row of padding in all layers costs less than adding and removing it in every layer.
     x, rotation = padded_for(self_attention_by(x, config.num_heads, dtype, config.attention, activations), x, rotation)
     length = x.shape[1]
     block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
@@ -114,7 +114,7 @@ class Block(nn.Module):
     x: [batch * length, width]. Only attention needs the examples apart. A TPU would lay out [batch, length, width] in
     another way for examples of 196 rows, and every product outside attention would then cost a copy.
     cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
-    keys: how many rows of an example are no padding, from the first on; 0: all.
+    keys: number of leading rows of an example that are not padding; 0: all.
     """
 
     config: BlockConfig

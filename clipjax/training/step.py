@@ -75,16 +75,20 @@ def make_train_step(
             grad_norm = optax.tree.norm(grads)
             before = {name: getattr(state, name) for name in ("opt_state", "batch_stats", "ema_batch_stats")}
             before |= {name: part(getattr(state, name)) for name in ("params", "ema_params")}
-            updates, opt_state = tx.update(grads, state.opt_state, before["params"], step=state.step)
-            params = optax.apply_updates(before["params"], updates)
-            params = clip_logit_scale(params, config.model.logit_scale_max)
-            averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
-            averages = updated_averages(config.optimizer, averages, params, batch_stats)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-            finite = after_on_cpu(jnp.isfinite(loss) & jnp.isfinite(grad_norm), updates)
-            new = {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
-            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
-            update_norm = jnp.where(finite, norm_of_update(updates, before["params"], new["params"]), 0.0)
+            def update() -> tuple[Any, Any]:
+                return tx.update(grads, before["opt_state"], before["params"], step=state.step)
+
+            def applied(updates: Any, opt_state: Any) -> dict[str, Any]:
+                params = optax.apply_updates(before["params"], updates)
+                params = clip_logit_scale(params, config.model.logit_scale_max)
+                averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
+                averages = updated_averages(config.optimizer, averages, params, batch_stats)
+                return {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
+
+            change = in_a_branch if mesh.devices.flat[0].platform == "cpu" else by_selection
+            new, update_norm = change(finite, before, update, applied)
             new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
@@ -115,17 +119,32 @@ def make_train_step(
     )
 
 
-def after_on_cpu(finite: jax.Array, updates: Any) -> jax.Array:
-    """finite; on a CPU it also waits for the updates' norm, so that the new state can overwrite the old.
+def by_selection(
+    finite: jax.Array, before: dict[str, Any], update: Callable, applied: Callable
+) -> tuple[dict[str, Any], jax.Array]:
+    """(applied(*update()) where finite, else `before`; the norm of the change): both are computed, one is written."""
+    updates, opt_state = update()
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), applied(updates, opt_state), before)
+    return new, jnp.where(finite, norm_of_update(updates, before["params"], new["params"]), 0.0)
 
-    XLA:CPU copies parameters and moments at the start of a step if anything that reads the old ones could run after the
-    new ones are written. The updates' norm is the only such reader. Other compilers order the two by themselves.
+
+def in_a_branch(
+    finite: jax.Array, before: dict[str, Any], update: Callable, applied: Callable
+) -> tuple[dict[str, Any], jax.Array]:
+    """by_selection, for CPUs. XLA:CPU would make every selection a pass over the state of its own.
+
+    It also copies the parameters if anything that reads the old ones could run after the new ones are written. The
+    updates' norm is the only such reader, so the new ones wait for it.
     """
 
-    def waiting(finite: jax.Array, updates: Any) -> jax.Array:
-        return finite & (optax.tree.norm(updates) != -1.0)  # no norm is negative, which the compiler cannot know
+    def change() -> tuple[dict[str, Any], jax.Array]:
+        updates, opt_state = update()
+        norm = optax.tree.norm(updates)
+        # No norm is negative, which the compiler cannot know.
+        updates = jax.tree.map(lambda u: jnp.where(norm != -1.0, u, jnp.zeros_like(u)), updates)
+        return applied(updates, opt_state), norm
 
-    return jax.lax.platform_dependent(finite, updates, cpu=waiting, default=lambda finite, updates: finite)
+    return jax.lax.cond(finite, change, lambda: (before, jnp.zeros(())))
 
 
 def norm_of_update(updates: Any, before: Any, new: Any) -> jax.Array:

@@ -74,6 +74,8 @@ def test_default_tiles_fill_a_gpu():
     ]
     assert tile_shape(768, 6144, 768, 0, 4096) == (768, 6144) and tile_shape(768, 6144, 768, 0, 512) == (384, 384)
     assert tile_shape(768, 6144, 768, 256, 4096) == (256, 256), "one that is asked for"
+    assert tile_shape(521, 8 * 521, 521, 0, 512) == (521, 521), "a prime number of rows"
+    assert tile_shape(6151, 2 * 6151, 6151, 0, 4096) == (6151, 6151)
     assert tile_shape_alone(16_384, 0, 4096) == (8192, 4096) and tile_shape_alone(16_384, 0, 512) == (2048, 1024)
     assert chunk_count(768, 8, 0, 4096) == 1 and chunk_count(768, 8, 0, 512) == 8
     parts = Meeting(2048, 32, 512, largest=4096), Meeting(2048, 32, 512)

@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_float64(shape, dtype, mean, platform,
     monkeypatch.setattr(jax.lax, "platform_dependent", take)
     given = arguments(shape, dtype, mean)
     rounding = max(float(jnp.finfo(dtype).eps), 1e-5)
-    found = jax.jit(value_and_gradients)(*given)
+    found = jax.jit(lambda *args: value_and_gradients(*args))(*given)  # a function that was not traced before
     # The difference of squares loses mean^2 / variance of float32's last bits.
     sums = 1e-5 if mean == 1.0 or dtype == jnp.float32 else 2e-4
     for result, exact, tolerance in zip(found, in_float64(*given), (rounding, rounding, sums, 1e-5), strict=True):
@@ -60,6 +60,16 @@ def test_an_example_of_zeros_has_finite_gradients_on_a_gpu(monkeypatch):
     x, scale, bias, dy = arguments((2, WIDTH), jnp.bfloat16)
     y, dx, dscale, _ = value_and_gradients(x.at[1].set(0), scale, bias, dy.at[1].set(0))
     assert jnp.array_equal(y[1], bias.astype(y.dtype)) and not dx[1].any() and jnp.isfinite(dscale).all()
+
+
+@pytest.mark.parametrize("row", ["two values", "one value", "one large value"])
+def test_nearly_constant_rows_have_bounded_gradients_on_a_gpu(row, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, cuda=None, **_: (cuda or default)(*args))
+    x, scale, bias, dy = arguments((2, WIDTH), jnp.bfloat16)
+    x = x.at[1].set(256.0).at[1, 0].set({"two values": 258.0, "one value": 256.0, "one large value": 1e4}[row])
+    _, dx, dscale, _ = value_and_gradients(x, scale, bias, dy)
+    exact = in_float64(x, scale, bias, dy)[1]
+    assert jnp.isfinite(dscale).all() and np.abs(np.asarray(dx, np.float64)).max() < 4 * max(np.abs(exact).max(), 1.0)
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cuda", 1), ("tpu", 0), ("cpu", 0)])
