@@ -26,13 +26,14 @@ class Model(NamedTuple):
     config: str
     pairs: int
     fsdp: int = 1  # 8, the cards of a host, for models whose optimizer takes long enough to be divided
+    compare: str = ""  # a second plan, with other settings
 
 
 MODELS = {
     "clip_b16": Model(f"{CLIP}:clip_vit_b16", 768),
-    "clip_l14": Model(f"{CLIP}:clip_vit_l14", 256, fsdp=8),
-    "clip_b32": Model(f"{CLIP}:clip_vit_b32", 2048),
-    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 192, fsdp=8),
+    "clip_l14": Model(f"{CLIP}:clip_vit_l14", 256, fsdp=8, compare="mesh.fsdp=1"),
+    "clip_b32": Model(f"{CLIP}:clip_vit_b32", 2048, compare="loss.tile=512"),
+    "siglip_so400m": Model(f"{SIGLIP}:siglip_so400m14_224", 192, fsdp=8, compare="mesh.fsdp=1"),
 }
 MACHINES = {"h100_8": ("h100:8", 8), "h100_8x4": ("h100:8*4", 32)}
 
@@ -61,7 +62,7 @@ def command_of(name: str, out: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "clipjax", "plan", f"--config={model.config}", f"--topology={topology}"),
         *(f"--config.mesh.fsdp={model.fsdp}", f"--config.global_batch_size={model.pairs * cards}"),
-        *(["--compare=mesh.fsdp=1"] if model.fsdp > 1 else []),
+        *([f"--compare={model.compare}"] if model.compare else []),
         *("--nosearch", f"--out={out}"),
     ]
 

@@ -231,7 +231,7 @@ def quick(documents: dict[str, Any]) -> Headline:
 
 
 TABLE = [
-    Row("[quick](quick.py)", "the ratios that matter, beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
+    Row("[quick](quick.py)", "the ratios that matter, at small sizes (two layers a tower), beside this processor's last figures", "make bench-quick", "under 4 minutes", "the-ratios-that-matter-in-four-minutes", ("quick_",), quick),
     Row("[train_step](train_step.py)", "images/s of a whole train step, beside open_clip on PyTorch", "python -m benchmarks.train_step [--batch=4]", "8 minutes at batch 32, 5 at batch 4", "a-train-step-beside-open_clip", ("train_step",), train_step),
     Row("[text_buckets](text_buckets.py)", "a step whose texts are cut to the batch, beside one that pads them", "python -m benchmarks.text_buckets", "5 minutes", "texts-cut-to-the-batch", ("text_buckets",), text_buckets),
     Row("[input_pipeline](input_pipeline.py)", "images per core second of the training input, beside PyTorch and tf.data", "python -m benchmarks.input_pipeline --rounds=3", "5 minutes", "training-input-beside-pytorch-and-tfdata", ("input_pipeline",), input_pipeline),
@@ -242,7 +242,7 @@ TABLE = [
     Row("[clipjax plan](../docs/plan.md)", "train steps planned for pods: nothing ran on them", "clipjax plan --config=experiments/siglip_b16.py --topology=v5e:16x16", "2 minutes a plan", "planned-train-steps", ("plan_", "remat_"), plans),
     Row("[scaling_plan](scaling_plan.py)", "a step's efficiency from 8 to 1,024 TPU chips for each loss and `comm`: modelled, nothing ran on them", "python -m benchmarks.scaling_plan", "seconds; the plans that it compares with take minutes each", "from-8-to-1024-chips", ("scaling_plan",), scaling),
     Row("[gpu_step](gpu_step.py)", "images/s of a whole train step on a GPU, beside open_clip and transformers under torch.compile", "python -m benchmarks.gpu_step", "under ten minutes on a machine with a card", "a-train-step-on-a-gpu-beside-open_clip-and-transformers", ("gpu_step",), gpu_step),
-    Row("[gpu_plans](gpu_plans.py)", "train steps planned for H100s: nothing ran on them", "python -m benchmarks.gpu_plans", "a minute of an idle core a plan", "planned-train-steps"),
+    Row("[gpu_plans](gpu_plans.py)", "train steps planned for H100s, nothing ran on them; the row of clipjax plan has the results", "python -m benchmarks.gpu_plans", "a minute of an idle core a plan", "planned-train-steps"),
     Row("[soak](soak.py)", "whether a run that is killed again and again ends like one left alone", "python -m benchmarks.soak --config=benchmarks/soak_scenes.py:data --workdir=runs/soak --kills=100", "35 to 50 minutes", "killed-and-restarted", ("soak_",), soak),
     Row("[kills](kills.py)", "the same for runs of one, two and four processes, killed while they start, compile, evaluate and save", "python -m benchmarks.kills --workdir=runs/kills --processes=2 --kills=300", "five to twenty seconds a kill; sittings add up", "killed-in-every-phase", ("kills_",), kills),
     Row("[fuzz](fuzz.py)", "whether damaged and hostile files give a right value or one clean line", "python -m benchmarks.fuzz --workers=2", "one hour for a million inputs; it goes on where it was stopped", "damaged-and-hostile-files", ("fuzz",), fuzz),

@@ -114,14 +114,14 @@ installs). A ratio above 1 means that clipjax is faster. bfloat16 is clipjax's `
 {table(header, rows)}
 
 **The ratio depends on the processor.** On one AMD processor, whose model was not recorded, PyTorch's matrix products run at
-half the rate of XLA's; on the others, all three libraries multiply float32 at about the same rate. To compare across
+half the rate of XLA's; on the others, the three libraries' rates of float32 are within a third of one another. To compare across
 processors, use the shares of the peak: they show how much of the machine's speed each library uses. A processor without
 bfloat16 units gains nothing from bfloat16. [docs/cpu_speed.md](../docs/cpu_speed.md) says what the step spends its time
 on, and what was changed for it.
 
 Each row is the median of the turns that the two libraries take, each in its own process. The peak is the fastest rate
 of plain 2,048 x 2,048 products in the same run and precision. Rows without bfloat16 units in their processor's name are
-older, and were measured before the changes of that page: their AMD rows are medians of seven turns, and the rows of
+older, and were measured before the changes of that page: the AMD rows among them are medians of seven turns, and the rows of
 the Intel processor with AMX of four or five, where the same cell differed by 15 to 20% between runs. Memory is malloc's
 setting: `kept` keeps what is freed, as `clipjax train` does on a CPU; `huge pages` is
 `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`; `plain` is the default, with which the kernel clears the step's buffers at each
