@@ -20,12 +20,11 @@ from clipjax.mesh import batch_sharding, param_shardings, replicated
 from clipjax.models import image_tower, text_tower
 from clipjax.optim import make_schedule
 from clipjax.processes import announce, meet
+from clipjax.training.apply_update import apply_update
 from clipjax.training.cut import budgets, describe_text_cut, text_cut
-from clipjax.training.ema import updated_averages
 from clipjax.training.gradients import make_loss_and_gradients
 from clipjax.training.state import TrainState, abstract_state, train_state_shardings
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
-from clipjax.training.temperature import clip_logit_scale
 from clipjax.training.trainable import joined, make_tx, trained
 
 Batch = dict[str, jax.Array]
@@ -80,15 +79,7 @@ def make_train_step(
             def update() -> tuple[Any, Any]:
                 return tx.update(grads, before["opt_state"], before["params"], step=state.step)
 
-            def applied(updates: Any, opt_state: Any) -> dict[str, Any]:
-                params = optax.apply_updates(before["params"], updates)
-                params = clip_logit_scale(params, config.model.logit_scale_max)
-                averages = {name: before[name] for name in ("ema_params", "ema_batch_stats")}
-                averages = updated_averages(config.optimizer, averages, params, batch_stats)
-                return {"params": params, "opt_state": opt_state, "batch_stats": batch_stats} | averages
-
-            change = in_a_branch if mesh.devices.flat[0].platform == "cpu" else by_selection
-            new, update_norm = change(finite, before, update, applied)
+            new, update_norm = apply_update(config, mesh, finite, before, batch_stats, update)
             new |= {name: whole(getattr(state, name), new[name]) for name in ("params", "ema_params")}
         bad = 1 - finite.astype(jnp.int32)
         state = TrainState(
@@ -116,48 +107,6 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), *extra),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-    )
-
-
-def by_selection(
-    finite: jax.Array, before: dict[str, Any], update: Callable, applied: Callable
-) -> tuple[dict[str, Any], jax.Array]:
-    """(applied(*update()) where finite, else `before`; the norm of the change): both are computed, one is written."""
-    updates, opt_state = update()
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), applied(updates, opt_state), before)
-    return new, jnp.where(finite, norm_of_update(updates, before["params"], new["params"]), 0.0)
-
-
-def in_a_branch(
-    finite: jax.Array, before: dict[str, Any], update: Callable, applied: Callable
-) -> tuple[dict[str, Any], jax.Array]:
-    """by_selection, for CPUs. XLA:CPU would make every selection a pass over the state of its own.
-
-    It also copies the parameters if anything that reads the old ones could run after the new ones are written. The
-    updates' norm is the only such reader, so the new ones wait for it.
-    """
-
-    def change() -> tuple[dict[str, Any], jax.Array]:
-        updates, opt_state = update()
-        norm = optax.tree.norm(updates)
-        # No norm is negative, which the compiler cannot know.
-        updates = jax.tree.map(lambda u: jnp.where(norm != -1.0, u, jnp.zeros_like(u)), updates)
-        return applied(updates, opt_state), norm
-
-    return jax.lax.cond(finite, change, lambda: (before, jnp.zeros(())))
-
-
-def norm_of_update(updates: Any, before: Any, new: Any) -> jax.Array:
-    """The L2 norm of the change of the parameters, float32: of `updates`, on a TPU of new - before.
-
-    A TPU sums up the latter while it writes the new parameters; the former would be a pass over memory of its own.
-    """
-    return jax.lax.platform_dependent(
-        updates,
-        before,
-        new,
-        tpu=lambda updates, before, new: optax.tree.norm(jax.tree.map(jnp.subtract, new, before)),
-        default=lambda updates, before, new: optax.tree.norm(updates),
     )
 
 
