@@ -12,7 +12,7 @@ import pytest
 from clipjax.machine.gpu import gpu_environment
 from clipjax.machine.xla_options import OPTIONS, SWITCHES, compile_known, describe_options, step_options
 
-CARD = SimpleNamespace(platform="gpu")
+CARD = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
 COMBINE = "xla_gpu_all_reduce_combine_threshold_bytes"
 VMEM = "xla_tpu_scoped_vmem_limit_kib"
 GPU = [option for option in OPTIONS if option.platform == "gpu"]
