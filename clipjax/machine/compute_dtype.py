@@ -47,7 +47,7 @@ def choose_dtype(
     elif device.platform == "cpu":
         speedup = measured_by_first()
         dtype = "bfloat16" if speedup >= ENOUGH else "float32"
-        why = f"{processor()[0]} multiplies bfloat16 {speedup:.1f} times as fast as float32; {ENOUGH:g} is enough"
+        why = f"{processor()[0]} multiplies bfloat16 {speedup:.2f} times as fast as float32; {ENOUGH:g} is enough"
     else:
         dtype = "bfloat16" if has_bfloat16(device) else "float32"
         why = f"{device.device_kind} has {'' if dtype == 'bfloat16' else 'no '}units for bfloat16"

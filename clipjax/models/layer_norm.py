@@ -72,7 +72,7 @@ def _backward(eps: float, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.A
         # Behind the barrier, the compiler cannot reuse the forward pass's mean, which it would have to keep in memory.
         y = jax.lax.optimization_barrier(x).astype(jnp.float32)
         mean, factor = _in_one_pass(y, eps)
-        # A row that is constant but for rounding has no variance left; the forward pass, which sees it, is no remedy.
+        # The difference of squares may find no variance in a nearly constant row. The gradient grows with factor^3.
         factor = jnp.minimum(factor, 1024.0 / jnp.abs(mean))
         dy = dy.astype(jnp.float32)
         g = dy * scale

@@ -33,7 +33,7 @@ def test_a_processor_computes_in_bfloat16_where_it_multiplies_it_twice_as_fast(s
     speedup(value)
     model, line = choose_dtype(AUTO)
     assert model == dataclasses.replace(AUTO, dtype=dtype)
-    assert line.startswith(f"config.model.dtype=auto is {dtype}: ") and f"{value:.1f} times" in line
+    assert line.startswith(f"config.model.dtype=auto is {dtype}: ") and f"{value:.2f} times" in line
 
 
 @pytest.mark.parametrize(

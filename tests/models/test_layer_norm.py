@@ -62,14 +62,14 @@ def test_an_example_of_zeros_has_finite_gradients_on_a_gpu(monkeypatch):
     assert jnp.array_equal(y[1], bias.astype(y.dtype)) and not dx[1].any() and jnp.isfinite(dscale).all()
 
 
-@pytest.mark.parametrize("row", ["two values", "one value", "one large value"])
-def test_nearly_constant_rows_have_bounded_gradients_on_a_gpu(row, monkeypatch):
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+def test_a_nearly_constant_row_has_a_bounded_gradient_on_a_gpu(eps, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, cuda=None, **_: (cuda or default)(*args))
-    x, scale, bias, dy = arguments((2, WIDTH), jnp.bfloat16)
-    x = x.at[1].set(256.0).at[1, 0].set({"two values": 258.0, "one value": 256.0, "one large value": 1e4}[row])
-    _, dx, dscale, _ = value_and_gradients(x, scale, bias, dy)
-    exact = in_float64(x, scale, bias, dy)[1]
-    assert jnp.isfinite(dscale).all() and np.abs(np.asarray(dx, np.float64)).max() < 4 * max(np.abs(exact).max(), 1.0)
+    row = jnp.full((1, 768), 256.0, jnp.bfloat16).at[0, 0].set(258.0)
+    dy, scale = jax.random.normal(jax.random.key(0), row.shape).astype(row.dtype), jnp.ones(768)
+    dx, dscale, _ = jax.vjp(functools.partial(layer_norm, eps=eps), row, scale, scale)[1](dy)
+    # In float64, dx is at most 46.
+    assert jnp.isfinite(dscale).all() and np.abs(np.asarray(dx, np.float64)).max() < 100
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cuda", 1), ("tpu", 0), ("cpu", 0)])
