@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def write_to_bucket(
 
     manifest_of: {split: described} -> the manifest. Each process needs room for its shards in the system's temporary
     folder (TMPDIR). A folder without a manifest whose upload was broken off is written again. With `overwrite`, the old
-    records are removed when the new ones are about to be uploaded. Raises ManifestError, StorageError.
+    records stay until the manifest names the new ones, which have other names: nothing is lost if the upload is broken
+    off. Raises ManifestError, StorageError.
     """
     first = process_index == 0
     finished = _find_finished(folder, source, overwrite) if first else None
@@ -40,9 +41,8 @@ def write_to_bucket(
     try:
         with signals.tidying(lambda _: shutil.rmtree(temporary, ignore_errors=True)):
             own, written, described = write_splits(temporary, splits, records_per_shard, process_index, gather)
-            if first:
-                _clear(folder)
-            gather("cleared")
+            taken = gather(_make_room(folder) if first else None)[0]
+            _avoid_names(described, taken)
             for split, shards in own.items():
                 before = sum(len(part[split]) for part in written[:process_index])
                 for shard, named in zip(shards, described[split]["shards"][before:], strict=False):
@@ -50,8 +50,7 @@ def write_to_bucket(
             gather("uploaded")
             if first:
                 write_text(folder / MANIFEST, to_text(manifest_of(described)))
-                with storage.translating(folder):
-                    storage.filesystem(folder).rm_file(os.fspath(folder / storage.UPLOADING))
+                _remove_all_but(folder, [MANIFEST, *(s["file"] for part in described.values() for s in part["shards"])])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     gather("published")
@@ -68,13 +67,35 @@ def _find_finished(folder: storage.AnyPath, source: Mapping[str, Any], overwrite
     return find_equal(folder, source, overwrite)
 
 
-def _clear(folder: storage.AnyPath) -> None:
-    """Removes what is in the folder, the manifest first, and marks it as unfinished."""
-    with storage.translating(folder, writing=True):
-        system = storage.filesystem(folder)
-        names = [os.fspath(folder / MANIFEST)] if (folder / MANIFEST).exists() else []
-        names += system.find(os.fspath(folder)) if folder.exists() else []
-        for name in dict.fromkeys(names):
-            if system.exists(name):
-                system.rm_file(name)
+def _make_room(folder: storage.AnyPath) -> list[str]:
+    """Empties an unfinished folder and marks it as one. Returns the names that finished records have taken."""
+    if (folder / MANIFEST).exists():
+        return [name.rsplit("/", 1)[-1] for name in _find(folder)]
+    _remove_all_but(folder, [])
     storage.write_bytes(folder / storage.UPLOADING, b"")
+    return []
+
+
+def _avoid_names(described: Mapping[str, Any], taken: Sequence[str]) -> None:
+    """Gives all shards a number more in their names if one of them is taken. described: {split: describe_split}."""
+    shards = [shard for part in described.values() for shard in part["shards"]]
+    plain = [os.path.splitext(shard["file"]) for shard in shards]
+    for number in range(len(taken) + 1):
+        names = [f"{stem}-{number}{suffix}" if number else stem + suffix for stem, suffix in plain]
+        if not set(names) & set(taken):
+            break
+    for shard, name in zip(shards, names, strict=True):
+        shard["file"] = name
+
+
+def _remove_all_but(folder: storage.AnyPath, kept: Sequence[str]) -> None:
+    """Removes the objects of a folder whose names are not in `kept`."""
+    with storage.translating(folder, writing=True):
+        for name in _find(folder):
+            if name.rsplit("/", 1)[-1] not in kept:
+                storage.filesystem(folder).rm_file(name)
+
+
+def _find(folder: storage.AnyPath) -> list[str]:
+    with storage.translating(folder):
+        return storage.filesystem(folder).find(os.fspath(folder)) if folder.exists() else []

@@ -198,19 +198,43 @@ def test_records_in_a_bucket_equal_those_on_disk_and_are_replaced_when_asked(buc
     assert objects(bucket)["mine/letter.txt"] == b"dear"
 
 
-def test_a_folder_whose_upload_broke_off_is_unfinished_and_written_again(bucket, monkeypatch):
+@pytest.fixture
+def broken_network(monkeypatch):
+    """The second upload inside it fails."""
+
+    @contextlib.contextmanager
+    def breaking_off():
+        uploads, upload_file = [], bucket_records.storage.upload_file
+
+        def upload(source, path):
+            uploads.append(path)
+            if len(uploads) == 2:
+                raise StorageError("the network is gone", "server")
+            return upload_file(source, path)
+
+        with monkeypatch.context() as broken, pytest.raises(StorageError, match="the network is gone"):
+            broken.setattr(bucket_records.storage, "upload_file", upload)
+            yield
+
+    return breaking_off
+
+
+def test_records_whose_replacement_broke_off_are_as_they_were(bucket, broken_network):
+    options = {"name": "x", "records_per_shard": 2}
+    write_records(f"{bucket}/set", {"train": records(5)}, source={"seed": 0}, **options)
+    old = objects(bucket)
+    with broken_network():
+        write_records(f"{bucket}/set", {"train": records(6, 9)}, source={"seed": 1}, overwrite=True, **options)
+    found = objects(bucket)
+    assert {name: found[name] for name in old} == old and len(found) == len(old) + 1
+    write_records(f"{bucket}/set", {"train": records(6, 9)}, source={"seed": 1}, overwrite=True, **options)
+    shards = read_manifest(f"{bucket}/set")["splits"]["train"]["shards"]
+    assert sorted(objects(bucket)) == sorted(["set/manifest.json", *(f"set/{shard['file']}" for shard in shards)])
+
+
+def test_a_folder_whose_upload_broke_off_is_unfinished_and_written_again(bucket, broken_network):
     options = {"name": "x", "records_per_shard": 2, "source": {}}
-    uploads = []
-
-    def breaking(source, path):
-        uploads.append(path)
-        if len(uploads) == 2:
-            raise StorageError("the network is gone", "server")
-        return upload_file(source, path)
-
-    upload_file = bucket_records.storage.upload_file
-    with monkeypatch.context() as broken, pytest.raises(StorageError, match="the network is gone"):
-        broken.setattr(bucket_records.storage, "upload_file", breaking)
+    with broken_network():
         write_records(f"{bucket}/set", {"train": records(5)}, **options)
     assert any(".uploading" in name for name in objects(bucket))
     with pytest.raises(ManifestError, match="not a finished folder"):
