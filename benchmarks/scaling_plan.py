@@ -149,8 +149,10 @@ def gradients(net: Network, parameters: int) -> tuple[float, float]:
 
 def meeting_of(devices: int, rows: int, width: int, loss: str, dtype: str = "bfloat16") -> Any:
     from clipjax.losses.comm.cost import Meeting
+    from clipjax.losses.tile_sizes import LARGEST
 
-    return Meeting(rows, devices, width, {"bfloat16": 2, "float32": 4}[dtype], 2 if loss == "softmax" else 1)
+    itemsize, passes = {"bfloat16": 2, "float32": 4}[dtype], 2 if loss == "softmax" else 1
+    return Meeting(rows, devices, width, LARGEST["tpu"], itemsize, passes)
 
 
 def loss_seconds(net: Network, loss: str, comm: str, width: int, rows: int = ROWS, dtype: str = "bfloat16") -> float:

@@ -110,7 +110,7 @@ def chosen_comm(
         return name
     passes = 1 if _loss(config, losses).per_example is None else 2
     rows, itemsize = batch // batch_shards(mesh), jnp.dtype(config.dtype).itemsize
-    meeting = Meeting(rows, batch_shards(mesh), width, itemsize, passes, config.tile, largest_tile(mesh))
+    meeting = Meeting(rows, batch_shards(mesh), width, largest_tile(mesh), itemsize, passes, config.tile)
     return COMMS[name].choose(meeting, mesh)
 
 

@@ -57,16 +57,16 @@ def cudnn_attention(
     mask: jax.Array | None = None,
     *,
     causal: bool = False,
-    keys: int | None = None,
+    keys: int = 0,
     sharding: NamedSharding | None = None,
     implementation: str = "cudnn",
 ) -> jax.Array:
     """attention() of 16-bit q [batch, length, heads, d], k and v [batch, keys, heads, d], with its masks.
 
     mask: [batch, keys] bool, or [batch] int32: how many keys are seen, from the first on; 0 means all. With causal, a
-    mask has to show the first key. keys: how many keys there are, if rows of padding follow them. Odd lengths are
-    padded, which costs copies: pad what q, k and v are computed from, where possible, and pass `keys`. sharding: of the
-    examples; heads are split over "tensor".
+    mask has to show the first key. keys: how many keys there are, if rows of padding follow them; 0: all. Odd lengths
+    are padded, which costs copies: pad what q, k and v are computed from, where possible, and pass `keys`. sharding: of
+    the examples; heads are split over "tensor".
     implementation: "xla" computes the same function anywhere, to test against.
     """
     local = functools.partial(_local, causal=causal, keys=keys or k.shape[1], implementation=implementation)

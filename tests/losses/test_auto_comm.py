@@ -78,7 +78,7 @@ def test_default_tiles_fill_a_gpu():
     assert tile_shape(6151, 2 * 6151, 6151, 0, 4096) == (6151, 6151)
     assert tile_shape_alone(16_384, 0, 4096) == (8192, 4096) and tile_shape_alone(16_384, 0, 512) == (2048, 1024)
     assert chunk_count(768, 8, 0, 4096) == 1 and chunk_count(768, 8, 0, 512) == 8
-    parts = Meeting(2048, 32, 512, largest=4096), Meeting(2048, 32, 512)
+    parts = Meeting(2048, 32, 512, largest=4096), Meeting(2048, 32, 512, largest=512)
     assert [meeting.tiles(meeting.batch) for meeting in parts] == [8, 512]
 
 
@@ -103,7 +103,10 @@ def test_what_comes_from_another_slice_is_brought_in_parts_except_in_a_ring():
     mesh = devices(256, "tpu")
     for i, device in enumerate(mesh.devices.flat):
         device.slice_index = i // 128
-    meeting, free = Meeting(rows=512, devices=256, width=512), dict(visit=0.0, flops=float("inf"), latency=0.0)
+    meeting, free = (
+        Meeting(rows=512, devices=256, width=512, largest=512),
+        dict(visit=0.0, flops=float("inf"), latency=0.0),
+    )
     rates = rates_of(mesh)._replace(bandwidth=float("inf"), **free)
     times = {name: seconds(COMMS[name].work(meeting), meeting, rates) for name in TILED}
     received = {name: COMMS[name].work(meeting).received / FAR["bandwidth"] for name in TILED}
@@ -133,7 +136,7 @@ def test_more_rows_cost_more(rows):
     rates = rates_of(devices(8, "tpu"))
     for name in TILED:
         work = COMMS[name].work
-        one, two = (Meeting(n, 8, 512) for n in (rows, 2 * rows))
+        one, two = (Meeting(n, 8, 512, largest=512) for n in (rows, 2 * rows))
         assert 0 < seconds(work(one), one, rates) < seconds(work(two), two, rates)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from clipjax.losses.tile_sizes import LARGEST, tile_shape
+from clipjax.losses.tile_sizes import tile_shape
 from clipjax.mesh import batch_shards
 
 
@@ -28,10 +28,10 @@ class Meeting(NamedTuple):
     rows: int  # of one device
     devices: int  # data x fsdp
     width: int  # of an embedding
+    largest: int  # side of a default tile; see tile_sizes.largest_tile
     itemsize: int = 4  # bytes of an element that moves
     passes: int = 2  # over the tiles; 1 for a loss that is a plain sum over pairs
     tile: int = 0  # config.loss.tile
-    largest: int = LARGEST["tpu"]  # side of a default tile
 
     @property
     def batch(self) -> int:
