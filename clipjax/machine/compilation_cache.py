@@ -39,6 +39,9 @@ def open_cache(environ: Mapping[str, str] = os.environ) -> str:
     """
     if not jax.config.jax_enable_compilation_cache:
         return ""
+    # Else a program for several CPU devices has another key at every start: models/on_cpu.py has a custom_partitioning,
+    # and JAX's keys contain the address of its functions.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     own = environ.get("JAX_COMPILATION_CACHE_DIR")
     try:
         folder = Path(own) if own else default_folder(environ)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
@@ -71,9 +72,28 @@ pairs.defvjp(lambda x, y: (pairs(x, y), (x, y)), _pairs_backward)
 mixtures.defvjp(lambda weights, y: (mixtures(weights, y), (weights, y)), _mixtures_backward)
 
 
+@jax.custom_jvp
 def _in_rows(x: jax.Array) -> jax.Array:
     """x, stored so that its last axis is contiguous, which the compiler would not do with a transposed operand."""
+    return _mapped_in_rows(x)
+
+
+def _local_in_rows(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+_in_rows.defjvp(lambda primals, tangents: (_in_rows(*primals), *tangents))
+
+# On a mesh, each device stores its own part. XLA does not know how to partition a layout constraint: it would gather x,
+# the activations of the global batch, on every device.
+_partitioned_in_rows = custom_partitioning(_local_in_rows)
+_partitioned_in_rows.def_partition(
+    partition=lambda mesh, _, result: (mesh, _local_in_rows, result.sharding, (result.sharding,)),
+    sharding_rule="... -> ...",
+)
+
+_mapped_in_rows = jax.custom_batching.custom_vmap(_partitioned_in_rows)  # custom_partitioning has no rule for vmap
+_mapped_in_rows.def_vmap(lambda _, mapped, x: (_mapped_in_rows(x), True))
 
 
 def _product(a: jax.Array, b: jax.Array, contract: tuple, batch: tuple = ((), ())) -> jax.Array:

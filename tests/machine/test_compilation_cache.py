@@ -40,6 +40,7 @@ print(json.dumps(found))
 def config():
     """JAX's settings, as they were, after the test."""
     names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
+    names += ("jax_remove_custom_partitioning_ptr_from_cache_key",)
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_enable_compilation_cache", True)
     yield jax.config
@@ -47,11 +48,12 @@ def config():
         jax.config.update(name, value)
 
 
-def train(cache: Path, *commands: list[str]) -> list[list[int]]:
+def train(cache: Path, devices: int, *commands: list[str]) -> list[list[int]]:
     """[programs wanted, found in the cache, written to it] of each training, all in one new process."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XDG_"))}
     env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
-    env |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    env |= {"XLA_FLAGS": f"{flags} --xla_cpu_enable_concurrency_optimized_scheduler=false", "NPROC": "32"}
     command = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
     process = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -59,18 +61,19 @@ def train(cache: Path, *commands: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.slow
-def test_a_second_start_and_a_second_restart_compile_nothing_and_train_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_second_start_and_a_second_restart_compile_nothing_and_train_to_the_same_bits(tmp_path, devices):
     build_data(tmp_path)
-    experiment = [f"--config={write_experiment(tmp_path)}", "--config.mesh.data=1"]
+    experiment = [f"--config={write_experiment(tmp_path)}", f"--config.mesh.data={devices}"]
 
     def command(workdir: str, steps: int) -> list[str]:
         return [*experiment, f"--config.total_steps={steps}", f"--workdir={tmp_path / workdir}"]
 
-    for wanted, found, written in train(tmp_path / "cache", command("first", 6), command("base", 4)):
+    for wanted, found, written in train(tmp_path / "cache", devices, command("first", 6), command("base", 4)):
         assert wanted == found + written and written > 0
     shutil.copytree(tmp_path / "base", tmp_path / "again")
-    (restarted,) = train(tmp_path / "cache", command("base", 6))
-    second, restarted_again = train(tmp_path / "cache", command("second", 6), command("again", 6))
+    (restarted,) = train(tmp_path / "cache", devices, command("base", 6))
+    second, restarted_again = train(tmp_path / "cache", devices, command("second", 6), command("again", 6))
     for wanted, found, written in (second, restarted_again):
         assert wanted == found > 0 and written == 0
     assert restarted[0] == restarted_again[0]

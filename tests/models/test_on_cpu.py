@@ -45,6 +45,11 @@ def operands(text, scope=""):
     return found
 
 
+def largest_moved(text):
+    """The bytes of the largest array that a collective of a program for eight devices moves."""
+    return max((max(c.bytes_in, c.bytes_out) for c in collectives(parse(text), 8)), default=0)
+
+
 def compiled(function, *arguments, **shardings):
     return jax.jit(function, **shardings).lower(*arguments).compile().as_text()
 
@@ -99,7 +104,7 @@ def test_the_two_sides_of_a_gradient_may_be_mapped_or_run_without_jit():
 def test_a_sharded_bfloat16_gradient_stays_bfloat16_and_moves_nothing_but_its_sum(shape):
     """Rows over data and fsdp, kernel over fsdp and tensor, under jit; rows alone inside shard_map."""
     mesh = make_mesh(MeshConfig(*shape))
-    x, kernel, g = normal(0, 64, WIDTH), normal(1, WIDTH, 2 * WIDTH, dtype=jnp.float32), normal(2, 64, 2 * WIDTH)
+    x, kernel, g = normal(0, 512, WIDTH), normal(1, WIDTH, 2 * WIDTH, dtype=jnp.float32), normal(2, 512, 2 * WIDTH)
     rows, columns = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
     shardings = [NamedSharding(mesh, spec) for spec in (rows, P("fsdp", "tensor"), columns)]
 
@@ -108,9 +113,7 @@ def test_a_sharded_bfloat16_gradient_stays_bfloat16_and_moves_nothing_but_its_su
 
     text = compiled(gradients, x, kernel, g, in_shardings=shardings, out_shardings=(shardings[0], shardings[1]))
     assert set(operands(text)) == {("bf16", "bf16", True)}
-    moved = {(c.kind, c.bytes_in) for c in collectives(parse(text), 8)}
-    largest = max(size for kind, size in moved if kind != "all-gather")
-    assert largest <= 4 * kernel.size, "sums of gradients, not of activations"
+    assert largest_moved(text) <= 4 * kernel.size < x.nbytes, "matrices and their gradients, no activations"
     found = jax.jit(gradients, in_shardings=shardings)(x, kernel, g)[1]
     expected = np.asarray(x, np.float64).T @ np.asarray(g, np.float64)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -121,6 +124,33 @@ def test_a_sharded_bfloat16_gradient_stays_bfloat16_and_moves_nothing_but_its_su
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows), out_specs=P())
     assert set(operands(compiled(mapped, x, g))) == {("bf16", "bf16", True)}
     np.testing.assert_allclose(jax.jit(mapped)(x, g), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_gradients_of_attention_stay_on_their_device(dtype):
+    """Examples over data and fsdp, heads over tensor."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
+    q, k, v, g = (normal(i, 8, 24, 4, 16, dtype=dtype) for i in range(4))
+
+    def gradients(q, k, v, g):
+        return jax.vjp(attention, q, k, v)[1](g)
+
+    assert largest_moved(compiled(gradients, q, k, v, g, in_shardings=sharding, out_shardings=sharding)) == 0
+    found = jax.jit(gradients, in_shardings=sharding)(q, k, v, g)
+    for a, b in zip(found, jax.jit(gradients)(q, k, v, g), strict=True):
+        atol = 2 ** (-8 if dtype == jnp.bfloat16 else -20) * np.abs(b).max()
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=atol)
+
+
+def test_gradients_of_gradients_are_those_of_plain_products():
+    x, g = normal(0, 16, 8), normal(1, 16, 4)
+
+    def slope(product):
+        return jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(product(x, g) ** 3))(x) ** 2))(x)
+
+    plain = slope(lambda x, g: jnp.einsum("na,nb->ab", x, g, preferred_element_type=jnp.float32))
+    np.testing.assert_array_equal(slope(sum_of_products), plain)
 
 
 def test_several_maps_of_one_input_have_bfloat16_gradients():
