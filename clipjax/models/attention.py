@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from x [batch, length, width] to context [batch, keys, any width]; returns x's shape.
 
-    kind: see BlockConfig.attention; TPUs have no kernel for it. activations: of the examples.
+    mask: attention()'s. kind: see BlockConfig.attention; TPUs have no kernel for it. activations: of the examples.
     """
 
     num_heads: int
@@ -92,7 +92,7 @@ class CrossAttention(nn.Module):
     activations: jax.sharding.NamedSharding | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         (batch, length, width), keys, d = x.shape, context.shape[1], x.shape[-1] // self.num_heads
         shapes = (jax.ShapeDtypeStruct((batch, n, self.num_heads, d), self.dtype) for n in (length, keys))
         fused = fused_by(self.kind, *shapes, self.activations) == "cudnn"
@@ -105,9 +105,9 @@ class CrossAttention(nn.Module):
 
         q, k, v = heads("query", x), heads("key", context), heads("value", context)
         if fused:
-            y = cudnn_attention.cudnn_attention(q, k, v, keys=keys, sharding=self.activations)
+            y = cudnn_attention.cudnn_attention(q, k, v, mask, keys=keys, sharding=self.activations)
         else:
-            y = attention(q, k, v)
+            y = attention(q, k, v, mask=mask)
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
 
 

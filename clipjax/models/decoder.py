@@ -15,8 +15,8 @@ class CaptionDecoder(nn.Module):
     """Negative log-likelihood of every caption given its image, [B] float32, summed over its tokens.
 
     text_tokens: [B, L, width] of a causal text tower; image_tokens: [B, N, any width]; text: [B, L] int32;
-    counted: [B, L - 1] bool, which of text[:, 1:] to predict. Blocks of causal self-attention alternate with blocks of
-    cross-attention, as in open_clip's MultimodalTransformer.
+    counted: [B, L - 1] bool, which of text[:, 1:] to predict; mask: of image_tokens, as TowerOutput has it. Blocks of
+    causal self-attention alternate with blocks of cross-attention, as in open_clip's MultimodalTransformer.
     """
 
     config: DecoderConfig
@@ -26,7 +26,13 @@ class CaptionDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, text_tokens: jax.Array, image_tokens: jax.Array, text: jax.Array, counted: jax.Array, train: bool
+        self,
+        text_tokens: jax.Array,
+        image_tokens: jax.Array,
+        text: jax.Array,
+        counted: jax.Array,
+        train: bool,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         c, length = self.config, text.shape[1] - 1
         x = text_tokens[:, :-1].reshape(-1, c.width)
@@ -34,7 +40,7 @@ class CaptionDecoder(nn.Module):
         for i in range(c.depth):
             x, _ = block(c, True, self.dtype, length, self.activations, name=f"block_{i}")(x, 0.0, train)
             cross_block = block(c, False, self.dtype, length, self.activations, cross=True, name=f"cross_block_{i}")
-            x, _ = cross_block(x, 0.0, train, context=image_tokens)
+            x, _ = cross_block(x, 0.0, train, context=image_tokens, mask=mask)
         x = NORMS[c.norm](c.norm_eps, name="ln_final")(x.reshape(-1, length, c.width))
         vocabulary = self.param("vocabulary", nn.initializers.normal(c.width**-0.5), (c.width, self.vocab_size))
         return caption_nll(x, vocabulary, text[:, 1:], counted, self.dtype)

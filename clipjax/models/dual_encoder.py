@@ -71,7 +71,7 @@ class DualEncoder(nn.Module):
         nll = None
         if config.decoder.depth and seen and read:
             decoder = CaptionDecoder(config.decoder, config.text.vocab_size, dtype, self.activations, name="decoder")
-            nll = decoder(read.tokens, seen.tokens, text, counted_tokens(text, config.text.eos_id), train)
+            nll = decoder(read.tokens, seen.tokens, text, counted_tokens(text, config.text.eos_id), train, seen.mask)
         constant = nn.initializers.constant
         both = not any(row.absent for row in rows.values())
         log_scale, bias = jnp.log(config.logit_scale_init), jnp.zeros(())

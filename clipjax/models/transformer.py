@@ -144,7 +144,7 @@ class Block(nn.Module):
             matrix = nn.initializers.normal(config.width**-0.5)
             runtime = dict(kind=config.attention, activations=self.activations)
             attention = CrossAttention(config.num_heads, matrix, init["out"], self.dtype, **runtime, name="attention")
-            attend = lambda y: attention(examples(y), norm(name="ln_context")(context)).reshape(y.shape)  # noqa: E731
+            attend = lambda y: attention(examples(y), norm(name="ln_context")(context), mask).reshape(y.shape)  # noqa: E731
         else:
             attention = SelfAttention(
                 config.num_heads,

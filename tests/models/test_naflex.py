@@ -8,7 +8,7 @@ import pytest
 
 from clipjax.commands.eval import run as evaluate
 from clipjax.commands.train import run as train
-from clipjax.config import ConfigError, from_config_dict
+from clipjax.config import ConfigError, DecoderConfig, from_config_dict
 from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder
 from clipjax.models.pixels import Patches
@@ -65,6 +65,29 @@ def test_padding_changes_nothing(params, pool):
     np.testing.assert_array_equal(a, embed(other, shapes))
     np.testing.assert_allclose(a, embed(pixels[:, :10], shapes), atol=1e-6)  # a smaller budget that is enough
     assert np.abs(a - embed(pixels, shapes[:, ::-1])).max(axis=1)[[0, 1, 3]].min() > 1e-4  # 2 x 3 is not 3 x 2
+
+
+def test_a_captioner_reads_no_padding():
+    """Captions' likelihoods and all gradients, with padding of any content and of any length."""
+    config = naflex_config()
+    decoder = DecoderConfig(depth=1, width=config.model.text.width, num_heads=4, mlp_dim=64)
+    text = replace(config.model.text, causal=True)
+    model = DualEncoder(replace(config.model, text=text, decoder=decoder))
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(4, COUNT, 3 * PATCH**2)).astype(np.float32)
+    shapes, ids = np.array([[2, 3], [3, 2], [1, 1], [2, 4]], np.int32), tiny_batches(1)[0]["text"][:4]
+    other = np.concatenate([pixels[:, :8], 1e3 * rng.normal(size=pixels[:, 8:].shape)], axis=1, dtype=np.float32)
+    params = model.init(jax.random.key(0), Patches(pixels, shapes), ids)["params"]
+
+    @jax.jit
+    def likelihoods(params, pixels):
+        nll = lambda params: model.apply({"params": params}, Patches(pixels, shapes), ids).caption_nll  # noqa: E731
+        return nll(params), jax.grad(lambda params: nll(params).sum())(params)
+
+    expected = likelihoods(params, pixels)
+    assert np.ptp(expected[0]) > 0
+    for same in (other, pixels[:, :8]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), likelihoods(params, same), expected)
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ class NaFlexTransformer(nn.Module):
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
         if c.pre_norm:
             x = LayerNorm(c.norm_eps, name="ln_pre")(x)
-        mask, count = patch_mask(image.spatial_shape, x.shape[1]), jnp.prod(image.spatial_shape, axis=1)
+        mask = patch_mask(image.spatial_shape, x.shape[1])
+        count = jnp.prod(image.spatial_shape, axis=1).astype(jnp.int32)
         x, states = transformer(
             x,
             c,
@@ -76,7 +77,7 @@ class NaFlexTransformer(nn.Module):
             dtype=self.dtype,
             train=train,
             activations=self.activations,
-            mask=count.astype(jnp.int32),
+            mask=count,
             hidden_layers=hidden_layers,
             frozen_blocks=self.frozen_blocks,
         )
@@ -88,7 +89,8 @@ class NaFlexTransformer(nn.Module):
             x = (tokens * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True).astype(tokens.dtype)
         if c.projection:
             x = Linear(self.embed_dim, normal(c.width**-0.5), c.projection_bias, dtype=self.dtype, name="projection")(x)
-        return TowerOutput(x, tokens, tuple(Hidden(state, ln_post(state)) for state in states))
+        hidden = tuple(Hidden(state, ln_post(state)) for state in states)
+        return TowerOutput(x, tokens, hidden, count)
 
 
 def patch_mask(spatial_shape: jax.Array, count: int) -> jax.Array:
