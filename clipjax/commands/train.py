@@ -67,7 +67,7 @@ from clipjax.training.cut import cut_batches
 from clipjax.training.loop import loop
 from clipjax.training.precomputed import check_image_embeddings
 from clipjax.training.profile import Profiler
-from clipjax.training.state import TrainState, eval_variables
+from clipjax.training.state import TrainState, reported_variables
 from clipjax.training.step import compile_step
 
 
@@ -188,7 +188,7 @@ def evaluate_before_training(
         results = evaluate(state)
         check_best_metric(config, results)
         log.write(0, results)
-        record(eval_variables(state), 0)
+        record(reported_variables(state, config.eval.weights), 0)
     meet("the first step")
 
 

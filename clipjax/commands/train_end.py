@@ -20,7 +20,7 @@ from clipjax.runs.goodput import GoodputLog, read_goodput
 from clipjax.runs.sinks import Sinks
 from clipjax.runs.spool import Spool
 from clipjax.training.loop import Finished
-from clipjax.training.state import eval_variables
+from clipjax.training.state import reported_variables
 
 
 def conclude(
@@ -54,7 +54,7 @@ def conclude(
         spool.upload()
         if config.log.figures:
             check_held()
-            recorder.finish(eval_variables(done.state), step)
+            recorder.finish(reported_variables(done.state, config.eval.weights), step)
             for name in (SUMMARY, REPORT):
                 sinks.file(workdir / name)
         goodput.close()

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipjax.config import PatchBudget, PixelConfig
+from clipjax.config import ExperimentConfig, PatchBudget, PixelConfig
 from clipjax.data.images.decode import Picture
 from clipjax.data.images.naflex import eval_patches
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.records import RecordError
 from clipjax.data.tokenizers import Tokenizer
+from clipjax.training.cut import needed_columns
 
 _ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _IMAGE = "expected a path, the bytes of a file, a PIL image, or a uint8 array [H, W, 3]"
@@ -127,6 +128,21 @@ def _as_array(value: Any) -> Any:
     """An array of another library (JAX, PyTorch, pandas) as NumPy's; anything else as it is."""
     other = hasattr(value, "__array__") and not isinstance(value, (str, bytes, Image.Image))
     return np.asarray(value) if other else value
+
+
+def check_columns(ids: np.ndarray, config: ExperimentConfig) -> None:
+    """Raises ValueError for ids [B, L] without the padding that the text tower reads as well."""
+    length, needed = config.model.text.context_length, needed_columns(config)
+    if ids.shape[1] == length or not len(ids):
+        return
+    pad_id = getattr(config.model.text, "pad_id", 0)
+    whole = np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=pad_id)
+    if isinstance(needed, str) or needed(whole).max() > ids.shape[1]:
+        why = needed if isinstance(needed, str) else "the tower reads the padding after a text"
+        raise ValueError(
+            f"texts are ids {list(ids.shape)}, and {why}: fill them up to [{len(ids)}, {length}] with the tokenizer's "
+            f"padding, {pad_id}."
+        )
 
 
 def _listed(values: Any, name: str, expected: str) -> list[Any]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, MeshConfig
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
-from clipjax.inference.inputs import image_columns, text_ids
+from clipjax.inference.inputs import check_columns, image_columns, text_ids
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
 from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
@@ -64,7 +64,9 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
 
     def ids_of(texts: Any) -> np.ndarray:
         require_tower(config.model, "text")
-        return text_ids(texts, tokenizer, config.model.text.context_length, config.model.text.vocab_size)
+        ids = text_ids(texts, tokenizer, config.model.text.context_length, config.model.text.vocab_size)
+        check_columns(ids, config)
+        return ids
 
     def embed_images(images: Any) -> np.ndarray:
         columns = columns_of(images)

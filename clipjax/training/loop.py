@@ -13,7 +13,7 @@ from clipjax.processes import announce
 from clipjax.training.preemption import Preemption
 from clipjax.training.profile import Profiler
 from clipjax.training.progress import Window, progress_line
-from clipjax.training.state import TrainState, eval_variables
+from clipjax.training.state import TrainState, reported_variables
 
 # How many steps the host may run ahead of the devices: enough to hide dispatch, few enough to notice a non-finite
 # loss soon.
@@ -71,7 +71,7 @@ def loop(
     results: dict[str, float] = {}
     if started_at >= total:
         results = evaluate(state)
-        evaluated(eval_variables(state), started_at)
+        evaluated(reported_variables(state, config.eval.weights), started_at)
     data_state = None
     with Preemption() as preemption, profiler:
         for step in range(started_at + 1, total + 1):
@@ -80,7 +80,7 @@ def loop(
                 batch, data_state, data_wait = next(stream)
                 state, metrics = step_fn(state, batch)
             in_flight.append(metrics)
-            if len(in_flight) > MAX_STEPS_IN_FLIGHT or step == total:
+            while len(in_flight) > (MAX_STEPS_IN_FLIGHT if step < total else 0):
                 stop_if_not_finite(in_flight.popleft(), config)
             window.add(data_wait, paused + compile_seconds() - compiled, flops(batch))
             step_done(step)
@@ -96,7 +96,7 @@ def loop(
             if evaluates:
                 results = evaluate(state)
                 log(step, results)
-                evaluated(eval_variables(state), step)
+                evaluated(reported_variables(state, config.eval.weights), step)
                 if results:  # empty without evaluators
                     announce(f"evaluated step {step}: {headline(results)}")
             if preemption.alone and preemption.signalled:  # during the evaluation

@@ -119,6 +119,11 @@ def variables_to_evaluate(state: TrainState, weights: str) -> dict[str, dict[str
     }
 
 
+def reported_variables(state: TrainState, weights: str) -> dict[str, Any]:
+    """The first of variables_to_evaluate: those whose results have the evaluators' own names."""
+    return next(iter(variables_to_evaluate(state, weights).values()))
+
+
 def weights_to_evaluate(averaged: bool, weights: str) -> dict[str, bool]:
     """{suffix of the evaluators' names: whether it is the averages} by config.eval.weights.
 

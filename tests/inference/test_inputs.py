@@ -1,6 +1,7 @@
 """Whatever an image is given as, the model sees one picture; one image or text is one row, none is none."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from clipjax.config import AugmentConfig, MeshConfig, PatchBudget, PixelConfig
 from clipjax.data.examples import EvalExamples
 from clipjax.data.images import train_image
 from clipjax.data.records import RecordError
-from clipjax.inference.inputs import image_columns, text_ids
+from clipjax.inference.inputs import check_columns, image_columns, text_ids
 from clipjax.inference.load import load
 from clipjax.mesh import make_mesh
 from clipjax.training.state import abstract_state, eval_variables
@@ -234,6 +235,26 @@ def test_what_is_no_text_is_named_by_its_place_and_kind(texts, error, message):
 def test_strings_need_a_tokenizer():
     with pytest.raises(ValueError, match=r"no tokenizer: give ids \[B, 4\] int32, not strings"):
         ids("a dog", None)
+
+
+def config_of(**text):
+    config = tiny_config()
+    return replace(config, model=replace(config.model, text=replace(config.model.text, **text)))
+
+
+def test_ids_without_their_padding_are_refused_where_the_tower_reads_it():
+    short = np.array([[5, 6, 3], [4, 3, 0]])
+    causal = config_of(causal=True, pool="eos", eos_id=3, pad_id=0)
+    check_columns(short, causal)
+    for config, why in (
+        (config_of(causal=False, pool="last", pad_id=1), r"causal=False.*fill them up to \[2, 8\].* padding, 1\."),
+        (config_of(causal=True, pool="last"), "pool='last' reads the padding"),
+        (config_of(causal=True, pool="cls", eos_id=3, pad_id=0), "reads the padding after a text"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_columns(short, config)
+        check_columns(np.pad(short, ((0, 0), (0, 5))), config)
+    check_columns(short[1:], config)  # it has the column of padding that the class token sees
 
 
 class TinyWeights:
