@@ -8,7 +8,7 @@ from clipjax.config import ExperimentConfig
 from clipjax.report.summary import REPORT, SUMMARY
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import saved_step
-from clipjax.training.state import RAW
+from clipjax.training.state import result_names
 
 
 def describe_stop(workdir: str | Path, when: str) -> str:
@@ -43,7 +43,7 @@ def describe_finished(config: ExperimentConfig, workdir: Path, step: int) -> str
 
 def last_results(config: ExperimentConfig, workdir: Path, step: int) -> dict[str, float]:
     """The evaluation of a step in metrics.jsonl; {} where there is none."""
-    evaluators = {f"{name}{suffix}" for name in config.eval.evaluators for suffix in ("", RAW)}
+    evaluators = result_names(config.eval.evaluators)
     return {
         name: value
         for line in read_metrics(workdir)

@@ -1,16 +1,17 @@
 """Embeddings of a frozen tower, in shards that `clipjax embed` writes: one record for each record of a source.
 
 The folder is one of clipjax.data.records with the split "all". Record i is the msgpack map {"key": str, "image": bytes
-of an array [D], "texts": bytes of an array [captions, D]}; "texts" is empty where only images were embedded, and all
-three are empty where the source's record is bad. The manifest's source describes the tower that made the embeddings:
-clipjax.training.precomputed.
+of an array [D], "texts": bytes of an array [captions, D], "captions": their digest}; the last two are empty where only
+images were embedded, and all four where the source's record is bad. The manifest's source describes the tower that made
+the embeddings: clipjax.training.precomputed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import msgpack
@@ -25,6 +26,15 @@ from clipjax.storage import as_path
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPLIT = "all"
 RECORDS_PER_SHARD = 4096
+
+
+class Row(NamedTuple):
+    """What is embedded of one record."""
+
+    key: str
+    image: np.ndarray  # [D]
+    texts: np.ndarray | None = None  # [captions, D]
+    captions: Sequence[str] = ()  # that the texts are embeddings of
 
 
 class Embeddings:
@@ -43,10 +53,20 @@ class Embeddings:
         """The image embedding of record `index`, [D] float32. Raises RecordError if its key is not `key`."""
         return self._array(self._record(index, key)["image"])
 
-    def text(self, index: int, key: str, caption: int) -> np.ndarray:
-        """The embedding of a caption, counted from 0, [D] float32. Raises RecordError as `image` does."""
+    def text(self, index: int, key: str, captions: Sequence[str], caption: int) -> np.ndarray:
+        """The embedding of captions[caption], [D] float32.
+
+        Raises RecordError as `image` does, and where these are not the captions that were embedded.
+        """
         record = self._record(index, key)
+        # Folders of earlier versions have no digest.
+        if record.get("captions", digest(captions)) != digest(captions):
+            raise RecordError(
+                "other captions", f"record {index}, '{key}', had other captions when {self.folder} was made"
+            )
         texts = self._array(record["texts"]).reshape(-1, len(record["image"]) // np.dtype(DTYPES[self.dtype]).itemsize)
+        if caption >= len(texts):
+            raise RecordError("other captions", f"record {index}, '{key}', has {len(texts)} in {self.folder}")
         return texts[caption]
 
     def _array(self, data: bytes) -> np.ndarray:
@@ -66,6 +86,11 @@ class Embeddings:
         return record
 
 
+def digest(captions: Sequence[str]) -> bytes:
+    """Eight bytes that differ for other captions, or for the same ones in another order."""
+    return hashlib.blake2b("\0".join(captions).encode(), digest_size=8).digest()
+
+
 def shares(records: int, process_count: int) -> list[range]:
     """The consecutive records that each process embeds, in whole shards.
 
@@ -78,13 +103,13 @@ def shares(records: int, process_count: int) -> list[range]:
 
 def write_embeddings(
     folder: str | Path,
-    rows: Iterator[tuple[str, np.ndarray, np.ndarray | None] | None],
+    rows: Iterator[Row | None],
     made_by: Mapping[str, Any],
     *,
     process_index: int = 0,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> None:
-    """rows: (key, image [D], texts [captions, D]) for each record of the source in order, or None for a bad one.
+    """rows: one for each record of the source in order, None for a bad one.
 
     made_by: {"dtype", ...}, which a run that uses the embeddings compares with its own. A finished folder with an equal
     made_by is left as it is; another one raises ManifestError.
@@ -92,13 +117,15 @@ def write_embeddings(
     """
     dtype = DTYPES[made_by["dtype"]]
     packed = lambda array: b"" if array is None else np.ascontiguousarray(array, dtype).tobytes()  # noqa: E731
-    records = (
-        msgpack.packb(dict(zip(("key", "image", "texts"), (row[0], packed(row[1]), packed(row[2])), strict=True)))
-        for row in (row or ("", None, None) for row in rows)
-    )
+
+    def record(row: Row | None) -> bytes:
+        key, image, texts, captions = row or Row("", None)
+        of = b"" if texts is None else digest(captions)
+        return msgpack.packb({"key": key, "image": packed(image), "texts": packed(texts), "captions": of})
+
     write_records(
         folder,
-        {SPLIT: records},
+        {SPLIT: map(record, rows)},
         name="embeddings",
         records_per_shard=RECORDS_PER_SHARD,
         source={"embeddings": dict(made_by)},

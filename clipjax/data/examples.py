@@ -71,7 +71,7 @@ class TrainExamples:
             columns = self.image(index, record, rng, budget)
             texts = record["texts"]
             chosen = choose_captions(len(texts), self.data.captions_per_image, rng)
-            columns |= self.of_teacher(index, record["key"], chosen[0])
+            columns |= self.of_teacher(index, record, chosen[0])
             return columns, [texts[caption] for caption in chosen], record["pair_id"]
 
         return first_good(self.source, self.order[i], make, lambda bad: self.order.replacement(bad, rng), bad)
@@ -96,10 +96,11 @@ class TrainExamples:
             return train_patches(data, budget, *how)
         return {"image": train_image(data, self.image_size, *how)}
 
-    def of_teacher(self, index: int, key: str, caption: int) -> dict[str, np.ndarray]:
+    def of_teacher(self, index: int, record: dict[str, Any], caption: int) -> dict[str, np.ndarray]:
         if not self.teacher:
             return {}
-        image, text = self.teacher.image(index, key), self.teacher.text(index, key, caption)
+        image = self.teacher.image(index, record["key"])
+        text = self.teacher.text(index, record["key"], record["texts"], caption)
         return {"teacher_image_embedding": image, "teacher_text_embedding": text}
 
 

@@ -11,14 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipjax.config import ExperimentConfig
-from clipjax.data.embeddings import shares
+from clipjax.data.embeddings import Row, shares
 from clipjax.inference.embed import global_batches, make_embed
 from clipjax.mesh import own_rows
 from clipjax.models.pixels import image_of
 
 TOKENS_AT_A_TIME = 256  # tokens are padded to a multiple of this, so that few shapes are compiled
-
-Row = tuple[str, np.ndarray, np.ndarray | None] | None  # (key, image [D], texts [captions, D]); None for a bad record
 
 
 def embed_source(
@@ -30,7 +28,7 @@ def embed_source(
     source: Any,
     *,
     texts: bool,
-) -> Iterator[Row]:
+) -> Iterator[Row | None]:
     """The rows of this process's share of `source`, in order. All processes iterate together.
 
     model, variables: what embeds. config: whose pixels the images become; they are normalised as `model` says.
@@ -47,7 +45,7 @@ def embed_source(
 
 def embedded_rows(
     source: Any, batches: Iterator[dict[str, jax.Array]], embed_images: Callable, embed_texts: Callable | None
-) -> Iterator[Row]:
+) -> Iterator[Row | None]:
     """The rows of the records in `batches`, in order.
 
     Calls embed_images and embed_texts once for every batch, even one without usable records, because all processes must
@@ -62,7 +60,8 @@ def embedded_rows(
             texts = iter(embed_texts(captions))
         for i, image, record in zip(index, images, records, strict=True):
             if record:
-                yield record["key"], image, np.stack([next(texts) for _ in record["texts"]]) if embed_texts else None
+                own = np.stack([next(texts) for _ in record["texts"]]) if embed_texts else None
+                yield Row(record["key"], image, own, record["texts"])
             elif i >= 0:
                 yield None
 

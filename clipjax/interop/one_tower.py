@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from clipjax.config import ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
+from clipjax.config import DecoderConfig, ImageTowerConfig, ModelConfig, PixelConfig, TextTowerConfig, TokenizerConfig
 from clipjax.interop import hf_pixels
 from clipjax.interop.names import Description, Family, Meaning, Tensor, config_of
 from clipjax.models.towers.absent import NoImageConfig, NoTextConfig
@@ -103,9 +103,9 @@ def whole(model: ModelConfig, family: Family) -> ModelConfig:
 
 
 def alone(meaning: Meaning, side: str) -> Meaning:
-    """A model's one tower, as a model without the other."""
+    """A model's one tower, as a model without the other and without a captioner, which reads both."""
     other = OTHER[side]
-    model = replace(meaning.model, **{other: ABSENT[other]()})
+    model = replace(meaning.model, decoder=DecoderConfig(), **{other: ABSENT[other]()})
     if side == "image":
         return Meaning(model, meaning.pixels, TokenizerConfig())
     return Meaning(model, PixelConfig(), meaning.tokenizer)

@@ -88,10 +88,8 @@ KERNELS = {"bicubic": _cubic, "bilinear": lambda x: np.maximum(1 - x, 0)}
 def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
     """Fixed position embedding [height * width, dim] float32: sin and cos of x, then of y (MoCo v3, 2104.02057).
 
-    Raises ValueError unless dim is a multiple of 4.
+    dim: a multiple of 4, at least 8.
     """
-    if dim % 4:
-        raise ValueError(f"position='sincos' needs a width that is a multiple of 4, not {dim}.")
     y, x = np.mgrid[:height, :width]
     omega = 1.0 / temperature ** (np.arange(dim // 4) / (dim // 4 - 1))
     x, y = np.outer(x.ravel(), omega), np.outer(y.ravel(), omega)

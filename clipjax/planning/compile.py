@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import re
 import time
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from clipjax.config import ConfigError, ExperimentConfig
-from clipjax.mesh import make_mesh
+from clipjax.mesh import make_mesh, param_shardings
 from clipjax.planning.chips import Chip
 from clipjax.planning.estimate import Estimate
 from clipjax.planning.flops import mfu, step_flops
@@ -28,6 +30,7 @@ from clipjax.training.check import check
 from clipjax.training.cut import describe_planned
 from clipjax.training.state import TrainState, abstract_state
 from clipjax.training.step import compile_lowered, lower_step, step_comm
+from clipjax.training.trainable import trained
 
 
 class OutOfMemory(NamedTuple):
@@ -65,7 +68,7 @@ def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | 
     moves = [_collective(c, chip, host_of) for c in collectives(program, devices // slices)]
     moves += [_between_slices(c, chip) for c in transfers(program, slices)]
     estimate = target.estimate(program, chip, host_of) if target.estimate else Estimate({})
-    memory, comm = _memory(compiled, state, chip), step_comm(config, mesh)
+    memory, comm = _memory(compiled, config, mesh, state, chip), step_comm(config, mesh)
     return {
         "topology": topology.name,
         "devices": devices,
@@ -138,24 +141,32 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _memory(compiled: Any, state: TrainState, chip: Chip | None) -> dict[str, float]:
+def _memory(
+    compiled: Any, config: ExperimentConfig, mesh: Mesh, state: TrainState, chip: Chip | None
+) -> dict[str, float]:
     """Bytes per device, by purpose."""
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes
     written = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     code = analysis.generated_code_size_in_bytes if chip else 0
     params = _bytes_per_device(state.params)
+    part = jax.eval_shape(functools.partial(trained, config), state.params)
+    gradients = _bytes_per_device(jax.tree.map(_placed, part, param_shardings(part, mesh)))
     return {
         "params": params,
         "optimizer": _bytes_per_device(state) - params,
         "batch": held - _bytes_per_device(state),
-        "gradients": params,
-        "activations": max(analysis.temp_size_in_bytes - params, 0),
+        "gradients": gradients,
+        "activations": max(analysis.temp_size_in_bytes - gradients, 0),
         "temporaries": analysis.temp_size_in_bytes,
         "total": held + written + analysis.temp_size_in_bytes + code,
         "available": chip.hbm if chip else None,
         "device": chip.memory if chip else None,
     }
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _bytes_per_device(tree: Any) -> int:

@@ -47,7 +47,7 @@ def step_flops(config: ExperimentConfig, shapes: Shapes | None = None) -> dict[s
     flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:
-        positions = model.text.context_length - 1
+        positions = (shapes["text"][-1] if shapes else model.text.context_length) - 1
         layers = block_products(decoder, positions) + self_attention(decoder.depth, decoder.width, positions)
         layers += decoder.depth * cross_attention(positions, decoder.width, *image.tokens)
         layers += decoder.depth * 4 * positions * decoder.width * decoder.mlp_dim

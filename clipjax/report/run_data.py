@@ -16,6 +16,7 @@ from clipjax.runs.run import hint
 from clipjax.runs.snapshots import PAIRS, PREDICTIONS, Snapshot, read_document, read_snapshots
 from clipjax.runs.steps import absolute
 from clipjax.storage import as_path
+from clipjax.training.state import result_names
 
 NO_METRICS = "No curves: this directory has no metrics.jsonl, as weights that were imported."
 NO_PAIRS = (
@@ -115,10 +116,11 @@ def last_results(
     section = config.get("eval")
     evaluators = section.get("evaluators") if isinstance(section, dict) else {}
     evaluators = evaluators if isinstance(evaluators, dict) else {}  # config.json may be damaged
+    names = result_names(evaluators)
     results: dict[str, dict[str, Any]] = {}
     last = None
     for line in metrics:
-        own = {key.partition("/")[0] for key in line if "/" in key} & set(evaluators)
+        own = {key.partition("/")[0] for key in line if "/" in key} & names
         if own:
             last, results = line["step"], {}
             for key, value in line.items():

@@ -11,6 +11,7 @@ from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
 from clipjax.storage import as_path, is_remote
+from clipjax.training.state import result_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class RunRecord:
     def evaluations(self) -> list[tuple[int, dict[str, float]]]:
         """(step, {"evaluator/metric": value}) of every evaluation, in order."""
         found: dict[int, dict[str, float]] = {}
+        evaluators = result_names(self.config.eval.evaluators)
         for line in self.lines:
-            values = {name: v for name, v in line.items() if name.partition("/")[0] in self.config.eval.evaluators}
+            values = {name: v for name, v in line.items() if name.partition("/")[0] in evaluators}
             if values:
                 found.setdefault(int(line["step"]), {}).update(values)
         return sorted(found.items())

@@ -13,7 +13,7 @@ from clipjax.data.images import check_augment, check_pixels
 from clipjax.data.mixture import check_mixture
 from clipjax.losses import check_loss
 from clipjax.mesh import mesh_shape
-from clipjax.models import IMAGE_TOWERS, image_tower, text_tower
+from clipjax.models import IMAGE_TOWERS, image_tower, patch_budget, text_tower
 from clipjax.models.decoder import check_decoder
 from clipjax.models.towers import towers_of
 from clipjax.optim import check_optimizer
@@ -194,6 +194,13 @@ def check_embeddings(config: ExperimentConfig) -> None:
         augment.name == "none" and augment.flip == 0,
         f"config.data.augment.name='{augment.name}', flip={augment.flip}: an embedding is of one view of an image, and "
         "training from embeddings sees no other. Set config.data.augment.name='none' and flip=0.0, or train without "
+        "config.data.image_embeddings and teacher_embeddings.",
+    )
+    budget = patch_budget(image)
+    require(
+        not (budget and budget.training),
+        f"config.model.image.patch_budgets={getattr(image, 'patch_budgets', ())}: an embedding is of one view of an "
+        "image, and training from embeddings sees no other. Set config.model.image.patch_budgets=(), or train without "
         "config.data.image_embeddings and teacher_embeddings.",
     )
     if data.image_embeddings:

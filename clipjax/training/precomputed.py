@@ -11,6 +11,7 @@ from clipjax.config import DataConfig, ExperimentConfig
 from clipjax.data.embeddings import check_made_by, read_made_by
 from clipjax.data.mixture import open_train
 from clipjax.mesh import named_leaves, to_host
+from clipjax.models import patch_budget
 from clipjax.training.recorded import without_later_defaults
 from clipjax.training.state import TrainState
 
@@ -38,6 +39,7 @@ def image_settings(config: ExperimentConfig, fingerprint: Fingerprint, source: A
         "embed_dim": config.model.embed_dim,
         "compute_dtype": config.model.dtype,
         **{name: value for name, value in fingerprint.items() if name.startswith(("image.", "pixels."))},
+        **patches_of(config, "image"),
         **({} if source is None else data_made_by(config.data, source)),
     }
 
@@ -72,8 +74,15 @@ def teacher_settings(
         "compute_dtype": teacher.model.dtype,
         **teacher_fingerprint,
         **pixels,
+        **patches_of(config, "pixels"),
         **({} if source is None else data_made_by(config.data, source)),
     }
+
+
+def patches_of(config: ExperimentConfig, name: str) -> dict[str, int]:
+    """{NAME.max_patches: the most patches of an image} where the images keep their shape."""
+    budget = patch_budget(config.model.image)
+    return {f"{name}.max_patches": budget.max_patches} if budget else {}
 
 
 def check_settings(folder: str, expected: dict[str, Any], *, data: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import flax
@@ -109,6 +109,11 @@ def raw_variables(state: TrainState) -> dict[str, Any]:
 
 
 RAW = "_raw"  # follows the evaluators' names in results of the parameters, where the averages are evaluated too
+
+
+def result_names(evaluators: Iterable[str]) -> set[str]:
+    """The names that these evaluators' results may have in metrics.jsonl."""
+    return {f"{name}{suffix}" for name in evaluators for suffix in ("", RAW)}
 
 
 def variables_to_evaluate(state: TrainState, weights: str) -> dict[str, dict[str, Any]]:

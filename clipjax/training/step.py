@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -226,9 +227,11 @@ def step_comm(config: ExperimentConfig, mesh: Mesh) -> str:
 def batch_shapes(
     config: ExperimentConfig, teacher: Teacher | EmbeddedTeacher | None = None
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """{name: (shape, dtype)} of the columns of a batch that this experiment's step takes, before texts are cut."""
+    """{name: (shape, dtype)} of the columns of the largest batch that this experiment's step takes."""
     size = config.global_batch_size
     image, text = config.model.image, config.model.text
+    if patches := budgets(config):
+        image = dataclasses.replace(image, max_patches=max(patches))
     shapes = image_tower(image).columns(image, size)
     if config.data.image_embeddings:
         shapes = {"image_embedding": ((size, config.model.embed_dim), jnp.float32)}

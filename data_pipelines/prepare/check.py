@@ -23,7 +23,7 @@ RANGES = {
     "min_score": (-1, 1),
     "language_confidence": (0, 1),
 }
-NOT_NEGATIVE = ("shorter_side", "longest_side", "min_side", "min_words", "min_letters", "max_words")
+NOT_NEGATIVE = ("shorter_side", "longest_side", "min_side", "min_words", "min_letters", "max_words", "same_caption")
 
 
 def check(options: Options) -> None:
@@ -43,6 +43,11 @@ def check(options: Options) -> None:
         _require(low <= value <= high, f"--{name}={value} is not in {low}..{high}.")
     for name in NOT_NEGATIVE:
         _require(getattr(options, name) >= 0, f"--{name}={getattr(options, name)} is negative.")
+    _require(
+        options.max_aspect == 0 or options.max_aspect >= 1,
+        f"--max_aspect={options.max_aspect} leaves out every image: it is the longer side over the shorter. 0 leaves "
+        "out none.",
+    )
     scored = options.min_score > -1 or options.top_fraction > 0
     _require(not scored or bool(options.clip_model), "--min_score and --top_fraction need --clip_model.")
     _require(scored or not options.clip_model, "--clip_model needs --min_score or --top_fraction.")

@@ -23,13 +23,21 @@ from clipjax.config import (
 )
 from clipjax.data import embeddings
 from clipjax.data.cut import TextCut
-from clipjax.data.embeddings import Embeddings, shares, write_embeddings
+from clipjax.data.embeddings import Embeddings, Row, shares, write_embeddings
 from clipjax.data.records import ManifestError, RecordError
 from clipjax.inference.embed import blocks_of
 from clipjax.mesh import make_mesh
+from clipjax.models.towers.naflex import naflex_of
 from clipjax.runs.fingerprint import fingerprint
+from clipjax.training.check import check_embeddings
 from clipjax.training.gradients import make_loss_and_gradients
-from clipjax.training.precomputed import check_image_embeddings, image_made_by
+from clipjax.training.precomputed import (
+    check_image_embeddings,
+    compare_made_by,
+    image_made_by,
+    image_settings,
+    teacher_settings,
+)
 from clipjax.training.state import abstract_state, create_state, eval_variables
 from clipjax.training.step import lower_step
 from clipjax.training.teacher import EmbeddedTeacher, Teacher, embedded
@@ -140,7 +148,7 @@ def test_embeddings_made_before_there_was_an_option_are_used_while_it_has_its_de
     later = ("pixels.center", "pixels.fill")  # as if these had not existed
     old = {name: value for name, value in made_by.items() if name not in later}
     assert len(old) == len(made_by) - len(later)
-    write_embeddings(tmp_path / "old", iter([("key", np.ones(32), None)] * 12), old)
+    write_embeddings(tmp_path / "old", iter([Row("key", np.ones(32))] * 12), old)
     check_image_embeddings(config, image_tower(), fingerprint(config, tokenizer))
     other = dataclasses.replace(config, data=dataclasses.replace(data, pixels=PixelConfig(center="floor")))
     with pytest.raises(ConfigError, match="pixels.center: embedded with 'not recorded', this experiment has 'floor'"):
@@ -170,7 +178,7 @@ def test_embeddings_of_other_weights_pixels_or_data_are_refused_field_by_field(t
         check_image_embeddings(changed, state, fingerprint(changed, tokenizer))
 
     made_by = image_made_by(config, image_tower(), fingerprint(config, tokenizer)) | {"dtype": "float16"}
-    rows = [("key", np.ones(32), None)] * 12
+    rows = [Row("key", np.ones(32))] * 12
     write_embeddings(stored, iter(rows), made_by)
     check(image_tower())
     other = dataclasses.replace(pixels, interpolation="bilinear", mean=(0.4, 0.5, 0.5))
@@ -258,8 +266,9 @@ def stored(folder, size, bad=(), dtype="float32"):
 
     def rows():
         for i in range(size):
-            texts = np.array([[i, c, 2] for c in range(len(example(i)["texts"]))], np.float32)
-            yield None if i in bad else (f"key{i}", np.array([i, 0, 1], np.float32), texts)
+            captions = example(i)["texts"]
+            texts = np.array([[i, c, 2] for c in range(len(captions))], np.float32)
+            yield None if i in bad else Row(f"key{i}", np.array([i, 0, 1], np.float32), texts, captions)
 
     write_embeddings(folder, rows(), {"tower": "teacher", "dtype": dtype, "embed_dim": 3})
     return str(folder)
@@ -293,6 +302,38 @@ def test_records_that_were_bad_when_embedded_are_replaced_as_in_a_run_on_images(
     assert set(iterator.get_state()["bad"]) == {"not embedded"}
 
 
+def test_an_embedding_of_other_captions_is_a_bad_record(tmp_path):
+    """Keys stay when prompts, or the column of the captions, change."""
+    folder, captions = stored(tmp_path / "e", 30), example(8)["texts"]
+    found = Embeddings(folder)
+    np.testing.assert_array_equal(found.text(8, "key8", captions, 0), [8, 0, 2])
+    for other in (captions[::-1], [*captions, "one more"], ["something else"] * len(captions)):
+        with pytest.raises(RecordError, match="record 8, 'key8', had other captions when .*e was made"):
+            found.text(8, "key8", other, 0)
+    earlier = {name: value for name, value in found._record(8, "key8").items() if name != "captions"}
+    found._record = lambda *_: earlier  # as earlier versions wrote it
+    np.testing.assert_array_equal(found.text(8, "key8", captions, 0), [8, 0, 2])
+    with pytest.raises(RecordError, match=f"record 8, 'key8', has {len(captions)} in"):
+        found.text(8, "key8", ["a"] * 9, 8)
+
+
+def test_embeddings_of_other_numbers_of_patches_are_refused():
+    def config(**image):
+        tiny = tiny_config((1, 1, 1), image_lr_multiplier=0.0)
+        image = naflex_of(tiny.model.image, **image)
+        data = DataConfig(augment=PLAIN, image_embeddings="stored")
+        return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=image), data=data)
+
+    few, many = (image_settings(config(max_patches=n), {}) for n in (8, 16))
+    teacher = [teacher_settings(config(max_patches=n), tiny_config(), {}, {}) for n in (8, 16)]
+    for made_by, expected in ((few, many), teacher):
+        with pytest.raises(ConfigError, match="max_patches: embedded with 8, this experiment has 16"):
+            compare_made_by(made_by, expected, where="stored")
+    check_embeddings(config(max_patches=16))
+    with pytest.raises(ConfigError, match=r"patch_budgets=\(8, 16\): an embedding is of one view"):
+        check_embeddings(config(max_patches=16, patch_budgets=(8, 16)))
+
+
 def test_an_embedding_of_another_record_is_a_bad_record_and_of_other_data_an_error(tmp_path):
     found = Embeddings(stored(tmp_path / "e", 30))
     with pytest.raises(RecordError, match="record 4 is 'key5', in .* 'key4'"):
@@ -305,12 +346,12 @@ def test_an_embedding_of_another_record_is_a_bad_record_and_of_other_data_an_err
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_two_bytes_a_number_are_rounded_to_nearest(tmp_path, dtype, error):
     values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
-    rows = ((f"{i}", row, row[None]) for i, row in enumerate(values))
+    rows = (Row(f"{i}", row, row[None], ["a caption"]) for i, row in enumerate(values))
     write_embeddings(tmp_path / "e", rows, {"dtype": dtype, "embed_dim": 64})
     found = Embeddings(tmp_path / "e")
     for i, row in enumerate(values):
         np.testing.assert_allclose(found.image(i, f"{i}"), row, rtol=error, atol=1e-6)
-        assert (found.text(i, f"{i}", 0) == found.image(i, f"{i}")).all()
+        assert (found.text(i, f"{i}", ["a caption"], 0) == found.image(i, f"{i}")).all()
 
 
 def test_texts_of_like_lengths_are_embedded_together_and_every_text_once():

@@ -219,6 +219,10 @@ def check(config: ViTConfig, embed_dim: int) -> None:
     check_projection(c.projection or by_attention, "projection=True", c.width, embed_dim, IMAGE)
     check_rope(c, IMAGE, axes=2)
     require(
+        c.position != "sincos" or (c.width % 4 == 0 and c.width > 4),
+        f"{IMAGE}.position='sincos' needs a width that is a multiple of 4, at least 8, not {c.width}.",
+    )
+    require(
         not by_attention or (c.pooler_queries > 1 and embed_dim % c.pooler_heads == 0),
         f"{IMAGE}.pool='{c.pool}' needs pooler_queries of at least 2 (not {c.pooler_queries}), and "
         f"config.model.embed_dim={embed_dim} must be a multiple of pooler_heads={c.pooler_heads}.",
