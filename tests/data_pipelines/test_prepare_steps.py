@@ -445,6 +445,8 @@ def test_shards_are_about_equal_never_empty_and_follow_the_key_alone():
         ({"clip_model": "/nowhere", "min_score": 0.1}, "--clip_model=/nowhere is not there"),
         ({"balance_limit": 3}, "need each other"),
         ({"min_words": -1}, "is negative"),
+        ({"same_caption": -3}, "--same_caption=-3 is negative"),
+        ({"max_aspect": 0.5}, "--max_aspect=0.5 leaves out every image"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(fields, message):

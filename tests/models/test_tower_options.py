@@ -122,6 +122,8 @@ def test_new_matrices_are_cut_as_their_kin():
         (dict(pool="attentional", pooler_heads=5), "multiple of pooler_heads=5"),
         (dict(pool="map", norm_after_pool=True), "goes with pool 'cls' or 'gap', not 'map'"),
         (dict(rope=True, width=24, projection=True), "multiple of 4 channels"),
+        (dict(position="sincos", width=30, num_heads=2, projection=True), "multiple of 4, at least 8, not 30"),
+        (dict(position="sincos", width=4, num_heads=1, projection=True), "multiple of 4, at least 8, not 4"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

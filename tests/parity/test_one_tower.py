@@ -9,11 +9,14 @@ import pytest
 
 import clipjax
 from clipjax.commands import export, import_weights
-from clipjax.config import ConfigError, MeshConfig
+from clipjax.config import ConfigError, DecoderConfig, MeshConfig, ModelConfig, PixelConfig, TokenizerConfig
 from clipjax.interop import InteropError, open_foreign
+from clipjax.interop.names import Meaning
+from clipjax.interop.one_tower import alone
 from clipjax.mesh import make_mesh
 from clipjax.models import image_tower, text_tower
 from clipjax.models.pixels import Patches
+from clipjax.models.towers.text import TextTransformerConfig
 from tests.torch_reference import import_torch
 
 torch = import_torch()
@@ -134,6 +137,12 @@ def test_an_imported_tower_agrees_and_is_exported_bit_for_bit(kind, tmp_path, ca
     again = getattr(transformers, kind).from_pretrained(tmp_path / "out")
     for (name, ours), (other, theirs) in zip(again.state_dict().items(), original.state_dict().items(), strict=True):
         assert name == other and torch.equal(ours, theirs), name
+
+
+def test_a_tower_alone_has_no_captioner():
+    model = ModelConfig(text=TextTransformerConfig(causal=True), decoder=DecoderConfig(depth=2))
+    for side in ("image", "text"):
+        assert alone(Meaning(model, PixelConfig(), TokenizerConfig()), side).model.decoder == DecoderConfig()
 
 
 @pytest.mark.parametrize("side", ["image", "text"])

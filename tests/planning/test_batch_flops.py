@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from clipjax.config import DecoderConfig
 from clipjax.data.cut import REST, WHOLE
 from clipjax.mesh import make_mesh
 from clipjax.models.presets import get_preset
@@ -49,6 +50,25 @@ def test_texts_cut_to_shorter_lengths_count_less():
     both = BatchFlops(config)(batch_of(config, text=(BATCH // 2, 4), **{REST: (BATCH // 2, 8)}))
     assert short < both < total(config)
     assert both == pytest.approx((short + total(config)) / 2)
+
+
+def test_a_captioner_counts_the_columns_of_the_batch():
+    config = tiny_config()
+    decoder = DecoderConfig(depth=1, width=config.model.text.width, num_heads=4, mlp_dim=64)
+    text = dataclasses.replace(config.model.text, causal=True)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text, decoder=decoder))
+    columns = text.context_length // 2
+    short = dataclasses.replace(text, context_length=columns)
+    short = dataclasses.replace(config, model=dataclasses.replace(config.model, text=short))
+    shapes = {name: column.shape for name, column in batch_of(config, text=(BATCH, columns)).items()}
+    assert step_flops(config, shapes)["captioner"] == step_flops(short)["captioner"] < step_flops(config)["captioner"]
+
+
+def test_the_longest_batch_is_one_that_training_draws():
+    image = dataclasses.replace(get_preset("siglip2_naflex_b16").image, max_patches=64, patch_budgets=(8, 16))
+    config = tiny_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    assert batch_shapes(config)["image"][0][:2] == (BATCH, 16)
 
 
 def test_images_in_a_smaller_budget_count_less():

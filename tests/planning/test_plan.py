@@ -3,8 +3,10 @@
 import importlib.metadata
 import importlib.util
 import json
+import math
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -50,6 +52,20 @@ def test_a_plan_for_the_devices_of_this_process(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "loss.comm=ring" in printed
     assert "collective-permute" in printed
+
+
+def test_parameters_that_are_frozen_have_no_gradients_to_store():
+    config = tiny_config((1, 8, 1), image_lr_multiplier=0.0)
+    mesh = make_mesh(config.mesh)
+    state = abstract_state(config, mesh)
+    sizes = dict.fromkeys(("argument", "output", "alias", "temp", "generated_code"), 10**6)
+    analysis = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    memory = compiling._memory(SimpleNamespace(memory_analysis=lambda: analysis), config, mesh, state, None)
+    frozen = sum(
+        4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params["image"])
+    )
+    assert memory["gradients"] == memory["params"] - frozen > 0
+    assert memory["gradients"] + memory["activations"] == memory["temporaries"]
 
 
 def test_model_flops_are_those_of_the_published_tables():

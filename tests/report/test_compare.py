@@ -12,6 +12,8 @@ from scipy import stats
 from clipjax.commands import compare as command
 from clipjax.config import ConfigError, SourceConfig, to_json_dict
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
+from clipjax.report.run_data import last_results
+from clipjax.runs.record import read_records
 from clipjax.runs.sweep import Cell, Sweep, write_sweep
 from tests.tiny import tiny_config
 
@@ -39,6 +41,19 @@ def write_run(
             lines.append({"step": step, "zs/top1": value, "ir/image_to_text_median_rank": 10 * (1 - value)})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
+
+
+def test_results_of_the_last_parameters_are_compared_beside_those_of_the_averages(tmp_path):
+    """config.eval.weights="both" names them NAME_raw."""
+    folders = [write_run(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    for folder in folders:
+        with open(Path(folder) / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 20, "zs_raw/top1": 0.25}) + "\n")
+    record = read_records(folders)[0][0]
+    assert record.evaluations()[-1] == (20, {"zs/top1": 0.5, "ir/image_to_text_median_rank": 5.0, "zs_raw/top1": 0.25})
+    line = {"step": 20, "zs/top1": 0.5, "zs_raw/top1": 0.25}
+    results = last_results(tmp_path / "0", [line], to_json_dict(record.config))
+    assert results == ({"zs": {"top1": 0.5}, "zs_raw": {"top1": 0.25}}, 20)
 
 
 @pytest.fixture
