@@ -173,7 +173,7 @@ class Watcher:
         seen = self.read(step) if document else None
         if seen is None:
             return False
-        wanted = json.loads(json.dumps(to_json_dict(evaluated(seen.config, self.config))["eval"]))
+        wanted = json.loads(json.dumps(to_json_dict(evaluated(seen.config, self.config, jax.device_count()))["eval"]))
         whole = document.get("eval") == wanted and not document.get("broken")
         if whole and step not in {line["step"] for line in read_metrics(self.workdir / "eval")}:
             self.log(step, document)

@@ -35,17 +35,24 @@ class EvaluationConfig:
     suite: str = runtime("")  # a row of clipjax.report.suites.SUITES, whose files and averages are written; "": none
 
 
-def evaluated(trained: ExperimentConfig, config: ExperimentConfig | EvaluationConfig | None) -> ExperimentConfig:
-    """What to evaluate weights with that were trained with `trained`.
+def evaluated(
+    trained: ExperimentConfig, config: ExperimentConfig | EvaluationConfig | None, devices: int
+) -> ExperimentConfig:
+    """What to evaluate weights with, on so many devices, that were trained with `trained`.
 
     config: an experiment, taken as it is; an evaluation, whose eval, mesh and data sections are taken; None: the
-    trained one's own evaluators, on all devices.
+    trained one's own evaluators and, if it fits the devices, its mesh; else all of them share the batch. The batch is
+    rounded up to fill the devices, except in an experiment's configuration: results do not depend on its size.
     """
-    if config is None:
-        return dataclasses.replace(trained, mesh=dataclasses.replace(trained.mesh, data=-1))
     if isinstance(config, ExperimentConfig):
         return config
-    data = dataclasses.replace(trained.data, **vars(config.data))
-    return dataclasses.replace(
-        trained, eval=config.eval, mesh=config.mesh, data=data, checkpoint=CheckpointConfig(best_metric="")
-    )
+    if config is None:
+        mesh = dataclasses.replace(trained.mesh, data=-1)
+        config = dataclasses.replace(trained, mesh=MeshConfig() if devices % (mesh.fsdp * mesh.tensor) else mesh)
+    else:
+        data = dataclasses.replace(trained.data, **vars(config.data))
+        own = dict(eval=config.eval, mesh=config.mesh, data=data)
+        config = dataclasses.replace(trained, **own, checkpoint=CheckpointConfig(best_metric=""))
+    mesh, size = config.mesh, config.eval.batch_size
+    shards = max(devices // max(mesh.tensor, 1) if mesh.data == -1 else mesh.data * mesh.fsdp, 1)
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=-(-size // shards) * shards))

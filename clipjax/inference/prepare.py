@@ -38,7 +38,7 @@ def prepare_model(
 ) -> tuple[ExperimentConfig, Mesh, Any]:
     """(config to evaluate with, mesh, tokenizer) for an open run; opens no data. See evaluate_run."""
     trained = run.config
-    config = evaluated(trained, config)
+    config = evaluated(trained, config, jax.device_count())
     require(
         config.eval.evaluators,
         f"config.eval.evaluators is empty, and {run.directory} has none of its own: there is nothing to evaluate. Name "

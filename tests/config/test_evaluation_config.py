@@ -37,10 +37,10 @@ def test_model_tokenizer_and_pixels_are_the_trained_ones():
     config.data.num_threads = 7
     config.eval.batch_size = 32
     config.mesh.fsdp = 2
-    found = evaluated(trained, read(config))
+    found = evaluated(trained, read(config), devices=8)
     assert (found.model, found.tokenizer, found.data.pixels) == (trained.model, trained.tokenizer, trained.data.pixels)
     assert (found.data.num_threads, found.eval.batch_size, found.mesh.fsdp) == (7, 32, 2)
-    assert evaluated(trained, trained) is trained
+    assert evaluated(trained, trained, devices=3) is trained
     with pytest.raises(ConfigError, match="num_threads"):
         config.data.num_threads = 0
         read(config)
@@ -56,3 +56,17 @@ def test_the_suites_name_their_sets(tmp_path):
     config = read(load_config_file(f"experiments/eval/datacomp.py:{tmp_path}", evaluation=True))
     keys = {evaluator.published_as.removeprefix("wds/") for evaluator in config.eval.evaluators.values()}
     assert keys == TASKS.keys() - {"misc/winogavil"} and config.suite == "datacomp"
+
+
+@pytest.mark.parametrize(
+    ("devices", "mesh", "batch_size"),
+    [(8, (-1, 2, 2), 16), (4, (-1, 2, 2), 16), (2, (-1, 1, 1), 16), (3, (-1, 1, 1), 18)],
+)
+def test_a_run_is_evaluated_on_any_number_of_devices(devices, mesh, batch_size):
+    """On its own mesh where that fits; nobody has to know what the run was trained on."""
+    config = default_config()
+    config.mesh.update(data=2, fsdp=2, tensor=2)
+    config.eval.batch_size = 16
+    found = evaluated(from_config_dict(config), None, devices)
+    assert (found.mesh.data, found.mesh.fsdp, found.mesh.tensor) == mesh and found.eval.batch_size == batch_size
+    assert evaluated(from_config_dict(config), read(eval_config()), devices).eval.batch_size % devices == 0
