@@ -53,7 +53,9 @@ def resample_positions(params: Any, old: ModelConfig, new: ModelConfig, method: 
     if "position_embedding" in image:
         grids = [(c.image.image_size // c.image.patch_size,) * 2 for c in (old, new)]
         image["position_embedding"] = resample(image["position_embedding"], *grids, method)
-    if "position_embedding" in text and old.text.context_length != new.text.context_length:
+    # A table of num_positions rows (BERT) has enough for every context: its first rows are used as they are.
+    stretches = old.text.context_length != new.text.context_length and not getattr(old.text, "num_positions", 0)
+    if "position_embedding" in text and stretches:
         table = text["position_embedding"]
         # CoCa's class token has the last position, which no word ever has.
         appended = len(table) - old.text.context_length

@@ -138,13 +138,15 @@ def _check_shapes(
 
     expected, source: the variables of this model and of the run's, as shapes.
     """
-    fresh = projections(expected)
+    fresh, refused = projections(expected), None
     try:
         convert = functools.partial(taken, given=given, target=config.model)
         adapted = jax.eval_shape(convert, source, fresh)
-    except (AttributeError, KeyError, TypeError, ValueError):  # parts of another architecture, which `adapt` refuses
-        adapted = only(source, given.parts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # another architecture, which `adapt` refuses
+        adapted, refused = only(source, given.parts), error
     check_shapes(adapted, only(expected, given.parts), where=f"{where} does not fit the configuration")
+    if refused:  # for something else than shapes
+        raise CheckpointError(f"{where} does not fit the configuration: {refused}") from refused
     new = new_projections(source, fresh, given)
     for side in new:
         if getattr(config.optimizer, f"{side}_lr_multiplier") == 0:

@@ -10,6 +10,7 @@ import pytest
 from clipjax.config import ConfigError
 from clipjax.models.position import resample, resample_positions, stretch
 from clipjax.models.presets import get_preset
+from clipjax.models.towers.bert import BertConfig
 from clipjax.models.towers.naflex import grid_weights
 from tests.torch_reference import import_torch
 
@@ -84,3 +85,13 @@ def test_a_models_parameters_fit_another_resolution_and_context():
     assert params["text"]["position_embedding"].shape == (77, 4)
     with pytest.raises(ConfigError, match="50 positions does not fit a grid of 3 x 3"):
         resample_positions(params, new, old)
+
+
+@pytest.mark.parametrize(("rows", "after"), [(40, False), (9, False), (20, True)])
+def test_a_table_with_rows_enough_is_used_as_it_is_for_another_context(rows, after):
+    """BERT's: longer than the context, by one row (not CoCa's class token), or with rows for padding (RoBERTa)."""
+    bert = BertConfig(context_length=8, num_positions=rows, positions_after_padding=after, pad_id=1 if after else 0)
+    old = replace(get_preset("clip_vit_b32"), text=bert)
+    new = replace(old, text=replace(bert, context_length=9))
+    table = RNG.normal(size=(rows, 4)).astype(np.float32)
+    assert resample_positions({"text": {"position_embedding": table}}, old, new)["text"]["position_embedding"] is table
