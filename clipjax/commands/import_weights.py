@@ -86,7 +86,7 @@ def _import(source: str, destination: AnyPath, family: str, preset: str, state_d
         (temporary / "config.json").write_text(json.dumps(to_json_dict(config), indent=2, sort_keys=True))
         summary = "Not compared with the original library (--noparity)."
         if parity:
-            document, summary = parity_report(foreign, variables, mesh)
+            document, summary = parity_report(foreign, variables)
             if document.get("differences"):
                 listed = "".join(f"\n  {difference}" for difference in document["differences"])
                 raise InteropError(

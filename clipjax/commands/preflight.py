@@ -36,7 +36,7 @@ from clipjax.runs.own_files import with_own_tokenizer
 from clipjax.runs.resume import Restart, check_restart
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sinks import check_sinks
-from clipjax.runs.weights import check_init_from, initialised, load_teacher, open_named
+from clipjax.runs.weights import check_init_from, load_teacher, open_named
 from clipjax.training.check import check, check_tokenizer
 from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
 
@@ -146,7 +146,7 @@ class Preflight:
         return "\n".join([f"{line} of {total}", *self.restart.changes])
 
     def check_init_from(self) -> str:
-        if not initialised(self.config) or self.restart is not None:  # a restart does not read it
+        if self.restart is not None:  # a restart does not read it
             return ""
         return check_init_from(self.config, self.mesh, self.fingerprint)
 

@@ -29,9 +29,7 @@ class Range(NamedTuple):
 
 INT32 = 2**31 - 1  # steps, labels and token ids are int32 on the devices
 
-ANY = Range(-math.inf)
 POSITIVE = Range(0, low_open=True)
-NON_NEGATIVE = Range(0)
 # A floating-point number is used in float32, where a larger one is infinite and a smaller one 0.
 WEIGHT = Range(0, 1e6)  # a factor or a term of something else
 BIAS = Range(-1e6, 1e6)

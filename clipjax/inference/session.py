@@ -50,7 +50,6 @@ class Evaluation(NamedTuple):
     provenance: dict[str, dict[str, Any]] = {}  # evaluator -> where its result comes from
     absent: dict[str, str] = {}  # evaluator -> the path where its data is not
     broken: dict[str, str] = {}  # evaluator -> why it has no result
-    reused: tuple[str, ...] = ()  # evaluators whose results were stored
 
 
 def evaluate_run(run: Run, config: ExperimentConfig | EvaluationConfig | None = None) -> Evaluation:
@@ -104,7 +103,7 @@ class EvalSession:
         done: called on every process as done(name, the evaluator's options, its record, whether it was stored).
         """
         stored = {} if stored is None else stored
-        started, records, broken, reused = time.perf_counter(), {}, dict(self.broken), []
+        started, records, broken = time.perf_counter(), {}, dict(self.broken)
         averaged = run.config.optimizer.ema_decay > 0
         for suffix, average in weights_to_evaluate(averaged, self.config.eval.weights).items():
             variables = None
@@ -114,7 +113,6 @@ class EvalSession:
                 identity = provenance.identity(settings, evaluator, sources)
                 if key in stored and stored[key].identity == identity:
                     records[key] = stored[key]
-                    reused.append(key)
                     done(key, evaluator, records[key], True)
                     continue
                 if variables is None:
@@ -133,7 +131,6 @@ class EvalSession:
             {key: record.provenance for key, record in records.items()},
             self.absent,
             broken,
-            tuple(reused),
         )
 
     def _record(

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from clipjax.config import ExperimentConfig, ModelConfig
@@ -35,7 +34,7 @@ TOLERANCE = dict(max_levels=4.0, mean_levels=0.1, cosine_error=1e-3)  # levels o
 Run = Callable[[Pixels, np.ndarray], Outputs]
 
 
-def parity_report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], str]:
+def parity_report(foreign: Foreign, variables: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """(content of parity.json, lines about it): the largest differences of embeddings, logits, pixels and tokens.
 
     variables: from foreign.variables. Where the original library is missing or does not run, both say why. "agrees" is
@@ -51,6 +50,12 @@ def parity_report(foreign: Foreign, variables: dict[str, Any], mesh: Mesh) -> tu
     try:
         original = load(foreign)
         theirs = original.forward(original.images(image), original.texts(text))
+    except ModuleNotFoundError as error:
+        why = f"the package {error.name} is not installed"
+        return {"compared": False, "why": why}, (
+            f"No parity report: {why}. Nothing was compared with the original library; install its packages and import "
+            "again to have the embeddings compared."
+        )
     except (ImportError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"
         return {"compared": False, "why": why}, f"No parity report: the original library does not run here ({why})."

@@ -57,7 +57,6 @@ class Host:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     metadata: Callable[[str], str | None] = metadata_of
     has_tpu: Callable[[], bool] = has_tpu
-    hostname: Callable[[], str] = socket.gethostname
     full_name: Callable[[], str] = socket.getfqdn
     device_files: Path = Path("/dev")
     joined: Callable[[], tuple[int, int] | None] = joined

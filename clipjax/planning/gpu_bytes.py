@@ -39,7 +39,7 @@ def table(instructions: list[Instruction]) -> Table:
 def moved_bytes(one: Instruction, around: Table, program: Program) -> float:
     """Bytes that one execution reads and writes; around: the instructions of its computation."""
     if inside := _fused(one, program):
-        return _fusion_bytes(one, around, inside)
+        return _fusion_bytes(one, inside)
     operands = [around[name] for name in one.operands if name in around]
     written = _without_workspace(one)
     if one.opcode in _TAKES:
@@ -76,7 +76,7 @@ def _operations(one: Instruction, around: Table) -> float:
     return COSTLY.get(one.opcode, 1) * elements
 
 
-def _fusion_bytes(one: Instruction, around: Table, inside: Table) -> float:
+def _fusion_bytes(one: Instruction, inside: Table) -> float:
     users: dict[str, list[Instruction]] = {}
     for inner in inside.values():
         for name in inner.operands:

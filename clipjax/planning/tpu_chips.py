@@ -51,7 +51,7 @@ TPUS: dict[str, Tpu] = {
             1.05e9,
             6.25e9,
             2,
-            (("chip_config_name", "megacore"),),
+            MEGACORE,
         ),
         Tpu("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 8.1e11, 4.5e10, 2, 1.5e9, 3.125e9),
         Tpu("v5p", "TPU v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 1.75e9, 6.25e9, 2),

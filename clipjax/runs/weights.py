@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
-from clipjax.optim.layers import TOWERS
+from clipjax.optim.layers import TOWERS, multiplier
 from clipjax.processes import announce
 from clipjax.runs.fingerprint import check_fingerprint, to_train_on
 from clipjax.runs.integrity import CheckpointError
@@ -30,6 +31,7 @@ from clipjax.training.init_from import (
 )
 from clipjax.training.state import TrainState, abstract_state, create_state, eval_variables
 from clipjax.training.teacher import EmbeddedTeacher, Teacher, make_teacher, needs_teacher
+from clipjax.training.trainable import adapted, farthest
 
 # The fields that name runs to start from -> the tower that each takes. init_from gives what the others do not.
 FIELDS = {"init_image_from": "image", "init_text_from": "text", "init_from": ""}
@@ -45,9 +47,12 @@ def initialised(config: ExperimentConfig) -> dict[str, str]:
 def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> TrainState:
     """The state of step 0: random weights, or those of the newest checkpoints in config.init_from and its like.
 
-    Prints a line that says what comes from where. fingerprint: this experiment's. Raises CheckpointError naming the
-    parameters that do not fit, and FingerprintError where the weights would mean something else here.
+    Prints lines that say what comes from where, and what stays random. fingerprint: this experiment's. Raises
+    CheckpointError naming the parameters that do not fit, and FingerprintError where the weights would mean something
+    else here.
     """
+    for warning in stays_random(config):
+        announce(warning)
     if not initialised(config):
         return create_state(config, mesh)
     with _open_given(config, mesh, fingerprint) as (given, line):
@@ -56,9 +61,30 @@ def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any
 
 
 def check_init_from(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> str:
-    """Raises what first_state would raise, without reading arrays; returns the line that it would print."""
+    """Raises what first_state would raise, without reading arrays; returns the lines that it would print."""
+    if not initialised(config):
+        return "\n".join(stays_random(config))
     with _open_given(config, mesh, fingerprint) as (_, line):
-        return line
+        return "\n".join([*stays_random(config), line])
+
+
+def stays_random(config: ExperimentConfig) -> list[str]:
+    """Warnings about towers that start with random weights and are not trained, or not wholly."""
+    fields = initialised(config)
+    given = {FIELDS[field] for field in fields}
+    lines = []
+    for side in [] if "init_from" in fields else towers_of(config.model):
+        if side in given or farthest(config, side) == math.inf:
+            continue
+        frozen = f"config.optimizer.{side}_lr_multiplier=0"
+        if multiplier(config.optimizer, side):
+            unlocked = f"config.optimizer.{side}_unlocked_blocks={getattr(config.optimizer, f'{side}_unlocked_blocks')}"
+            frozen = "config.lora" if adapted(config, side) else unlocked
+        lines.append(
+            f"WARNING: the {side} tower starts with random weights, and {frozen} does not train them. Name weights to "
+            f"start from with config.init_from or config.init_{side}_from."
+        )
+    return lines
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from clipjax.commands import bucket_paths, check, compare, export, import_weight
 from clipjax.commands import eval as eval_command
 from clipjax.config import ConfigError, to_json_dict
 from clipjax.data import bucket_records
-from clipjax.data.embeddings import Embeddings, check_destination, write_embeddings
+from clipjax.data.embeddings import Embeddings, Row, check_destination, write_embeddings
 from clipjax.data.records import ManifestError, encode_record, read_manifest
 from clipjax.data.write import write_records
 from clipjax.inference import evaluate
@@ -150,7 +150,7 @@ def rows(count: int):
     rng = np.random.default_rng(0)
     for index in range(count):
         image = rng.normal(size=4).astype(np.float32)
-        yield None if index == 1 else (f"key{index}", image, np.stack([image, -image]))
+        yield None if index == 1 else Row(f"key{index}", image, np.stack([image, -image]), ["a", "b"])
 
 
 def test_embeddings_are_written_to_a_bucket_and_left_when_they_are_finished(bucket, tmp_path):

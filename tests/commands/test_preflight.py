@@ -14,7 +14,7 @@ from clipjax.commands import eval as evaluate
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, MixturePart, SourceConfig, from_config_dict, to_config_dict
 from clipjax.data.bad_records import DataError
-from clipjax.data.embeddings import write_embeddings
+from clipjax.data.embeddings import Row, write_embeddings
 from clipjax.data.pipeline import changed_data, checksums
 from clipjax.data.records import ManifestError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
     records(path / "named", 12, labels=True, names=("a", "b", "c"))
     for name, embed_dim, count in (("wide", 64, 64), ("short", 32, 12)):
         made_by = image_settings(config, own) | {"embed_dim": embed_dim, "dtype": "float32"}
-        write_embeddings(path / name, iter([("key", np.ones(embed_dim), None)] * count), made_by)
+        write_embeddings(path / name, iter([Row("key", np.ones(embed_dim))] * count), made_by)
     for count in (2, 3):
         (path / f"{count}_names.txt").write_text("".join(f"{name}\n" for name in "abc"[:count]))
     return path

@@ -18,7 +18,6 @@ NOTHING = Host(
     environ={},
     metadata=lambda key: None,
     has_tpu=lambda: False,
-    hostname=lambda: "here",
     full_name=lambda: "here",
     device_files=Path("/nowhere"),
     joined=lambda: None,

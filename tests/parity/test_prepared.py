@@ -215,7 +215,7 @@ def test_tokens_that_are_not_the_original_s_end_the_import_loudly(clip, tmp_path
     wrong = replace(foreign.config.tokenizer, path=str(tmp_path / "broken" / "tokenizer.json"))
     foreign = foreign._replace(config=replace(foreign.config, tokenizer=wrong))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    found, line = parity_report(foreign, foreign.variables(mesh), mesh)
+    found, line = parity_report(foreign, foreign.variables(mesh))
     assert not found["agrees"] and len(found["differences"]) == 1
     assert "'a photo of two cats and a red dog' becomes [" in found["differences"][0]
     assert "WARNING: 'A photo of two Cats" in line
@@ -259,6 +259,6 @@ def test_a_naflex_directory_agrees_end_to_end(tmp_path):
     foreign = open_foreign(tmp_path)
     assert foreign.config.model.image.max_patches == 24 and foreign.config.data.pixels.mean == (0.1, 0.2, 0.3)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    found, _ = parity_report(foreign, foreign.variables(mesh), mesh)
+    found, _ = parity_report(foreign, foreign.variables(mesh))
     picture = found["end_to_end"]["picture"]
     assert found["agrees"] and picture["compared"] and picture["max_levels"] < 3 and picture["cosine_error"] < 1e-4

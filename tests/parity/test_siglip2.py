@@ -232,7 +232,7 @@ def test_load_and_the_parity_report_read_naflex_directories(pair, tmp_path):
     hf.save_pretrained(tmp_path)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     foreign = open_foreign(str(tmp_path), "", "")
-    found, _ = parity_report(foreign, foreign.variables(mesh), mesh)
+    found, _ = parity_report(foreign, foreign.variables(mesh))
     assert found["compared"] and found["outputs"]["image_embedding"]["max_abs_error"] < 2e-6
 
     loaded = clipjax.load(tmp_path, mesh=mesh, batch_size=2)

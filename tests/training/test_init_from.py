@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipjax.commands import import_weights
-from clipjax.config import ConfigError, ExperimentConfig, MeshConfig, ModelConfig
+from clipjax.config import ConfigError, ExperimentConfig, LoraConfig, MeshConfig, ModelConfig
 from clipjax.mesh import make_mesh
 from clipjax.models.towers.absent import NoImageConfig, NoTextConfig
 from clipjax.models.towers.text import TextTransformerConfig
@@ -17,7 +17,7 @@ from clipjax.optim.adamw import AdamWConfig
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import FingerprintError
 from clipjax.runs.integrity import CheckpointError
-from clipjax.runs.weights import check_init_from, first_state
+from clipjax.runs.weights import check_init_from, first_state, stays_random
 from clipjax.training.check import check
 from clipjax.training.state import abstract_state, create_state
 
@@ -95,6 +95,23 @@ def test_an_image_tower_of_a_whole_model_starts_a_run_with_a_new_text_tower(runs
     for name in ("text", "logit_scale"):
         assert equal(params[name], fresh[name])
     assert line == f"Weights: image tower from {runs}/both, step 0; text tower and temperature new"
+
+
+def test_random_weights_that_nothing_trains_are_told(runs, capsys):
+    """LiT whose weights were forgotten, in a run and in clipjax check."""
+    frozen = AdamWConfig(image_lr_multiplier=0.0, text_unlocked_blocks=0)
+    expected = [
+        f"WARNING: the {side} tower starts with random weights, and config.optimizer.{field}=0 does not train them. "
+        f"Name weights to start from with config.init_from or config.init_{side}_from."
+        for side, field in (("image", "image_lr_multiplier"), ("text", "text_unlocked_blocks"))
+    ]
+    own = config("lit", optimizer=frozen)
+    assert check_init_from(own, MESH, prints(own)).splitlines() == expected
+    *_, line = start(capsys, "lit", init_image_from=str(runs / "both"), optimizer=frozen)
+    assert line.splitlines()[:-1] == expected[1:]
+    adapters = dataclasses.replace(config("lit"), lora=LoraConfig(rank=2, text=False))
+    assert "config.lora does not train them" in stays_random(adapters)[0] and not stays_random(config("lit"))
+    assert not stays_random(dataclasses.replace(own, init_from=str(runs / "both")))
 
 
 @pytest.mark.parametrize("field", ["init_from", "init_image_from"])

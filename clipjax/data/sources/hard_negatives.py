@@ -97,7 +97,7 @@ class HardNegativesSource:
         names = sorted({example.group for _, example in found} - {""})
         numbers = {name: number for number, name in enumerate(names)}
         self.class_names = tuple(names)
-        self.entries = _entries(found, numbers, self.rows)
+        self.entries = _entries(found, numbers)
         if not self.rows:
             self._find_images(found)
 
@@ -200,9 +200,7 @@ def _suffixes(config: HardNegativesConfig) -> tuple[str, ...]:
     return next((kind for kind in (JSON, PARQUET) if not there.isdisjoint(kind)), (*JSON, *PARQUET))
 
 
-def _entries(
-    found: Sequence[tuple[AnnotationRow, Example]], numbers: dict[str, int], rows: Sequence[ParquetSource]
-) -> list[Entry]:
+def _entries(found: Sequence[tuple[AnnotationRow, Example]], numbers: dict[str, int]) -> list[Entry]:
     """The records in their order; the image of each is the number of its row, until the files are found."""
     entries: list[Entry] = []
     row_number = -1
