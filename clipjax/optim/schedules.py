@@ -77,6 +77,12 @@ def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
         f"{where}.cooldown_steps={cooldown} is for {' and '.join(n for n, row in SCHEDULES.items() if not row.falls)}; "
         f"{config.name} falls by itself. Set it to 0.",
     )
+    require(
+        config.final_fraction == 0 or SCHEDULES[config.name].falls,
+        f"{where}.final_fraction={config.final_fraction} is for "
+        f"{' and '.join(n for n, row in SCHEDULES.items() if row.falls)}; {config.name} ends at no set fraction. Set it "
+        "to 0.",
+    )
 
 
 def _cosine(steps: jax.Array, progress: jax.Array, config: ScheduleConfig) -> jax.Array:

@@ -476,6 +476,7 @@ def test_the_update_follows_the_schedule():
         ({"schedule": ScheduleConfig(warmup_steps=100)}, r"warmup_steps=100 and cooldown_steps=0 do not fit"),
         ({"schedule": ScheduleConfig("rsqrt", 60, cooldown_steps=60)}, r"do not fit into config\.total_steps=100"),
         ({"schedule": ScheduleConfig("cosine", cooldown_steps=5)}, r"is for rsqrt and constant; cosine falls"),
+        ({"schedule": ScheduleConfig("constant", final_fraction=0.5)}, r"final_fraction=0.5 is for cosine and linear"),
     ],
 )
 def test_values_that_cannot_train_are_refused_by_name(changes, message):
