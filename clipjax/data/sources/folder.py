@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from absl import logging
 
 from clipjax.config import SourceConfig
 from clipjax.config.fields import ORDER, experiment, runtime
@@ -136,7 +138,10 @@ def _class_entries(entries: list[Entry], root: Path, whole: Path) -> tuple[list[
     """(entries with labels, class names) of images in class folders; whole: the folder of all splits."""
     folder_of = [entry.path.split("/")[0] if "/" in entry.path else "" for entry in entries]
     beside = next((file for file in (root / NAMES_FILE, whole / NAMES_FILE) if file.is_file()), None)
-    names, labels = class_folders(root, sorted({*folder_of} - {""}), beside)
+    classes = sorted({*folder_of} - {""})
+    names, labels = class_folders(root, classes, beside)
+    if beside is None:
+        _tell_empty(root, classes)
     labelled = [
         entry._replace(label=labels[folder], texts=(names.names[labels[folder]],))
         if folder
@@ -144,6 +149,14 @@ def _class_entries(entries: list[Entry], root: Path, whole: Path) -> tuple[list[
         for entry, folder in zip(entries, folder_of, strict=True)
     ]
     return labelled, names.names
+
+
+def _tell_empty(root: Path, classes: Sequence[str]) -> None:
+    """Warns of folders that would be classes if they had images: with fewer classes, accuracies are higher."""
+    empty = sorted({path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."} - {*classes})
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        logging.warning("Folders without images, which are no classes, in %s: %s%s", root, ", ".join(empty[:5]), more)
 
 
 def one_spelling(path: str) -> str:
