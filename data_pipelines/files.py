@@ -90,6 +90,7 @@ def write_items(
         licences=[{"source": name, "licence": licence}] if licence else [],
         source=source | {"shorter_side": shorter_side, "licence": licence},
         overwrite=overwrite,
+        say=print,
     )
     print_manifest(out, manifest, skips)
     return manifest
@@ -150,7 +151,7 @@ def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, ski
         except (ValueError, OSError) as error:  # RecordError, or a path with a zero byte
             return error
 
-    for item, image in zip(items, _thread_map(read, items), strict=True):
+    for item, image in zip(items, thread_map(read, items), strict=True):
         if isinstance(image, bytes):
             pair_id = pair_ids[item.texts[0].lower()]
             yield encode_record(image, item.texts, key=item.key, label=item.label, pair_id=pair_id)
@@ -159,7 +160,7 @@ def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, ski
             skips.add(cause, f"{item.path}: {image}")
 
 
-def _thread_map(function: Callable, items: Iterable) -> Iterator:
+def thread_map(function: Callable, items: Iterable) -> Iterator:
     """function(item) of each item, in order, in two threads per core: reading and decoding release Python's lock."""
     threads = 2 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:

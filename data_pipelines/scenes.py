@@ -56,6 +56,7 @@ def build(
         licences=[{"source": "drawn by clipjax", "licence": "CC0-1.0"}],
         source={"pipeline": "scenes", "version": 1, "seed": seed, **counts},
         overwrite=overwrite,
+        say=print,
     )
     command.print_manifest(as_path(out), manifest)
     return manifest

@@ -10,11 +10,12 @@ docs/data.md describes both formats for people who write them with other tools.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
+from absl import logging
 
 from clipjax.json_files import read_json
 from clipjax.storage import as_path, is_remote
@@ -107,9 +108,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
 
-def find_equal(folder: str | Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def find_equal(
+    folder: str | Path, source: Mapping[str, Any], overwrite: bool, say: Callable[[str], None] = logging.info
+) -> dict[str, Any] | None:
     """The manifest of a folder of records if its source is equal; None if `overwrite` says that it is to be replaced.
 
+    say: called with a line that says that the folder is left as it is.
     Raises ManifestError for a folder with another source, or of something else than records.
     """
     manifest = read_manifest(folder)
@@ -120,6 +124,7 @@ def find_equal(folder: str | Path, source: Mapping[str, Any], overwrite: bool) -
             f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
             "Choose another --out, or pass --overwrite."
         )
+    say(f"{folder} was already made from this input and these arguments: left as it is.")
     return manifest
 
 

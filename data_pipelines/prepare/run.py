@@ -44,7 +44,7 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
         "options": {name: value for name, value in options.as_json().items() if name not in ("input", "image_root")},
     }
     work = out.with_name(f".{out.name}.preparing")
-    found = find_finished(out, source, overwrite)
+    found = find_finished(out, source, overwrite, print)
     if found:
         if work.exists():  # a run that was killed after it had published
             with _only_one(work):
