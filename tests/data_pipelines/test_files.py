@@ -253,3 +253,25 @@ def test_records_of_a_version_without_digests_of_the_images_stay_finished_unless
     path.write_text(json.dumps(manifest | {"splits": {"all": {"records": 0, "shards": []}}}))
     with pytest.raises(ManifestError, match="other settings"):
         build_table(two_roots, "whole")
+
+
+@pytest.mark.parametrize("pipeline", ["csv", "image_folder"])
+def test_input_of_which_no_image_can_be_read_is_refused_in_one_line_and_nothing_is_written(tmp_path, capsys, pipeline):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/empty.png").write_bytes(b"")
+    (tmp_path / "in/empty.txt").write_text("nothing")
+    (tmp_path / "t.csv").write_text("image,caption\nhttps://x/a.png,one\na\\b.png,two\nin/empty.png,three\n")
+    with pytest.raises(SystemExit) as stop:
+        if pipeline == "csv":
+            csv.main([f"--table={tmp_path / 't.csv'}", f"--out={tmp_path / 'out'}"])
+        else:
+            image_folder.main([f"--images={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = {
+        "csv": "No image of t.csv can be read (file cannot be read: 2, empty image: 1). The first is "
+        f"{tmp_path}/https:/x/a.png: [Errno 2] No such file or directory",
+        "image_folder": "No image of in can be read (empty image: 1). The first is",
+    }
+    assert line.startswith(f"error: {expected[pipeline]}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "t.csv"]
