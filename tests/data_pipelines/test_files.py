@@ -162,6 +162,14 @@ def test_image_folder_that_changed_is_not_taken_for_the_old_one(tmp_path):
     (tmp_path / "in/a.txt").write_text("two")
     with pytest.raises(ManifestError, match="other settings"):
         image_folder.build(tmp_path / "out", images=tmp_path / "in", splits=ALL)
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL)["splits"] == first["splits"]
+    (tmp_path / "moved/a.png").write_bytes(encoded(0, "BMP"))
+    image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL, overwrite=True)
+    (tmp_path / "moved/a.png").write_bytes(encoded(1, "BMP"))  # of equal size
+    with pytest.raises(ManifestError, match="other settings"):
+        image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL)
 
 
 def test_splits_follow_the_shares_and_a_key_never_moves():
