@@ -1,6 +1,8 @@
 """How data_pipelines.prepare looks at its input: whether it has changed, and whether it is whole."""
 
+import json
 import os
+import tarfile
 
 import pytest
 
@@ -47,3 +49,16 @@ def test_moved_and_touched_input_is_the_same_and_an_edited_caption_of_equal_leng
     moved.write_bytes(moved.read_bytes().replace(b"picture number 2", b"picture number 7"))
     with pytest.raises(ManifestError, match="other settings"):
         build(tmp_path / "moved", tmp_path / "set")
+
+
+def test_a_tar_cut_between_two_samples_is_counted_in_the_report_and_told(tar, tmp_path, capsys):
+    with tarfile.open(tar) as opened:
+        end = opened.getmember("2.png").offset
+    os.truncate(tar, end)
+    manifest = build(tar.parent, tmp_path / "set")
+    cause = "no end mark: the archive may have been cut between two files"
+    assert manifest["splits"]["all"]["records"] == 2
+    assert manifest["skipped"] == {f"read: {cause}": 1}
+    assert f"skipped 1: read: {cause}" in capsys.readouterr().out
+    (step,) = (step for step in json.loads((tmp_path / "set/report.json").read_text())["steps"] if step["noted"])
+    assert step["noted"] == {cause: {"count": 1, "samples": [{"key": "0.tar", "text": str(tar)}]}}
