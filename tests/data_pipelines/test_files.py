@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -283,3 +284,18 @@ def test_input_of_which_no_image_can_be_read_is_refused_in_one_line_and_nothing_
     }
     assert line.startswith(f"error: {expected[pipeline]}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "t.csv"]
+
+
+@pytest.mark.parametrize("link, target", [("loop", "."), ("sub/up", ".."), ("sub/deep/two_up", "../..")])
+def test_links_to_folders_above_are_not_entered_and_links_to_others_are(tmp_path, link, target):
+    folder = tmp_path / "in"
+    for seed, name in enumerate(("a", "sub/b", "sub/deep/c")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(encoded(seed))
+        (folder / f"{name}.txt").write_text(f"caption {name}")
+    shutil.copytree(folder / "sub/deep", tmp_path / "other")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    (folder / link).symlink_to(target)
+    image_folder.build(tmp_path / "out", images=folder, splits=ALL)
+    keys = [record["key"] for record in read(tmp_path / "out")]
+    assert keys == ["a.png", "linked/c.png", "sub/b.png", "sub/deep/c.png"]
