@@ -28,7 +28,7 @@ from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
-from data_pipelines.input_content import content_fields
+from data_pipelines.input_content import content_fields, file_state
 from data_pipelines.tables import add_class_names_flag, names_in_source
 
 FOLDERS = "folders"
@@ -66,7 +66,7 @@ def build(
     items: list = []
     for path in list_images(images, skips, sidecars):
         key = path.relative_to(images).as_posix()
-        listing.update(f"{key}\0{path.stat().st_size}\n".encode())
+        listing.update(f"{key}\0{file_state(path)[0]}\n".encode())
         folders = key.split("/")[:-1]
         if by_folder and not folders:
             skips.add("in no split's folder", key)

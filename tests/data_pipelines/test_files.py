@@ -299,3 +299,13 @@ def test_links_to_folders_above_are_not_entered_and_links_to_others_are(tmp_path
     image_folder.build(tmp_path / "out", images=folder, splits=ALL)
     keys = [record["key"] for record in read(tmp_path / "out")]
     assert keys == ["a.png", "linked/c.png", "sub/b.png", "sub/deep/c.png"]
+
+
+def test_a_dead_link_is_counted_as_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encoded(0))
+    (tmp_path / "in/b.png").symlink_to("nowhere.png")
+    for name in "ab":
+        (tmp_path / f"in/{name}.txt").write_text(name)
+    manifest = image_folder.build(tmp_path / "out", images=tmp_path / "in", splits=ALL)
+    assert (manifest["splits"]["all"]["records"], manifest["skipped"]) == (1, {"file cannot be read": 1})
