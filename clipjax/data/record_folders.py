@@ -35,6 +35,7 @@ def write_to_folder(
 
     manifest_of: {split: described} -> the manifest.
     """
+    folder = behind_link(folder)
     first = process_index == 0
     finished = find_finished(folder, source, overwrite, say) if first else None
     unfinished = _beside(folder, "unfinished")
@@ -68,6 +69,11 @@ def write_to_folder(
             shutil.rmtree(unfinished, ignore_errors=True)
     gather("published")
     return manifest
+
+
+def behind_link(folder: Path) -> Path:
+    """The folder to write: the one that a link leads to, so that the link stays and files are renamed on one disk."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 def find_finished(

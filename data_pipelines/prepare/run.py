@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import signals
-from clipjax.data.record_folders import find_finished, publish
+from clipjax.data.record_folders import behind_link, find_finished, publish
 from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.files import file_sha256
@@ -34,7 +34,7 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
     .NAME.preparing beside `out`; the next run with the same input and options uses it. Raises PipelineError or
     ManifestError saying what is wrong.
     """
-    options, out = Options(**flags), Path(out)
+    options, out = Options(**flags), behind_link(Path(out))
     check(options)
     listing = READERS[options.reader].units(options)
     source = {

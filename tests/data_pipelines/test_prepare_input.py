@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="pip install 'clipjax[pipelines]'")
 
-from clipjax.data.records import ManifestError
+from clipjax.data.records import ManifestError, read_manifest
 from data_pipelines import input_content
 from data_pipelines.prepare import run
 from tests.data.samples import encoded, picture
@@ -62,3 +62,14 @@ def test_a_tar_cut_between_two_samples_is_counted_in_the_report_and_told(tar, tm
     assert f"skipped 1: read: {cause}" in capsys.readouterr().out
     (step,) = (step for step in json.loads((tmp_path / "set/report.json").read_text())["steps"] if step["noted"])
     assert step["noted"] == {cause: {"count": 1, "samples": [{"key": "0.tar", "text": str(tar)}]}}
+
+
+def test_a_link_as_the_output_stays_a_link(tar, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "set").symlink_to("disk/real")
+    for splits in ("all=1", "train=1"):
+        run.build(tmp_path / "set", reader="webdataset", input=(str(tar),), splits=splits, overwrite=True)
+        assert list(read_manifest(tmp_path / "disk/real")["splits"]) == [splits.removesuffix("=1")]
+    assert (tmp_path / "set").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "in", "set"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
