@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 from absl import logging
 
+from clipjax.config import differences
 from clipjax.json_files import read_json
 from clipjax.storage import as_path, is_remote
 from clipjax.storage.ranges import refuse_missing_bucket
@@ -120,8 +121,10 @@ def find_equal(
     if overwrite:
         return None
     if manifest["source"] != as_read(source):
+        differing = differences(_flat(manifest["source"]), _flat(as_read(source)))
+        lines = "".join(f"    {name}: {old!r} there, {new!r} now\n" for name, (old, new) in differing.items())
         raise ManifestError(
-            f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
+            f"{folder} holds records made with other settings or from other input:\n{lines}"
             "Choose another --out, or pass --overwrite."
         )
     say(f"{folder} was already made from this input and these arguments: left as it is.")
@@ -136,6 +139,15 @@ def to_text(manifest: Mapping[str, Any]) -> str:
 def as_read(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source as a manifest that was read has it."""
     return json.loads(json.dumps(source))
+
+
+def _flat(source: Mapping[str, Any]) -> dict[str, Any]:
+    """{"options.splits": ..., ...}: a source in which a part, such as prepare's options, has fields of its own."""
+    result = {}
+    for name, value in source.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        result |= {f"{name}.{field}": one for field, one in inner.items()} if inner else {name: value}
+    return result
 
 
 def _check(record: dict[str, Any]) -> None:
