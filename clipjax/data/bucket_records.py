@@ -63,9 +63,7 @@ def _find_finished(
 ) -> dict[str, Any] | None:
     """The manifest of a finished folder with an equal source; None where it must be written."""
     storage.check_writable(folder)
-    if not (folder / MANIFEST).exists():
-        if folder.exists() and not (folder / storage.UPLOADING).exists():
-            read_manifest(folder)  # says that something else is there
+    if not (folder / MANIFEST).exists() and (not folder.exists() or (folder / storage.UPLOADING).exists()):
         return None
     return find_equal(folder, source, overwrite, say)
 

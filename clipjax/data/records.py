@@ -117,6 +117,11 @@ def find_equal(
     say: called with a line that says that the folder is left as it is.
     Raises ManifestError for a folder with another source, or of something else than records.
     """
+    if not (as_path(folder) / MANIFEST).is_file():
+        raise ManifestError(
+            f"{folder} holds other files than records: it has no {MANIFEST}. Nothing was written or removed, and "
+            "--overwrite replaces only folders of records. Choose another --out."
+        )
     manifest = read_manifest(folder)
     if overwrite:
         return None
