@@ -51,8 +51,9 @@ def tar_members(
 
     Archives that were joined into one file by `cat` are all read, with a warning.
     refused(cause, name) is called for members that are left out: names that climb out of the folder, links and devices,
-    and files larger than max_member; and once for bytes after the end that are no archive. Raises ArchiveError, after
-    the members before that place, for damage and for more than max_total bytes or MAX_RATIO times the size of the file.
+    and files larger than max_member; once for bytes after the end that are no archive; and once for an archive without
+    an end mark, which may have been cut between two members. Raises ArchiveError, after the members before that place,
+    for damage and for more than max_total bytes or MAX_RATIO times the size of the file.
     """
     with open(path, "rb") as file:
         yield from _members(file, str(path), Path(path).stat().st_size, keep, refused, max_member, max_total)
@@ -102,6 +103,8 @@ def _members(
             except _NoArchive as after:
                 rest = itertools.chain([after.block], iter(lambda: tar.fileobj.read(_CHUNK), b""))
                 refused("no part of the archive", f"{path}, {_trailing(path, after, rest)}")
+        if header.cut:
+            refused("no end mark: the archive may have been cut between two files", path)
         if header.parts > 1:
             logging.warning("%s is %d archives joined into one file, and all of them are read.", path, header.parts)
         if not counted.read_bytes:
@@ -156,7 +159,7 @@ def _limited_header(max_member: int, path: str) -> type[tarfile.TarInfo]:
 
     class Header(tarfile.TarInfo):
         parts, position, end = 0, 0, 0  # end: where the end mark before this header is; -1: there is none
-        part = 0
+        part, cut = 0, False  # cut: whether the file ends without an end mark
 
         @classmethod
         def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -166,6 +169,7 @@ def _limited_header(max_member: int, path: str) -> type[tarfile.TarInfo]:
         @classmethod
         def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
             if not buf.strip(b"\0"):
+                Header.cut = not buf and Header.end < 0
                 Header.end = Header.position if Header.end < 0 else Header.end
                 if len(buf) < tarfile.BLOCKSIZE and Header.parts:  # zeros up to the end of the file
                     raise tarfile.EmptyHeaderError("empty header")

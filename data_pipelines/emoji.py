@@ -95,6 +95,7 @@ def build(
             **({"held_out_names": held_out_names} if held_out_names else {}),
         },
         overwrite=overwrite,
+        say=print,
     )
     report = _report(drawings, emoji, names, held_out)
     atomic.write_text(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -66,13 +66,15 @@ def write_items(
 ) -> dict:
     """Reads and checks the image files, writes the records, prints the report, returns the manifest.
 
-    An unreadable image is left out and counted in skips. Raises PipelineError where there are no items.
+    An unreadable image is left out and counted in skips. Raises PipelineError where there are no items, and where no
+    image can be read: nothing is written then.
     """
     if shorter_side < 0:
         raise PipelineError(f"--shorter_side={shorter_side} is negative; expected pixels, or 0 to keep every file.")
     if not items:
         causes = "".join(f" {count} skipped: {cause}." for cause, count in skips.counts.items())
         raise PipelineError(f"No image with a caption found in {name}.{causes}")
+    _refuse_unreadable(items, name)
     by_split: dict[str, list[Item]] = {}
     for item in items:
         by_split.setdefault(split_of(item.key), []).append(item)
@@ -90,6 +92,7 @@ def write_items(
         licences=[{"source": name, "licence": licence}] if licence else [],
         source=source | {"shorter_side": shorter_side, "licence": licence},
         overwrite=overwrite,
+        say=print,
     )
     print_manifest(out, manifest, skips)
     return manifest
@@ -143,6 +146,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _refuse_unreadable(items: list[Item], name: str) -> None:
+    """Raises PipelineError unless one of the images can be read. Reads until there is one: most often the first."""
+    unread = Skips()
+    for item in items:
+        try:
+            read_image(item.path)
+        except (ValueError, OSError) as error:
+            unread.add(_cause(error), f"{item.path}: {error}")
+        else:
+            return
+    causes = ", ".join(f"{cause}: {count:,}" for cause, count in unread.counts.items())
+    first = next(iter(unread.examples.values()))[0]
+    raise PipelineError(f"No image of {name} can be read ({causes}). The first is {first}")
+
+
+def _cause(error: ValueError | OSError) -> str:
+    return error.cause if isinstance(error, RecordError) else "file cannot be read"
+
+
 def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, skips: Skips) -> Iterator[dict]:
     def read(item: Item) -> bytes | ValueError | OSError:
         try:
@@ -150,16 +172,15 @@ def _records(items: list[Item], pair_ids: dict[str, int], shorter_side: int, ski
         except (ValueError, OSError) as error:  # RecordError, or a path with a zero byte
             return error
 
-    for item, image in zip(items, _thread_map(read, items), strict=True):
+    for item, image in zip(items, thread_map(read, items), strict=True):
         if isinstance(image, bytes):
             pair_id = pair_ids[item.texts[0].lower()]
             yield encode_record(image, item.texts, key=item.key, label=item.label, pair_id=pair_id)
         else:
-            cause = image.cause if isinstance(image, RecordError) else "file cannot be read"
-            skips.add(cause, f"{item.path}: {image}")
+            skips.add(_cause(image), f"{item.path}: {image}")
 
 
-def _thread_map(function: Callable, items: Iterable) -> Iterator:
+def thread_map(function: Callable, items: Iterable) -> Iterator:
     """function(item) of each item, in order, in two threads per core: reading and decoding release Python's lock."""
     threads = 2 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:

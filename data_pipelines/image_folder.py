@@ -28,6 +28,7 @@ from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.command import PipelineError, Skips
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, split_by_share, write_items
+from data_pipelines.input_content import content_fields, file_state
 from data_pipelines.tables import add_class_names_flag, names_in_source
 
 FOLDERS = "folders"
@@ -52,7 +53,7 @@ def build(
     splits: shares, or "folders" for a first folder that names the split.
     Raises PipelineError for a missing folder, a template without {}, and when no image has a caption.
     """
-    images = Path(images)
+    images, out = Path(images), as_path(out)
     if not images.is_dir():
         raise PipelineError(f"--images={images} is not a folder.")
     for text in template:
@@ -65,7 +66,7 @@ def build(
     items: list = []
     for path in list_images(images, skips, sidecars):
         key = path.relative_to(images).as_posix()
-        listing.update(f"{key}\0{path.stat().st_size}\n".encode())
+        listing.update(f"{key}\0{file_state(path)[0]}\n".encode())
         folders = key.split("/")[:-1]
         if by_folder and not folders:
             skips.add("in no split's folder", key)
@@ -81,12 +82,7 @@ def build(
             skips.add(cause, key)
     names = ClassNames()
     if captions == FOLDERS:
-        classes = {folder for _, _, (folder,) in items}
-        if classes and classes <= set(SPLITS):
-            raise PipelineError(
-                f"--images={images}: the folders {', '.join(sorted(classes))} are named after splits, not classes. Set "
-                "--splits=folders to take them as splits, or --images to one of them."
-            )
+        _refuse_splits(images, {folder for _, _, (folder,) in items})
         names, labels = class_folders(images, dict.fromkeys(folder for _, _, (folder,) in items), class_names)
         items = [
             (key, path, tuple(text.replace("{}", names.names[labels[folder]]) for text in template), labels[folder])
@@ -95,7 +91,7 @@ def build(
     else:
         items = [(*item, None) for item in items]
     return write_items(
-        as_path(out),
+        out,
         [Item(key, path, tuple(texts), label) for key, path, texts, label in items],
         split_of=(lambda key: key.split("/")[0]) if by_folder else split_by_share(splits),
         shorter_side=shorter_side,
@@ -106,6 +102,7 @@ def build(
         source={
             "pipeline": "image_folder",
             "listing_sha256": listing.hexdigest(),
+            **content_fields(out, [(key, path) for key, path, *_ in items], overwrite),
             "captions": captions,
             "templates": list(template) if captions == FOLDERS else [],
             **names_in_source(names, are_numbers(names.names)),
@@ -141,6 +138,15 @@ def class_folders(
         return sources.class_folders(root, folders, class_names, option="with --class_names=FILE")
     except sources.ClassFolderError as error:
         raise PipelineError(f"--images={error}") from error
+
+
+def _refuse_splits(images: Path, classes: set[str]) -> None:
+    """Raises PipelineError for folders of classes that are all named after splits."""
+    if classes and classes <= set(SPLITS):
+        raise PipelineError(
+            f"--images={images}: the folders {', '.join(sorted(classes))} are named after splits, not classes. Set "
+            "--splits=folders to take them as splits, or --images to one of them."
+        )
 
 
 def list_images(folder: Path, skips: Skips, sidecars: Sidecars) -> Iterator[Path]:

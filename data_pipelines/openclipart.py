@@ -80,8 +80,7 @@ def build(
     categories = sorted({_category(path) for path, texts in captions.items() if texts} - {""})
 
     drawings: dict[str, list[tuple[str, bytes]]] = {name: [] for name in _names(splits)}
-    if held_out_artists:
-        drawings["artists"] = []
+    drawings |= {"artists": []} if held_out_artists else {}
     for path, image in _pictures(png, captions, longest_side, skips):
         artist = works[path].creator
         away = held_out_artists and artist and kept(f"artist {artist}") == "artists"
@@ -117,6 +116,7 @@ def build(
             **({"held_out_artists": held_out_artists} if held_out_artists else {}),
         },
         overwrite=overwrite,
+        say=print,
     )
     lines = (
         {"key": path, "creator": works[path].creator, "licence": works[path].licence, "title": works[path].title}

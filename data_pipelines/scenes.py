@@ -46,8 +46,14 @@ def build(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict:
-    """Writes the scenes to `out`, prints the report, returns the manifest. train, ...: scenes of each split."""
+    """Writes the scenes to `out`, prints the report, returns the manifest. train, ...: scenes of each split.
+
+    Raises PipelineError for a negative number of scenes.
+    """
     counts = {"train": train, "validation": validation, "compositional": compositional, "relations": relations}
+    for split, count in counts.items():
+        if count < 0:
+            raise command.PipelineError(f"--{split}={count} is negative; expected a number of scenes, or 0 for none.")
     manifest = write_records(
         out,
         {split: records(split, count, seed) for split, count in counts.items()},
@@ -56,6 +62,7 @@ def build(
         licences=[{"source": "drawn by clipjax", "licence": "CC0-1.0"}],
         source={"pipeline": "scenes", "version": 1, "seed": seed, **counts},
         overwrite=overwrite,
+        say=print,
     )
     command.print_manifest(as_path(out), manifest)
     return manifest

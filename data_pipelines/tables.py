@@ -18,6 +18,7 @@ from clipjax.data.sources.folder import FolderConfig, one_spelling, value_of
 from clipjax.data.sources.tables import CAPTION_COLUMN, IMAGE_COLUMN, Columns, OptionNames
 from data_pipelines.command import PipelineError, Skips, local_path
 from data_pipelines.files import DEFAULT_SPLITS, Item, add_image_flags, file_sha256, split_by_share, write_items
+from data_pipelines.input_content import content_fields
 
 # The usable rows of a table, (line number, column -> value); the others go to skips.
 RowsOf = Callable[[Path, Columns, Skips], Iterator[tuple[int, Mapping[str, Any]]]]
@@ -104,6 +105,7 @@ def build_from_rows(
             "pipeline": table.suffix.lstrip(".").lower(),
             "table": table.name,
             "sha256": file_sha256(table),
+            **content_fields(out, [(item.key, item.path) for item in items], overwrite),
             "columns": [image_column, *captions, label_column],
             "splits": splits,
             **names_in_source(names, bool(labels) and not names.names),

@@ -25,6 +25,7 @@ def write_to_bucket(
     overwrite: bool,
     process_index: int,
     gather: Callable[[Any], list[Any]],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What clipjax.data.write.write_records does for a folder in a bucket. Returns the manifest.
 
@@ -34,7 +35,7 @@ def write_to_bucket(
     off. Raises ManifestError, StorageError.
     """
     first = process_index == 0
-    finished = _find_finished(folder, source, overwrite) if first else None
+    finished = _find_finished(folder, source, overwrite, say) if first else None
     if gather(finished is not None)[0]:
         return finished or read_manifest(folder)
     temporary = Path(tempfile.mkdtemp(prefix="clipjax-upload-"))
@@ -57,14 +58,14 @@ def write_to_bucket(
     return read_manifest(folder)
 
 
-def _find_finished(folder: storage.AnyPath, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def _find_finished(
+    folder: storage.AnyPath, source: Mapping[str, Any], overwrite: bool, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """The manifest of a finished folder with an equal source; None where it must be written."""
     storage.check_writable(folder)
-    if not (folder / MANIFEST).exists():
-        if folder.exists() and not (folder / storage.UPLOADING).exists():
-            read_manifest(folder)  # says that something else is there
+    if not (folder / MANIFEST).exists() and (not folder.exists() or (folder / storage.UPLOADING).exists()):
         return None
-    return find_equal(folder, source, overwrite)
+    return find_equal(folder, source, overwrite, say)
 
 
 def _make_room(folder: storage.AnyPath) -> list[str]:

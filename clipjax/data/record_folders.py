@@ -29,13 +29,15 @@ def write_to_folder(
     overwrite: bool,
     process_index: int,
     gather: Callable[[Any], list[Any]],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What clipjax.data.write.write_records does for a folder on disk. Returns the manifest.
 
     manifest_of: {split: described} -> the manifest.
     """
+    folder = behind_link(folder)
     first = process_index == 0
-    finished = find_finished(folder, source, overwrite) if first else None
+    finished = find_finished(folder, source, overwrite, say) if first else None
     unfinished = _beside(folder, "unfinished")
     if first and not finished:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -69,11 +71,18 @@ def write_to_folder(
     return manifest
 
 
-def find_finished(folder: Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def behind_link(folder: Path) -> Path:
+    """The folder to write: the one that a link leads to, so that the link stays and files are renamed on one disk."""
+    return folder.resolve() if folder.is_symlink() else folder
+
+
+def find_finished(
+    folder: Path, source: Mapping[str, Any], overwrite: bool, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """The manifest of a finished folder with an equal source; None where it must be written. See write_records."""
     _remove_leftovers(folder)
     if folder.exists() and any(folder.iterdir()):
-        if equal := find_equal(folder, source, overwrite):
+        if equal := find_equal(folder, source, overwrite, say):
             return equal
     folder.parent.mkdir(parents=True, exist_ok=True)
     return None

@@ -10,12 +10,14 @@ docs/data.md describes both formats for people who write them with other tools.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
+from absl import logging
 
+from clipjax.config import differences
 from clipjax.json_files import read_json
 from clipjax.storage import as_path, is_remote
 from clipjax.storage.ranges import refuse_missing_bucket
@@ -107,19 +109,30 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return {"class_names": [], "skipped": {}, "licences": [], "source": {}, **manifest}
 
 
-def find_equal(folder: str | Path, source: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def find_equal(
+    folder: str | Path, source: Mapping[str, Any], overwrite: bool, say: Callable[[str], None] = logging.info
+) -> dict[str, Any] | None:
     """The manifest of a folder of records if its source is equal; None if `overwrite` says that it is to be replaced.
 
+    say: called with a line that says that the folder is left as it is.
     Raises ManifestError for a folder with another source, or of something else than records.
     """
+    if not (as_path(folder) / MANIFEST).is_file():
+        raise ManifestError(
+            f"{folder} holds other files than records: it has no {MANIFEST}. Nothing was written or removed, and "
+            "--overwrite replaces only folders of records. Choose another --out."
+        )
     manifest = read_manifest(folder)
     if overwrite:
         return None
     if manifest["source"] != as_read(source):
+        differing = differences(_flat(manifest["source"]), _flat(as_read(source)))
+        lines = "".join(f"    {name}: {old!r} there, {new!r} now\n" for name, (old, new) in differing.items())
         raise ManifestError(
-            f"{folder} holds records made with other settings: {manifest['source']}, now {as_read(source)}. "
+            f"{folder} holds records made with other settings or from other input:\n{lines}"
             "Choose another --out, or pass --overwrite."
         )
+    say(f"{folder} was already made from this input and these arguments: left as it is.")
     return manifest
 
 
@@ -131,6 +144,15 @@ def to_text(manifest: Mapping[str, Any]) -> str:
 def as_read(source: Mapping[str, Any]) -> dict[str, Any]:
     """A source as a manifest that was read has it."""
     return json.loads(json.dumps(source))
+
+
+def _flat(source: Mapping[str, Any]) -> dict[str, Any]:
+    """{"options.splits": ..., ...}: a source in which a part, such as prepare's options, has fields of its own."""
+    result = {}
+    for name, value in source.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        result |= {f"{name}.{field}": one for field, one in inner.items()} if inner else {name: value}
+    return result
 
 
 def _check(record: dict[str, Any]) -> None:

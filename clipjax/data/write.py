@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from clipjax.data.bucket_records import write_to_bucket
 from clipjax.data.record_folders import write_to_folder
 from clipjax.data.records import FORMAT, SCHEMA, ManifestError, as_read
@@ -25,6 +27,7 @@ def write_records(
     overwrite: bool = False,
     process_index: int = 0,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
+    say: Callable[[str], None] = logging.info,
 ) -> dict[str, Any]:
     """Writes a folder of shards and its manifest, completely or not at all; returns the manifest.
 
@@ -38,6 +41,7 @@ def write_records(
       process 0, then those of process 1, and so on. The files equal those of a single process if every process has a
       multiple of records_per_shard, except the last one with records. `skipped` is process 0's. Raises ManifestError
       where a process does not see what another has written.
+    say: called by process 0 with a line that says that a finished folder is left as it is.
 
     A folder in a bucket is written on this machine and then uploaded; processes need not see each other's files.
     Removes what killed writers of the same folder have left beside it.
@@ -68,4 +72,5 @@ def write_records(
         overwrite=overwrite,
         process_index=process_index,
         gather=gather,
+        say=say,
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from clipjax import signals
-from clipjax.data.record_folders import find_finished, publish
+from clipjax.data.record_folders import behind_link, find_finished, publish
 from clipjax.data.records import FORMAT, MANIFEST, SCHEMA, ManifestError
 from data_pipelines.command import PipelineError, print_manifest
 from data_pipelines.files import file_sha256
+from data_pipelines.input_content import content_fields, file_state
 from data_pipelines.prepare.check import check
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
@@ -33,18 +34,19 @@ def build(out: str | Path, *, beam_flags: Sequence[str] = (), overwrite: bool = 
     .NAME.preparing beside `out`; the next run with the same input and options uses it. Raises PipelineError or
     ManifestError saying what is wrong.
     """
-    options, out = Options(**flags), Path(out)
+    options, out = Options(**flags), behind_link(Path(out))
     check(options)
     listing = READERS[options.reader].units(options)
     source = {
         "pipeline": "prepare",
         "version": VERSION,
         "input_sha256": _identity(listing),
+        **_content(listing, out, overwrite),
         "made_with_sha256": _made_with(options),
         "options": {name: value for name, value in options.as_json().items() if name not in ("input", "image_root")},
     }
     work = out.with_name(f".{out.name}.preparing")
-    found = find_finished(out, source, overwrite)
+    found = find_finished(out, source, overwrite, print)
     if found:
         if work.exists():  # a run that was killed after it had published
             with _only_one(work):
@@ -136,21 +138,22 @@ def _manifest(name: str, summary: dict, listing: Listing, options: Options, sour
 
 
 def _identity(listing: Listing) -> str:
-    """A digest of the names, sizes and captions of the input, and of the class names."""
+    """A digest of the names, sizes and captions of the input, and of the class names.
+
+    Alone it does not show that a file was edited: a corrected caption in a tar does not change the tar's size.
+    """
 
     def of_unit(unit: Unit) -> list:
-        return [unit.reader, unit.payload, [(Path(path).name, _size(Path(path))) for path in unit.files]]
+        return [unit.reader, unit.payload, [(Path(path).name, file_state(path)[0]) for path in unit.files]]
 
     content = [listing.class_names, *(of_unit(unit) for unit in listing.units)]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def _size(path: Path) -> int:
-    """-1 for a file that is not there, or cannot be asked: the reader counts it."""
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return -1
+def _content(listing: Listing, out: Path, overwrite: bool) -> dict[str, str]:
+    """Digests of the input files. Their folder does not count, so that data may be moved."""
+    paths = dict.fromkeys(Path(path) for unit in listing.units for path in unit.files)
+    return content_fields(out, [(path.name, path) for path in paths], overwrite)
 
 
 def _made_with(options: Options) -> dict[str, str]:

@@ -11,10 +11,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -22,6 +20,7 @@ from clipjax.data.records import RecordError
 from clipjax.files import replacing, write_text
 from data_pipelines.command import PipelineError
 from data_pipelines.files import file_sha256
+from data_pipelines.input_content import file_state
 from data_pipelines.prepare.options import Options
 from data_pipelines.prepare.readers import READERS
 from data_pipelines.prepare.steps import STEPS, languages
@@ -82,7 +81,7 @@ def images_file(folder: Path, unit: int) -> Path:
 
 def unit_fingerprint(unit: Unit, options: Options) -> str:
     """A digest of everything that decides the result of `stage`."""
-    files = [(path, *_state(Path(path))) for path in unit.files]
+    files = [(path, *file_state(path)) for path in unit.files]
     content = [VERSION, unit.reader, unit.payload, files, options.while_reading(), model_files(options.clip_model)]
     content += [languages.model(options)]
     return hashlib.sha256(repr(content).encode()).hexdigest()
@@ -91,7 +90,7 @@ def unit_fingerprint(unit: Unit, options: Options) -> str:
 def model_files(folder: str, times: bool = True) -> list[tuple]:
     """(path, size, time) of each file in a model's folder; () for folder ""."""
     files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()] if folder else []
-    return [(path.relative_to(folder).as_posix(), *_state(path)[: 2 if times else 1]) for path in files]
+    return [(path.relative_to(folder).as_posix(), *file_state(path)[: 2 if times else 1]) for path in files]
 
 
 class Events:
@@ -192,14 +191,6 @@ def _find_finished(unit: Unit, folder: Path, fingerprint: str) -> Staged | None:
 
 def _rows_file(folder: Path, unit: int) -> Path:
     return folder / f"unit-{unit:06d}.json"
-
-
-def _state(path: Path) -> Any:
-    try:
-        state = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return (state.st_size, state.st_mtime_ns)
 
 
 _BATCH = 256

@@ -193,7 +193,7 @@ def test_records_in_a_bucket_equal_those_on_disk_and_are_replaced_when_asked(buc
     names = ["train-00000-of-00002.arrayrecord", "train-00001-of-00002.arrayrecord"]
     assert sorted(objects(bucket)) == ["set/manifest.json", *(f"set/{name}" for name in names)]
     as_path(f"{bucket}/mine/letter.txt").write_bytes(b"dear")
-    with pytest.raises(ManifestError, match="not a finished folder of records"):
+    with pytest.raises(ManifestError, match="mine holds other files than records: it has no manifest.json"):
         write_records(f"{bucket}/mine", {"train": records(1)}, source={}, overwrite=True, **options)
     assert objects(bucket)["mine/letter.txt"] == b"dear"
 

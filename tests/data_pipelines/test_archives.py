@@ -74,6 +74,17 @@ def test_damage_is_an_error_after_the_members_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_an_archive_cut_between_two_members_is_told_once(tmp_path, compress):
+    whole = tar_bytes({"a": b"1" * 600, "b": b"2" * 600, "c": b"3"})
+    (tmp_path / "x.tar").write_bytes(compress(whole[:3072]))
+    told = ("no end mark: the archive may have been cut between two files", str(tmp_path / "x.tar"))
+    assert read(tmp_path / "x.tar") == ({"a": b"1" * 600, "b": b"2" * 600}, [told])
+    for end in (512, 1024):  # half an end mark, and a whole one
+        (tmp_path / "x.tar").write_bytes(compress(whole[:3072] + bytes(end)))
+        assert read(tmp_path / "x.tar") == ({"a": b"1" * 600, "b": b"2" * 600}, [])
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_archives_joined_by_cat_are_read_on(tmp_path, compress):
     one, two = tar_bytes({"a": b"1" * 600, "b": b"2"}), tar_bytes({"c": b"3", "a": b"4"})
     for between in (b"", bytes(512), bytes(20480)):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -161,6 +162,14 @@ def test_image_folder_that_changed_is_not_taken_for_the_old_one(tmp_path):
     (tmp_path / "in/a.txt").write_text("two")
     with pytest.raises(ManifestError, match="other settings"):
         image_folder.build(tmp_path / "out", images=tmp_path / "in", splits=ALL)
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL)["splits"] == first["splits"]
+    (tmp_path / "moved/a.png").write_bytes(encoded(0, "BMP"))
+    image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL, overwrite=True)
+    (tmp_path / "moved/a.png").write_bytes(encoded(1, "BMP"))  # of equal size
+    with pytest.raises(ManifestError, match="other settings"):
+        image_folder.build(tmp_path / "out", images=tmp_path / "moved", splits=ALL)
 
 
 def test_splits_follow_the_shares_and_a_key_never_moves():
@@ -202,3 +211,50 @@ def test_larger_images_are_shrunk_to_the_shorter_side_and_smaller_ones_kept(tmp_
     with Image.open(io.BytesIO(read_image(tmp_path / "large.png", shorter_side=32))) as image:
         assert (image.format, image.size) == ("JPEG", (48, 32))
     assert read_image(tmp_path / "small.png", shorter_side=32) == (tmp_path / "small.png").read_bytes()
+
+
+@pytest.mark.parametrize("pipeline", ["csv", "image_folder"])
+def test_input_of_which_no_image_can_be_read_is_refused_in_one_line_and_nothing_is_written(tmp_path, capsys, pipeline):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/empty.png").write_bytes(b"")
+    (tmp_path / "in/empty.txt").write_text("nothing")
+    (tmp_path / "t.csv").write_text("image,caption\nhttps://x/a.png,one\na\\b.png,two\nin/empty.png,three\n")
+    with pytest.raises(SystemExit) as stop:
+        if pipeline == "csv":
+            csv.main([f"--table={tmp_path / 't.csv'}", f"--out={tmp_path / 'out'}"])
+        else:
+            image_folder.main([f"--images={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = {
+        "csv": "No image of t.csv can be read (file cannot be read: 2, empty image: 1). The first is "
+        f"{tmp_path}/https:/x/a.png: [Errno 2] No such file or directory",
+        "image_folder": "No image of in can be read (empty image: 1). The first is",
+    }
+    assert line.startswith(f"error: {expected[pipeline]}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "t.csv"]
+
+
+@pytest.mark.parametrize("link, target", [("loop", "."), ("sub/up", ".."), ("sub/deep/two_up", "../..")])
+def test_links_to_folders_above_are_not_entered_and_links_to_others_are(tmp_path, link, target):
+    folder = tmp_path / "in"
+    for seed, name in enumerate(("a", "sub/b", "sub/deep/c")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(encoded(seed))
+        (folder / f"{name}.txt").write_text(f"caption {name}")
+    shutil.copytree(folder / "sub/deep", tmp_path / "other")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    (folder / link).symlink_to(target)
+    image_folder.build(tmp_path / "out", images=folder, splits=ALL)
+    keys = [record["key"] for record in read(tmp_path / "out")]
+    assert keys == ["a.png", "linked/c.png", "sub/b.png", "sub/deep/c.png"]
+
+
+def test_a_dead_link_is_counted_as_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(encoded(0))
+    (tmp_path / "in/b.png").symlink_to("nowhere.png")
+    for name in "ab":
+        (tmp_path / f"in/{name}.txt").write_text(name)
+    manifest = image_folder.build(tmp_path / "out", images=tmp_path / "in", splits=ALL)
+    assert (manifest["splits"]["all"]["records"], manifest["skipped"]) == (1, {"file cannot be read": 1})

@@ -111,3 +111,11 @@ def test_command_prints_counts_and_licence(tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "train" in printed and "300 class names" in printed and "CC0-1.0" in printed
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_negative_number_of_scenes_is_refused(split, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        scenes.main([f"--out={tmp_path / 's'}", f"--{split}=-5"])
+    assert f"error: --{split}=-5 is negative" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

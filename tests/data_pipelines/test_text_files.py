@@ -89,7 +89,9 @@ def test_a_table_that_names_a_missing_image_is_prepared_without_it(tmp_path):
 
 
 def test_paths_with_zero_bytes_are_counted_as_unreadable(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"image": "a\\u0000b", "caption": "x"}\n')
+    (tmp_path / "c.png").write_bytes(encoded(picture(1)))
+    rows = '{"image": "a\\u0000b", "caption": "x"}\n{"image": "c.png", "caption": "y"}\n'
+    (tmp_path / "t.jsonl").write_text(rows)
     manifest = jsonl.build(tmp_path / "out", table=tmp_path / "t.jsonl", splits="all=1")
     assert manifest["skipped"] == {"file cannot be read": 1}
     listing = READERS["jsonl"].units(Options(reader="jsonl", input=(str(tmp_path / "t.jsonl"),)))

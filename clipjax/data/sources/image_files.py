@@ -55,15 +55,21 @@ def image_files(
 
     Hidden files and folders (clipjax.files.hidden) are left out.
 
-    follow_links: enter linked folders too. other: called with the path of every other file. Raises ManifestError for a
-    folder that cannot be listed.
+    follow_links: enter linked folders too, except those that lead to a folder above them. other: called with the path
+    of every other file. Raises ManifestError for a folder that cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
         raise ManifestError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
+    above = {os.fspath(root): frozenset([_identity(root)])}  # folder that is yet to be listed -> it and those above it
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=follow_links):
         folders[:] = sorted(name for name in folders if not hidden(name))
+        if follow_links:
+            entered = above.pop(folder)
+            inside = {name: _identity(os.path.join(folder, name)) for name in folders}
+            folders[:] = [name for name in folders if inside[name] not in entered]
+            above |= {os.path.join(folder, name): entered | {inside[name]} for name in folders}
         inner = os.path.relpath(folder, root)
         for name in sorted(name for name in names if not hidden(name)):
             path = name if inner == "." else f"{inner}/{name}"
@@ -71,6 +77,15 @@ def image_files(
                 yield path
             else:
                 other(path)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Equal for two paths of one folder; (-1, -1) for a folder that has gone."""
+    try:
+        state = os.stat(folder)
+    except OSError:
+        return (-1, -1)
+    return (state.st_dev, state.st_ino)
 
 
 def folder_of_split(folder: Path, split: str) -> Path:
