@@ -32,6 +32,12 @@ def write_report(path: str | Path, runs: Sequence[RunData], comparison: str = ""
     write_text(path, render_report(runs, comparison))
 
 
+def is_page(head: str) -> bool:
+    """Whether a file that begins like this is a page of clipjax."""
+    start, _, _ = (TEMPLATES / "base.html").read_text(encoding="utf-8").partition("{{")
+    return head.startswith(start)
+
+
 def render_report(runs: Sequence[RunData], comparison: str = "") -> str:
     """The page about these runs as HTML; see write_report."""
     charts = plots.curves({run.name: run.metrics for run in runs})

@@ -148,7 +148,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path, folder):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="is no run: expected the --workdir of a training run"):
             read_run(path)
-    with pytest.raises(ConfigError, match="--out: .* is a folder"):
+    with pytest.raises(ConfigError, match="--out=.* is a folder"):
         report.run([folder], out=tmp_path, compute=False)
 
 
@@ -167,6 +167,17 @@ def test_command_writes_beside_the_run_and_says_what_it_could_not_make(folder, t
     text = Page((tmp_path / "run/report.html").read_text()).text
     assert "No predictions could be made of the checkpoint" in text and "holds no checkpoints" in text
     assert capsys.readouterr().out.splitlines()[-1] == f"Wrote {tmp_path / 'run' / 'report.html'}"
+
+
+def test_a_page_is_written_again_and_a_file_of_somebody_else_is_never_replaced(folder, tmp_path):
+    out = tmp_path / "page.html"
+    for _ in range(2):
+        report.run([folder], out=out, compute=False)
+    assert out.read_text().startswith("<!doctype html>")
+    out.write_text("<!doctype html>\n<p>mine")
+    with pytest.raises(ConfigError, match="exists and is not a page that clipjax report wrote"):
+        report.run([folder], out=out, compute=False)
+    assert out.read_text() == "<!doctype html>\n<p>mine"
 
 
 def test_lines_of_a_run_in_progress_are_enough(tmp_path):
