@@ -262,12 +262,21 @@ def odd_columns(folder):
     (folder / "a.csv").write_text("where,what\nx.png,a cat\n")
 
 
+def two_captions(folder):
+    folder.mkdir()
+    table = pa.Table.from_arrays(
+        [pa.array(IMAGES), pa.array(CAPTIONS), pa.array(CAPTIONS)], ["jpg", "caption", "caption"]
+    )
+    pq.write_table(table, folder / "a.parquet")
+
+
 WRONG = {
     both: "several kinds of data: 1 .parquet files, 12 images. Name one",
     two_tables: r"holds 2 tables \(a.csv, b.csv\) and 12 images. Name one: --data=.*a.csv",
     no_captions: "12 images, 0 caption files .* and 0 folders with images. Expected a file NAME.txt",
     empty: "holds no data that is known: there are no files",
     text_only: "there are 1 .md. Expected images",
+    two_captions: r"--data=.*a.parquet has 2 columns 'caption'. Give each a name of its own.",
     odd_columns: "has the columns where, what; none is known to hold images. Name it with --image_key",
 }
 
