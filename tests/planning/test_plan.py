@@ -84,12 +84,19 @@ def test_model_flops_are_those_of_the_published_tables():
     [
         ("v5x:16x16", "'v5x' is not a chip that plans can be made for. Did you mean 'v5"),
         ("v5e-256", "is not understood. Expected CHIP:AxB"),
+        ("cpu:0", "cpu:0: expected a number of devices from 1 to 1,024, such as cpu:8"),
+        ("cpu:1025", "cpu:1025: expected a number of devices from 1 to 1,024"),
         ("cpu:99", "this process has 8 CPU device.*xla_force_host_platform_device_count=99"),
     ],
 )
 def test_unknown_topologies_are_refused_with_what_is_known(name, message):
     with pytest.raises(ConfigError, match=message):
         open_topology(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:0", "cpu:1025", "cpu:99999999999", "local", "v5e:4x4"])
+def test_xla_is_asked_for_no_number_of_devices_that_is_refused(name):
+    assert topology.host_devices_flag(name) is None and topology.host_devices_flag("cpu:1024").endswith("=1024")
 
 
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
