@@ -135,6 +135,27 @@ def test_overrides_are_checked_like_the_command_lines():
         override(config, "loss.repeats=positive")
 
 
+@pytest.mark.parametrize("compare", ["loss.comm=nosuch", "mesh.tensor=3", "loss.tile=3"])
+def test_what_is_compared_is_refused_before_the_experiment_is_compiled(monkeypatch, compare):
+    monkeypatch.setattr(plan, "plan_step", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(ConfigError, match=compare.partition("=")[0].rpartition(".")[2]):
+        run(replace(tiny_config(), global_batch_size=64), "cpu:8", compare=compare)
+
+
+def test_plans_are_written_again_and_a_folder_or_a_file_of_somebody_else_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "plan_step", lambda *_: {"fits": True})
+    monkeypatch.setattr(plan, "plan_table", lambda _: "")
+    config = replace(tiny_config(), global_batch_size=64)
+    for _ in range(2):
+        run(config, "cpu:8", out=tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text()) == [{"overrides": "", "fits": True}]
+    monkeypatch.setattr(plan, "plan_step", lambda *_: pytest.fail("compiled"))
+    (tmp_path / "mine.json").write_text("{}")
+    for name, message in (("", "is a folder"), ("mine.json", "exists and is not a file of plans")):
+        with pytest.raises(ConfigError, match=message):
+            run(config, "cpu:8", out=tmp_path / name)
+
+
 def test_the_search_goes_from_the_least_change_to_the_greatest():
     changes = [change for change, _ in nearest_that_may_fit(tiny_config())]
     assert changes[0] == "model.image.remat=dots model.text.remat=dots"
