@@ -33,7 +33,7 @@ __all__ = ["load", *_NAMESPACES]
 def load(
     path: Any,
     *,
-    step: str = "latest",
+    step: str | int = "latest",
     family: str = "",
     preset: str = "",
     state_dict: str = "",
@@ -52,18 +52,23 @@ def load(
       state_dict: of published weights, the model in a checkpoint that holds several: "model_ema".
       mesh: a jax.sharding.Mesh; None: all devices, with the whole weights on each.
       batch_size: how many examples are embedded at a time, over all devices.
-    Returns: clipjax.inference.load.Loaded. Raises CheckpointError or InteropError.
+    Returns: clipjax.inference.load.Loaded. Raises CheckpointError, InteropError, or TypeError where path is none.
     """
     # Imported here, so that `import clipjax` stays fast and imports no JAX.
     import contextlib
+    import os
 
     from clipjax.inference.load import load as load_weights
+    from clipjax.runs import run
     from clipjax.storage import as_path
 
-    if (as_path(path) / "checkpoints").is_dir():
-        from clipjax.runs import open_run
-
-        opened = open_run(path, step)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"clipjax.load({path!r}): expected the path of a run, of imported or of published weights.")
+    place = as_path(path)
+    if (place / "checkpoints").is_dir():
+        opened = run.open_run(path, step)
+    elif run.is_inside_run(place):
+        raise run.CheckpointError(f"clipjax.load({str(path)!r}):{run.hint(place, 'step')}")
     else:
         from clipjax.interop.foreign import open_foreign
 

@@ -24,6 +24,7 @@ from clipjax import files as atomic
 from clipjax.config import SourceConfig
 from clipjax.data.sources import open_source
 from clipjax.data.tokenizers.train import TrainingTextError, train_sentencepiece
+from clipjax.json_files import read_json_object
 from clipjax.storage import as_path
 from data_pipelines import command
 from data_pipelines.command import PipelineError
@@ -46,11 +47,13 @@ def build(
     records or text: where the captions come from. Of more than max_texts captions, that many evenly spaced
     ones are used: SentencePiece holds them in memory. The vocabulary is smaller than vocab_size when the text
     has fewer pieces. Raises PipelineError for no text, for a vocabulary too small for the text's
-    characters, and for an existing model made from something else (unless overwrite).
+    characters, for an existing model made from something else (unless overwrite), and for an existing file or folder
+    that is no SentencePiece model.
     """
     out = as_path(out)
     if (records is None) == (text is None):
         raise PipelineError("Give either --records=FOLDER or --text=FILE.")
+    _refuse_other_file(out)
     lines = [line if keep_case else line.lower() for line in _texts(records, split, text, max_texts)]
     if not lines:
         raise PipelineError(f"{records or text} holds no text.")
@@ -124,6 +127,25 @@ def _existing(out: Path) -> dict | None:
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
     return found if found.get("model_sha256") == hashlib.sha256(out.read_bytes()).hexdigest() else {}
+
+
+def _refuse_other_file(out: Path) -> None:
+    """Raises PipelineError where the model or its description would replace something else, such as the captions."""
+    described = _description_path(out)
+    if out.exists() and not _is_model(out):
+        raise PipelineError(f"--out={out} exists and is not a SentencePiece model. Name another file.")
+    if described.exists() and "texts_sha256" not in read_json_object(described):
+        raise PipelineError(f"--out={out}: {described} exists and does not describe a model. Name another file.")
+
+
+def _is_model(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _description_path(out: Path) -> Path:

@@ -13,6 +13,7 @@ each source.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from clipjax.commands.check_data import DataUse, report_source, uses_of_data
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, EvaluatorConfig, ExperimentConfig, require
 from clipjax.data import mixture
+from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.probe import Labels
 from clipjax.data.sources import open_source
 from clipjax.data.tokenizers import Tokenizer
@@ -78,6 +80,8 @@ def run(
     require(records >= 0, f"--records={records} must be a number of records, or 0 for all.")
     errors, reports = Errors(), {}
     errors.caught(lambda: use_cache(config.data.cache_dir, config.data.cache_gib))
+    if config.data.decoder == "auto":  # as train does; one that is named but missing is an error of the list
+        config = dataclasses.replace(config, data=choose_decoder(config.data))
     start_from = Preflight(config, workdir)
     machine = dict(num_devices=jax.device_count(), process_count=jax.process_count())
     (name, refuse), *others = start_from.before_data()

@@ -20,16 +20,16 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.commands.preflight import check_folder
+from clipjax.commands.out_file import check_out
 from clipjax.config import require
 from clipjax.files import printable, write_text
 from clipjax.report.compare import Comparison, compare
-from clipjax.report.compare_table import FORMATS
+from clipjax.report.compare_table import FORMATS, is_comparison
 from clipjax.runs.record import read_records
 from clipjax.storage import as_path
 
 USAGE = "clipjax compare RUN... | SWEEP [--metric=EVALUATOR/METRIC ...]"
-SUFFIXES = {".csv": "csv", ".md": "markdown"}
+SUFFIXES = {".csv": "csv", ".md": "markdown", ".txt": "text", "": "text"}
 
 
 def run(
@@ -45,14 +45,19 @@ def run(
     """Prints the comparison of runs and sweeps, or writes it to the file `out`; returns what it shows.
 
     format: text, csv or markdown; "": by out's ending. For the others see clipjax.report.compare.compare. Raises
-    ConfigError.
+    ConfigError, also for an existing file `out` that is no comparison.
     """
-    format = format or SUFFIXES.get(Path(out).suffix, "text")
+    if not format:
+        suffix = Path(out).suffix.lower()
+        endings = ", ".join(filter(None, SUFFIXES))
+        require(
+            suffix in SUFFIXES, f"--out={out}: expected a name that ends in {endings}, or --format={'|'.join(FORMATS)}."
+        )
+        format = SUFFIXES[suffix]
     require(format in FORMATS, f"--format={format} is unknown; expected {', '.join(FORMATS)}.")
     if out:
         out = as_path(out)
-        require(not out.is_dir(), f"--out={out} is a folder; name a file in it.")
-        check_folder(out.parent, "--out")
+        check_out(out, is_comparison, "a comparison that clipjax compare wrote")
     records, notes = read_records([str(folder) for folder in folders])
     found = compare(records, metrics=metrics, target=target, baseline=baseline, step=step, notes=notes)
     text = FORMATS[format](found)

@@ -65,7 +65,11 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
             f"{name} has evaluators and no model (clipjax.config.eval_config): use it with clipjax eval "
             f"--checkpoint=... --config={name}. Other commands need clipjax.config.default_config().",
         )
-        return config
+        kind = ExperimentConfig if "model" in config else EvaluationConfig
+        try:
+            return to_config_dict(build(kind, config))  # a section that the file replaced may lack fields
+        except ConfigError:
+            return config  # which flags may mend; else it is refused where it is read
     require(
         isinstance(config, ConfigDict | Mapping),
         f"{name}: get_config() returned {config!r:.80}"

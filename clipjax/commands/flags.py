@@ -230,8 +230,6 @@ def run_command(flag_values: flags.FlagValues, body: Callable[[], object], *, ca
         flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers would wait for it; no command uses FLAGS
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    # Orbax warns about options that are set on purpose, such as read_only, and its errors are raised here as well.
-    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.get_absl_logger().addFilter(_printable)
     if PROCESS_FLAGS[0] in flag_values:  # elsewhere each process works alone
         with one_line_errors():

@@ -25,10 +25,13 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.bucket_paths import refuse_remote
 from clipjax.commands.init_file import choose_size, experiment_text
-from clipjax.commands.init_look import Looked, look, train_tokenizer
+from clipjax.commands.init_look import Looked, describe_bad, look, train_tokenizer
 from clipjax.config import ConfigError, require
+from clipjax.data.bad_records import MAX_ATTEMPTS
 from clipjax.files import replacing, write_text
 from clipjax.storage import is_remote
+
+RISK = 0.01  # that bad records stop the training
 
 
 def run(
@@ -38,7 +41,7 @@ def run(
 
     image_key, text_key, label_key: columns of a table or of Parquet files, where their names are not the usual ones.
     Raises ConfigError for files that exist already, for data in which nothing or several things are found, and for
-    data without captions.
+    data without captions or with mostly bad records.
     """
     refuse_remote("", str(out), "Name a file here; it is small.")
     out = Path(out)
@@ -50,11 +53,12 @@ def run(
     print(f"Found {looked.found.what}.")
     print(f"{looked.trained:,} records to train on, {looked.held_out:,} to evaluate on ({looked.split}).", flush=True)
     if looked.bad:
-        causes = ", ".join(f"{count} {cause}" for cause, count in looked.bad.most_common())
-        print(f"Of {looked.read:,} records that were read, {looked.bad.total()} cannot be used: {causes}.")
-    content, pieces, longest = train_tokenizer(looked)
+        bad = describe_bad(looked.bad)
+        print(f"Of {looked.read:,} records that were read, {len(looked.bad)} cannot be used: {bad}.", flush=True)
     device, count = jax.devices()[0].platform, jax.device_count()
-    size = choose_size(looked.trained, device, count)
+    size = choose_size(looked.usable, device, count)
+    _refuse_mostly_bad(data, looked, size.batch * size.steps)
+    content, pieces, longest = train_tokenizer(looked)
     text = experiment_text(looked, size, model.name, pieces, longest, _data_path(data, out), out)
     ast.parse(text, str(out))
     try:
@@ -66,6 +70,16 @@ def run(
         raise ConfigError(f"{out} cannot be written: {error.strerror}.") from error
     _tell(out, model, pieces, looked, size.words)
     return out, model
+
+
+def _refuse_mostly_bad(data: str | Path, looked: Looked, images: int) -> None:
+    """Refuses data with which training on so many images would stop, at MAX_ATTEMPTS bad records drawn in a row."""
+    require(
+        looked.bad_share**MAX_ATTEMPTS * images < RISK,
+        f"--data={data}: {len(looked.bad):,} of {looked.read:,} records cannot be used: {describe_bad(looked.bad)}. "
+        f"Training would stop: it does where {MAX_ATTEMPTS} records drawn in a row are bad. Repair or remove them, or "
+        "write the good ones with python -m data_pipelines.prepare (docs/data_pipelines.md).",
+    )
 
 
 def _data_path(data: str | Path, out: Path) -> str:

@@ -138,8 +138,8 @@ def _notes(looked: Looked) -> str:
     notes = []
     if getattr(_nested(looked.train)[-1], "captions", "") == "folders" or _nested(looked.train)[-1].prompts:
         notes.append(REPEATS)
-    if bad := looked.bad.total():
-        limit = min(0.9, math.ceil((2 * bad / looked.read + 0.01) * 100) / 100)
+    if bad := len(looked.bad):
+        limit = min(0.9, math.ceil((2 * looked.bad_share + 0.01) * 100) / 100)
         notes.append(BAD.format(bad=bad, read=looked.read, limit=limit))
     if looked.trained < 1000:
         notes.append(FEW)

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from clipjax.config import ConfigError, EvaluatorConfig, PixelConfig, SourceConfig, require
+from clipjax.data.bad_records import BadRecord, bad_record
 from clipjax.data.finding import Found, find_data
 from clipjax.data.images.transforms import eval_image
 from clipjax.data.mixture import fetch_ahead
@@ -37,10 +38,20 @@ class Looked(NamedTuple):
     trained: int  # records
     held_out: int
     read: int
-    bad: collections.Counter[str]  # cause -> records among those that were read
+    bad: list[BadRecord]  # of those that were read
     texts: list[str]  # captions of those, without white space around them
     classes: tuple[str, ...]
     evaluators: dict[str, EvaluatorConfig]  # "zero_shot", "retrieval"
+
+    @property
+    def bad_share(self) -> float:
+        """Of the records that were read, how many cannot be used."""
+        return len(self.bad) / self.read
+
+    @property
+    def usable(self) -> int:
+        """About how many of the records to train on can be used."""
+        return round(self.trained * (1 - self.bad_share))
 
 
 def look(data: Any, keys: dict[str, str]) -> Looked:
@@ -64,15 +75,20 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
     read, bad, texts = read_some(source)
     require(
         bool(texts),
-        f"--data={data}: none of {read} records can be used"
-        + "".join(f"; {count}: {cause}" for cause, count in bad.most_common(3))
-        + ".",
+        f"--data={data}: none of {read} records can be used{': ' * bool(bad)}{describe_bad(bad)}.",
     )
     evaluators = evaluators_of(held_out, other)
     require(bool(evaluators), f"--data={data}: the records have neither classes nor captions that differ.")
     return Looked(
         found, train, held_out, split, len(source), len(other), read, bad, texts, source.class_names, evaluators
     )
+
+
+def describe_bad(bad: list[BadRecord]) -> str:
+    """'10 unreadable record. The first: photos/a.csv record 3: ...', for records that cannot be used; "" for none."""
+    causes = collections.Counter(record.cause for record in bad)
+    counts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common(3))
+    return f"{counts}. The first: {bad[0]}" if bad else ""
 
 
 def as_classes(config: SourceConfig, source: Source) -> dict[str, Any]:
@@ -92,13 +108,11 @@ def as_classes(config: SourceConfig, source: Source) -> dict[str, Any]:
     return {"label_key": config.text_key, "prompts": CLASS_NAME} if few else {}
 
 
-def read_some(
-    source: Source, most: int = MOST_READ, decode: bool = True
-) -> tuple[int, collections.Counter[str], list[str]]:
-    """(records read, {cause: how many cannot be used}, captions) of at most `most` evenly spaced records."""
+def read_some(source: Source, most: int = MOST_READ, decode: bool = True) -> tuple[int, list[BadRecord], list[str]]:
+    """(records read, those that cannot be used, captions) of at most `most` evenly spaced records."""
     indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), most)).astype(int))
     decoded = set(indices[:: -(-len(indices) // MOST_DECODED)].tolist() if decode else ())
-    bad: collections.Counter[str] = collections.Counter()
+    bad: list[BadRecord] = []
     texts: list[str] = []
     for number, index in enumerate(map(int, indices)):
         if number % AT_A_TIME == 0:
@@ -109,7 +123,7 @@ def read_some(
                 eval_image(record["image"], 32, PixelConfig())
             texts += [text.strip() for text in record["texts"] if text.strip()]
         except RecordError as error:
-            bad[error.cause] += 1
+            bad.append(bad_record(source, index, error))
     return len(indices), bad, texts
 
 

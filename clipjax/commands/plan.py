@@ -25,18 +25,20 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
-from clipjax.commands.preflight import check_folder
+from clipjax.commands.out_file import check_out
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype
 from clipjax.mesh import mesh_shape
 from clipjax.models import image_tower
 from clipjax.planning.chips import GIB
-from clipjax.planning.compile import OutOfMemory, plan_step
+from clipjax.planning.compile import OutOfMemory, check_plan, plan_step
 from clipjax.planning.table import compare_table, plan_table
 from clipjax.planning.topology import Topology, host_devices_flag, open_topology
 from clipjax.storage import as_path
 from clipjax.training.check import check_batch
+
+PLANS = '[\n  {\n    "overrides": '  # how --out's file begins
 
 
 def run(
@@ -46,13 +48,16 @@ def run(
 
     Prints a table for each, writes the plans to `out` as JSON, and returns them. A plan that does not fit has "fits":
     False and, with `search`, "nearest": the plan of the smallest change that fits.
-    Raises ConfigError for an unknown topology or an impossible combination, before compiling.
+    Raises ConfigError, before compiling, for an unknown topology, an impossible combination, and an existing file `out`
+    that holds no plans.
     """
     if out:
         out = as_path(out)
-        check_folder(out.parent, "--out")
+        check_out(out, lambda head: head.startswith(PLANS), "a file of plans that clipjax plan wrote")
     devices = open_topology(topology)
     configs = {"": config} | ({compare: override(config, compare)} if compare else {})
+    for one in configs.values():  # compiling the first may take minutes
+        check_plan(one, devices)
     plans = []
     for name, one in configs.items():
         model, line = choose_dtype(one.model, devices.devices)

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.commands.preflight import check_folder
+from clipjax.commands.out_file import check_out
 from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed
@@ -28,7 +28,7 @@ from clipjax.processes import announce
 from clipjax.report.compare import compare
 from clipjax.report.compare_table import FORMATS
 from clipjax.report.held_out import HeldOut
-from clipjax.report.page import write_report
+from clipjax.report.page import is_page, write_report
 from clipjax.report.run_data import RunData, read_runs
 from clipjax.report.summary import REPORT
 from clipjax.runs import CheckpointError, FingerprintError, open_run
@@ -55,13 +55,11 @@ def run(
       config: whose mesh, eval and data sections predictions are made with; None: each run's own.
       step: of the checkpoint that makes predictions where none are stored: "latest", "best" or a number.
       compute: whether weights may be loaded to make what is not stored.
-    Raises ConfigError for a folder that is no run.
+    Raises ConfigError for a folder that is no run, and for an existing file that is no page of clipjax.
     """
     runs = read_runs(runs_in(workdirs))
     out = as_path(out) if out else (as_path(workdirs[0]) / REPORT if len(workdirs) == 1 else Path(REPORT))
-    check_folder(out.parent, "--out")
-    if out.is_dir():
-        raise ConfigError(f"--out: {out} is a folder; expected a file such as {out / REPORT}.")
+    check_out(out, is_page, "a page that clipjax report wrote")
     if compute:
         runs = [with_predictions(found, config, step) for found in runs]
     write_report(out, runs, comparison_of(workdirs) if len(runs) > 1 else "")

@@ -201,7 +201,7 @@ def look_before(config: ExperimentConfig, workdir: Path) -> tuple[Preflight, boo
         refuse()
     if start_from.finished:
         announce(describe_finished(config, workdir, start_from.restart.step))
-        if not (config.log.figures and lacks_report(workdir)):
+        if not (config.log.figures and lacks_report(workdir, start_from.restart.step)):
             return start_from, True
     for _, refuse in start_from.of_data():
         refuse()

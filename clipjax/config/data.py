@@ -7,16 +7,16 @@ from typing import Literal
 
 from clipjax.config.fields import ORDER, experiment, meaning, part, runtime, section
 from clipjax.config.ranges import (
-    BIAS,
     CAPTIONS,
     GIBIBYTES,
     GREY,
     PARTS,
+    PIXEL_MEAN,
+    PIXEL_SPREAD,
     PIXELS_OR_ZERO,
     POSITIONS,
     PROPORTION,
     SHARE,
-    SPREAD,
     TOKEN_ID,
     WORKERS,
     WORKERS_OR_ZERO,
@@ -83,8 +83,9 @@ class PixelConfig:
     antialias: bool = meaning(True, converted=True)
     # transparent pixels: composed over white, or shown in the colour they hide
     alpha: Literal["white", "drop"] = meaning("white", converted=True)
-    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=BIAS)  # of red, green and blue, with pixels from 0 to 1
-    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=SPREAD)  # of red, green and blue
+    # of red, green and blue, with pixels from 0 to 1
+    mean: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=PIXEL_MEAN)
+    std: tuple[float, ...] = meaning((0.5, 0.5, 0.5), within=PIXEL_SPREAD)  # of red, green and blue
 
 
 @dataclass(frozen=True)

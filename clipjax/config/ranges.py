@@ -13,6 +13,7 @@ class Range(NamedTuple):
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    hint: str = ""  # what to do about a number outside
 
     def __contains__(self, value: Any) -> bool:
         return (
@@ -24,7 +25,8 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f"{'above' if self.low_open else 'at least'} {_number(self.low)}"
         high = "" if self.high == math.inf else f"{'below' if self.high_open else 'at most'} {_number(self.high)}"
-        return " and ".join(filter(None, (low, high))) or "a finite number"
+        text = " and ".join(filter(None, (low, high))) or "a finite number"
+        return f"{text}; {self.hint}" if self.hint else text
 
 
 INT32 = 2**31 - 1  # steps, labels and token ids are int32 on the devices
@@ -37,6 +39,9 @@ THRESHOLD = Range(0, 1e30)
 EPSILON = Range(0, 1)
 PROPORTION = Range(1e-3, 1e3)
 SPREAD = Range(1e-6, 1e6)  # divides
+_OF_255 = "pixels are from 0 to 1: divide statistics of pixels from 0 to 255 by 255"
+# An import may have a spread above 1, of pixels that its library scales otherwise.
+PIXEL_MEAN, PIXEL_SPREAD = Range(0, 1, hint=_OF_255), Range(1e-6, 10, hint=_OF_255)
 PARTS = Range(0, 1e12, low_open=True)  # of a sum
 BASE = Range(1e-3, 1e12)  # of a power
 SHARE = Range(0, 1)

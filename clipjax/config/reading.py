@@ -158,7 +158,9 @@ def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def _as_sections(value: Any) -> Any:
-    """Dataclasses, also those in a dict, as ConfigDicts; any other value as it is."""
+    """Dataclasses, also those in a dict, as ConfigDicts, and a ConfigDict as a dict; any other value as it is."""
+    if type(value) is ConfigDict:  # which is no section, and could not take the place of one
+        value = value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_config_dict(value)
     return {key: _as_sections(item) for key, item in value.items()} if type(value) is dict else value

@@ -41,14 +41,19 @@ class OutOfMemory(NamedTuple):
     message: str
 
 
+def check_plan(config: ExperimentConfig, topology: Topology) -> None:
+    """Raises ConfigError, without compiling, where the experiment does not fit the mesh; evaluations are no part."""
+    evaluation = dataclasses.replace(config.eval, batch_size=config.global_batch_size)
+    check(dataclasses.replace(config, eval=evaluation), num_devices=len(topology.devices), process_count=1)
+
+
 def plan_step(config: ExperimentConfig, topology: Topology) -> dict[str, Any] | OutOfMemory:
     """What one training step costs each device of the topology; docs/plan.md explains every field.
 
     Returns OutOfMemory where the compiler gives up. Raises ConfigError, before compiling, where the experiment does not
     fit the mesh. The batch of evaluations may be any: it is no part of the step.
     """
-    evaluation = dataclasses.replace(config.eval, batch_size=config.global_batch_size)
-    check(dataclasses.replace(config, eval=evaluation), num_devices=len(topology.devices), process_count=1)
+    check_plan(config, topology)
     mesh = make_mesh(config.mesh, topology.devices)
     state = abstract_state(config, mesh)
     chip, devices, target = topology.chip, len(topology.devices), target_of(topology.chip)

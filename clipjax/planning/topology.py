@@ -18,6 +18,8 @@ from clipjax.planning.gpu_cards import Gpu
 from clipjax.planning.gpu_topology import gpu_devices
 from clipjax.planning.tpu_chips import Tpu
 
+MOST_CPUS = 1024  # that a plan is made for: each takes threads of this process
+
 
 class Topology(NamedTuple):
     """Devices that a program can be compiled for."""
@@ -54,13 +56,20 @@ def open_topology(name: str) -> Topology:
 
 
 def host_devices_flag(name: str) -> str | None:
-    """The XLA flag that --topology=cpu:N needs before JAX starts; None for other topologies."""
+    """The XLA flag that --topology=cpu:N needs before JAX starts; None for others, also for an N that is refused."""
     match = re.fullmatch(r"cpu:(\d+)", name)
-    return f"--xla_force_host_platform_device_count={match.group(1)}" if match else None
+    return f"--xla_force_host_platform_device_count={match.group(1)}" if match and _is_count(match.group(1)) else None
+
+
+def _is_count(shape: str) -> bool:
+    return shape.isdecimal() and len(shape) < 10 and 0 < int(shape) <= MOST_CPUS
 
 
 def _cpu_devices(shape: str) -> list[jax.Device]:
-    require(shape.isdigit() and int(shape) > 0, f"--topology=cpu:{shape}: expected a number of devices, such as cpu:8.")
+    require(
+        _is_count(shape),
+        f"--topology=cpu:{shape}: expected a number of devices from 1 to {MOST_CPUS:,}, such as cpu:8.",
+    )
     devices = jax.devices("cpu")
     require(
         len(devices) >= int(shape),

@@ -13,6 +13,9 @@ from clipjax.report.compare import Comparison, Group
 from clipjax.report.statistics import LEVEL, Difference, Spread
 from clipjax.runs.sweep import short_names, value_text
 
+MEASURED = "mean ± standard deviation over seeds"  # how the first line of text and Markdown ends
+FIRST_COLUMNS = ["metric", "setting"]  # of CSV
+
 TESTS = {
     "paired": "a paired t-test over the seeds that a setting shares with the baseline",
     "welch": "Welch's t-test, because fewer than two seeds are shared",
@@ -49,7 +52,7 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     columns = [
-        "metric", "setting", *fields, "n", "seeds", "mean", "standard_deviation", "baseline", "difference", "low95",
+        *FIRST_COLUMNS, *fields, "n", "seeds", "mean", "standard_deviation", "baseline", "difference", "low95",
         "high95", "p", "p_holm", "comparisons", "test", "significant", "better", "seconds", "images",
         "images_per_second", "target", "runs_that_reached_target", "images_to_target", "seconds_to_target",
     ]  # fmt: skip
@@ -89,14 +92,17 @@ FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
 }
 
 
+def is_comparison(head: str) -> bool:
+    """Whether a file that begins like this is a comparison, in any of the formats."""
+    line = head.partition("\n")[0]
+    return line.rstrip("*").endswith(MEASURED) or line.split(",")[:2] == FIRST_COLUMNS
+
+
 def title(found: Comparison) -> str:
     """What the table shows, in a line."""
     better = "smaller" if found.smaller_is_better else "larger"
     which = {"last": "at the end of training", "best": "at each run's best evaluation"}
-    return (
-        f"{found.metric} {which.get(found.step, f'at step {found.step}')}, {better} is better: "
-        "mean ± standard deviation over seeds"
-    )
+    return f"{found.metric} {which.get(found.step, f'at step {found.step}')}, {better} is better: {MEASURED}"
 
 
 def remarks(found: Comparison) -> list[str]:

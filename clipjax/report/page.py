@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ HEADLINES = 6  # numbers at the top of the page
 def write_report(path: str | Path, runs: Sequence[RunData], comparison: str = "") -> None:
     """Writes the page about these runs. comparison: a table of them, as text; "" for none."""
     write_text(path, render_report(runs, comparison))
+
+
+def is_page(head: str) -> bool:
+    """Whether a file that begins like this is a page of clipjax."""
+    start, _, _ = (TEMPLATES / "base.html").read_text(encoding="utf-8").partition("{{")
+    return head.startswith(start)
+
+
+def step_of_page(path: Path) -> int | None:
+    """The step of the run that a page shows, of several the first; None where it says none."""
+    page = path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r'<p class="run-line">.*</span> step ([\d,]+)', page)
+    return int(found[1].replace(",", "")) if found else None
 
 
 def render_report(runs: Sequence[RunData], comparison: str = "") -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipjax.report.figures import draw_projection, draw_similarity, training_summary
 from clipjax.report.held_out import HeldOut
-from clipjax.report.page import write_report
+from clipjax.report.page import step_of_page, write_report
 from clipjax.report.pictures import pixels_of
 from clipjax.report.projection import plane_of
 from clipjax.report.run_data import read_run
@@ -121,9 +121,14 @@ def some_pairs(count: int, shown: int = SHOWN) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(shown, count)).astype(int)) if count else np.zeros(0, int)
 
 
-def lacks_report(workdir: Path) -> bool:
-    """Whether the report of a finished run is still to be made, because the run was killed before it."""
-    return (workdir / FOLDER).exists() and not (workdir / REPORT).exists()
+def lacks_report(workdir: Path, step: int) -> bool:
+    """Whether the report of a run that is finished at this step is still to be made, because it was killed before.
+
+    A report may be there from before the run was extended.
+    """
+    if not (workdir / FOLDER).exists():
+        return False
+    return not (workdir / REPORT).exists() or (step_of_page(workdir / REPORT) or step) < step
 
 
 def _zero_shot(metrics: list[dict[str, float]], step: int) -> dict[str, float]:

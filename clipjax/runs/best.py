@@ -17,7 +17,8 @@ def options_of_best(config: CheckpointConfig) -> dict[str, Any]:
     best, smaller = config.best_metric, smaller_is_better(config.best_metric)
 
     def score(metrics: Mapping[str, float]) -> float:
-        return _ordered(metrics[best], smaller)
+        # A run that was continued with another best_metric has checkpoints without a value of it.
+        return _ordered(metrics.get(best, math.nan), smaller)
 
     if best and config.keep_best:
         # "reverse" keeps the smallest.

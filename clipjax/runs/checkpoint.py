@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.config import CheckpointConfig, ExperimentConfig, from_json_dict, to_json_dict
@@ -74,7 +76,7 @@ def open_checkpoints(
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=finish),
     )
-    manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
+    manager = _make_manager(directory, options)
     try:
         yield manager
     except BaseException as error:
@@ -93,7 +95,7 @@ def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The manager of a folder of checkpoints, to read from. Raises CheckpointError where Orbax cannot open it."""
     options = ocp.CheckpointManagerOptions(**bucket_options(directory, cleanup=False), read_only=True)
     try:
-        manager = ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
+        manager = _make_manager(directory, options)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"The checkpoints in {directory} cannot be read ({type(error).__name__}: {error!s:.200}): the "
@@ -101,6 +103,17 @@ def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
         ) from error
     with contextlib.closing(manager):
         yield manager
+
+
+def _make_manager(directory: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    # Orbax warns about options that are set on purpose, such as read_only, and its errors are raised here as well.
+    logging.get_absl_logger().addFilter(_is_news)
+    return ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Whether a message is not Orbax's, or announces what a later Orbax will not have."""
+    return "/orbax/" not in record.pathname or "deprecat" in record.getMessage().lower()
 
 
 def save(

@@ -24,16 +24,16 @@ PUBLISHED = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack")  
 
 
 @contextlib.contextmanager
-def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
+def open_run(workdir: str | Path, step: str | int = "latest") -> Iterator[Run]:
     """One checkpoint of a training run or of an imported directory, read-only.
 
         with open_run("runs/emoji", "best") as run:
             print(run.step, run.config.loss)
             variables = run.variables(mesh)
 
-    step: "latest", "best" (by the run's own config.checkpoint.best_metric) or a number such as "1200". The weights'
-    checksums are verified here. Raises CheckpointError, which lists the steps that exist, where there is no such
-    checkpoint or its weights are damaged.
+    step: "latest", "best" (by the run's own config.checkpoint.best_metric) or a number such as 1200 or "1200". The
+    weights' checksums are verified here. Raises CheckpointError, which lists the steps that exist, where there is no
+    such checkpoint or its weights are damaged.
     """
     workdir = storage.as_path(workdir)
     directory = checkpoints_of(workdir)
@@ -44,7 +44,7 @@ def open_run(workdir: str | Path, step: str = "latest") -> Iterator[Run]:
         )
     storage.check_whole(workdir)
     with checkpoints.open_read_only(directory) as manager:
-        number = _choose(manager, directory, step)
+        number = _choose(manager, directory, str(step))
         with _not_vanishing(directory / str(number)):
             meta = checkpoints.read_meta(manager, number)
         yield Run(workdir, number, meta.config, meta.fingerprint, meta.data_states, manager)
@@ -118,12 +118,15 @@ class Run:
         return _not_vanishing(self._folder)
 
 
-def hint(path: Path) -> str:
-    """What a path that is not a run's folder seems to be, and what to name instead; "" where nothing is known."""
+def hint(path: Path, option: str = "--step") -> str:
+    """What a path that is not a run's folder seems to be, and what to name instead; "" where nothing is known.
+
+    option: what chooses a step where the path was given.
+    """
     if not path.exists():
         return f" {path} does not exist."
     if is_checkpoint(path):
-        step = f", with --step={path.name}" if path.name.isdecimal() else ""
+        step = f", with {option}={path.name}" if path.name.isdecimal() else ""
         return f" {path} is one checkpoint of a run: name the run's folder {absolute(path).parent.parent}{step}."
     if any(is_checkpoint(inside) for inside in path.glob("*")):
         return f" {path} is a run's folder of checkpoints: name the run's folder {absolute(path).parent}."
@@ -136,11 +139,16 @@ def hint(path: Path) -> str:
 def refuse_as_workdir(workdir: str | Path) -> None:
     """Raises CheckpointError for a checkpoint, and for a run's folder of checkpoints: no run can be made in them."""
     path = storage.as_path(workdir)
-    if is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*")))):
+    if is_inside_run(path):
         raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")
     inside = path / "checkpoints"
     if inside.exists() and not inside.is_dir():
         raise CheckpointError(f"--workdir={workdir}: {inside} is a file, but a run keeps its checkpoints in a folder.")
+
+
+def is_inside_run(path: Path) -> bool:
+    """Whether a folder is a run's folder of checkpoints, or one of them."""
+    return is_checkpoint(path) or (path.name == "checkpoints" and any(map(is_checkpoint, path.glob("*"))))
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from clipjax.commands import check, check_data
 from clipjax.config import AugmentConfig, DataConfig, MixturePart, SourceConfig, TokenizerConfig
+from clipjax.data.images.jpeg import choose_decoder
 from clipjax.data.probe import read_labels, some_of
 from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
@@ -17,6 +18,7 @@ from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.report.data import describe_classes, describe_lengths, describe_samples, quantile
 from data_pipelines import train_tokenizer
 from tests.data.samples import encoded, picture
+from tests.eval_runs import save_steps, start_of
 from tests.runs import write_experiment
 from tests.tiny import CONTEXT, tiny_config
 
@@ -61,6 +63,17 @@ def test_a_good_experiment_is_shown_and_ok(folder, capsys, tmp_path):
     assert "labels: 12 of 12 records have one, of 3 of 3 classes" in shown
     assert "records in a class: 6 'cat', 5 'dog', 1 'bird'" in shown
     assert "  x: 3 prompts, such as 'cat'\n    tokens of a prompt: median" in shown
+
+
+def test_a_run_that_continues_unchanged_is_told_of_no_change(folder, capsys, tmp_path):
+    """A run's checkpoints name the decoder that "auto" has become, as train chooses it."""
+    config = config_of(folder)
+    assert config.data.decoder == "auto"
+    trained = dataclasses.replace(config, data=choose_decoder(config.data))
+    save_steps(tmp_path, trained, start_of(trained), [3])
+    check.run(config, tmp_path, decode=False, records=2)
+    shown = capsys.readouterr().out
+    assert "a run continues at step 3 of 20\n" in shown and " -> " not in shown
 
 
 def test_all_errors_are_listed_each_once(folder, capsys):

@@ -7,6 +7,7 @@ import pytest
 from clipjax.commands import config as command
 from clipjax.commands import export, import_weights, train
 from clipjax.commands.config_file import load_config_file
+from clipjax.commands.flags import read_config
 from clipjax.config import ConfigError, ExperimentConfig, default_config, from_config_dict
 from clipjax.config.comments import field_comments
 from clipjax.models.presets import get_preset
@@ -76,6 +77,27 @@ def test_whatever_holds_fields_becomes_a_whole_configuration(tmp_path, returned)
     assert from_config_dict(config).seed in (0, 3)
     config.loss.name = "cyclip"
     assert config.loss.in_modal_weight == 0.25
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "c.model.image = ConfigDict(dict(name='vit', width=64))",
+        "c.model.image = dict(name='vit', width=64)",
+        "c.model = ConfigDict(dict(image=dict(name='vit', width=64)))",
+    ],
+)
+def test_a_section_that_a_file_replaces_by_some_fields_still_takes_flags_for_the_others(tmp_path, change):
+    start = f"{BEGIN}from ml_collections import ConfigDict\ndef get_config():\n    c = default_config()\n"
+    (tmp_path / "x.py").write_text(f"{start}    {change}\n    return c\n")
+    arguments = [f"--config={tmp_path / 'x.py'}", "--config.model.image.dropout=0.1"]
+    image = read_config(arguments).model.image
+    assert (image.name, image.width, image.dropout) == ("vit", 64, 0.1)
+    arguments += ["--config.model.image.name=naflex", "--config.model.image.max_patches=9"]
+    image = read_config(arguments).model.image
+    assert (image.name, image.width, image.max_patches) == ("naflex", 64, 9)
+    with pytest.raises(ConfigError, match="'vit' has no such field, 'naflex' has"):
+        read_config([arguments[0], arguments[-1]])
 
 
 def test_the_argument_after_the_colon_goes_to_get_config(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -262,12 +263,21 @@ def odd_columns(folder):
     (folder / "a.csv").write_text("where,what\nx.png,a cat\n")
 
 
+def two_captions(folder):
+    folder.mkdir()
+    table = pa.Table.from_arrays(
+        [pa.array(IMAGES), pa.array(CAPTIONS), pa.array(CAPTIONS)], ["jpg", "caption", "caption"]
+    )
+    pq.write_table(table, folder / "a.parquet")
+
+
 WRONG = {
     both: "several kinds of data: 1 .parquet files, 12 images. Name one",
     two_tables: r"holds 2 tables \(a.csv, b.csv\) and 12 images. Name one: --data=.*a.csv",
     no_captions: "12 images, 0 caption files .* and 0 folders with images. Expected a file NAME.txt",
     empty: "holds no data that is known: there are no files",
     text_only: "there are 1 .md. Expected images",
+    two_captions: r"--data=.*a.parquet has 2 columns 'caption'. Give each a name of its own.",
     odd_columns: "has the columns where, what; none is known to hold images. Name it with --image_key",
 }
 
@@ -319,6 +329,32 @@ def test_records_that_cannot_be_used_are_counted_and_allowed_for(tmp_path, capsy
     init.run(tmp_path / "mine.py", tmp_path / "photos")
     assert "1 cannot be used" in capsys.readouterr().out
     assert 0.1 < written(tmp_path / "mine.py").data.max_bad_share < 0.5
+
+
+def without_images(folder, count, missing):
+    """A table of `count` records, of which the first `missing` name images that are not there."""
+    (folder / "files").mkdir(parents=True)
+    for number in range(missing, count):
+        (folder / "files" / f"{number}.png").write_bytes(IMAGES[number % 12])
+    lines = [f"files/{number}.png,picture number {number}" for number in range(count)]
+    (folder / "pairs.csv").write_text("\n".join(["filepath,title", *lines]) + "\n")
+    return folder / "pairs.csv"
+
+
+@pytest.mark.parametrize(("missing", "told"), [(40, "none of 36 records can be used: 36 "), (28, "2[0-9] of 36 rec")])
+def test_mostly_bad_records_are_refused_with_the_first_of_them(missing, told, tmp_path):
+    path = without_images(tmp_path / "d", 40, missing)
+    with pytest.raises(ConfigError, match=rf"{told}.*The first: .*'files/[0-2]\.png' is not a file") as error:
+        init.run(tmp_path / "mine.py", path)
+    assert "\n" not in str(error.value) and not (tmp_path / "mine.py").exists()
+
+
+def test_sizes_follow_from_the_records_that_can_be_used(tmp_path, capsys):
+    path = without_images(tmp_path / "d", 200, 80)
+    init.run(tmp_path / "mine.py", path)
+    assert "72 cannot be used: 72 " in capsys.readouterr().out
+    config, usable = written(tmp_path / "mine.py"), init_file.choose_size(108, "cpu", jax.device_count())
+    assert config.global_batch_size == usable.batch < init_file.choose_size(180, "cpu", jax.device_count()).batch
 
 
 def test_sizes_follow_from_the_data_and_the_machine():

@@ -47,6 +47,14 @@ def test_every_number_of_every_part_declares_a_range_and_its_default_is_in_it():
             check_values(row.config(), section)
 
 
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_pixel_statistics_of_pixels_up_to_255_are_refused_with_the_cure(field):
+    config = default_config()
+    config.data.pixels[field] = (127.0, 127.0, 127.0)
+    with pytest.raises(ConfigError, match=rf"pixels\.{field}=\(127.0, .* at most 10?; .*divide .* by 255"):
+        check_values(from_config_dict(config))
+
+
 def trees():
     """(the section's fields of one part, its path) for the experiment and every part of every table."""
     yield ExperimentConfig(), ()
@@ -112,7 +120,8 @@ def test_an_absurd_number_in_any_field_is_a_config_error_or_fits():
         (
             "data.pixels.std",
             (0.5, 0.0, 0.5),
-            "config.data.pixels.std=(0.5, 0.0, 0.5) must be at least 1e-06 and at most 1,000,000.",
+            "config.data.pixels.std=(0.5, 0.0, 0.5) must be at least 1e-06 and at most 10; pixels are from 0 to 1: "
+            "divide statistics of pixels from 0 to 255 by 255.",
         ),
         (
             "model.logit_bias_init",

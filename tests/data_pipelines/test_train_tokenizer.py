@@ -78,3 +78,13 @@ def test_vocabulary_too_small_for_the_characters_is_refused(tmp_path):
 def test_one_of_records_and_text_is_needed(tmp_path):
     with pytest.raises(PipelineError, match="either --records"):
         train_tokenizer.build(tmp_path / "t.model")
+
+
+@pytest.mark.parametrize(("text", "out"), [("t.txt", "t.txt"), ("t.txt", "notes"), ("t.txt", ""), ("t.json", "t")])
+def test_a_file_that_is_no_model_is_never_replaced_not_even_the_text_itself(tmp_path, text, out):
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / text).write_text("a cat and a dog\nthe dog and the cat\n" * 20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(PipelineError, match="exists and (is not a SentencePiece|does not describe a) model"):
+        train_tokenizer.build(tmp_path / out, text=tmp_path / text, vocab_size=40, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -84,12 +84,19 @@ def test_model_flops_are_those_of_the_published_tables():
     [
         ("v5x:16x16", "'v5x' is not a chip that plans can be made for. Did you mean 'v5"),
         ("v5e-256", "is not understood. Expected CHIP:AxB"),
+        ("cpu:0", "cpu:0: expected a number of devices from 1 to 1,024, such as cpu:8"),
+        ("cpu:1025", "cpu:1025: expected a number of devices from 1 to 1,024"),
         ("cpu:99", "this process has 8 CPU device.*xla_force_host_platform_device_count=99"),
     ],
 )
 def test_unknown_topologies_are_refused_with_what_is_known(name, message):
     with pytest.raises(ConfigError, match=message):
         open_topology(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:0", "cpu:1025", "cpu:99999999999", "local", "v5e:4x4"])
+def test_xla_is_asked_for_no_number_of_devices_that_is_refused(name):
+    assert topology.host_devices_flag(name) is None and topology.host_devices_flag("cpu:1024").endswith("=1024")
 
 
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
@@ -126,6 +133,27 @@ def test_overrides_are_checked_like_the_command_lines():
         override(config, "loss.com=ring")
     with pytest.raises(ConfigError, match="config.loss.repeats='positive' is not a choice. Did you mean 'positives'"):
         override(config, "loss.repeats=positive")
+
+
+@pytest.mark.parametrize("compare", ["loss.comm=nosuch", "mesh.tensor=3", "loss.tile=3"])
+def test_what_is_compared_is_refused_before_the_experiment_is_compiled(monkeypatch, compare):
+    monkeypatch.setattr(plan, "plan_step", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(ConfigError, match=compare.partition("=")[0].rpartition(".")[2]):
+        run(replace(tiny_config(), global_batch_size=64), "cpu:8", compare=compare)
+
+
+def test_plans_are_written_again_and_a_folder_or_a_file_of_somebody_else_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "plan_step", lambda *_: {"fits": True})
+    monkeypatch.setattr(plan, "plan_table", lambda _: "")
+    config = replace(tiny_config(), global_batch_size=64)
+    for _ in range(2):
+        run(config, "cpu:8", out=tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text()) == [{"overrides": "", "fits": True}]
+    monkeypatch.setattr(plan, "plan_step", lambda *_: pytest.fail("compiled"))
+    (tmp_path / "mine.json").write_text("{}")
+    for name, message in (("", "is a folder"), ("mine.json", "exists and is not a file of plans")):
+        with pytest.raises(ConfigError, match=message):
+            run(config, "cpu:8", out=tmp_path / name)
 
 
 def test_the_search_goes_from_the_least_change_to_the_greatest():

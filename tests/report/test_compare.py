@@ -243,6 +243,10 @@ def test_csv_has_full_numbers_and_markdown_a_table(sweep, tmp_path, capsys):
         (["--baseline=cyclip"], "--baseline=cyclip is none of the settings. Expected one of: loss=sigmoid; loss=soft"),
         (["--step=first"], "--step=first is unknown"),
         (["--step=7"], "has no evaluation at step 7"),
+        (
+            ["--out=t.xlsx"],
+            "--out=t.xlsx: expected a name that ends in .csv, .md, .txt, or --format=text|csv|markdown.",
+        ),
         (["--format=html"], "--format=html is unknown; expected text, csv, markdown"),
         (["--target=50"], "shares from 0 to 1"),
         (["--target=nan"], "must be a finite number"),
@@ -262,3 +266,19 @@ def test_folders_may_come_after_flags_and_without_any_the_usage_is_shown(sweep, 
     with pytest.raises(SystemExit) as end:
         command.main(["compare", "--format=csv"])
     assert end.value.code == 2 and "usage: clipjax compare RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.md", "t.txt", "t"])
+def test_a_comparison_is_written_again_and_a_file_of_somebody_else_is_never_replaced(sweep, tmp_path, name):
+    out = tmp_path / name
+    command.run([sweep], out=out)
+    first = out.read_bytes()
+    command.run([sweep], out=out)
+    assert out.read_bytes() == first
+    out.write_text("metric of mine,1\n")
+    with pytest.raises(ConfigError, match="exists and is not a comparison that clipjax compare wrote"):
+        command.run([sweep], out=out)
+    assert out.read_text() == "metric of mine,1\n"
+    out.write_text("")
+    command.run([sweep], out=out)
+    assert out.read_bytes() == first

@@ -15,6 +15,7 @@ from clipjax.commands import report
 from clipjax.config import ConfigError
 from clipjax.report import read_run, read_runs, render_report, write_report
 from clipjax.report.page import TEMPLATES, config_changes, plotly_source
+from clipjax.report.summary import REPORT, lacks_report
 from clipjax.runs.metrics_log import read_metrics
 from clipjax.runs.sweep import Cell, Sweep, write_sweep
 from tests.report.fake_run import NASTY, STEPS, fake_run
@@ -148,7 +149,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path, folder):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="is no run: expected the --workdir of a training run"):
             read_run(path)
-    with pytest.raises(ConfigError, match="--out: .* is a folder"):
+    with pytest.raises(ConfigError, match="--out=.* is a folder"):
         report.run([folder], out=tmp_path, compute=False)
 
 
@@ -167,6 +168,26 @@ def test_command_writes_beside_the_run_and_says_what_it_could_not_make(folder, t
     text = Page((tmp_path / "run/report.html").read_text()).text
     assert "No predictions could be made of the checkpoint" in text and "holds no checkpoints" in text
     assert capsys.readouterr().out.splitlines()[-1] == f"Wrote {tmp_path / 'run' / 'report.html'}"
+
+
+def test_a_page_is_written_again_and_a_file_of_somebody_else_is_never_replaced(folder, tmp_path):
+    out = tmp_path / "page.html"
+    for _ in range(2):
+        report.run([folder], out=out, compute=False)
+    assert out.read_text().startswith("<!doctype html>")
+    out.write_text("<!doctype html>\n<p>mine")
+    with pytest.raises(ConfigError, match="exists and is not a page that clipjax report wrote"):
+        report.run([folder], out=out, compute=False)
+    assert out.read_text() == "<!doctype html>\n<p>mine"
+
+
+def test_a_finished_run_lacks_the_report_that_an_extended_run_has_from_before(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    assert lacks_report(tmp_path / "run", 40)
+    write_report(tmp_path / "run" / REPORT, [read_run(tmp_path / "run")])
+    assert not lacks_report(tmp_path / "run", 40) and lacks_report(tmp_path / "run", 80)
+    (tmp_path / "run" / REPORT).write_text("a page that says no step")
+    assert not lacks_report(tmp_path / "run", 80)
 
 
 def test_lines_of_a_run_in_progress_are_enough(tmp_path):

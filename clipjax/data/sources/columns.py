@@ -53,7 +53,8 @@ def parquet_columns(config: ParquetConfig, keys: dict[str, str]) -> ParquetConfi
     except (ManifestError, OSError, ValueError) as error:
         raise ConfigError(f"--data={config.path}: {error}") from error
     columns = list(schema.names)
-    binary = [name for name in columns if "binary" in str(schema.field(name).type)]
+    # By number: two columns may have one name, which the source refuses where it reads them.
+    binary = [name for number, name in enumerate(columns) if "binary" in str(schema.field(number).type)]
     image = keys.get("image_key") or _first(columns, PARQUET_IMAGES, among=binary) or next(iter(binary), "")
     label = keys.get("label_key") or _first(columns, LABEL_NAMES, besides=(image,))
     text = keys.get("text_key") or _first(columns, CAPTION_NAMES, besides=(image, label))
