@@ -12,6 +12,7 @@ from clipjax.storage import AnyPath
 from data_pipelines.files import file_sha256, thread_map
 
 CONTENT, TIMES = "files_sha256", "file_times_sha256"  # fields of a manifest's source
+MOST = 64 << 30  # bytes of input beyond which only TIMES decide: one machine would read it all before the work begins
 
 
 def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: bool) -> dict[str, str]:
@@ -21,7 +22,8 @@ def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: b
     noted as such.
 
     Bytes decide, so that copied or touched files count as equal. They are not read where a finished folder has the
-    same TIMES. {} for a folder with records of an earlier version, which did not look at bytes: it stays as it is.
+    same TIMES, and not of more than MOST bytes: TIMES decide there. {} for a folder with records of an earlier version,
+    which did not look at bytes: it stays as it is.
     """
     files = list(files)
     try:
@@ -30,11 +32,14 @@ def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: b
         manifest = {"source": {}, "splits": {}}
     before = manifest["source"]
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    if CONTENT not in before and any(shard["records"] for shard in shards) and not overwrite:
+    if TIMES not in before and any(shard["records"] for shard in shards) and not overwrite:
         return {}
-    times = _digest((name, *file_state(path)) for name, path in files)
+    states = [(name, *file_state(path)) for name, path in files]
+    times = _digest(states)
     if before.get(TIMES) == times:
-        return {name: before[name] for name in (CONTENT, TIMES)}
+        return {name: before[name] for name in (CONTENT, TIMES) if name in before}
+    if sum(size for _, size, _ in states) > MOST:
+        return {TIMES: times}
     names = [name for name, _ in files]
     content = _digest(zip(names, thread_map(_sha256, [path for _, path in files]), strict=True))
     return {CONTENT: content, TIMES: before[TIMES] if before.get(CONTENT) == content else times}

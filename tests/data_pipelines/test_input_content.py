@@ -58,3 +58,13 @@ def test_records_of_a_version_without_digests_of_the_images_stay_finished_unless
     path.write_text(json.dumps(manifest | {"splits": {"all": {"records": 0, "shards": []}}}))
     with pytest.raises(ManifestError, match="other settings"):
         build_table(two_roots, "whole")
+
+
+def test_of_large_input_only_names_sizes_and_times_are_compared(two_roots, monkeypatch):
+    monkeypatch.setattr(input_content, "MOST", 100)
+    monkeypatch.setattr(input_content, "_sha256", lambda path: pytest.fail("was read"))
+    first = build_table(two_roots, "whole")
+    assert input_content.CONTENT not in first["source"] and build_table(two_roots, "whole") == first
+    os.utime(two_roots / "whole/a.png", ns=(0, 0))
+    with pytest.raises(ManifestError, match="file_times_sha256"):
+        build_table(two_roots, "whole")
