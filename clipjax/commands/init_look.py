@@ -104,8 +104,14 @@ def as_classes(config: SourceConfig, source: Source) -> dict[str, Any]:
     if not (hasattr(config, "text_key") and hasattr(config, "label_key")):
         return {}
     count, _, texts = read_some(source, MOST_DECODED, decode=False)
-    few = len(texts) == count and 2 <= len(set(texts)) <= min(MOST_CLASSES, count // 3)
-    return {"label_key": config.text_key, "prompts": CLASS_NAME} if few else {}
+    if len(texts) != count or not 2 <= len(set(texts)) <= min(MOST_CLASSES, count // 3):
+        return {}
+    options = {"label_key": config.text_key, "prompts": CLASS_NAME}
+    try:
+        open_source(dataclasses.replace(config, **options))
+    except ManifestError:  # captions in files of their own, or in members of tars, are no column of labels
+        return {}
+    return options
 
 
 def read_some(source: Source, most: int = MOST_READ, decode: bool = True) -> tuple[int, list[BadRecord], list[str]]:
@@ -128,11 +134,15 @@ def read_some(source: Source, most: int = MOST_READ, decode: bool = True) -> tup
 
 
 def train_tokenizer(looked: Looked) -> tuple[bytes, int, int]:
-    """(the SentencePiece model, its pieces, the tokens that nearly all captions fit in). Raises ConfigError."""
+    """(the SentencePiece model, its pieces, the tokens that nearly all captions and all prompts fit in).
+
+    Raises ConfigError.
+    """
     import sentencepiece
 
-    lines = [text.lower() for text in looked.texts]
-    lines += [prompt.format(name.lower()) for name in looked.classes for prompt in PROMPTS if "{" not in name]
+    captions = [text.lower() for text in looked.texts]
+    prompts = [prompt.format(name.lower()) for name in looked.classes for prompt in PROMPTS if "{" not in name]
+    lines = captions + prompts
     size = vocabulary_of(lines)
     for kind in ("unigram", "bpe"):
         try:
@@ -144,8 +154,10 @@ def train_tokenizer(looked: Looked) -> tuple[bytes, int, int]:
     else:
         raise ConfigError(f"No tokenizer can be trained on the captions: {failure}") from failure
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-    lengths = [len(ids) + 1 for ids in processor.encode(lines)]  # and the end of the text
-    return content, processor.vocab_size(), int(np.percentile(lengths, 99))
+    lengths = [len(ids) + 1 for ids in processor.encode(captions)]  # and the end of the text
+    # A prompt that is cut loses its end, where the name of the class is.
+    longest = max((len(ids) + 1 for ids in processor.encode(prompts)), default=0)
+    return content, processor.vocab_size(), max(int(np.percentile(lengths, 99)), longest)
 
 
 def vocabulary_of(lines: list[str]) -> int:

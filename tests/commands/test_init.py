@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 
 from clipjax.commands import check, init, init_file, train
 from clipjax.commands.config_file import load_config_file
+from clipjax.commands.init_look import PROMPTS, look, train_tokenizer
 from clipjax.commands.preflight import Preflight
 from clipjax.config import ConfigError, from_config_dict
 from clipjax.data.finding import find_data
@@ -130,6 +132,24 @@ def test_captions_that_seldom_repeat_are_no_classes(tmp_path):
 
 
 KIND = "tensorflow_datasets.core.features."
+
+
+@pytest.mark.parametrize("kind", [images, tars])
+def test_captions_in_files_of_their_own_that_repeat_are_captions(kind, tmp_path, monkeypatch):
+    """No column holds them that could be one of labels."""
+    monkeypatch.setattr(f"{__name__}.CAPTIONS", ["a disc", "a ring"] * 6)
+    looked = look(str(kind(tmp_path / "data")), {})
+    assert looked.train.source.prompts == () and set(looked.texts) == {"a disc", "a ring"}
+
+
+def test_all_prompts_fit_where_captions_outvote_them(tmp_path):
+    names = ["disc", "a very long name of a class with many words in it"]
+    looked = look(str(images(tmp_path / "data", captions=False, classes=names)), {})
+    texts = ["a disc"] * 1000
+    content, _, length = train_tokenizer(looked._replace(texts=texts))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    prompts = [prompt.format(name.lower()) for name in looked.classes for prompt in PROMPTS]
+    assert length == max(len(ids) + 1 for ids in processor.encode(prompts))
 
 
 def prepared(folder, features=("Image", "ClassLabel"), kind="array_record", splits=("train", "test")):
