@@ -9,7 +9,8 @@
 The checkpoint may come from any mesh, and may be an import. --config names a file of evaluators (eval_config), which
 are run with the checkpoint's model, tokenizer and pixels, or an experiment whose mesh, eval and data sections to use;
 the default is the run's own configuration. --data names a folder of tars, Parquet files, records or captioned images,
-whose labels are classified and whose captions are retrieved. Each evaluator's result is written when it is there, and
+whose labels are classified and whose captions are retrieved: its test split, or all of it where it has no splits; of
+such data, --split=validation takes the records that clipjax init holds out. Each evaluator's result is written when it is there, and
 started again, the command goes on with those that are missing; --redo evaluates all again. --watch follows a run from
 another process and evaluates each new checkpoint until the run has made all its steps.
 """
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("model", "", "The weights' name in published result files.", flag_values=values)
         flags.DEFINE_string("pretrained", "", "Their second name there; default stepN.", flag_values=values)
         flags.DEFINE_string("data", "", "A folder to evaluate on, instead of --config.", flag_values=values)
-        flags.DEFINE_string("split", "test", "The split of --data.", flag_values=values)
+        flags.DEFINE_string("split", "", "The split of --data; default: test, or all.", flag_values=values)
         flags.DEFINE_bool("redo", False, "Also repeat what has its result.", flag_values=values)
         flags.DEFINE_bool("watch", False, "Follow the run; evaluate each new checkpoint.", flag_values=values)
         flags.DEFINE_float("poll_seconds", 10.0, "--watch: seconds between two looks.", 0.01, flag_values=values)

@@ -393,7 +393,7 @@ def test_what_a_bucket_holds_is_found_by_looking_into_it(bucket, tmp_path):
     parquet = ParquetConfig(path=f"{bucket}/parquet", label_key="")
     assert (
         find_data(f"{bucket}/parquet").train
-        == find_source(f"{bucket}/parquet", "train")
+        == find_source(f"{bucket}/parquet")
         == dataclasses.replace(parquet, split="train")
     )
     assert find_data(f"{bucket}/records").train == SourceConfig(path=f"{bucket}/records")
