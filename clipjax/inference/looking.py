@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,24 @@ from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.processes import announce
+from clipjax.storage import is_remote
 
 DEFAULT_SPLIT = "test"
-NAME = "data"  # of the evaluators' results
 LOOKED_AT = 64  # records that show whether there are labels and captions
+
+
+def data_name(path: str | Path, split: str = "") -> str:
+    """What the results on a folder, file or pattern are called: "photos", or "photos_val" for a split that is named.
+
+    A pattern has its folder's name, a file its own without the suffix. Characters other than letters, digits, "_" and
+    "-" become "_".
+    """
+    place = str(path)
+    while set(os.path.basename(place)) & set("*?[]{}") and not os.path.exists(place):
+        place = os.path.dirname(place)
+    name = os.path.splitext(os.path.basename(place))[0] if Path(place).is_file() else ""
+    name = name or os.path.basename(place.rstrip("/") if is_remote(place) else os.path.abspath(place))
+    return re.sub(r"[^\w-]", "_", "_".join(filter(None, (name, split)))) or "data"
 
 
 def find_source(path: str | Path, split: str = "") -> SourceConfig:
@@ -50,14 +66,16 @@ def _find(path: str | Path, split: str) -> tuple[SourceConfig, str]:
 def evaluation_of(path: str | Path, split: str = "") -> EvaluationConfig:
     """Zero-shot classification where the data has labels and class names, and retrieval where it has captions.
 
-    split: see find_source. Opens the data, reads a few records, and prints which records are evaluated on where the
-    data have no such split. Raises ConfigError for data with neither, ManifestError for data that cannot be read.
+    split: see find_source. The evaluators are called by data_name. Opens the data, reads a few records, and prints
+    which records are evaluated on where the data have no such split. Raises ConfigError for data with neither,
+    ManifestError for data that cannot be read.
     """
     config, note = _find(path, split)
     source = open_source(config)
     if note:
         announce(f"{path}: {note.format(f'{len(source):,}')}")
-    evaluators = _by_layout(config, source) or _by_records(config, source)
+    name = data_name(path, split)
+    evaluators = _by_layout(config, source, name) or _by_records(config, source, name)
     require(
         bool(evaluators),
         f"--data={path}, split '{config.split}': the records have neither labels with class names nor captions that "
@@ -68,7 +86,7 @@ def evaluation_of(path: str | Path, split: str = "") -> EvaluationConfig:
 
 def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
     """Evaluators for an open source by their own names, "zero_shot" or "retrieval"; {} where none fits."""
-    found = _by_layout(config, source) or _by_records(config, source)
+    found = _by_layout(config, source, "data") or _by_records(config, source, "data")
     return {evaluator.name: evaluator for evaluator in found.values()}
 
 
@@ -78,21 +96,21 @@ def has_captions(source: Source) -> bool:
     return bool(captions - set(source.class_names))
 
 
-def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+def _by_layout(config: SourceConfig, source: Source, name: str) -> dict[str, EvaluatorConfig]:
     """For sets that say their task themselves; {} for others."""
     return {
-        "classification": {NAME: ZeroShotConfig(source=config)},
-        "multilabel": {NAME: MultilabelConfig(source=config)},
-        "retrieval": {NAME: RetrievalConfig(source=config, all_captions=True)},
+        "classification": {name: ZeroShotConfig(source=config)},
+        "multilabel": {name: MultilabelConfig(source=config)},
+        "retrieval": {name: RetrievalConfig(source=config, all_captions=True)},
     }.get(getattr(source, "task", ""), {})
 
 
-def _by_records(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+def _by_records(config: SourceConfig, source: Source, name: str) -> dict[str, EvaluatorConfig]:
     evaluators: dict[str, Any] = {}
     if source.class_names and (read_labels(source, LOOKED_AT).labels >= 0).any():
-        evaluators[NAME] = ZeroShotConfig(source=config)
+        evaluators[name] = ZeroShotConfig(source=config)
     if has_captions(source):
-        evaluators[f"{NAME}_retrieval" if evaluators else NAME] = RetrievalConfig(source=config, all_captions=True)
+        evaluators[f"{name}_retrieval" if evaluators else name] = RetrievalConfig(source=config, all_captions=True)
     return evaluators
 
 

@@ -129,7 +129,8 @@ def last_results(
                     results.setdefault(name, {})[metric] = _as_number(metric, value)
     if results:
         return results, last
-    files = sorted(workdir.glob("eval/*/results.json"), key=_written)
+    # clipjax eval --data=photos writes into a folder of its own.
+    files = sorted((file for at in ("*", "*/*") for file in workdir.glob(f"eval/{at}/results.json")), key=_written)
     document = read_json_object(files[-1]) if files else {}
     stored = document.get("results", {})
     return {name: result for name, result in stored.items() if isinstance(result, dict)}, document.get("step")

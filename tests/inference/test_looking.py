@@ -9,7 +9,7 @@ import pytest
 from clipjax.config import ConfigError
 from clipjax.data.finding import find_data
 from clipjax.data.sources import HeldOutConfig, WebDatasetConfig, open_source
-from clipjax.inference.looking import evaluation_of, find_source
+from clipjax.inference.looking import data_name, evaluation_of, find_source
 from tests.eval import wds_sets
 
 
@@ -20,12 +20,12 @@ def kinds(path, split=""):
 
 
 def test_sets_in_clip_benchmarks_layout_say_their_task(tmp_path):
-    for write, kind in (
-        (wds_sets.write_classification, "zero_shot"),
-        (wds_sets.write_multilabel, "multilabel"),
-        (wds_sets.write_retrieval, "retrieval"),
+    for write, kind, name in (
+        (wds_sets.write_classification, "zero_shot", "wds_cats"),
+        (wds_sets.write_multilabel, "multilabel", "wds_voc2007_multilabel"),
+        (wds_sets.write_retrieval, "retrieval", "wds_flickr8k"),
     ):
-        assert kinds(write(tmp_path)) == {"data": (kind, "webdataset")}
+        assert kinds(write(tmp_path)) == {name: (kind, "webdataset")}
 
 
 def test_parquet_tables_and_images_are_told_apart(tmp_path):
@@ -36,19 +36,19 @@ def test_parquet_tables_and_images_are_told_apart(tmp_path):
         tmp_path / "parquet" / "test-00000-of-00001.parquet",
     )
     assert kinds(tmp_path / "parquet") == {
-        "data": ("zero_shot", "parquet"), "data_retrieval": ("retrieval", "parquet"),
+        "parquet": ("zero_shot", "parquet"), "parquet_retrieval": ("retrieval", "parquet"),
     }  # fmt: skip
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for number, data in enumerate(images):
         (folder / "sub" / f"{number}.png").write_bytes(data)
         (folder / "sub" / f"{number}.txt").write_text(f"caption {number}")
-    assert kinds(folder) == {"data": ("retrieval", "folder")}
+    assert kinds(folder) == {"images": ("retrieval", "folder")}
     (folder / "rows.csv").write_text(
         "image,label,caption\n" + "".join(f"sub/{n}.png,c{n % 2},t{n}\n" for n in range(4))
     )
     assert find_source(folder).path == str(folder / "rows.csv")
-    assert set(kinds(folder)) == {"data", "data_retrieval"}
+    assert set(kinds(folder)) == {"images", "images_retrieval"}
 
 
 def test_a_folder_of_something_else_is_told(tmp_path):
@@ -67,13 +67,13 @@ def test_class_folders_and_columns_with_other_names_are_read(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.png").write_bytes(data)
     found = evaluation_of(folder).eval.evaluators
-    assert {name: one.name for name, one in found.items()} == {"data": "zero_shot"}
-    assert open_source(found["data"].source).class_names == ("cat", "red dog")
+    assert {name: one.name for name, one in found.items()} == {"pets__2024_": "zero_shot"}
+    assert open_source(found["pets__2024_"].source).class_names == ("cat", "red dog")
     rows = [f"{('cat', 'red_dog')[n % 2]}/{n}.png;a picture {n}" for n in range(4)]
     (folder / "rows.csv").write_text("\n".join(["filepath;title", *rows]))
-    assert kinds(folder) == {"data": ("retrieval", "folder")}
+    assert kinds(folder) == {"pets__2024_": ("retrieval", "folder")}
     pq.write_table(pa.table({"jpg": images, "description": list("abcd")}), tmp_path / "test.parquet")
-    assert kinds(tmp_path / "test.parquet") == {"data": ("retrieval", "parquet")}
+    assert kinds(tmp_path / "test.parquet") == {"test": ("retrieval", "parquet")}
 
 
 def class_folders(folder, count=20):
@@ -153,11 +153,23 @@ def test_patterns_and_the_hubs_layout_are_read_as_init_reads_them(tmp_path):
     one_tar(tmp_path / "shards")
     for pattern in ("*.tar", "{00000..00000}.tar"):
         path = f"{tmp_path}/shards/{pattern}"
-        assert find_source(path) == WebDatasetConfig(path=path) and kinds(path) == {"data": ("retrieval", "webdataset")}
+        assert find_source(path) == WebDatasetConfig(path=path) and kinds(path) == {
+            "shards": ("retrieval", "webdataset")
+        }
     hub = tmp_path / "hf" / "data"
     hub.mkdir(parents=True)
     rows = pa.table({"image": [wds_sets.image(n) for n in range(4)], "text": list("abcd")})
     for split in ("train", "test"):
         pq.write_table(rows, hub / f"{split}-00000-of-00001.parquet")
-    assert kinds(tmp_path / "hf") == {"data": ("retrieval", "parquet")}
+    assert kinds(tmp_path / "hf") == {"hf": ("retrieval", "parquet")}
     assert find_source(tmp_path / "hf", "train").split == "train"
+
+
+def test_results_are_called_after_the_data_and_a_split_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(captioned(tmp_path / "my photos"))
+    (tmp_path / "rows.v2.csv").touch()
+    for path, name in (
+        (".", "my_photos"), (f"{tmp_path}/a.b/", "a_b"), (f"{tmp_path}/rows.v2.csv", "rows_v2"),
+        ("shards/{00..03}/*.tar", "shards"), ("gs://bucket/photos/", "photos"), ("gs://bucket/c/*.tar", "c"),
+    ):  # fmt: skip
+        assert (data_name(path), data_name(path, "val")) == (name, f"{name}_val")
