@@ -64,7 +64,7 @@ def run(
 
 
 def _import(source: str, destination: AnyPath, family: str, preset: str, state_dict: str, parity: bool) -> None:
-    foreign = open_foreign(source, family, preset, state_dict)
+    foreign = open_foreign(source, family, preset, state_dict, tell=False)  # the last line tells
     with making_folder(destination) as temporary:
         config = foreign.config
         if config.tokenizer.path:
