@@ -198,9 +198,8 @@ def _of_images(folder: Path, listing: Listing, split: str) -> Found:
         else "images with captions beside them"
     )
     make = lambda split: FolderConfig(path=str(folder), split=split, captions=captions)  # noqa: E731
-    source = make(train or "train")
-    other, what = make(held_out) if held_out else None, f"{len(part.images):,} {how}"
-    return Found(source, other, what, splits, source if asked else None)
+    source, other = make(train or "train"), make(held_out) if held_out else None
+    return Found(source, other, f"{len(part.images):,} {how}", splits, source if asked else None)
 
 
 def splits_of_folders(folder: Path, names: set[str]) -> tuple[str, str]:
@@ -253,14 +252,13 @@ def _of_shards(
         names = [name.removeprefix("data/") for name in names if name.lower().endswith(suffix)]
         folders = {name.split("/")[0] for name in names if "/" in name}
         splits = tuple(sorted(folders | {split_in(part) for part in (*folders, *names)} - {""}))
-    begins = re.compile(rf"{re.escape(split)}[-_.]")
-    # A folder that is named after the split holds nothing else, as find_files has it.
-    asked = bool(split and (split in splits or re.search(rf"(^|[-_.]){re.escape(split)}$", path.rstrip("/"))))
-    asked = asked or bool(split and any(begins.match(name) for name in names))
+    # As find_files has it: a folder that is named after the split holds nothing else.
+    named = re.search(rf"(^|[-_./]){re.escape(split)}$", path.rstrip("/"))
+    begin = any(re.match(rf"{re.escape(split)}[-_.]", name) for name in names)
+    asked = bool(split and (split in splits or named or begin))
     if split and not asked and splits and "train" not in splits:
         raise no_split(path, split, splits)
-    make = SHARDS[suffix]
-    chosen = {"split": split} if asked else {}
+    make, chosen = SHARDS[suffix], {"split": split} if asked else {}
     config = make(path=path, **chosen, **({"label_key": keys["label_key"]} if "label_key" in keys else {}))
     if suffix == ".parquet":
         config = parquet_columns(config, keys)
@@ -273,7 +271,7 @@ def _of_shards(
 
 
 def _names_below(folder: Path, suffix: str) -> list[str]:
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}")]
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
     return [name for name in names if not hidden(name)]
 
 
