@@ -72,7 +72,10 @@ def dispatch() -> None:
         print("\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
         print("\nclipjax COMMAND --help shows examples and every flag.")
         if command not in ("--help", "-h", "help"):
-            print(f"\nUnknown command '{command}'.", file=sys.stderr)
+            from clipjax.config import nearest
+
+            meant = nearest(command, COMMANDS).partition(" Known")[0]  # the list is above
+            print(f"\nUnknown command '{command}'.{meant}", file=sys.stderr)
             sys.exit(2)
         return
     help_texts = json.loads(HELP_TEXTS.read_text("utf-8")) if HELP_TEXTS.is_file() else {}

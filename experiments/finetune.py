@@ -1,6 +1,6 @@
 r"""Fine-tunes any checkpoint on any data: docs/finetuning.md has three recipes.
 
-    clipjax import openai/clip-vit-base-patch32 weights/clip
+    clipjax import ~/models/clip-vit-base-patch32 weights/clip
     clipjax train --config=experiments/finetune.py:weights/clip,data/mine --workdir=runs/mine
     clipjax train --config=experiments/finetune.py:weights/clip,data/mine,lora,sigmoid --workdir=runs/mine-lora
 

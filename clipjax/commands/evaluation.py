@@ -22,6 +22,12 @@ class EvaluationError(RuntimeError):
     """Some evaluators have no result; the message names them. Those of the others are written."""
 
 
+def results_folder(workdir: Path, step: int, part: str = "") -> Path:
+    """Where a checkpoint's results are; part: what of, for data that a user points at, or "" for the run's own."""
+    folder = workdir / "eval" / str(step)
+    return folder / part if part else folder
+
+
 def evaluate_into(
     out: Path, opened: Run, session: EvalSession, *, model: str = "", pretrained: str = "", redo: bool = False
 ) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Turns published weights into a directory like a run's, which can be evaluated, distilled from or trained from.
 
-    clipjax import google/siglip-base-patch16-224 runs/siglip          # a directory of transformers or open_clip
+    clipjax import ~/models/siglip-base-patch16-224 runs/siglip        # a directory of transformers or open_clip
     clipjax import ViT-B-32.pt runs/clip_b32                           # an archive of OpenAI's
     clipjax import webli_i18n_so400m.npz runs/so400m --preset=siglip_so400m14_384
 
@@ -64,7 +64,7 @@ def run(
 
 
 def _import(source: str, destination: AnyPath, family: str, preset: str, state_dict: str, parity: bool) -> None:
-    foreign = open_foreign(source, family, preset, state_dict)
+    foreign = open_foreign(source, family, preset, state_dict, tell=False)  # the last line tells
     with making_folder(destination) as temporary:
         config = foreign.config
         if config.tokenizer.path:

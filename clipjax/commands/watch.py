@@ -1,8 +1,8 @@
 """Follows a run from another process: `clipjax eval --checkpoint=RUN --watch`.
 
-Each new checkpoint is evaluated once, in order, to RUN/eval/STEP, and adds a line to RUN/eval/metrics.jsonl and
-TensorBoard events to RUN/eval/tensorboard. Nothing is written to what the training process writes. A checkpoint that
-config.checkpoint.keep_last removes meanwhile is passed over.
+Each new checkpoint is evaluated once, in order, to RUN/eval/STEP (with --data, to a folder in it), and adds a line to
+RUN/eval/metrics.jsonl and TensorBoard events to RUN/eval/tensorboard. Nothing is written to what the training process
+writes. A checkpoint that config.checkpoint.keep_last removes meanwhile is passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 from absl import logging
 
 from clipjax import signals
-from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into
+from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, results_folder
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
 from clipjax.files import write_text
@@ -51,18 +51,20 @@ def watch(
     *,
     config: ExperimentConfig | EvaluationConfig | None = None,
     poll_seconds: float = 10.0,
+    part: str = "",
     model: str = "",
     pretrained: str = "",
     redo: bool = False,
 ) -> list[int]:
     """Evaluates each checkpoint of a run, until the one of config.total_steps; returns the steps evaluated here.
 
-    A workdir without checkpoints is waited for. Checkpoints that the same evaluators have evaluated are not evaluated
-    again, unless redo. Raises EvaluationError at the end for checkpoints that could not be evaluated, and at once what
-    evaluate_run raises for the evaluators and their data. Ctrl-C exits with 130.
+    part: see clipjax.commands.eval.run. A workdir without checkpoints is waited for. Checkpoints that the same
+    evaluators have evaluated are not evaluated again, unless redo. Raises EvaluationError at the end for checkpoints
+    that could not be evaluated, and at once what evaluate_run raises for the evaluators and their data. Ctrl-C exits
+    with 130.
     """
     check_suite(config)
-    watcher = Watcher(as_path(workdir), config, {"model": model, "pretrained": pretrained, "redo": redo})
+    watcher = Watcher(as_path(workdir), config, part, {"model": model, "pretrained": pretrained, "redo": redo})
     with _one_line_on_interrupt(watcher):
         watcher.wait_for_first(poll_seconds)
         while not watcher.look():
@@ -78,9 +80,9 @@ class Watcher:
     """What is known of the run that is followed. All processes make and call it together."""
 
     def __init__(
-        self, workdir: Path, config: ExperimentConfig | EvaluationConfig | None, options: dict[str, Any]
+        self, workdir: Path, config: ExperimentConfig | EvaluationConfig | None, part: str, options: dict[str, Any]
     ) -> None:
-        self.workdir, self.config, self.options = workdir, config, options
+        self.workdir, self.config, self.part, self.options = workdir, config, part, options
         self.session: EvalSession | None = None
         self.settled: set[int] = set()  # steps that need no further look
         self.done: list[int] = []  # steps evaluated here
@@ -141,7 +143,7 @@ class Watcher:
                 if self.session is None or not self.session.fits(run):
                     self.session = EvalSession(run, self.config)
                 announce(f"Step {step}:")
-                document = evaluate_into(self.workdir / "eval" / str(step), run, self.session, **self.options)
+                document = evaluate_into(self.folder(step), run, self.session, **self.options)
         except (ConfigError, FingerprintError, ManifestError):
             raise
         except Exception as error:
@@ -167,15 +169,20 @@ class Watcher:
             announce(f"Step {step} cannot be evaluated: {error}")
             self.failed[step] = (str(error).splitlines() or [type(error).__name__])[0]
 
+    def folder(self, step: int) -> Path:
+        """Where a step's results are."""
+        return results_folder(self.workdir, step, self.part)
+
     def _has_results(self, step: int) -> bool:
-        """Whether RUN/eval/STEP has the results of all evaluators, with today's options."""
-        document = read_json_object(self.workdir / "eval" / str(step) / "results.json")
+        """Whether a step has the results of all evaluators, with today's options."""
+        document = read_json_object(self.folder(step) / "results.json")
         seen = self.read(step) if document else None
         if seen is None:
             return False
         wanted = json.loads(json.dumps(to_json_dict(evaluated(seen.config, self.config, jax.device_count()))["eval"]))
         whole = document.get("eval") == wanted and not document.get("broken")
-        if whole and step not in {line["step"] for line in read_metrics(self.workdir / "eval")}:
+        logged = {name for line in read_metrics(self.workdir / "eval") if line["step"] == step for name in line}
+        if whole and not numbers_of(document["results"]).keys() <= logged:
             self.log(step, document)
         return whole
 
@@ -185,7 +192,8 @@ class Watcher:
             return
         folder = self.workdir / "eval"
         numbers = numbers_of(document["results"])
-        lines = {line["step"]: line for line in read_metrics(folder)} | {step: {"step": step, **numbers}}
+        lines = {line["step"]: line for line in read_metrics(folder)}
+        lines[step] = lines.get(step, {}) | {"step": step, **numbers}  # those on other data stay
         write_text(folder / FILE, "".join(to_line(lines[key]) for key in sorted(lines)))
         from tensorboardX import SummaryWriter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ class Found(NamedTuple):
     train: SourceConfig
     held_out: SourceConfig | None  # a split to evaluate on; None: the data have none
     what: str  # for people: "120 images in 3 class folders"
+    splits: tuple[str, ...] = ()  # the names of the splits that the data have
+    asked: SourceConfig | None = None  # the split that find_data was asked for; None: the data have none of this name
 
     def split(self, records: int) -> tuple[SourceConfig, SourceConfig]:
         """(source to train on, source to evaluate on); records: of train.
@@ -56,17 +59,18 @@ class Listing(NamedTuple):
         return [name for name in self.others if name.lower().endswith(suffix)]
 
 
-def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
+def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str = "") -> Found:
     """Sources for a folder, a file or a pattern of tars or Parquet files.
 
     keys: {"image_key", "text_key", "label_key": column} of a table or of Parquet files, where they are named; the
-    others are chosen by their usual names. Raises ConfigError for a path with nothing that is known, or with several
-    kinds of data, naming what is there with counts.
+    others are chosen by their usual names. split: one to find besides, Found.asked; where there is one, the data need
+    no split to train on. Raises ConfigError for a path with nothing that is known, or with several kinds of data,
+    naming what is there with counts.
     """
     name, keys = str(path), {key: value for key, value in (keys or {}).items() if value}
     suffix = os.path.splitext(name)[1].lower()
     if is_remote(name):
-        return _in_bucket(name.rstrip("/"), suffix, keys)
+        return _in_bucket(name.rstrip("/"), suffix, keys, split)
     if suffix in SHARDS and not Path(name).is_dir():  # a file or a pattern
         return _of_shards(name, suffix, 0, keys)
     require(Path(name).exists(), f"--data={name} does not exist.")
@@ -78,9 +82,9 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
         )
         return Found(table_columns(Path(name), keys), None, f"the table {name}")
     if (Path(name) / MANIFEST).is_file():
-        return _of_records(name)
+        return _of_records(name, split)
     if prepared := prepared_in(Path(name)):
-        return _of_tfds(name, prepared, keys)
+        return _of_tfds(name, prepared, keys, split)
     listing = list_files(Path(name))
     tables = [table for suffix in TABLES for table in listing.of(suffix) if table.count("/") <= 1]
     shards = {suffix: len(listing.of(suffix)) for suffix in SHARDS if listing.of(suffix)}
@@ -90,7 +94,7 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     kinds = [f"{count} {suffix} files" for suffix, count in shards.items()]
     if len(shards) == 1 and not (tables or listing.images):
         suffix, count = next(iter(shards.items()))
-        return _of_shards(name, suffix, count, keys)
+        return _of_shards(name, suffix, count, keys, split=split)
     if shards:
         kinds += [f"{len(tables):,} tables"] * bool(tables) + [f"{len(listing.images):,} images"] * bool(listing.images)
         raise ConfigError(
@@ -98,9 +102,9 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
             f"pattern such as --data='{name}/*{next(iter(shards))}'."
         )
     if tables:
-        return _of_tables(Path(name), tables, len(listing.images), keys)
+        return _of_tables(Path(name), tables, len(listing.images), keys, split)
     if listing.images:
-        return _of_images(Path(name), listing)
+        return _of_images(Path(name), listing, split)
     seen = collections.Counter(os.path.splitext(other)[1].lower() or "no suffix" for other in listing.others)
     there = ", ".join(f"{count} {kind}" for kind, count in seen.most_common(5)) or "no files"
     raise ConfigError(
@@ -110,19 +114,19 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None) -> Found:
     )
 
 
-def _in_bucket(path: str, suffix: str, keys: dict[str, str]) -> Found:
+def _in_bucket(path: str, suffix: str, keys: dict[str, str], split: str) -> Found:
     if suffix in SHARDS and not as_path(path).is_dir():
         return _of_shards(path, suffix, 0, keys)
     names = [name for name in files_below(path) if not hidden(name)]
     if MANIFEST in names:
-        return _of_records(path)
+        return _of_records(path, split)
     found = Listing([], names)
     counts = {suffix: len(found.of(suffix)) for suffix in SHARDS}
     if counts[".tar"] and counts[".parquet"] <= counts[".tar"]:  # img2dataset writes one beside each tar
         counts[".parquet"] = 0
     kinds = [suffix for suffix, count in counts.items() if count]
     if len(kinds) == 1:
-        return _of_shards(path, kinds[0], counts[kinds[0]], keys, names)
+        return _of_shards(path, kinds[0], counts[kinds[0]], keys, names, split)
     seen = collections.Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
     there = ", ".join(f"{count:,} {kind}" for kind, count in seen.most_common(5)) or "no files"
     raise ConfigError(
@@ -160,8 +164,21 @@ def class_folders_of(listing: Listing) -> set[str]:
     return {image.split("/")[0] for image in listing.images if "/" in image}
 
 
-def _of_images(folder: Path, listing: Listing) -> Found:
-    train, held_out = splits_of_folders(folder, class_folders_of(listing))
+def no_split(path: str | Path, split: str, splits: Sequence[str]) -> ConfigError:
+    """The error for data without a split that was asked for."""
+    return ConfigError(
+        f"--data={path} has no split '{split}', only {', '.join(sorted(splits)[:10])}"
+        f"{', ...' if splits[10:] else ''}. Choose one with --split."
+    )
+
+
+def _of_images(folder: Path, listing: Listing, split: str) -> Found:
+    names = class_folders_of(listing)
+    splits = tuple(sorted(name for name in names if name.lower().rstrip("0123456789") in SPLITS))
+    asked = split in names
+    if split and splits and not asked and not {"train", "training"}.intersection(map(str.lower, splits)):
+        raise no_split(folder, split, splits)
+    train, held_out = (split, "") if asked else splits_of_folders(folder, names)
     part = listing
     if train:
         below = [[name[len(train) + 1 :] for name in names if name.startswith(f"{train}/")] for names in listing]
@@ -181,7 +198,8 @@ def _of_images(folder: Path, listing: Listing) -> Found:
         else "images with captions beside them"
     )
     make = lambda split: FolderConfig(path=str(folder), split=split, captions=captions)  # noqa: E731
-    return Found(make(train or "train"), make(held_out) if held_out else None, f"{len(part.images):,} {how}")
+    source, other = make(train or "train"), make(held_out) if held_out else None
+    return Found(source, other, f"{len(part.images):,} {how}", splits, source if asked else None)
 
 
 def splits_of_folders(folder: Path, names: set[str]) -> tuple[str, str]:
@@ -200,14 +218,20 @@ def splits_of_folders(folder: Path, names: set[str]) -> tuple[str, str]:
     return (train, held_out) if train else ("", "")
 
 
-def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str, str]) -> Found:
+def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str, str], split: str) -> Found:
     by_split: dict[str, list[str]] = {}
     for table in tables:
         stem = Path(table).stem
-        split = split_in(stem) or (split_in(table.split("/")[0]) if "/" in table else "")
-        by_split.setdefault("train" if split == "training" else split, []).append(table)
+        own = split_in(stem) or (split_in(table.split("/")[0]) if "/" in table else "")
+        by_split.setdefault("train" if own == "training" else own, []).append(table)
+    splits = tuple(sorted(filter(None, by_split)))
+    if len(by_split.get(split, ())) == 1 and split:
+        asked = table_columns(folder / by_split[split][0], keys)
+        return Found(asked, None, f"the table {asked.path} and {images} images", splits, asked)
     alone = len(tables) == 1
     train = tables if alone else by_split.get("train", [])
+    if split and splits and not train:
+        raise no_split(folder, split, splits)
     if len(train) != 1 or (not alone and any(len(names) > 1 for names in by_split.values())):
         raise ConfigError(
             f"--data={folder} holds {len(tables):,} tables ({', '.join(sorted(tables)[:5])}"
@@ -216,47 +240,60 @@ def _of_tables(folder: Path, tables: Sequence[str], images: int, keys: dict[str,
     source = table_columns(folder / train[0], keys)
     held_out = next((by_split[split][0] for split in HELD_OUT if split in by_split and not alone), "")
     other = table_columns(folder / held_out, keys) if held_out else None
-    return Found(source, other, f"the table {folder / train[0]} and {images} images")
+    return Found(source, other, f"the table {folder / train[0]} and {images} images", splits)
 
 
-def _of_shards(path: str, suffix: str, count: int, keys: dict[str, str], names: Sequence[str] = ()) -> Found:
-    make = SHARDS[suffix]
-    config = make(path=path, **({"label_key": keys["label_key"]} if "label_key" in keys else {}))
-    if suffix == ".parquet":
-        config = parquet_columns(config, keys)
-    elif keys:
-        config = make(path=path, **keys)
-    held_out = None
+def _of_shards(
+    path: str, suffix: str, count: int, keys: dict[str, str], names: Sequence[str] = (), split: str = ""
+) -> Found:
+    splits: tuple[str, ...] = ()
     if names or Path(path).is_dir():
         names = names or _names_below(Path(path), suffix)
         names = [name.removeprefix("data/") for name in names if name.lower().endswith(suffix)]
-        found = {split_in(part) for name in names for part in (name.split("/")[0], name)}
-        split = next((split for split in HELD_OUT if split in found), "")
-        held_out = type(config)(**{**vars(config), "split": split}) if split else None
-    return Found(config, held_out, f"{count or 'the'} {suffix} file{'s' * (count != 1)} of {path}")
+        folders = {name.split("/")[0] for name in names if "/" in name}
+        splits = tuple(sorted(folders | {split_in(part) for part in (*folders, *names)} - {""}))
+    # As find_files has it: a folder that is named after the split holds nothing else.
+    named = re.search(rf"(^|[-_./]){re.escape(split)}$", path.rstrip("/"))
+    begin = any(re.match(rf"{re.escape(split)}[-_.]", name) for name in names)
+    asked = bool(split and (split in splits or named or begin))
+    if split and not asked and splits and "train" not in splits:
+        raise no_split(path, split, splits)
+    make, chosen = SHARDS[suffix], {"split": split} if asked else {}
+    config = make(path=path, **chosen, **({"label_key": keys["label_key"]} if "label_key" in keys else {}))
+    if suffix == ".parquet":
+        config = parquet_columns(config, keys)
+    elif keys:
+        config = make(path=path, **chosen, **keys)
+    other = "" if asked else next((name for name in HELD_OUT if name in splits), "")
+    held_out = dataclasses.replace(config, split=other) if other else None
+    what = f"{count or 'the'} {suffix} file{'s' * (count != 1)} of {path}"
+    return Found(config, held_out, what, splits, config if asked else None)
 
 
 def _names_below(folder: Path, suffix: str) -> list[str]:
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}")]
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
     return [name for name in names if not hidden(name)]
 
 
-def _of_records(path: str) -> Found:
-    splits = list(read_manifest(path)["splits"])
-    train = "train" if "train" in splits else splits[0]
-    held_out = next((split for split in HELD_OUT if split in splits and split != train), "")
-    other = SourceConfig(path=path, split=held_out) if held_out else None
-    return Found(SourceConfig(path=path, split=train), other, f"records in {path}, splits {', '.join(splits)}")
+def _of_records(path: str, split: str) -> Found:
+    splits = tuple(read_manifest(path)["splits"])
+    return _of_named(SourceConfig(path=path), f"records in {path}", splits, split)
 
 
-def _of_tfds(path: str, prepared: Sequence[Path], keys: dict[str, str]) -> Found:
+def _of_tfds(path: str, prepared: Sequence[Path], keys: dict[str, str], split: str) -> Found:
     require(
         len(prepared) == 1,
         f"--data={path} holds {len(prepared)} datasets that TFDS prepared. Name one: --data={prepared[-1]}.",
     )
     config, splits = tfds_columns(prepared[0], keys)
     require(bool(splits), f"--data={path}: the dataset that TFDS prepared has no splits.")
+    return _of_named(config, "a TFDS dataset", tuple(splits), split)
+
+
+def _of_named(config: SourceConfig, what: str, splits: tuple[str, ...], split: str) -> Found:
+    """Of data that list their splits."""
     train = "train" if "train" in splits else splits[0]
-    held_out = next((split for split in HELD_OUT if split in splits and split != train), "")
-    other = dataclasses.replace(config, split=held_out) if held_out else None
-    return Found(dataclasses.replace(config, split=train), other, f"a TFDS dataset, splits {', '.join(splits)}")
+    held_out = next((name for name in HELD_OUT if name in splits and name != train), "")
+    make = lambda name: dataclasses.replace(config, split=name) if name else None  # noqa: E731
+    asked = make(split if split in splits else "")
+    return Found(make(train), make(held_out), f"{what}, splits {', '.join(splits)}", splits, asked)

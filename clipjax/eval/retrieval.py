@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from clipjax.config import EvaluatorConfig, require
@@ -23,6 +24,7 @@ __all__ = ["MAX_SCORES", "RetrievalConfig", "evaluate", "ranks"]
 RECALLS = (1, 5, 10)
 NAMES = (*(f"r{k}" for k in RECALLS), "median_rank", "mean_rank")
 MEAN_RECALL = "mean_recall@1"  # DataComp's name
+MANY_REPEATED = 0.1  # share of captions that other images have too, from which on a warning says so
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RetrievalConfig(EvaluatorConfig):
         """The names of the numbers that it reports."""
         both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in NAMES]
         shown = [f"{name}{bound}" for name in (*both, MEAN_RECALL) for bound in ("", "_low", "_high")]
-        return (*shown, "examples", "unreadable", *(("captions",) if self.all_captions else ()))
+        return (*shown, "examples", "unreadable", "repeated_captions", *(("captions",) if self.all_captions else ()))
 
 
 def evaluate(
@@ -70,9 +72,9 @@ def evaluate(
     Returns image_to_text_r1, _r5, _r10, _median_rank, _mean_rank, the same for text_to_image, mean_recall@1 (the mean
     of both r1), each with a 95% interval (_low, _high), examples and, with all_captions, captions. Intervals: Wilson's
     for recalls, order statistics for the median, a normal approximation for the mean rank, and for mean_recall@1 a
-    bootstrap over records with their captions; and unreadable, the number of bad
-    records. Raises ConfigError when no record could be read or none has a caption, EmbeddingError for an embedding that
-    is not finite.
+    bootstrap over records with their captions; unreadable, the number of bad records; and repeated_captions, the
+    captions with the tokens of a caption of an image with another id, which no model can tell apart. Raises ConfigError
+    when no record could be read or none has a caption, EmbeddingError for an embedding that is not finite.
     """
     found = _embedded(config, batches, embed_images, embed_texts, tokenizer, captions, where)
     text_id = np.repeat(found.image_id, found.counts)
@@ -86,7 +88,7 @@ def evaluate(
         numbers |= {f"{name}_{key}": value for key, value in summary(rank).items()}
         first.append(rank == 1)
     numbers |= mean_recall(first[0], first[1], found.counts)
-    numbers |= {"examples": len(found.image), "unreadable": found.unreadable}
+    numbers |= {"examples": len(found.image), "unreadable": found.unreadable, "repeated_captions": found.repeated}
     if config.all_captions:
         numbers["captions"] = len(found.text)
     return {**numbers, "details": {"ties": config.ties, "not_finite": config.not_finite}}
@@ -133,6 +135,7 @@ class _Embedded(NamedTuple):
     counts: np.ndarray  # [N] int, the captions of each image; M in all
     image_id: np.ndarray  # [N] int; images of one id match each other's captions
     unreadable: int  # bad records
+    repeated: int  # captions with the tokens of a caption of an image with another id
 
 
 def _embedded(
@@ -147,6 +150,7 @@ def _embedded(
     """The embeddings of all records that could be read. Raises as evaluate does."""
     data = f"{config.source.path}, split '{config.source.split}'"
     images, texts, counts, pair_ids, unreadable = [], [], [], [], 0
+    tokens: list[bytes] = []
     for batch in batches():
         columns = (batch["text"], batch["pair_id"], batch["valid"], batch.get("index", batch["pair_id"]))
         image, text, pair_id, valid, index = to_host((embed_images(batch), *columns))
@@ -158,6 +162,7 @@ def _embedded(
             own = [len(texts_of_one) for texts_of_one in of_records]
             text = tokenizer([caption for texts_of_one in of_records for caption in texts_of_one])
         embedding = embed_texts(text)
+        tokens += [np.asarray(row).tobytes() for row in text]
         for what, rows, record in (("image", image, index), ("caption", embedding, np.repeat(index, own))):
             if len(broken := broken_rows(rows, config.not_finite)):
                 place = record_name(int(record[broken[0]]), where)
@@ -171,4 +176,19 @@ def _embedded(
     image, text, pair_id = (np.concatenate(part) for part in (images, texts, pair_ids))
     # A record without a pair_id gets one of its own, smaller than any that is given.
     image_id = np.where(pair_id < 0, -2 - np.arange(len(pair_id)), pair_id)
-    return _Embedded(image, text, np.asarray(counts, np.int64), image_id, unreadable)
+    found = np.asarray(counts, np.int64)
+    repeated = repeated_captions(tokens, np.repeat(image_id, found).tolist())
+    if repeated > MANY_REPEATED * len(tokens):
+        logging.warning(
+            "%s: %d of %d captions are those of other images too, so no model can find the one image that counts as "
+            "right. Give records of one content one pair_id.", data, repeated, len(tokens),
+        )  # fmt: skip
+    return _Embedded(image, text, found, image_id, unreadable, repeated)
+
+
+def repeated_captions(tokens: Sequence[bytes], image_ids: Sequence[int]) -> int:
+    """The number of captions whose tokens a caption of an image with another id has too. Both: one for each caption."""
+    images_of: dict[bytes, set[int]] = {}
+    for caption, image_id in zip(tokens, image_ids, strict=True):
+        images_of.setdefault(caption, set()).add(image_id)
+    return sum(len(images_of[caption]) > 1 for caption in tokens)

@@ -18,11 +18,11 @@ from clipjax.inference.inputs import check_columns, image_columns, text_ids
 from clipjax.mesh import batch_sharding, batch_shards, make_mesh, to_host, to_mesh
 from clipjax.models import patch_budget
 from clipjax.models.pixels import image_of
-from clipjax.models.towers import require_tower
+from clipjax.models.towers import require_tower, towers_of
 from clipjax.training.state import Weights
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Loaded:
     """Weights as functions of images and texts; what clipjax.load returns.
 
@@ -40,6 +40,12 @@ class Loaded:
     # (images or texts, hidden_layers=()) -> Encoded of float32 NumPy arrays
     encode_images: Callable[..., Encoded]
     encode_texts: Callable[..., Encoded]
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        towers = ", ".join(f"{side} {getattr(model, side).name}" for side in towers_of(model))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Loaded({towers}, embed_dim={model.embed_dim}, {count:,} parameters)"
 
 
 def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) -> Loaded:

@@ -2,87 +2,91 @@
 
 from __future__ import annotations
 
-import glob
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
-from clipjax.data.finding import captions_of_images, list_files
-from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.finding import SIDES, find_data, no_split
 from clipjax.data.probe import read_labels
-from clipjax.data.records import MANIFEST, RecordError
-from clipjax.data.sources import FolderConfig, ParquetConfig, Source, WebDatasetConfig, open_source
-from clipjax.data.sources.columns import parquet_columns, table_columns
-from clipjax.data.sources.tables import TABLES
+from clipjax.data.records import RecordError
+from clipjax.data.sources import Source, open_source
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
-from clipjax.files import glob_visible
-from clipjax.storage import as_path, is_remote
+from clipjax.processes import announce
+from clipjax.storage import is_remote
 
-NAME = "data"  # of the evaluators' results
+DEFAULT_SPLIT = "test"
 LOOKED_AT = 64  # records that show whether there are labels and captions
 
 
-def find_source(path: str | Path, split: str = "test") -> SourceConfig:
-    """The options of a source for a folder or a file, by what is in it.
+def data_name(path: str | Path, split: str = "") -> str:
+    """What the results on a folder, file or pattern are called: "photos", or "photos_val" for a split that is named.
 
-    Known are records of `clipjax` (manifest.json), tars, Parquet files, tables and images, in this order; the split's
-    folder is looked into too. Columns are chosen by their usual names. Raises ConfigError for a path that does not
-    exist or holds none of these.
+    A pattern has its folder's name, a file its own without the suffix. Characters other than letters, digits, "_" and
+    "-" become "_".
     """
-    path = as_path(path)
-    require(path.exists(), f"--data={path} does not exist.")
-    if path.is_file():
-        names = {path.suffix.lower()}
-    else:
-        if (path / MANIFEST).is_file():
-            return SourceConfig(path=str(path), split=split)
-        found = [
-            as_path(name)
-            for pattern in ("*", f"{split}/*")
-            for name in glob_visible(f"{glob.escape(str(path))}/{pattern}")
-        ]
-        names = {name.suffix.lower() for name in found if is_remote(path) or name.is_file()}
-    if ".tar" in names:
-        return WebDatasetConfig(path=str(path), split=split)
-    if ".parquet" in names:
-        return parquet_columns(ParquetConfig(path=str(path), split=split), {})
-    require(
-        not is_remote(path),
-        f"--data={path} holds neither {MANIFEST} nor .tar or .parquet files, in it or in its folder '{split}'. Copy "
-        "other data to a local disk, or mount the bucket (docs/buckets.md).",
-    )
-    tables = [path] if path.is_file() else [name for name in found if name.suffix.lower() in TABLES]
-    if len(tables) == 1 and tables[0].suffix.lower() in TABLES:
-        return table_columns(tables[0], {})
-    images = names & set(IMAGE_SUFFIXES) or (path.is_dir() and _has_images(path))
-    if images and path.is_dir():
-        listing = list_files(path / split if split and (path / split).is_dir() else path)
-        return FolderConfig(path=str(path), split=split, captions=captions_of_images(listing) or "files")
+    place = str(path)
+    while set(os.path.basename(place)) & set("*?[]{}") and not os.path.exists(place):
+        place = os.path.dirname(place)
+    name = os.path.splitext(os.path.basename(place))[0] if Path(place).is_file() else ""
+    name = name or os.path.basename(place.rstrip("/") if is_remote(place) else os.path.abspath(place))
+    return re.sub(r"[^\w-]", "_", "_".join(filter(None, (name, split)))) or "data"
+
+
+def find_source(path: str | Path, split: str = "") -> SourceConfig:
+    """The options of a source for a folder, a file or a pattern, found as `clipjax init` finds them.
+
+    split: a split that the data have. Where they have none to evaluate on, "validation" names the records that init
+    holds out of training (every tenth), and "train" the others. "": the test split, or all records of data without
+    splits. Raises ConfigError for a path that does not exist or holds nothing that is known, and for another split.
+    """
+    return _find(path, split)[0]
+
+
+def _find(path: str | Path, split: str) -> tuple[SourceConfig, str]:
+    """(find_source's, what to print of its records where the data have no such split, with {} for their number)."""
+    found = find_data(path, split=split or DEFAULT_SPLIT)
+    if found.asked:
+        return found.asked, ""
+    if not (split or found.splits):
+        return found.train, "no splits: all {} records."
+    if split in SIDES and found.held_out is None:
+        use = "trains on" if split == SIDES[0] else "holds out of training"
+        sides = found.split(len(open_source(found.train)))
+        return sides[SIDES.index(split)], f"no split '{split}': the {{}} records that clipjax init {use}."
+    if found.splits:
+        raise no_split(path, split or DEFAULT_SPLIT, found.splits)
     raise ConfigError(
-        f"--data={path} holds nothing that is known: expected {MANIFEST}, .tar, .parquet or image files, or one table "
-        f"({', '.join(TABLES)}), in it or in its folder '{split}'. --config takes a file that names any source."
+        f"--data={path} has no splits, and so no '{split}'. Leave --split out to evaluate on all records; "
+        "--split=validation takes those that clipjax init and experiments/finetune.py hold out of training."
     )
 
 
-def evaluation_of(path: str | Path, split: str = "test") -> EvaluationConfig:
+def evaluation_of(path: str | Path, split: str = "") -> EvaluationConfig:
     """Zero-shot classification where the data has labels and class names, and retrieval where it has captions.
 
-    Opens the data and reads a few records. Raises ConfigError for data with neither, ManifestError for data that cannot
-    be read.
+    split: see find_source. The evaluators are called by data_name. Opens the data, reads a few records, and prints
+    which records are evaluated on where the data have no such split. Raises ConfigError for data with neither,
+    ManifestError for data that cannot be read.
     """
-    config = find_source(path, split)
+    config, note = _find(path, split)
     source = open_source(config)
-    evaluators = _by_layout(config, source) or _by_records(config, source)
+    if note:
+        announce(f"{path}: {note.format(f'{len(source):,}')}")
+    name = data_name(path, split)
+    evaluators = _by_layout(config, source, name) or _by_records(config, source, name)
     require(
         bool(evaluators),
-        f"--data={path}, split '{split}': the records have neither labels with class names nor captions that differ.",
+        f"--data={path}, split '{config.split}': the records have neither labels with class names nor captions that "
+        "differ.",
     )
     return EvaluationConfig(eval=EvalConfig(evaluators=evaluators))
 
 
 def evaluators_of(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
     """Evaluators for an open source by their own names, "zero_shot" or "retrieval"; {} where none fits."""
-    found = _by_layout(config, source) or _by_records(config, source)
+    found = _by_layout(config, source, "data") or _by_records(config, source, "data")
     return {evaluator.name: evaluator for evaluator in found.values()}
 
 
@@ -92,21 +96,21 @@ def has_captions(source: Source) -> bool:
     return bool(captions - set(source.class_names))
 
 
-def _by_layout(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+def _by_layout(config: SourceConfig, source: Source, name: str) -> dict[str, EvaluatorConfig]:
     """For sets that say their task themselves; {} for others."""
     return {
-        "classification": {NAME: ZeroShotConfig(source=config)},
-        "multilabel": {NAME: MultilabelConfig(source=config)},
-        "retrieval": {NAME: RetrievalConfig(source=config, all_captions=True)},
+        "classification": {name: ZeroShotConfig(source=config)},
+        "multilabel": {name: MultilabelConfig(source=config)},
+        "retrieval": {name: RetrievalConfig(source=config, all_captions=True)},
     }.get(getattr(source, "task", ""), {})
 
 
-def _by_records(config: SourceConfig, source: Source) -> dict[str, EvaluatorConfig]:
+def _by_records(config: SourceConfig, source: Source, name: str) -> dict[str, EvaluatorConfig]:
     evaluators: dict[str, Any] = {}
     if source.class_names and (read_labels(source, LOOKED_AT).labels >= 0).any():
-        evaluators[NAME] = ZeroShotConfig(source=config)
+        evaluators[name] = ZeroShotConfig(source=config)
     if has_captions(source):
-        evaluators[f"{NAME}_retrieval" if evaluators else NAME] = RetrievalConfig(source=config, all_captions=True)
+        evaluators[f"{name}_retrieval" if evaluators else name] = RetrievalConfig(source=config, all_captions=True)
     return evaluators
 
 
@@ -115,7 +119,3 @@ def _captions(source: Source, index: int) -> list[str]:
         return source[index]["texts"]
     except RecordError:
         return []
-
-
-def _has_images(path: Path) -> bool:
-    return any(next(path.rglob(f"*{suffix}"), None) for suffix in IMAGE_SUFFIXES)

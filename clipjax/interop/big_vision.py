@@ -17,6 +17,7 @@ from clipjax.data.images.presets import PIXEL_PRESETS
 from clipjax.interop.hf_siglip import scalar
 from clipjax.interop.layouts import Layout, reshape
 from clipjax.interop.names import Description, Family, InteropError, Meaning, Tensor
+from clipjax.interop.tokenizer_files import own, write_own
 from clipjax.models.towers.text import TextTransformerConfig
 from clipjax.models.towers.vit import ViTConfig
 
@@ -145,7 +146,12 @@ def read(description: Description) -> Meaning:
     except (KeyError, IndexError) as error:
         raise InteropError(f"This is not a SigLIP of big_vision's: {error} is missing.") from error
     scale = dict(logit_scale_init=10.0, logit_scale_max=0.0, logit_bias_init=-10.0)
-    return Meaning(ModelConfig(image=image, text=text, embed_dim=width, **scale), PIXELS)
+    return Meaning(ModelConfig(image=image, text=text, embed_dim=width, **scale), PIXELS, own(description))
+
+
+def write(meaning: Meaning) -> dict[str, Any]:
+    """The tokenizer's options: the .npz holds arrays alone, and big_vision has them in its own configuration."""
+    return write_own(meaning.tokenizer)
 
 
 def _tower(shapes: Any, theirs: str) -> dict[str, Any]:
@@ -162,6 +168,6 @@ def _tower(shapes: Any, theirs: str) -> dict[str, Any]:
     )
 
 
-_OPTIONS = dict(ignored=IGNORED, renamed=renamed, weights="checkpoint.npz")
+_OPTIONS = dict(write=write, ignored=IGNORED, renamed=renamed, weights="checkpoint.npz")
 PER_LAYER = Family(tensors, matches, read, format="big_vision", **_OPTIONS)
 STACKED = Family(stacked_tensors, matches_stacked, read, format="big_vision_stacked", **_OPTIONS)

@@ -42,12 +42,12 @@ class Foreign(NamedTuple):
         return {"batch_stats": {}} | read_variables(self.family.tensors(model), model, tensors, target)
 
 
-def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str = "") -> Foreign:
+def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str = "", *, tell: bool = True) -> Foreign:
     """Opens a file or directory and checks every tensor's name and shape, without reading numbers.
 
     family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it. state_dict: see
     open_weights.
-    A warning says where no tokenizer was found, and which files there are. Raises InteropError naming what is missing,
+    tell: warn where no tokenizer was found, with the files that there are. Raises InteropError naming what is missing,
     unexpected, of another shape, or not supported by clipjax.
     """
     wanted = FAMILIES[family].format if family in FAMILIES else ""
@@ -63,7 +63,7 @@ def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str 
     tokenizer = meaning.tokenizer
     if tokenizer.path:
         tokenizer = type(tokenizer)(**{**vars(tokenizer), "path": str(source.directory / tokenizer.path)})
-    elif "text" in towers_of(meaning.model):
+    elif tell and "text" in towers_of(meaning.model):
         logging.warning("%s", no_tokenizer(path, name, source.description.beside, preset))
     config = ExperimentConfig(model=meaning.model, data=DataConfig(pixels=meaning.pixels), tokenizer=tokenizer)
     parameters = flatten(eval_variables(abstract_state(config, make_mesh(config.mesh))))

@@ -56,14 +56,19 @@ class Export(NamedTuple):
 
 
 def plan_tokenizer(format: str, family: str, tokenizer: TokenizerConfig, context_length: int) -> Export:
-    """The files of a tokenizer in a format (a --format) and family. Raises InteropError where ids would differ."""
+    """The files of a tokenizer in a format (a --format) and family.
+
+    Raises InteropError where ids would differ, and ConfigError where a library is not installed.
+    """
     try:
         made = make_tokenizer(tokenizer, context_length)
         return FORMATS[format](family, made)
     except (InteropError, ConfigError) as error:
+        if isinstance(error.__cause__, ImportError):  # a library is missing, whatever the format can hold
+            raise
         raise InteropError(
             f"Format '{format}' cannot hold this run's tokenizer, {tokenizer.name} '{tokenizer.path}', with its ids: "
-            f"{error}. Pass --notokenizer to export the weights without it."
+            f"{str(error).rstrip('.')}. Pass --notokenizer to export the weights without it."
         ) from error
 
 
@@ -114,12 +119,8 @@ def _kept_by_transformers(family: str, tokenizer: Any) -> Callable[[Path], None]
 def _is_gemma(tokenizer: Any) -> bool:
     """Whether Siglip2Tokenizer, which takes pieces and merges from the file and nothing else, gives the same ids."""
     config = tokenizer.config
-    if (
-        not _made_by(tokenizer, hf_tokenizer)
-        or not (config.lowercase and config.add_eos)
-        or config.add_bos
-        or config.eos_to_pad
-    ):
+    ends = config.lowercase and config.add_eos and not (config.add_bos or config.eos_to_pad)
+    if not (_made_by(tokenizer, hf_tokenizer) and ends):
         return False
     content = json.loads(tokenizer.pipeline.to_str())
     model = {name: content["model"].get(name) for name in ("type", "byte_fallback", "fuse_unk")}
@@ -130,10 +131,8 @@ def _is_gemma(tokenizer: Any) -> bool:
 
 
 def _is_siglip(tokenizer: Any) -> bool:
-    config, names = (
-        tokenizer.config,
-        [tokenizer.model.id_to_piece(i) for i in (tokenizer.eos_id, tokenizer.model.unk_id())],
-    )
+    config = tokenizer.config
+    names = [tokenizer.model.id_to_piece(i) for i in (tokenizer.eos_id, tokenizer.model.unk_id())]
     rules = config.canonicalize and config.drop_underscore and config.lowercase and config.add_eos
     others = config.clean or config.add_bos or config.eos_to_pad
     return bool(rules) and not others and tokenizer.pad_id == tokenizer.eos_id and names == ["</s>", "<unk>"]
@@ -214,9 +213,8 @@ def _converted(tokenizer: Any, described: TokenizerConfig, cleaned: bool = False
         )
     pipeline = json_pipeline(tokenizer)
     check_same(tokenizer, pipeline)
-    settings = _names_of(
-        tokenizer, token_settings(Path(config.path).parent) if _made_by(tokenizer, hf_tokenizer) else {}
-    )
+    own = token_settings(Path(config.path).parent) if _made_by(tokenizer, hf_tokenizer) else {}
+    settings = _names_of(tokenizer, own)
     settings |= dict(tokenizer_class=kind, model_max_length=tokenizer.context_length, padding_side="right")
     # A special token that is written out in a text is text.
     settings |= dict(truncation_side="right", clean_up_tokenization_spaces=False, split_special_tokens=True)

@@ -10,7 +10,9 @@ from typing import Any
 
 from clipjax.config import TokenizerConfig
 from clipjax.data.tokenizers.files import CLIP_FOLDER, files_of
+from clipjax.interop.names import Description
 
+OWN = "clipjax_tokenizer_config.json"  # options of the tokenizer beside it
 OPENAI = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 
 # open_clip's names for what is done to a text, after OpenAI's cleaning.
@@ -89,6 +91,17 @@ def open_clip(text: Mapping[str, Any], beside: frozenset[str]) -> TokenizerConfi
     if clean not in CLEANING or options or mode:
         return TokenizerConfig()
     return tokenizer_json(beside, clean=True, eos_to_pad=no_end, **CLEANING[clean])
+
+
+def own(description: Description) -> TokenizerConfig:
+    """The tokenizer of an export of clipjax's in a format that says nothing of it; none for the files of others."""
+    stored = description.files.get(OWN, {})
+    return TokenizerConfig(**stored) if stored.get("path") in description.beside else TokenizerConfig()
+
+
+def write_own(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """What `own` reads, by the file's name; {} without a tokenizer."""
+    return {OWN: vars(tokenizer) | {"path": Path(tokenizer.path).name}} if tokenizer.path else {}
 
 
 def write_open_clip(tokenizer: TokenizerConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ NO_PAIRS = (
 NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
 # What the names of counts begin with that may be 0 or 1.
 LEFT_OUT = "unlabelled", "unreadable", "indistinguishable"
-COUNTS = *LEFT_OUT, "untrained_classes", "without_positives", "short_classes", "converged"
+COUNTS = *LEFT_OUT, "repeated_captions", "untrained_classes", "without_positives", "short_classes", "converged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,8 @@ def last_results(
                     results.setdefault(name, {})[metric] = _as_number(metric, value)
     if results:
         return results, last
-    files = sorted(workdir.glob("eval/*/results.json"), key=_written)
+    # clipjax eval --data=photos writes into a folder of its own.
+    files = sorted((file for at in ("*", "*/*") for file in workdir.glob(f"eval/{at}/results.json")), key=_written)
     document = read_json_object(files[-1]) if files else {}
     stored = document.get("results", {})
     return {name: result for name, result in stored.items() if isinstance(result, dict)}, document.get("step")

@@ -35,7 +35,7 @@ class Difference:
     corrected: float  # p by Holm's correction over all comparisons; NaN without a test
     test: Test  # "paired": t-test of the differences over shared seeds; "welch": seeds differ; "": no test
     count: int  # seeds of the paired test, or of the smaller side of Welch's
-    why_not: str  # why there is no test; "" where there is one
+    why_not: str  # why there is no test, and of which seeds the difference is where not of all; "" with a test
 
     @property
     def significant(self) -> bool:
@@ -70,7 +70,13 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if not values or not baseline:
         return _untested(math.nan, 0, "one side has no value")
     if shared:
-        return _untested(values[shared[0]] - baseline[shared[0]], 1, "one seed tells nothing about the spread")
+        why = "one seed tells nothing about the spread"
+        if len(values) + len(baseline) > 2:
+            why += (
+                f"; the difference is of seed {shared[0]} alone, which both have, of {len(values)} here and "
+                f"{len(baseline)} of the baseline, and the means are of all"
+            )
+        return _untested(values[shared[0]] - baseline[shared[0]], 1, why)
     return _untested(
         float(first.mean() - second.mean()), 1, "one side has a single seed, which tells nothing of the spread"
     )

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from clipjax.commands import eval as eval_command
+from clipjax.commands import watch
 from clipjax.config import ConfigError, SourceConfig, eval_config, from_eval_config, to_config_dict
 from clipjax.data.records import ManifestError
 from clipjax.data.sources import WebDatasetConfig
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.inference import comparable, evaluate
-from clipjax.runs import CheckpointError, open_run
+from clipjax.runs import CheckpointError, open_run, read_metrics
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.checkpoint import save_weights
 from tests.eval import wds_sets
@@ -208,3 +209,25 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_gives_way_to_the_newest_or_
     (tmp_path / "6").rename(workdir / "checkpoints" / "6")
     with pytest.raises(CheckpointError, match="6 was removed while it was being read: a running run keeps"):
         eval_command.run(workdir, step="6")
+
+
+def test_results_on_data_that_a_user_points_at_stay_beside_the_runs_own(trained, data, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    own = run / "eval" / "6"
+    monkeypatch.setattr(watch.Watcher, "_is_last", lambda self, step: True)
+    eval_command.main(["eval", f"--checkpoint={run}"])
+    before = {name: (own / name).read_bytes() for name in ("results.json", "report.html")}
+    capsys.readouterr()
+    for split in ("train", "validation"):
+        eval_command.main(["eval", f"--checkpoint={run}", f"--data={data / 'scenes'}", f"--split={split}"])
+        assert (
+            f"Wrote {own}/scenes_{split}/results.json and {own}/scenes_{split}/report.html" in capsys.readouterr().out
+        )
+    assert {name: (own / name).read_bytes() for name in before} == before
+    assert set(json.loads((own / "scenes_train" / "results.json").read_text())["results"]) >= {"scenes_train"}
+    eval_command.main(["eval", f"--checkpoint={run}", "--watch"])
+    eval_command.main(["eval", f"--checkpoint={run}", f"--data={data / 'scenes'}", "--split=train", "--watch"])
+    assert {name: (own / name).read_bytes() for name in before} == before, "nor does --watch repeat what is there"
+    (line,) = read_metrics(run / "eval")
+    names = {name.partition("/")[0] for name in line}
+    assert names >= {"scenes_train", *json.loads(before["results.json"])["results"]}

@@ -393,11 +393,11 @@ def test_what_a_bucket_holds_is_found_by_looking_into_it(bucket, tmp_path):
     parquet = ParquetConfig(path=f"{bucket}/parquet", label_key="")
     assert (
         find_data(f"{bucket}/parquet").train
-        == find_source(f"{bucket}/parquet", "train")
+        == find_source(f"{bucket}/parquet")
         == dataclasses.replace(parquet, split="train")
     )
     assert find_data(f"{bucket}/records").train == SourceConfig(path=f"{bucket}/records")
-    assert find_source(f"{bucket}/records").path == f"{bucket}/records"
+    assert find_source(f"{bucket}/records", "train").path == f"{bucket}/records"
     storage.as_path(f"{bucket}/photos/a.jpg").write_bytes(example(0)["image"])
     for find in (find_data, find_source):
         with pytest.raises(ConfigError, match=r"Copy other data to a local disk, or mount the bucket"):

@@ -77,6 +77,15 @@ def test_a_split_without_a_folder_is_refused_where_other_splits_have_one(tmp_pat
     assert len(open_images(flat, split="validation")) == 2
 
 
+def test_a_path_that_does_not_exist_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("table/photos.csv", "photos"):
+        with pytest.raises(ManifestError, match=rf"'{name}' does not exist \(looked from {tmp_path}\)"):
+            open_images(name)
+        with pytest.raises(ManifestError, match=rf"'{tmp_path}/{name}' does not exist\."):
+            open_images(tmp_path / name)
+
+
 def test_files_that_are_not_read_are_told(tmp_path, caplog):
     files = {"a.jpg": "A", "b.JFIF": "B", "c.jpe": "C", "d.heic": "D", "e.heic": "E", "a.json": "{}", "README": "x"}
     write(tmp_path, files | {"a.txt": "a", "b.caption": "b", ".hidden.heic": "x"})
@@ -215,9 +224,8 @@ def test_missing_columns_folders_and_tables_are_named(tmp_path, monkeypatch):
         open_images(tmp_path / "t.csv", image_key="file", text_key="text")
     with pytest.raises(ManifestError, match="no column 'image'. It has none"):
         open_images(tmp_path / "empty.jsonl")
-    for path in ("nowhere", "t.txt", "nowhere.csv"):
-        with pytest.raises(ManifestError, match="neither a folder of images nor a .csv, .tsv, .jsonl table"):
-            open_images(tmp_path / path)
+    with pytest.raises(ManifestError, match="neither a folder of images nor a .csv, .tsv, .jsonl table"):
+        open_images(tmp_path / "t.txt")
     (tmp_path / "no_images").mkdir()
     with pytest.raises(ManifestError, match="has no records"):
         open_images(tmp_path / "no_images")

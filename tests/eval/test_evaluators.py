@@ -96,6 +96,19 @@ def test_retrieval_equals_numpy(mesh, data):
     assert found["examples"] == EXAMPLES
 
 
+def test_captions_of_several_images_are_counted_and_warned_of(mesh, data, caplog):
+    word, columns = data
+    pairs = np.arange(EXAMPLES, dtype=np.int32)
+    ids = np.where(pairs < 2, 0, -1).astype(np.int32)
+    text = np.stack([pairs, pairs * 0], 1)
+    text[1] = text[0]  # of one pair_id
+    for repeated in (4, 6):
+        text[4 : 4 + repeated] = text[4]
+        found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, {**columns, "text": text, "pair_id": ids})
+        assert found["repeated_captions"] == repeated
+        assert ("6 of 53 captions are those of other images too" in caplog.text) == (repeated == 6)
+
+
 def test_a_model_that_says_the_same_of_everything_scores_nothing(mesh, data):
     word, columns = data
     same = {**columns, "image": np.repeat(columns["image"][:1], EXAMPLES, 0), "pair_id": columns["pair_id"] * 0 - 1}

@@ -273,6 +273,12 @@ def model():
     return load(TinyWeights(), mesh=make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), batch_size=4)
 
 
+def test_a_loaded_model_is_shown_in_one_line(model):
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    dim = model.config.model.embed_dim
+    assert repr(model) == f"Loaded(image vit, text transformer, embed_dim={dim}, {size:,} parameters)"
+
+
 def test_a_loaded_model_embeds_one_image_or_text_as_a_row_of_many(model):
     dim = model.config.model.embed_dim
     data = turned("JPEG")

@@ -3,8 +3,10 @@ them in docs/api.md."""
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,13 @@ def test_the_api_page_has_all_of_them_as_they_are():
         for name in importlib.import_module(f"clipjax.{namespace}").__all__:
             assert f"### clipjax.{namespace}.{name}\n" in page
     assert api_page() == page, "run python -m docs.generate"
+
+
+def test_an_editable_install_is_a_path_which_wins_over_a_clone_of_this_name(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-dir"] == {"": "."}, "setuptools then writes a path, not a finder"
+    (tmp_path / "clipjax").symlink_to(ROOT)
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import clipjax; print(clipjax.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shown = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True, env=environment)
+    assert shown.strip() == str(ROOT / "clipjax" / "__init__.py")

@@ -92,6 +92,9 @@ class FolderSource:
             self.entries = [Entry(name, number) for number, name in enumerate(images)]
             if self.of_classes:
                 self.entries, self.class_names = _class_entries(self.entries, root, path)
+        elif not path.exists():
+            looked = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+            raise ManifestError(f"'{path}' does not exist{looked}. Expected a folder of images or a table.")
         else:
             raise ManifestError(f"'{path}' is neither a folder of images nor a {', '.join(TABLES)} table.")
         self.root = root.resolve()
