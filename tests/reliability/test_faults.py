@@ -10,7 +10,8 @@ import pytest
 from clipjax.__main__ import COMMANDS
 from tests.runs import ROOT
 
-PROGRESS = ("step ", "Wrote ", "Memory: ", "Compiled programs: ")  # how lines begin that every run prints
+# How lines begin that every run prints; the table of where the time went is indented.
+PROGRESS = ("step ", "Wrote ", "Memory: ", "Compiled programs: ", "Where the time went: ", "  ")
 
 
 @pytest.fixture(scope="module")
