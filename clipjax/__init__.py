@@ -52,7 +52,7 @@ def load(
       state_dict: of published weights, the model in a checkpoint that holds several: "model_ema".
       mesh: a jax.sharding.Mesh; None: all devices, with the whole weights on each.
       batch_size: how many examples are embedded at a time, over all devices.
-    Returns: clipjax.inference.load.Loaded. Raises CheckpointError, InteropError, or TypeError where path is none.
+    Returns: clipjax.inference.load.Loaded. Raises CheckpointError, InteropError, or TypeError if path is not a path.
     """
     # Imported here, so that `import clipjax` stays fast and imports no JAX.
     import contextlib

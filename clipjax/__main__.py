@@ -72,10 +72,9 @@ def dispatch() -> None:
         print("\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
         print("\nclipjax COMMAND --help shows examples and every flag.")
         if command not in ("--help", "-h", "help"):
-            from clipjax.config import nearest
+            from clipjax.config.errors import meant
 
-            meant = nearest(command, COMMANDS).partition(" Known")[0]  # the list is above
-            print(f"\nUnknown command '{command}'.{meant}", file=sys.stderr)
+            print(f"\nUnknown command '{command}'.{meant(command, COMMANDS)}", file=sys.stderr)
             sys.exit(2)
         return
     help_texts = json.loads(HELP_TEXTS.read_text("utf-8")) if HELP_TEXTS.is_file() else {}

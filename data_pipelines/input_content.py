@@ -42,7 +42,8 @@ def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: b
         return {TIMES: times}
     names = [name for name, _ in files]
     content = _digest(zip(names, thread_map(_sha256, [path for _, path in files]), strict=True))
-    return {CONTENT: content, TIMES: before[TIMES] if before.get(CONTENT) == content else times}
+    same = before.get(CONTENT) == content and not overwrite  # then the source is that of the folder, which stays
+    return {CONTENT: content, TIMES: before[TIMES] if same else times}
 
 
 def file_state(path: str | Path) -> tuple[int, int]:

@@ -80,7 +80,8 @@ def build(
     categories = sorted({_category(path) for path, texts in captions.items() if texts} - {""})
 
     drawings: dict[str, list[tuple[str, bytes]]] = {name: [] for name in _names(splits)}
-    drawings |= {"artists": []} if held_out_artists else {}
+    if held_out_artists:
+        drawings["artists"] = []
     for path, image in _pictures(png, captions, longest_side, skips):
         artist = works[path].creator
         away = held_out_artists and artist and kept(f"artist {artist}") == "artists"

@@ -51,7 +51,8 @@ def run(
         suffix = Path(out).suffix.lower()
         endings = ", ".join(filter(None, SUFFIXES))
         require(
-            suffix in SUFFIXES, f"--out={out}: expected a name that ends in {endings}, or --format={'|'.join(FORMATS)}."
+            suffix in SUFFIXES,
+            f"--out={out} ends in '{suffix}': expected {endings} or no ending, or pass --format={'|'.join(FORMATS)}.",
         )
         format = SUFFIXES[suffix]
     require(format in FORMATS, f"--format={format} is unknown; expected {', '.join(FORMATS)}.")

@@ -11,9 +11,9 @@ are run with the checkpoint's model, tokenizer and pixels, or an experiment whos
 the default is the run's own configuration. --data names a folder of tars, Parquet files, records or captioned images,
 whose labels are classified and whose captions are retrieved: its test split, or all of it where it has no splits; of
 such data, --split=validation takes the records that clipjax init holds out. Their results go to a folder of their own,
-CHECKPOINT/eval/STEP/DATA. Each evaluator's result is written when it is there, and
-started again, the command goes on with those that are missing; --redo evaluates all again. --watch follows a run from
-another process and evaluates each new checkpoint until the run has made all its steps.
+CHECKPOINT/eval/STEP/DATA. Each evaluator's result is written when it is there, and started again, the command goes on
+with those that are missing; --redo evaluates all again. --watch follows a run from another process and evaluates each
+new checkpoint until the run has made all its steps.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def run(
         print(f"Of {looked.read:,} records that were read, {len(looked.bad)} cannot be used: {bad}.", flush=True)
     device, count = jax.devices()[0].platform, jax.device_count()
     size = choose_size(looked.usable, device, count)
-    _refuse_mostly_bad(data, looked, size.batch * size.steps)
+    _refuse_too_many_bad(data, looked, size.batch * size.steps)
     content, pieces, longest = train_tokenizer(looked)
     text = experiment_text(looked, size, model.name, pieces, longest, _data_path(data, out), out)
     ast.parse(text, str(out))
@@ -72,12 +72,12 @@ def run(
     return out, model
 
 
-def _refuse_mostly_bad(data: str | Path, looked: Looked, images: int) -> None:
-    """Refuses data with which training on so many images would stop, at MAX_ATTEMPTS bad records drawn in a row."""
+def _refuse_too_many_bad(data: str | Path, looked: Looked, images: int) -> None:
+    """Refuses data whose bad records would stop training on so many images with a probability of RISK or more."""
     require(
         looked.bad_share**MAX_ATTEMPTS * images < RISK,
         f"--data={data}: {len(looked.bad):,} of {looked.read:,} records cannot be used: {describe_bad(looked.bad)}. "
-        f"Training would stop: it does where {MAX_ATTEMPTS} records drawn in a row are bad. Repair or remove them, or "
+        f"Training could stop: it does when {MAX_ATTEMPTS} records drawn in a row are bad. Repair or remove them, or "
         "write the good ones with python -m data_pipelines.prepare (docs/data_pipelines.md).",
     )
 

@@ -232,7 +232,7 @@ BODY = """def get_config():
     # A tokenizer of <PIECES> pieces, trained on the captions. Another one needs its number of pieces below.
     config.tokenizer.path = str(HERE / <MODEL>)
     config.model.text.vocab_size = <VOCAB>
-    config.model.text.context_length = <CONTEXT>  # 99% of the captions fit; the others are cut
+    config.model.text.context_length = <CONTEXT>  # 99% of the captions and all prompts fit
 
     # Sizes for <WHY>. Larger images show more, wider and deeper towers learn more; both cost time.
     config.global_batch_size = <BATCH>  # a larger one has more wrong captions to tell apart; it needs memory

@@ -24,5 +24,6 @@ def check_out(out: Path, is_own: Callable[[str], bool], own: str) -> None:
         # An empty file, such as mktemp makes, holds nothing to lose.
         require(
             not head or is_own(head.decode(errors="replace")),
-            f"--out={out} exists and is not {own}, which alone is replaced. Name another file, or move this one away.",
+            f"--out={out} exists and is not {own}: only such a file is replaced. Name another file, or move this one "
+            "away.",
         )

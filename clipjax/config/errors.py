@@ -28,5 +28,10 @@ def shown(value: object) -> str:
 def nearest(name: object, known: Iterable[str]) -> str:
     """' Did you mean ...? Known: ...' for an error about an unknown name."""
     known = sorted(known)
+    return f"{meant(name, known)} Known: {', '.join(known)}."
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """' Did you mean ...?' for an unknown name; "" where none is near it."""
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    return (f" Did you mean '{close[0]}'?" if close else "") + f" Known: {', '.join(known)}."
+    return f" Did you mean '{close[0]}'?" if close else ""

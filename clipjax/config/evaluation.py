@@ -38,7 +38,7 @@ class EvaluationConfig:
 def evaluated(
     trained: ExperimentConfig, config: ExperimentConfig | EvaluationConfig | None, devices: int
 ) -> ExperimentConfig:
-    """What to evaluate weights with, on so many devices, that were trained with `trained`.
+    """The configuration with which weights trained with `trained` are evaluated on `devices` devices.
 
     config: an experiment, taken as it is; an evaluation, whose eval, mesh and data sections are taken; None: the
     trained one's own evaluators and, if it fits the devices, its mesh; else all of them share the batch. The batch is

@@ -39,7 +39,7 @@ THRESHOLD = Range(0, 1e30)
 EPSILON = Range(0, 1)
 PROPORTION = Range(1e-3, 1e3)
 SPREAD = Range(1e-6, 1e6)  # divides
-_OF_255 = "pixels are from 0 to 1: divide statistics of pixels from 0 to 255 by 255"
+_OF_255 = "statistics are of pixels from 0 to 1 (divide those of pixels from 0 to 255 by 255)"
 # An import may have a spread above 1, of pixels that its library scales otherwise.
 PIXEL_MEAN, PIXEL_SPREAD = Range(0, 1, hint=_OF_255), Range(1e-6, 10, hint=_OF_255)
 PARTS = Range(0, 1e12, low_open=True)  # of a sum

@@ -20,7 +20,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "embeddings": ("Embeddings", "open_embeddings", "write_embeddings"),
+    "embeddings": ("Embeddings", "Row", "open_embeddings", "write_embeddings"),
     "bad_records": ("DataError",),
     "finding": ("Found", "find_data"),
     "labels": ("ClassNames", "read_class_names", "read_label"),

@@ -91,6 +91,7 @@ def _avoid_names(described: Mapping[str, Any], taken: Sequence[str]) -> None:
 
 def _remove_all_but(folder: storage.AnyPath, kept: Sequence[str]) -> None:
     """Removes the objects of a folder whose names are not in `kept`."""
+    kept = frozenset(kept)
     with storage.translating(folder, writing=True):
         for name in _find(folder):
             if name.rsplit("/", 1)[-1] not in kept:

@@ -66,7 +66,8 @@ class Embeddings:
             )
         texts = self._array(record["texts"]).reshape(-1, len(record["image"]) // np.dtype(DTYPES[self.dtype]).itemsize)
         if caption >= len(texts):
-            raise RecordError("other captions", f"record {index}, '{key}', has {len(texts)} in {self.folder}")
+            found = f"record {index}, '{key}', has only {len(texts)} captions in {self.folder}"
+            raise RecordError("other captions", f"{found}, so none with number {caption}")
         return texts[caption]
 
     def _array(self, data: bytes) -> np.ndarray:

@@ -175,10 +175,11 @@ def no_split(path: str | Path, split: str, splits: Sequence[str]) -> ConfigError
 def _of_images(folder: Path, listing: Listing, split: str) -> Found:
     names = class_folders_of(listing)
     splits = tuple(sorted(name for name in names if name.lower().rstrip("0123456789") in SPLITS))
-    asked = split in names
+    alone = len(splits) == 1 and len(names) > 2  # then it is a class: CIFAR-100 has one called "train"
+    splits, asked = ((), False) if alone else (splits, split in names)
     if split and splits and not asked and not {"train", "training"}.intersection(map(str.lower, splits)):
         raise no_split(folder, split, splits)
-    train, held_out = (split, "") if asked else splits_of_folders(folder, names)
+    train, held_out = (split, "") if asked else splits_of_folders(folder, names if splits else set())
     part = listing
     if train:
         below = [[name[len(train) + 1 :] for name in names if name.startswith(f"{train}/")] for names in listing]
@@ -197,8 +198,8 @@ def _of_images(folder: Path, listing: Listing, split: str) -> Found:
         if captions == "folders"
         else "images with captions beside them"
     )
-    make = lambda split: FolderConfig(path=str(folder), split=split, captions=captions)  # noqa: E731
-    source, other = make(train or "train"), make(held_out) if held_out else None
+    make = lambda name: FolderConfig(path=str(folder), split=name, captions=captions)  # noqa: E731
+    source, other = make(train or ("" if alone else "train")), make(held_out) if held_out else None
     return Found(source, other, f"{len(part.images):,} {how}", splits, source if asked else None)
 
 

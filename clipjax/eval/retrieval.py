@@ -24,7 +24,7 @@ __all__ = ["MAX_SCORES", "RetrievalConfig", "evaluate", "ranks"]
 RECALLS = (1, 5, 10)
 NAMES = (*(f"r{k}" for k in RECALLS), "median_rank", "mean_rank")
 MEAN_RECALL = "mean_recall@1"  # DataComp's name
-MANY_REPEATED = 0.1  # share of captions that other images have too, from which on a warning says so
+MANY_REPEATED = 0.1  # share of captions that other images also have, above which a warning is logged
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def _embedded(
     repeated = repeated_captions(tokens, np.repeat(image_id, found).tolist())
     if repeated > MANY_REPEATED * len(tokens):
         logging.warning(
-            "%s: %d of %d captions are those of other images too, so no model can find the one image that counts as "
-            "right. Give records of one content one pair_id.", data, repeated, len(tokens),
+            "%s: %d of %d captions also belong to other images, so no model can find the one image that counts as "
+            "right. Give records with the same content the same pair_id.", data, repeated, len(tokens),
         )  # fmt: skip
     return _Embedded(image, text, found, image_id, unreadable, repeated)
 

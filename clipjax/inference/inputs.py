@@ -130,7 +130,7 @@ def _as_array(value: Any) -> Any:
     return np.asarray(value) if other else value
 
 
-def check_columns(ids: np.ndarray, config: ExperimentConfig) -> None:
+def check_columns(ids: np.ndarray, config: ExperimentConfig, tokenizer: Tokenizer | None) -> None:
     """Raises ValueError for ids [B, L] without the padding that the text tower reads as well."""
     length, needed = config.model.text.context_length, needed_columns(config)
     if ids.shape[1] == length or not len(ids):
@@ -139,9 +139,10 @@ def check_columns(ids: np.ndarray, config: ExperimentConfig) -> None:
     whole = np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=pad_id)
     if isinstance(needed, str) or needed(whole).max() > ids.shape[1]:
         why = needed if isinstance(needed, str) else "the tower reads the padding after a text"
+        padding = f", {tokenizer.pad_id}" if tokenizer else ""  # the tower may call another id padding
         raise ValueError(
-            f"texts are ids {list(ids.shape)}, and {why}: fill them up to [{len(ids)}, {length}] with the tokenizer's "
-            f"padding, {pad_id}."
+            f"texts are ids {list(ids.shape)}, but {why}. Pad them to [{len(ids)}, {length}] with the tokenizer's "
+            f"padding{padding}."
         )
 
 

@@ -71,7 +71,7 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
     def ids_of(texts: Any) -> np.ndarray:
         require_tower(config.model, "text")
         ids = text_ids(texts, tokenizer, config.model.text.context_length, config.model.text.vocab_size)
-        check_columns(ids, config)
+        check_columns(ids, config, tokenizer)
         return ids
 
     def embed_images(images: Any) -> np.ndarray:

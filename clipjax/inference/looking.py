@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, EvalConfig, EvaluationConfig, EvaluatorConfig, SourceConfig, require
-from clipjax.data.finding import SIDES, find_data, no_split
+from clipjax.data.finding import SHARDS, SIDES, find_data, no_split
 from clipjax.data.probe import read_labels
 from clipjax.data.records import RecordError
 from clipjax.data.sources import Source, open_source
+from clipjax.data.sources.tables import TABLES
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.processes import announce
 from clipjax.storage import is_remote
@@ -29,7 +30,8 @@ def data_name(path: str | Path, split: str = "") -> str:
     place = str(path)
     while set(os.path.basename(place)) & set("*?[]{}") and not os.path.exists(place):
         place = os.path.dirname(place)
-    name = os.path.splitext(os.path.basename(place))[0] if Path(place).is_file() else ""
+    stem, suffix = os.path.splitext(os.path.basename(place))
+    name = stem if suffix.lower() in (*SHARDS, *TABLES) or Path(place).is_file() else ""
     name = name or os.path.basename(place.rstrip("/") if is_remote(place) else os.path.abspath(place))
     return re.sub(r"[^\w-]", "_", "_".join(filter(None, (name, split)))) or "data"
 
@@ -50,11 +52,11 @@ def _find(path: str | Path, split: str) -> tuple[SourceConfig, str]:
     if found.asked:
         return found.asked, ""
     if not (split or found.splits):
-        return found.train, "no splits: all {} records."
+        return found.train, "has no splits: evaluating on all {} records."
     if split in SIDES and found.held_out is None:
         use = "trains on" if split == SIDES[0] else "holds out of training"
-        sides = found.split(len(open_source(found.train)))
-        return sides[SIDES.index(split)], f"no split '{split}': the {{}} records that clipjax init {use}."
+        sides, records = found.split(len(open_source(found.train))), f"the {{}} records that clipjax init {use}"
+        return sides[SIDES.index(split)], f"has no split '{split}': evaluating on {records}."
     if found.splits:
         raise no_split(path, split or DEFAULT_SPLIT, found.splits)
     raise ConfigError(
@@ -66,14 +68,14 @@ def _find(path: str | Path, split: str) -> tuple[SourceConfig, str]:
 def evaluation_of(path: str | Path, split: str = "") -> EvaluationConfig:
     """Zero-shot classification where the data has labels and class names, and retrieval where it has captions.
 
-    split: see find_source. The evaluators are called by data_name. Opens the data, reads a few records, and prints
+    split: see find_source. The evaluators are named by data_name. Opens the data, reads a few records, and prints
     which records are evaluated on where the data have no such split. Raises ConfigError for data with neither,
     ManifestError for data that cannot be read.
     """
     config, note = _find(path, split)
     source = open_source(config)
     if note:
-        announce(f"{path}: {note.format(f'{len(source):,}')}")
+        announce(f"{path} {note.format(f'{len(source):,}')}")
     name = data_name(path, split)
     evaluators = _by_layout(config, source, name) or _by_records(config, source, name)
     require(

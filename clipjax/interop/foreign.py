@@ -47,8 +47,8 @@ def open_foreign(path: str, family: str = "", preset: str = "", state_dict: str 
 
     family: a row of FAMILIES; "" to recognise it. preset: the model, where no configuration says it. state_dict: see
     open_weights.
-    tell: warn where no tokenizer was found, with the files that there are. Raises InteropError naming what is missing,
-    unexpected, of another shape, or not supported by clipjax.
+    tell: whether to warn that there is no tokenizer, listing the files that are there.
+    Raises InteropError naming what is missing, unexpected, of another shape, or not supported by clipjax.
     """
     wanted = FAMILIES[family].format if family in FAMILIES else ""
     source = open_weights(path, state_dict, wanted)

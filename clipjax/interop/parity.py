@@ -51,10 +51,9 @@ def parity_report(foreign: Foreign, variables: dict[str, Any]) -> tuple[dict[str
         original = load(foreign)
         theirs = original.forward(original.images(image), original.texts(text))
     except ModuleNotFoundError as error:
-        why = f"the package {error.name} is not installed"
+        why = f"the Python module {error.name} is missing"
         return {"compared": False, "why": why}, (
-            f"No parity report: {why}. Nothing was compared with the original library; install its packages and import "
-            "again to have the embeddings compared."
+            f"No parity report: {why}. Install or update the original library, and import again to compare embeddings."
         )
     except (ImportError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"

@@ -80,7 +80,7 @@ def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
     require(
         config.final_fraction == 0 or SCHEDULES[config.name].falls,
         f"{where}.final_fraction={config.final_fraction} is for "
-        f"{' and '.join(n for n, row in SCHEDULES.items() if row.falls)}; {config.name} has no set end. Set it to 0.",
+        f"{' and '.join(n for n, row in SCHEDULES.items() if row.falls)}; {config.name} does not use it. Set it to 0.",
     )
 
 

@@ -72,9 +72,10 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if shared:
         why = "one seed tells nothing about the spread"
         if len(values) + len(baseline) > 2:
-            why += (
-                f"; the difference is of seed {shared[0]} alone, which both have, of {len(values)} here and "
-                f"{len(baseline)} of the baseline, and the means are of all"
+            why = (
+                f"one shared seed tells nothing about the spread; the difference is that of seed {shared[0]}, the only "
+                f"one that both have, but the means are over all seeds ({len(values)} here, {len(baseline)} in the "
+                "baseline)"
             )
         return _untested(values[shared[0]] - baseline[shared[0]], 1, why)
     return _untested(

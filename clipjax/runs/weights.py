@@ -81,7 +81,8 @@ def stays_random(config: ExperimentConfig) -> list[str]:
             unlocked = f"config.optimizer.{side}_unlocked_blocks={getattr(config.optimizer, f'{side}_unlocked_blocks')}"
             frozen = "config.lora" if adapted(config, side) else unlocked
         lines.append(
-            f"WARNING: the {side} tower starts with random weights, and {frozen} does not train them. Name weights to "
+            f"WARNING: the {side} tower starts with random weights, and {frozen} leaves "
+            f"{'all' if farthest(config, side) < 0 else 'part'} of it untrained. Name weights to "
             f"start from with config.init_from or config.init_{side}_from."
         )
     return lines

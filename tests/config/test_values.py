@@ -120,8 +120,8 @@ def test_an_absurd_number_in_any_field_is_a_config_error_or_fits():
         (
             "data.pixels.std",
             (0.5, 0.0, 0.5),
-            "config.data.pixels.std=(0.5, 0.0, 0.5) must be at least 1e-06 and at most 10; pixels are from 0 to 1: "
-            "divide statistics of pixels from 0 to 255 by 255.",
+            "config.data.pixels.std=(0.5, 0.0, 0.5) must be at least 1e-06 and at most 10; statistics are "
+            "of pixels from 0 to 1 (divide those of pixels from 0 to 255 by 255).",
         ),
         (
             "model.logit_bias_init",

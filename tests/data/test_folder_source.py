@@ -263,10 +263,10 @@ def test_a_run_reads_a_folder_and_counts_what_is_bad(tmp_path):
 def test_folders_of_one_class_are_refused_and_folders_without_images_are_told(tmp_path, caplog):
     write(tmp_path, {"red_rose/1.jpg": encoded(picture(0)), "tulip/2.jpg": encoded(picture(1))})
     (tmp_path / "daisy").mkdir()
-    (tmp_path / ".cache").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
     source = open_images(tmp_path, captions="folders")
     assert source.class_names == ("red rose", "tulip")
-    assert f"Folders without images, which are no classes, in {tmp_path}: daisy" in caplog.text.splitlines()[-1]
+    assert f"These folders in {tmp_path} hold no images, so they are not classes: daisy" in caplog.text.splitlines()[-1]
     write(tmp_path, {"red rose/3.jpg": encoded(picture(2))})
     with pytest.raises(ManifestError, match="folders 'red rose' and 'red_rose' are both class 'red rose'. Rename one"):
         open_images(tmp_path, captions="folders")

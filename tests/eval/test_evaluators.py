@@ -106,7 +106,7 @@ def test_captions_of_several_images_are_counted_and_warned_of(mesh, data, caplog
         text[4 : 4 + repeated] = text[4]
         found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, {**columns, "text": text, "pair_id": ids})
         assert found["repeated_captions"] == repeated
-        assert ("6 of 53 captions are those of other images too" in caplog.text) == (repeated == 6)
+        assert ("6 of 53 captions also belong to other images" in caplog.text) == (repeated == 6)
 
 
 def test_a_model_that_says_the_same_of_everything_scores_nothing(mesh, data):

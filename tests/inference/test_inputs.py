@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -245,16 +246,16 @@ def config_of(**text):
 def test_ids_without_their_padding_are_refused_where_the_tower_reads_it():
     short = np.array([[5, 6, 3], [4, 3, 0]])
     causal = config_of(causal=True, pool="eos", eos_id=3, pad_id=0)
-    check_columns(short, causal)
+    check_columns(short, causal, None)
     for config, why in (
-        (config_of(causal=False, pool="last", pad_id=1), r"causal=False.*fill them up to \[2, 8\].* padding, 1\."),
+        (config_of(causal=False, pool="last", pad_id=0), r"causal=False.*Pad them to \[2, 8\].* padding, 1\."),
         (config_of(causal=True, pool="last"), "pool='last' reads the padding"),
         (config_of(causal=True, pool="cls", eos_id=3, pad_id=0), "reads the padding after a text"),
     ):
         with pytest.raises(ValueError, match=why):
-            check_columns(short, config)
-        check_columns(np.pad(short, ((0, 0), (0, 5))), config)
-    check_columns(short[1:], config)  # it has the column of padding that the class token sees
+            check_columns(short, config, SimpleNamespace(pad_id=1))
+        check_columns(np.pad(short, ((0, 0), (0, 5))), config, None)
+    check_columns(short[1:], config, None)  # it has the column of padding that the class token sees
 
 
 class TinyWeights:

@@ -10,6 +10,7 @@ from clipjax.config import ConfigError
 from clipjax.data.finding import find_data
 from clipjax.data.sources import HeldOutConfig, WebDatasetConfig, open_source
 from clipjax.inference.looking import data_name, evaluation_of, find_source
+from tests.data.samples import encoded, picture
 from tests.eval import wds_sets
 
 
@@ -117,13 +118,13 @@ def test_validation_of_data_without_splits_is_what_init_holds_out_and_other_spli
                                 ("train", train, "18 records that clipjax init trains on")):  # fmt: skip
         assert find_source(path, split) == config and isinstance(config, HeldOutConfig)
         evaluation_of(path, split)
-        assert f"{path}: no split '{split}': the {told}." in capsys.readouterr().out
+        assert f"{path} has no split '{split}': evaluating on the {told}." in capsys.readouterr().out
     assert not {*keys_of(open_source(find_source(path, "train")))} & {*keys_of(open_source(held_out))}
     for split in ("nonsense", "test"):
         with pytest.raises(ConfigError, match=f"has no splits, and so no '{split}'. Leave --split out"):
             find_source(path, split)
     assert len(open_source(next(iter(evaluation_of(path).eval.evaluators.values())).source)) == 20
-    assert f"{path}: no splits: all 20 records." in capsys.readouterr().out
+    assert f"{path} has no splits: evaluating on all 20 records." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("write", [class_folders, captioned, table, one_tar])
@@ -173,3 +174,15 @@ def test_results_are_called_after_the_data_and_a_split_that_is_named(tmp_path, m
         ("shards/{00..03}/*.tar", "shards"), ("gs://bucket/photos/", "photos"), ("gs://bucket/c/*.tar", "c"),
     ):  # fmt: skip
         assert (data_name(path), data_name(path, "val")) == (name, f"{name}_val")
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_may_be_called_like_a_split(name, tmp_path):
+    """As "train" in CIFAR-100: one folder among others is a class."""
+    for number, label in enumerate((name, "bus", "car", name, "bus", "car")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{number}.png").write_bytes(encoded(picture(number), "PNG"))
+    source = open_source(find_source(tmp_path))
+    assert source.class_names == tuple(sorted(("bus", "car", name))) and len(source) == 6
+    train, held_out = (open_source(find_source(tmp_path, split)) for split in ("train", "validation"))
+    assert len(train) + len(held_out) == 6

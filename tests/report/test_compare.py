@@ -245,7 +245,7 @@ def test_csv_has_full_numbers_and_markdown_a_table(sweep, tmp_path, capsys):
         (["--step=7"], "has no evaluation at step 7"),
         (
             ["--out=t.xlsx"],
-            "--out=t.xlsx: expected a name that ends in .csv, .md, .txt, or --format=text|csv|markdown.",
+            "--out=t.xlsx ends in '.xlsx': expected .csv, .md, .txt or no ending, or pass --format=text|csv|markdown.",
         ),
         (["--format=html"], "--format=html is unknown; expected text, csv, markdown"),
         (["--target=50"], "shares from 0 to 1"),

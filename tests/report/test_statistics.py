@@ -45,8 +45,11 @@ def test_other_seeds_give_welchs_t_test_and_its_interval():
 def test_a_difference_of_one_shared_seed_of_several_says_which():
     found = difference({0: 0.0, 1: 0.014}, {0: 0.455})
     assert found.mean == pytest.approx(-0.455)
-    assert "the difference is of seed 0 alone, which both have, of 2 here and 1 of the baseline" in found.why_not
-    assert "alone" not in difference({0: 0.0}, {0: 0.455}).why_not
+    assert (
+        "that of seed 0, the only one that both have, but the means are over all seeds (2 here, 1 in the baseline)"
+        in found.why_not
+    )
+    assert "only one" not in difference({0: 0.0}, {0: 0.455}).why_not
 
 
 @pytest.mark.parametrize(

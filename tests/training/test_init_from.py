@@ -101,16 +101,16 @@ def test_random_weights_that_nothing_trains_are_told(runs, capsys):
     """LiT whose weights were forgotten, in a run and in clipjax check."""
     frozen = AdamWConfig(image_lr_multiplier=0.0, text_unlocked_blocks=0)
     expected = [
-        f"WARNING: the {side} tower starts with random weights, and config.optimizer.{field}=0 does not train them. "
-        f"Name weights to start from with config.init_from or config.init_{side}_from."
-        for side, field in (("image", "image_lr_multiplier"), ("text", "text_unlocked_blocks"))
+        f"WARNING: the {side} tower starts with random weights, and config.optimizer.{field}=0 leaves {share} of it "
+        f"untrained. Name weights to start from with config.init_from or config.init_{side}_from."
+        for side, field, share in (("image", "image_lr_multiplier", "all"), ("text", "text_unlocked_blocks", "part"))
     ]
     own = config("lit", optimizer=frozen)
     assert check_init_from(own, MESH, prints(own)).splitlines() == expected
     *_, line = start(capsys, "lit", init_image_from=str(runs / "both"), optimizer=frozen)
     assert line.splitlines()[:-1] == expected[1:]
     adapters = dataclasses.replace(config("lit"), lora=LoraConfig(rank=2, text=False))
-    assert "config.lora does not train them" in stays_random(adapters)[0] and not stays_random(config("lit"))
+    assert "config.lora leaves all of it untrained" in stays_random(adapters)[0] and not stays_random(config("lit"))
     assert not stays_random(dataclasses.replace(own, init_from=str(runs / "both")))
 
 

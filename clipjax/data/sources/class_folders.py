@@ -22,8 +22,8 @@ def class_folders(
 
     class_names: a file of names; None: root/classnames.txt. Without either, folders that are numbers are classes named
     by their numbers, and other folders are their own names. option: what a user sets to name a file, for the warning.
-    Raises ClassFolderError for folders that are no class of the file, or the same one, and ManifestError for folders of
-    which some are numbers and some are names.
+    Raises ClassFolderError for a folder that is no class of the file and for two folders of one class, and
+    ManifestError for folders of which some are numbers and some are names.
     """
     names = names_in(class_names) if class_names else names_beside(root)
     spelled = {folder: folder.replace("_", " ") for folder in folders}

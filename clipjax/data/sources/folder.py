@@ -19,6 +19,7 @@ from clipjax.data.sources.fields import MAX_CAPTION, caption_lines, captions, de
 from clipjax.data.sources.image_files import Sidecars, folder_of_split, image_files, tell_unread
 from clipjax.data.sources.local_files import read_below
 from clipjax.data.sources.tables import TABLES, Columns
+from clipjax.files import hidden
 
 MAX_IMAGE = 256 << 20  # bytes of a file
 
@@ -156,10 +157,10 @@ def _class_entries(entries: list[Entry], root: Path, whole: Path) -> tuple[list[
 
 def _tell_empty(root: Path, classes: Sequence[str]) -> None:
     """Warns of folders that would be classes if they had images: with fewer classes, accuracies are higher."""
-    empty = sorted({path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."} - {*classes})
+    empty = sorted({path.name for path in root.iterdir() if path.is_dir() and not hidden(path.name)} - {*classes})
     if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        logging.warning("Folders without images, which are no classes, in %s: %s%s", root, ", ".join(empty[:5]), more)
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        logging.warning("These folders in %s hold no images, so they are not classes: %s", root, shown)
 
 
 def one_spelling(path: str) -> str:
