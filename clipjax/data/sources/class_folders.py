@@ -22,12 +22,12 @@ def class_folders(
 
     class_names: a file of names; None: root/classnames.txt. Without either, folders that are numbers are classes named
     by their numbers, and other folders are their own names. option: what a user sets to name a file, for the warning.
-    Raises ClassFolderError for a folder that is no class of the file and for two folders of one class, and
-    ManifestError for folders of which some are numbers and some are names.
+    Raises ClassFolderError for a folder that is no class of the file and, without one, for two folders of one class,
+    and ManifestError for folders of which some are numbers and some are names.
     """
     names = names_in(class_names) if class_names else names_beside(root)
-    spelled = {folder: folder.replace("_", " ") for folder in folders}
-    if not names.names:
+    spelled, from_folders = {folder: folder.replace("_", " ") for folder in folders}, not names.names
+    if from_folders:
         try:
             read = [(read_label(name, f"folder '{folder}'"), f"folder '{folder}'") for folder, name in spelled.items()]
         except RecordError as error:
@@ -53,7 +53,7 @@ def class_folders(
             raise ClassFolderError(f"{root}: folder '{folder}' is not the number of a class.")
     first: dict[int, str] = {}
     for folder, label in labels.items():
-        if (other := first.setdefault(label, folder)) != folder:
+        if from_folders and (other := first.setdefault(label, folder)) != folder:
             raise ClassFolderError(
                 f"{root}: folders '{other}' and '{folder}' are both class '{names.names[label]}'. Rename one, or put "
                 "their images together."
