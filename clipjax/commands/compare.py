@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.commands.out_file import check_out
+from clipjax.commands.preflight import check_out
 from clipjax.config import require
 from clipjax.files import printable, write_text
 from clipjax.report.compare import Comparison, compare

@@ -73,7 +73,7 @@ def run(
 
 
 def _refuse_too_many_bad(data: str | Path, looked: Looked, images: int) -> None:
-    """Refuses data whose bad records would stop training on so many images with a probability of RISK or more."""
+    """Refuses data if its bad records stop training on this many images with a probability of RISK or more."""
     require(
         looked.bad_share**MAX_ATTEMPTS * images < RISK,
         f"--data={data}: {len(looked.bad):,} of {looked.read:,} records cannot be used: {describe_bad(looked.bad)}. "

@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from clipjax.commands import flags as cli
-from clipjax.commands.out_file import check_out
+from clipjax.commands.preflight import check_out
 from clipjax.config import ConfigError, ExperimentConfig, from_config_dict, require, to_config_dict
 from clipjax.files import write_text
 from clipjax.machine.compute_dtype import check_dtype, choose_dtype

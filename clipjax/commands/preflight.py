@@ -41,6 +41,7 @@ from clipjax.training.check import check, check_tokenizer
 from clipjax.training.precomputed import check_settings, image_settings, teacher_settings
 
 PROBED = 4  # training examples that are made before a run
+HEAD = 4096  # bytes of a file by which check_out recognises it
 Check = tuple[str, Callable[[], str]]  # its name, and the function that says what it checked, or raises
 
 
@@ -201,6 +202,24 @@ def check_folder(folder: Path, flag: str) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     require(existing.is_dir(), f"{flag}: {folder} cannot be made, because {existing} is not a folder.")
     require(os.access(existing, os.W_OK | os.X_OK), f"{flag}: {folder} cannot be written to: no permission.")
+
+
+def check_out(out: Path, is_own: Callable[[str], bool], own: str) -> None:
+    """Raises ConfigError for a folder, for a place that cannot be written, and for a file of somebody else.
+
+    is_own: whether a file that begins like this was written by the command. own: what that is, for people.
+    """
+    require(not out.is_dir(), f"--out={out} is a folder; name a file in it.")
+    check_folder(out.parent, "--out")
+    if out.is_file():
+        with out.open("rb") as file:
+            head = file.read(HEAD)
+        # An empty file, such as mktemp makes, holds nothing to lose.
+        require(
+            not head or is_own(head.decode(errors="replace")),
+            f"--out={out} exists and is not {own}: only such a file is replaced. Name another file, or move this one "
+            "away.",
+        )
 
 
 def open_batches(

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from clipjax.commands import flags as cli
-from clipjax.commands.out_file import check_out
+from clipjax.commands.preflight import check_out
 from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.data.records import ManifestError
 from clipjax.inference.embed import make_embed

@@ -143,7 +143,9 @@ class Watcher:
                 if self.session is None or not self.session.fits(run):
                     self.session = EvalSession(run, self.config)
                 announce(f"Step {step}:")
-                document = evaluate_into(self.folder(step), run, self.session, **self.options)
+                document = evaluate_into(
+                    results_folder(self.workdir, step, self.part), run, self.session, **self.options
+                )
         except (ConfigError, FingerprintError, ManifestError):
             raise
         except Exception as error:
@@ -169,13 +171,9 @@ class Watcher:
             announce(f"Step {step} cannot be evaluated: {error}")
             self.failed[step] = (str(error).splitlines() or [type(error).__name__])[0]
 
-    def folder(self, step: int) -> Path:
-        """Where a step's results are."""
-        return results_folder(self.workdir, step, self.part)
-
     def _has_results(self, step: int) -> bool:
         """Whether a step has the results of all evaluators, with today's options."""
-        document = read_json_object(self.folder(step) / "results.json")
+        document = read_json_object(results_folder(self.workdir, step, self.part) / "results.json")
         seen = self.read(step) if document else None
         if seen is None:
             return False

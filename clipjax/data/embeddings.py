@@ -59,8 +59,8 @@ class Embeddings:
         Raises RecordError as `image` does, and where these are not the captions that were embedded.
         """
         record = self._record(index, key)
-        # Folders of earlier versions have no digest.
-        if record.get("captions", digest(captions)) != digest(captions):
+        given = digest(captions)
+        if record.get("captions", given) != given:  # folders of earlier versions have no digest
             raise RecordError(
                 "other captions", f"record {index}, '{key}', had other captions when {self.folder} was made"
             )

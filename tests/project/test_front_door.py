@@ -20,7 +20,7 @@ NAMESPACES = [name for name in clipjax.__all__ if name != "load"]
 
 def test_importing_clipjax_imports_none_of_its_rooms_and_no_jax():
     code = "import sys, clipjax; print([m for m in sys.modules if m.startswith('clipjax.') or m in ('jax', 'numpy')])"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-S", "-c", code], cwd=ROOT, text=True).strip() == "[]"
 
 
 def test_a_namespace_is_there_when_asked_for_and_an_unknown_one_is_an_attribute_error():

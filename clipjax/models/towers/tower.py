@@ -30,7 +30,7 @@ class TowerOutput(NamedTuple):
     pooled: jax.Array  # [B, embed_dim], not of unit length
     tokens: jax.Array  # [B, L, any width]: what a captioner reads
     hidden: tuple[Hidden, ...] = ()  # of the hidden_layers asked for, in their order
-    mask: jax.Array | None = None  # [B] int32: so many tokens, from the first on, are not padding; None: all
+    mask: jax.Array | None = None  # [B] int32, the number of leading tokens that are not padding; None: all
 
 
 @dataclasses.dataclass(frozen=True)
