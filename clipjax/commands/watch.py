@@ -143,9 +143,8 @@ class Watcher:
                 if self.session is None or not self.session.fits(run):
                     self.session = EvalSession(run, self.config)
                 announce(f"Step {step}:")
-                document = evaluate_into(
-                    results_folder(self.workdir, step, self.part), run, self.session, **self.options
-                )
+                folder = results_folder(self.workdir, step, self.part)
+                document = evaluate_into(folder, run, self.session, **self.options)
         except (ConfigError, FingerprintError, ManifestError):
             raise
         except Exception as error:

@@ -20,7 +20,7 @@ NAMESPACES = [name for name in clipjax.__all__ if name != "load"]
 
 def test_importing_clipjax_imports_none_of_its_rooms_and_no_jax():
     code = "import sys, clipjax; print([m for m in sys.modules if m.startswith('clipjax.') or m in ('jax', 'numpy')])"
-    assert subprocess.check_output([sys.executable, "-S", "-c", code], cwd=ROOT, text=True).strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
 
 
 def test_a_namespace_is_there_when_asked_for_and_an_unknown_one_is_an_attribute_error():
@@ -56,5 +56,5 @@ def test_an_editable_install_is_a_path_which_wins_over_a_clone_of_this_name(tmp_
     (tmp_path / "clipjax").symlink_to(ROOT)
     code = f"import sys; sys.path.append({str(ROOT)!r}); import clipjax; print(clipjax.__file__)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    shown = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True, env=environment)
+    shown = subprocess.check_output([sys.executable, "-S", "-c", code], cwd=tmp_path, text=True, env=environment)
     assert shown.strip() == str(ROOT / "clipjax" / "__init__.py")
