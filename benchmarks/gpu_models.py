@@ -5,13 +5,15 @@ Nothing here imports JAX or PyTorch before a contender is made, so that the scri
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ class Model:
 
 MODELS = {
     "b32": Model("clip_vit_b32", "ViT-B-32-quickgelu", (224, 32, 768, 12), (512, 12, 77), 512, 1024),
-    "b16": Model("clip_vit_b16", "ViT-B-16-quickgelu", (224, 16, 768, 12), (512, 12, 77), 512, 512),
+    "b16": Model("clip_vit_b16", "ViT-B-16-quickgelu", (224, 16, 768, 12), (512, 12, 77), 512, 256),
     "l14": Model("clip_vit_l14", "ViT-L-14-quickgelu", (224, 14, 1024, 24), (768, 12, 77), 768, 128),
     "toy": Model("clip_vit_b32", "", (32, 16, 64, 1), (64, 1, 8), 32, 4, 64),
 }
@@ -50,24 +52,45 @@ class Cell:
     loss: str
     batch: int
     toy: bool = False
+    variant: str = ""  # a row of VARIANTS
 
-    @property
-    def title(self) -> str:
-        return f"{self.model} {self.loss} {self.contender}"
+
+@dataclass(frozen=True)
+class Variant:
+    """A clipjax whose step is compiled otherwise, to see what a choice gives."""
+
+    environ: dict[str, str] = field(default_factory=dict)  # of its process
+    tower: dict[str, Any] = field(default_factory=dict)  # options of both towers
+    cut: bool = False  # whether texts are cut as `clipjax train` cuts them (data.text_cut); the other libraries read all
+
+
+VARIANTS = {
+    "": Variant(),
+    "xla_defaults": Variant(environ={"CLIPJAX_GPU_OPTIONS": "off"}),
+    "plain_attention": Variant(tower={"attention": "dense"}),
+    "scanned_layers": Variant(tower={"scan_layers": True}),
+    "cut_texts": Variant(cut=True),
+    "no_graphs": Variant(environ={"XLA_FLAGS": "--xla_gpu_enable_command_buffer="}),
+}
 
 
 class Contender:
     """A library's train step. Subclasses say how to compile it, run it and look at it."""
 
+    library: str  # a key of gpu_workers.LANES
+
     def __init__(self, cell: Cell):
-        self.cell, self.model, self.started = cell, MODELS[cell.model], time.perf_counter()
+        self.cell, self.model, self.variant = cell, MODELS[cell.model], VARIANTS[cell.variant]
 
     def prepare(self) -> dict[str, Any]:
-        """Fills the caches of compilers."""
-        raise NotImplementedError
+        """begin(), and what of the result is known before anything is timed."""
+        started = time.perf_counter()
+        self.step = self.begin()
+        result = {"seconds_to_prepare": time.perf_counter() - started}
+        return result | self.more()
 
     def begin(self) -> Callable[[], None]:
-        """Makes the state; returns a function that queues one step."""
+        """Compiles and makes the state; returns a function that queues one step."""
         raise NotImplementedError
 
     def wait(self) -> float:
@@ -87,10 +110,9 @@ class Contender:
 
     def measure(self) -> dict[str, Any]:
         """Warms up, times WINDOWS windows of steps, and profiles PROFILED_STEPS."""
-        step = self.begin()
+        step = self.step
         step()
         losses = [self.wait()]
-        ready = time.perf_counter() - self.started
         once = self.timed(step, 2)  # the second step may still compile or capture
         once = self.timed(step, 2)
         count = 1 if self.cell.toy else int(min(100, max(3, WINDOW_SECONDS / once)))
@@ -102,17 +124,14 @@ class Contender:
             "milliseconds": seconds * 1e3,
             "milliseconds_of_windows": [window * 1e3 for window in windows],
             "steps_a_window": count,
-            "seconds_to_first_step": ready,
             "first_and_last_loss": losses,
             "peak_memory_bytes": self.peak_memory(),
             "kernels": [],
         }
-        for name, part in (("kernels", lambda: self.profile(step)), ("more", self.more)):
-            try:
-                found = part()
-                result |= found if name == "more" else {name: found}
-            except Exception as error:  # the measurement stands without them
-                result[f"{name}_error"] = f"{type(error).__name__}: {str(error)[:200]}"
+        try:
+            result["kernels"] = self.profile(step)
+        except Exception as error:  # the measurement stands without them
+            result["kernels_error"] = f"{type(error).__name__}: {str(error)[:200]}"
         return result
 
     def timed(self, step: Callable[[], None], count: int) -> float:
@@ -152,6 +171,8 @@ class Contender:
 class ClipJax(Contender):
     """This project's step, as `clipjax train` runs it."""
 
+    library = "jax"
+
     def config(self) -> Any:
         from clipjax.config import ExperimentConfig
         from clipjax.losses import LOSSES
@@ -160,43 +181,36 @@ class ClipJax(Contender):
         model, base = self.model, get_preset(self.model.preset)
         size, patch, width, depth = model.image
         text_width, text_depth, length = model.text
-        options = {"scan_layers": False, "remat": "none", "attention": "auto"}
+        options = {"scan_layers": False, "remat": "none", "attention": "auto"} | self.variant.tower
         image = replace(base.image, image_size=size, patch_size=patch, depth=depth, **shape_of(width), **options)
         text = replace(base.text, depth=text_depth, context_length=length, vocab_size=model.vocab, **options)
         text = replace(text, **shape_of(text_width))
         whole = replace(base, image=image, text=text, embed_dim=model.embed_dim, dtype="bfloat16")
+        whole = replace(whole, logit_bias_init=-10.0 if self.cell.loss == "sigmoid" else None)
         loss = LOSSES[self.cell.loss].config(name=self.cell.loss)
         return ExperimentConfig(global_batch_size=self.cell.batch, model=whole, loss=loss)
-
-    def compiled(self) -> Any:
-        import jax
-
-        from clipjax.mesh import make_mesh
-        from clipjax.training.state import abstract_state
-        from clipjax.training.step import compile_lowered, lower_step
-
-        config = self.config()
-        mesh = make_mesh(config.mesh, jax.devices()[:1])
-        return config, mesh, compile_lowered(lower_step(config, mesh, abstract_state(config, mesh), None), mesh)[0]
-
-    def prepare(self) -> dict[str, Any]:
-        self.compiled()
-        return {}
 
     def begin(self) -> Callable[[], None]:
         import jax
 
-        from clipjax.mesh import batch_sharding
-        from clipjax.training.state import create_state
-        from clipjax.training.step import batch_shapes
+        from clipjax.data.cut import cut_texts
+        from clipjax.mesh import batch_sharding, make_mesh
+        from clipjax.training.cut import text_cut
+        from clipjax.training.state import abstract_state, create_state
+        from clipjax.training.step import batch_shapes, compile_lowered, lower_step
 
-        config, mesh, step = self.compiled()
+        config = self.config()
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
         image, text = batch_of(self.cell)
         columns = {"image": image, "text": text, "pair_id": np.full(len(text), -1, np.int32)}
         batch = {name: columns[name] for name in batch_shapes(config)}
+        if self.variant.cut:
+            cut = text_cut(config, None)
+            ((batch, _),) = cut_texts(iter([(batch, None)]), cut, shards=1)
+        shapes = {name: (column.shape, column.dtype) for name, column in batch.items()}
+        step, _ = compile_lowered(lower_step(config, mesh, abstract_state(config, mesh), None, shapes), mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
         self.state, self.metrics = create_state(config, mesh), None
-        self.experiment = config
 
         def run() -> None:
             self.state, self.metrics = step(self.state, batch)
@@ -227,12 +241,12 @@ class ClipJax(Contender):
         from clipjax.planning.flops import step_flops
         from clipjax.planning.topology import open_topology
 
-        config = self.experiment
+        config = self.config()
         result = {
             "flops_per_pair": sum(step_flops(config).values()) / config.global_batch_size,
             "device_kind": jax.devices()[0].device_kind,
         }
-        if not self.cell.toy:
+        if not self.cell.toy and not self.cell.variant:
             plan = plan_step(config, open_topology("local"))
             planned = (plan.get("time") or {}).get("estimated_seconds")
             result |= {"planned_milliseconds": planned * 1e3} if planned else {}
@@ -242,14 +256,11 @@ class ClipJax(Contender):
 class Torch(Contender):
     """What the PyTorch contenders share: the loss, AdamW, autocast and torch.compile."""
 
+    library = "torch"
+
     def embedder(self, torch: Any) -> tuple[Any, Callable]:
         """(module, function (pixels [B, 3, H, W], tokens) -> (image embeddings, text embeddings))."""
         raise NotImplementedError
-
-    def prepare(self) -> dict[str, Any]:
-        self.begin()()
-        self.wait()
-        return {}
 
     def begin(self) -> Callable[[], None]:
         from benchmarks.pytorch import import_torch
@@ -276,15 +287,27 @@ class Torch(Contender):
             normalise = torch.nn.functional.normalize
             return loss_fn(torch, normalise(images.float(), dim=-1), normalise(texts.float(), dim=-1), scale, bias)
 
-        whole = loss_of if self.cell.toy else torch.compile(loss_of)
+        turn = Turn(os.environ.get("GPU_STEP_LOCK", os.devnull))
+        whole = loss_of if self.cell.toy else torch.compile(loss_of, backend=turn.backend(torch))
 
-        def run() -> None:
+        def gradients() -> None:
             adamw.zero_grad(set_to_none=True)
             with torch.autocast(device, dtype=torch.bfloat16):
                 self.loss = whole(pixels, tokens, scale, bias)
             self.loss.backward()
+
+        def run() -> None:
+            gradients()
             adamw.step()
 
+        if not self.cell.toy:
+            gradients()
+            self.wait()
+            adamw.zero_grad(set_to_none=True)
+            self.loss = None
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            turn.end()
         return run
 
     def wait(self) -> float:
@@ -367,6 +390,37 @@ class Transformers(Torch):
             return model.visual_projection(images), model.text_projection(texts)
 
         return model, embed
+
+
+class Turn:
+    """A lock on the card: of the processes that compile side by side, one at a time runs what it has compiled."""
+
+    def __init__(self, path: str):
+        self.path, self.file = path, None
+
+    def backend(self, torch: Any) -> Callable:
+        """torch.compile's own backend, whose programs take the lock when they first run."""
+        compile_graph = torch._dynamo.lookup_backend("inductor")
+
+        def backend(graph: Any, inputs: Any) -> Callable:
+            compiled = compile_graph(graph, inputs)
+
+            def run(*args: Any) -> Any:
+                self.take()
+                return compiled(*args)
+
+            return run
+
+        return backend
+
+    def take(self) -> None:
+        if self.file is None:
+            self.file = open(self.path, "w")  # noqa: SIM115 (end() closes it)
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        """Lets the next one run; this process does not wait again."""
+        fcntl.flock(self.file, fcntl.LOCK_UN)
 
 
 CONTENDERS: dict[str, type[Contender]] = {"clipjax": ClipJax, "transformers": Transformers, "open_clip": OpenClip}

@@ -10,19 +10,17 @@ All contenders get the same batch. PyTorch's models are compiled with torch.comp
 scaled_dot_product_attention and run under bfloat16 autocast with a fused AdamW. What is not installed is left out; a
 part that fails or takes too long is skipped; both are said.
 
-First all contenders compile side by side, into caches. Then each is measured alone, one after the other: warm-up, four
-windows of steps, a profile of two steps. The script prints images/s, MFU, peak memory, the kernels that take longest
-and, for clipjax, the time that `clipjax plan` estimates; after each measurement it writes
+First all contenders compile side by side, each in its own process, and wait. Then each is measured alone, one after the
+other: warm-up, four windows of steps, a profile of two steps. The script prints images/s, MFU, peak memory, the kernels
+that take longest and, for clipjax, the time that `clipjax plan` estimates; after each measurement it writes
 benchmarks/results/gpu_step_CARD.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -32,12 +30,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_models import CONTENDERS, MODELS, Cell
+from benchmarks.gpu_models import CONTENDERS, MODELS, VARIANTS, Cell
+from benchmarks.gpu_workers import Worker, prepare_all, work, worker_environment
 from benchmarks.machine import command, machine
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("softmax", "sigmoid")
-MARK = "RESULT "  # begins a worker's line of JSON
 # Dense bfloat16 FLOP/s by name of the card, from NVIDIA's data sheets; the first that matches counts.
 PEAKS = (
     ("GB200", 2500e12), ("B200", 2250e12), ("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100", 989.4e12),
@@ -51,20 +49,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", default="b16,b32,l14", help=f"among {', '.join(MODELS)}")
     parser.add_argument("--losses", default=",".join(LOSSES))
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--variants", default="", help=f"of clipjax, beside it: among {', '.join(filter(None, VARIANTS))}")
     parser.add_argument("--quick", action="store_true", help="b16 with softmax")
     parser.add_argument("--toy", action="store_true", help="a toy model on the CPU, without torch.compile")
     parser.add_argument("--batch", type=int, default=0, help="pairs a step; 0: each model's own")
     parser.add_argument("--minutes", type=float, default=9.5, help="stop after this long")
     parser.add_argument("--cell_seconds", type=float, default=150, help="the longest that one measurement may take")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--worker", choices=("prepare", "measure"), help=argparse.SUPPRESS)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        return work(args.worker, Cell(**json.loads(args.cell)))
+        return work(Cell(**json.loads(args.worker)))
     models = ["toy"] if args.toy else ["b16"] if args.quick else chosen(args.models, MODELS, "models")
     losses = ["softmax"] if args.quick else chosen(args.losses, LOSSES, "losses")
     contenders = chosen(args.contenders, CONTENDERS, "contenders")
+    variants = chosen(args.variants, VARIANTS, "variants") if args.variants else []
     deadline = time.monotonic() + 60 * args.minutes
 
     card = describe_card()
@@ -76,10 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} is not installed: left out.", flush=True)
         contenders.remove(name)
     cells = [
-        Cell(name, model, loss, args.batch or MODELS[model].batch, args.toy)
+        Cell(name, model, loss, args.batch or MODELS[model].batch, args.toy, variant)
         for model in models
         for loss in losses
         for name in contenders
+        for variant in ["", *(variants if name == "clipjax" else [])]
     ]
     out = args.out or RESULTS / f"gpu_step_{slug(card['name'] if card else 'cpu_toy')}.json"
     run_all(cells, card, out, deadline, args.cell_seconds)
@@ -95,86 +95,30 @@ def run_all(cells: list[Cell], card: dict[str, str] | None, out: Path, deadline:
         "machine": machine(),
         "cells": [],
     }
-    caches = Path(tempfile.mkdtemp(prefix="gpu_step_"))
-    environment = worker_environment(caches)
+    caches, started = Path(tempfile.mkdtemp(prefix="gpu_step_")), time.monotonic()
+    workers = [Worker(cell) for cell in cells]
     try:
-        prepare(cells, environment, deadline, cell_seconds)
-        for cell in cells:
+        found = prepare_all(workers, worker_environment(caches), max(15.0, (deadline - started) * 0.68))
+        print(f"Compiled all in {time.monotonic() - started:.0f} s", flush=True)
+        for worker, prepared in zip(workers, found, strict=True):
             left = deadline - time.monotonic()
-            if left < 15:
-                print(f"{cell.title}: skipped, because the time is up", flush=True)
-                document["cells"].append(vars(cell) | {"error": "skipped: the time was up"})
-                continue
-            result = start("measure", cell, environment, min(left, cell_seconds))
-            document["cells"].append(vars(cell) | with_mfu(result, document["peak_flops"]))
+            if "error" in prepared:
+                result = prepared
+            elif left < 5:
+                result = {"error": "skipped: the time was up"}
+                worker.stop()
+            else:
+                result = prepared | worker.measure(min(left, cell_seconds))
+            document["cells"].append(vars(worker.cell) | with_mfu(result, document["peak_flops"]))
             print(describe(document["cells"][-1]), flush=True)
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(document, indent=1) + "\n")
     finally:
+        for worker in workers:
+            worker.stop()
         shutil.rmtree(caches, ignore_errors=True)
     print(summary(document["cells"]))
     print(f"Wrote {out}")
-
-
-def prepare(cells: list[Cell], environment: dict[str, str], deadline: float, cell_seconds: float) -> None:
-    """Compiles all cells into the caches, several at a time; one that fails here will compile when it is measured."""
-    if cells and cells[0].toy:
-        return
-    started = time.monotonic()
-    workers = max(1, min(6, (os.cpu_count() or 1) // 3))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        seconds = max(15.0, min(cell_seconds * 1.5, (deadline - started) * 0.45))
-        futures = {cell.title: pool.submit(start, "prepare", cell, environment, seconds) for cell in cells}
-        for title, future in futures.items():
-            if error := future.result().get("error"):
-                print(f"{title}: not compiled ahead: {error}", flush=True)
-    print(f"Compiled ahead in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def start(task: str, cell: Cell, environment: dict[str, str], seconds: float) -> dict[str, Any]:
-    """Runs a worker for at most `seconds`; its result, or {"error": why there is none}."""
-    arguments = [sys.executable, "-m", "benchmarks.gpu_step", f"--worker={task}", f"--cell={json.dumps(vars(cell))}"]
-    environment = environment | ({"JAX_PLATFORMS": "cpu"} if cell.toy else {})
-    # Its output goes to a file, so that processes which a compiler leaves behind cannot keep a pipe open.
-    with tempfile.TemporaryFile("w+") as output:
-        worker = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
-            worker.wait(seconds)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-            return {"error": f"stopped after {seconds:.0f} s"}
-        output.seek(0)
-        text = output.read()
-    lines = text.splitlines()
-    results = [line[len(MARK) :] for line in lines if line.startswith(MARK)]
-    if worker.returncode or not results:
-        last = next((line for line in reversed(lines) if line.strip()), "no output")
-        return {"error": f"exit {worker.returncode}: {last.strip()[:300]}", "output": text[-3000:]}
-    return json.loads(results[-1])
-
-
-def work(task: str, cell: Cell) -> int:
-    """A worker's side: prepares or measures one cell and prints its result."""
-    contender = CONTENDERS[cell.contender](cell)
-    result = contender.prepare() if task == "prepare" else contender.measure()
-    print(MARK + json.dumps(result), flush=True)
-    return 0
-
-
-def worker_environment(caches: Path) -> dict[str, str]:
-    """The environment of all workers: caches that they share, and JAX's memory taken as it is needed."""
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
-        "TRITON_CACHE_DIR": str(caches / "triton"),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
 
 
 def with_mfu(result: dict[str, Any], peak: float | None) -> dict[str, Any]:
@@ -185,13 +129,14 @@ def with_mfu(result: dict[str, Any], peak: float | None) -> dict[str, Any]:
 
 def describe(cell: dict[str, Any]) -> str:
     """Several lines about one measurement."""
-    title = f"{cell['model']} {cell['loss']} batch {cell['batch']} {cell['contender']}"
+    variant = f" ({cell['variant']})" if cell.get("variant") else ""
+    title = f"{cell['model']} {cell['loss']} batch {cell['batch']} {cell['contender']}{variant}"
     if "error" in cell:
         return f"{title}: FAILED: {cell['error']}"
     mfu = f", MFU {cell['mfu']:.1%}" if "mfu" in cell else ""
     lines = [
         f"{title}: {cell['images_per_second']:,.0f} images/s ({cell['milliseconds']:.1f} ms a step{mfu}), "
-        f"peak {(cell['peak_memory_bytes'] or 0) / 2**30:.1f} GiB, ready in {cell['seconds_to_first_step']:.0f} s"
+        f"peak {(cell['peak_memory_bytes'] or 0) / 2**30:.1f} GiB, compiled in {cell['seconds_to_prepare']:.0f} s"
     ]
     if estimate := cell.get("planned_milliseconds"):
         lines.append(f"  planned: {estimate:.1f} ms; measured / planned = {cell['milliseconds'] / estimate:.2f}")
@@ -207,7 +152,7 @@ def summary(cells: list[dict[str, Any]]) -> str:
         rates = {
             cell["contender"]: cell["images_per_second"]
             for cell in cells
-            if (cell["model"], cell["loss"]) == (model, loss) and "error" not in cell
+            if (cell["model"], cell["loss"]) == (model, loss) and "error" not in cell and not cell.get("variant")
         }
         others = {name: rate for name, rate in rates.items() if name != "clipjax"}
         if "clipjax" in rates and others:
