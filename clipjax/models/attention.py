@@ -21,6 +21,7 @@ from clipjax.models.layers import Linear, Projections
 from clipjax.models.on_cpu import mixtures, pairs
 from clipjax.models.rotary import Rotation, rotate
 
+Row = int | jax.Array  # of every example the same, or [batch] int32
 BIASED = {"qkv": (0, 1, 2), "qv": (0, 2), "none": ()}  # BlockConfig.qkv_bias -> which of q, k, v
 
 
@@ -30,7 +31,8 @@ class SelfAttention(nn.Module):
     rotation: (cos, sin) of clipjax.models.rotary, for q and k. norm: makes the norm between attention and its output
     matrix; None: there is none. kind: see BlockConfig.attention. remat: where attention is plain, the backward pass
     keeps q, k and v and computes the [length, length] weights again. chunk: see in_chunks. keys: number of
-    leading rows that are not padding, if x is already padded_for cuDNN; 0: all.
+    leading rows that are not padding, if x is already padded_for cuDNN; 0: all. row: the only query of each example;
+    the result is then [batch, 1, width].
     """
 
     num_heads: int
@@ -48,8 +50,16 @@ class SelfAttention(nn.Module):
     keys: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation | None = None, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: Rotation | None = None,
+        mask: jax.Array | None = None,
+        row: Row | None = None,
+    ) -> jax.Array:
         _, length, width = x.shape
+        if row is not None:
+            return self.one_query(x, rotation, mask, row)
         fused = self_attention_by(x, self.num_heads, self.dtype, self.kind, self.activations)
         x, rotation = padded_for(fused, x, rotation)
         biased = BIASED[self.qkv_bias]
@@ -66,6 +76,27 @@ class SelfAttention(nn.Module):
         if self.norm is not None:
             y = self.norm(name="ln")(y)
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)[:, :length]
+
+    def one_query(self, x: jax.Array, rotation: Rotation | None, mask: jax.Array | None, row: Row) -> jax.Array:
+        """Plain attention of one query: its weights are no larger than a channel of x."""
+        batch, length, width = x.shape
+        biased = BIASED[self.qkv_bias]
+        make = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")
+        q, k, v = (a.reshape(batch, -1, self.num_heads, width // self.num_heads) for a in make(x, row_of(x, row)))
+        if rotation is not None:
+            turned = tuple(jnp.broadcast_to(a, (batch, *a.shape[-2:])) for a in rotation)
+            q, k = rotate(q, tuple(row_of(a, row) for a in turned)), rotate(k, rotation)
+        key = jnp.arange(length)
+        seen = key < (self.keys or length)
+        if self.causal:
+            seen &= key <= jnp.reshape(jnp.asarray(row), (-1, 1))
+        if mask is not None:
+            seen &= visible_keys(mask, length)
+        y = attention(q, k, v, mask=jnp.broadcast_to(seen, (batch, length))).reshape(batch, 1, width)
+        y = checkpoint_name(y, "attended")
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
+        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
 
     def unpadded(self, fused: str) -> Callable:
         """Plain attention(q, k, v, mask), or the kernel that replaces it for the platform it is compiled for."""
@@ -109,6 +140,13 @@ class CrossAttention(nn.Module):
         else:
             y = attention(q, k, v, mask=mask)
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
+
+
+def row_of(x: jax.Array, row: Row) -> jax.Array:
+    """x [batch, length, ...] -> [batch, 1, ...]: of each example one row."""
+    if isinstance(row, int):
+        return x[:, row : row + 1]
+    return jnp.take_along_axis(x, row.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 def self_attention_by(x: jax.Array, num_heads: int, dtype: jnp.dtype, kind: str, sharding: NamedSharding | None) -> str:

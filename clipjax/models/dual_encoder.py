@@ -63,8 +63,9 @@ class DualEncoder(nn.Module):
             if rows[side].absent and not self.is_initializing():
                 raise refusal(side)
             options = getattr(config, side), config.embed_dim, dtype, self.activations
-            frozen = {"frozen_blocks": count} if (count := self.frozen_blocks[side == "text"]) else {}
-            return rows[side].module(*options, name=side, **frozen)(x, train, hidden_layers)
+            more = {"frozen_blocks": count} if (count := self.frozen_blocks[side == "text"]) else {}
+            more |= {"give_tokens": config.decoder.depth > 0} if rows[side].tokens_optional else {}
+            return rows[side].module(*options, name=side, **more)(x, train, hidden_layers)
 
         seen = None if image is None else run("image", image)
         read = None if text is None else run("text", text)

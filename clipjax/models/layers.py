@@ -60,17 +60,20 @@ class Projections(nn.Module):
     one_gradient: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    def __call__(self, x: jax.Array, first: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """first [..., in]: what the first map takes instead of x."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.count, self.width))
         biased = tuple(range(self.count)) if self.biased is None else self.biased
         bias = self.param("bias", self.bias_init, (len(biased), self.width)) if biased else None
-        flat = x.reshape(-1, x.shape[-1])
-        if self.one_gradient:
-            parts = dots(flat, kernel, self.dtype)
+        inputs = [x if i or first is None else first for i in range(self.count)]
+        flat = [a.reshape(-1, a.shape[-1]) for a in inputs]
+        if self.one_gradient and first is None:
+            parts = dots(flat[0], kernel, self.dtype)
         else:
-            parts = tuple(dot(flat, kernel[:, i], self.dtype) for i in range(self.count))
+            parts = tuple(dot(flat[i], kernel[:, i], self.dtype) for i in range(self.count))
         parts = [add_bias(y, bias[biased.index(i)]) if i in biased else y for i, y in enumerate(parts)]
-        return tuple(checkpoint_name(y.reshape(*x.shape[:-1], self.width), "qkv") for y in parts)
+        shapes = [(*a.shape[:-1], self.width) for a in inputs]
+        return tuple(checkpoint_name(y.reshape(shape), "qkv") for y, shape in zip(parts, shapes, strict=True))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

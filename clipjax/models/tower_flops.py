@@ -18,11 +18,19 @@ class TowerFlops(NamedTuple):
     products: int  # everything except the two products inside attention
     attention: int  # q k^T and its product with v
     tokens: tuple[int, int]  # (number, width)
+    unread: tuple[int, int] = (0, 0)  # products and attention, of those above, that only the tokens need
 
 
 def block_products(config: BlockConfig, length: int) -> int:
     """The matrices of config.depth blocks on `length` tokens."""
     return stack_products(config.depth, config.width, config.mlp_dim, length, gated=config.mlp != "plain")
+
+
+def beside_one_row(config: BlockConfig, length: int) -> tuple[int, int]:
+    """Products and attention of one block on the rows but one, which are then keys and values only."""
+    others, matrices = length - 1, 2 if config.mlp == "plain" else 3
+    products = others * (4 * config.width**2 + 2 * matrices * config.width * config.mlp_dim)
+    return products, 4 * others * length * config.width
 
 
 def stack_products(depth: int, width: int, mlp_dim: int, length: int, *, gated: bool = False) -> int:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clipjax.config import BlockConfig, require
-from clipjax.models.attention import CrossAttention, SelfAttention, padded_for, self_attention_by
+from clipjax.models.attention import CrossAttention, Row, SelfAttention, padded_for, row_of, self_attention_by
 from clipjax.models.layers import NORMS, Mlp, constrain
 from clipjax.models.rotary import Rotation
 
@@ -44,29 +44,35 @@ def transformer(
     mask: jax.Array | None = None,
     hidden_layers: tuple[int, ...] = (),
     frozen_blocks: int = 0,
+    row: Row | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """config.depth blocks on x [batch, length, width]; called in a tower's compact method, which owns the parameters.
 
     config: BlockConfig, and scan_layers: True compiles one block and loops over parameters stacked under "blocks";
     False unrolls into "block_0", "block_1", ...: slower to compile, faster to run on CPU.
     rotation, mask: every layer's, see SelfAttention. frozen_blocks: of scanned layers, see in_parts.
+    row: the one row of each example that is read, see Block; the result is then [batch, 1, width].
     Returns (x, the states of hidden_layers), see layer_indices.
     """
     keys = x.shape[1]
+    row = row + keys if isinstance(row, int) and row < 0 else row
     # One row of padding in all layers costs less than adding and removing it in every layer.
     x, rotation = padded_for(self_attention_by(x, config.num_heads, dtype, config.attention, activations), x, rotation)
     length = x.shape[1]
-    block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3,))
+    block = rematerialised(Block, config.remat, prevent_cse=not config.scan_layers, static_argnums=(3, 8))
     make = functools.partial(block, config, causal, dtype, length, activations, keys=keys)
     x, unflat = x.reshape(-1, config.width), lambda y: y.reshape(-1, length, config.width)[:, :keys]
+    finish = unflat if row is None else lambda y: y[:, None]
+    which = (row, None) if not isinstance(row, int) else (None, row)  # of the last block: traced, or known
     drop_path = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
     wanted = layer_indices(hidden_layers, config.depth)
     if not config.scan_layers:
         states = [x]
         for i, rate in enumerate(drop_path):
-            x, _ = make(name=f"block_{i}")(x, rate, train, rotation, mask)
+            last = which if i == config.depth - 1 else (None, None)
+            x, _ = make(name=f"block_{i}")(x, rate, train, rotation, mask, None, *last)
             states.append(x)
-        return unflat(x), tuple(unflat(states[i]) for i in wanted)
+        return finish(x), tuple(unflat(states[i]) for i in wanted)
 
     def layer(block: nn.Module, carry: tuple, rate: jax.Array, i: jax.Array) -> tuple[tuple, None]:
         x, states = carry
@@ -84,22 +90,36 @@ def transformer(
         rates = jnp.asarray(drop_path[start:stop], jnp.float32)
         return scan(blocks, carry, rates, jnp.arange(start, stop))[0]
 
-    x, states = in_parts(run, make(name="blocks"), (x, (x,) * len(wanted)), config.depth, frozen_blocks)
-    return unflat(x), tuple(unflat(x if i == config.depth else s) for i, s in zip(wanted, states, strict=True))
+    blocks, looped = make(name="blocks"), config.depth - (row is not None)
+    x, states = in_parts(run, blocks, (x, (x,) * len(wanted)), config.depth, frozen_blocks, looped)
+    if row is not None:
+
+        def last(block: nn.Module, x: jax.Array) -> jax.Array:
+            return block(x, drop_path[-1], train, rotation, mask, None, *which)[0]
+
+        x = nn.map_variables(last, "params", functools.partial(jax.tree.map, lambda stack: stack[-1]))(blocks, x)
+    return finish(x), tuple(unflat(x if i == config.depth else s) for i, s in zip(wanted, states, strict=True))
 
 
-def in_parts(run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: int) -> Any:
+def in_parts(
+    run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: int, looped: int | None = None
+) -> Any:
     """run(blocks, carry, start, stop) over scanned blocks start to stop - 1; all at once, or the first `frozen` apart.
 
-    The parameters of `blocks` are those of all layers. The backward pass of one loop goes through all of its blocks,
-    however few of them train; after a loop over the trained ones it ends.
+    The parameters of `blocks` are those of all `depth` layers. looped: how many of them run; None: all. The backward
+    pass of one loop goes through all of its blocks, however few of them train; after a loop over the trained ones it
+    ends.
     """
-    if not frozen:
+    looped = depth if looped is None else looped
+    frozen = min(frozen, looped)
+    if not frozen and looped == depth:
         return run(blocks, carry, 0, depth)
-    for start, stop in ((0, frozen), (frozen, depth)):
+    for start, stop in [(0, frozen), (frozen, looped)] if frozen else [(0, looped)]:
+        if start == stop:
+            continue
         rows = functools.partial(jax.tree.map, lambda stack, s=start, t=stop: stack[s:t])
         part = nn.map_variables(functools.partial(run, start=start, stop=stop), "params", rows)
-        carry = part(blocks, jax.lax.stop_gradient(carry))
+        carry = part(blocks, jax.lax.stop_gradient(carry) if frozen else carry)
     return carry
 
 
@@ -115,6 +135,10 @@ class Block(nn.Module):
     another way for examples of 196 rows, and every product outside attention would then cost a copy.
     cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
     keys: number of leading rows of an example that are not padding; 0: all.
+
+    rows [batch] int32 or row: the one row of each example that anyone reads. All others are keys and values, and
+    nothing else of them is computed; the result is [batch, width]. (A block's MLP, queries and output matrix are 5/6 of
+    its products.)
     """
 
     config: BlockConfig
@@ -134,8 +158,11 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         mask: jax.Array | None = None,
         context: jax.Array | None = None,
+        rows: jax.Array | None = None,
+        row: int | None = None,
     ) -> tuple[jax.Array, None]:
         config = self.config
+        one = rows if row is None else row
         init = block_initializers(config)
         norm = functools.partial(NORMS[config.norm], config.norm_eps)
         x = constrain(x, self.activations)
@@ -162,7 +189,7 @@ class Block(nn.Module):
                 keys=self.keys,
                 name="attention",
             )
-            attend = lambda y: attention(examples(y), rotation, mask).reshape(y.shape)  # noqa: E731
+            attend = lambda y: attention(examples(y), rotation, mask, one).reshape(-1, config.width)  # noqa: E731
         mlp = Mlp(
             config.mlp_dim,
             config.activation,
@@ -184,11 +211,13 @@ class Block(nn.Module):
                 y = y * scale.astype(y.dtype)
             y = nn.Dropout(config.dropout, deterministic=not train)(y)
             if config.drop_path > 0 and train:
-                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0] // self.length, 1))
-                y = jnp.where(jnp.repeat(keep, self.length, axis=0), y / (1 - drop_path), 0).astype(y.dtype)
+                length = self.length if one is None else 1
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0] // length, 1))
+                y = jnp.where(jnp.repeat(keep, length, axis=0), y / (1 - drop_path), 0).astype(y.dtype)
             return y
 
-        x = x + checkpoint_name(branch(1, attend, x), "attention_out")
+        kept = x if one is None else row_of(examples(x), one).reshape(-1, config.width)
+        x = kept + checkpoint_name(branch(1, attend, x), "attention_out")
         x = x + branch(2, mlp, x)
         return constrain(x, self.activations), None
 

@@ -37,11 +37,13 @@ def step_flops(config: ExperimentConfig, shapes: Shapes | None = None) -> dict[s
     model, batch = config.model, config.global_batch_size
     texts = batch * config.data.captions_per_image
     image = _image_flops(config, shapes)
-    towers = {"image": [(0 if config.data.image_embeddings else batch, image)], "text": _text_flops(config, shapes)}
+    images = 0 if config.data.image_embeddings else batch
+    towers = {"image": [(images, needed(config, image))]}
+    towers["text"] = [(rows, needed(config, text)) for rows, text in _text_flops(config, shapes)]
     flops = {}
     for name, parts in towers.items():
         share = trained_share(config, name)  # the backward pass costs two forward passes
-        products, attention = (sum(rows * getattr(t, of) for rows, t in parts) for of in ("products", "attention"))
+        products, attention = (sum(rows * amounts[i] for rows, amounts in parts) for i in (0, 1))
         flops[f"{name} tower"] = float(products * (2 if adapted(config, name) else 1 + 2 * share))
         flops[f"{name} attention"] = float(attention * (1 + 2 * share))
     flops["loss"] = 6.0 * texts**2 * model.embed_dim
@@ -79,7 +81,7 @@ class BatchFlops:
         whole = {"text": shapes[WHOLE]} if WHOLE in shapes else {}
         shapes = {name: shape for name, shape in shapes.items() if not whole or name != REST} | whole
         parts = [(rows, _image_flops(config, shapes)), *_text_flops(config, shapes)]
-        return float(sum(count * (tower.products + tower.attention) for count, tower in parts))
+        return float(sum(count * sum(needed(config, tower)) for count, tower in parts))
 
 
 def _image_flops(config: ExperimentConfig, shapes: Shapes | None) -> TowerFlops:
@@ -99,6 +101,12 @@ def _text_flops(config: ExperimentConfig, shapes: Shapes | None) -> list[tuple[i
         cut = dataclasses.replace(text, context_length=length)
         parts.append((math.prod(rows), tower_flops(text_tower(cut), cut, config.model.embed_dim)))
     return parts
+
+
+def needed(config: ExperimentConfig, tower: TowerFlops) -> tuple[int, int]:
+    """(products, attention) of a tower's forward pass: without what only its tokens need if no captioner reads them."""
+    unread = (0, 0) if config.model.decoder.depth else tower.unread
+    return tower.products - unread[0], tower.attention - unread[1]
 
 
 def trained_share(config: ExperimentConfig, tower: str) -> float:

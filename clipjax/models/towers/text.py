@@ -48,7 +48,7 @@ class TextTransformer(nn.Module):
     context_length as long as every EOS is in them: the result is the same.
 
     pool="cls" is open_clip's CoCa: a class token behind the last column, padding masked, ln_final on the class token
-    alone, so that the tokens are the last block's.
+    alone, so that the tokens are the last block's. give_tokens: see Tower.
     """
 
     config: TextTransformerConfig
@@ -56,6 +56,7 @@ class TextTransformer(nn.Module):
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
     frozen_blocks: int = 0
+    give_tokens: bool = True
 
     @nn.compact
     def __call__(self, text: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -77,6 +78,9 @@ class TextTransformer(nn.Module):
         x = x.astype(self.dtype)
         rotation = rotary_1d(x.shape[1], c.width // c.num_heads, c.rope_theta) if c.rope else None
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        # Of the last block, nothing but the pooled position is read.
+        alone = c.pool != "gap" and not (self.give_tokens or hidden_layers or self.is_initializing())
+        row = (end_of_text(text, c.eos_id) if c.pool == "eos" else -1) if alone else None
         x, states = transformer(
             x,
             c,
@@ -88,9 +92,12 @@ class TextTransformer(nn.Module):
             mask=mask,
             hidden_layers=hidden_layers,
             frozen_blocks=self.frozen_blocks,
+            row=row,
         )
         ln_final = NORMS[c.norm](c.norm_eps, name="ln_final")
-        if c.pool == "cls":
+        if alone:
+            tokens, x = None, ln_final(x[:, 0])
+        elif c.pool == "cls":
             tokens, x = x[:, :-1], ln_final(x[:, -1])
         else:
             tokens = ln_final(x)
@@ -214,7 +221,9 @@ def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
 def count_flops(config: TextTransformerConfig, embed_dim: int) -> tower_flops.TowerFlops:
     c, length = config, config.context_length + (config.pool == "cls")
     products = tower_flops.block_products(c, length) + 2 * c.width * embed_dim
-    return tower_flops.TowerFlops(products, tower_flops.self_attention(c.depth, c.width, length), (length, c.width))
+    unread = (0, 0) if c.pool == "gap" else tower_flops.beside_one_row(c, length)
+    attention = tower_flops.self_attention(c.depth, c.width, length)
+    return tower_flops.TowerFlops(products, attention, (length, c.width), unread)
 
 
 TOWER = Tower(
@@ -224,6 +233,7 @@ TOWER = Tower(
     token_ids,
     count_flops,
     hidden_states=True,
+    tokens_optional=True,
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path"),
     check_tokenizer=check_tokenizer,

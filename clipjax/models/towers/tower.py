@@ -28,7 +28,7 @@ class TowerOutput(NamedTuple):
     """What a tower computes from a batch, in its compute dtype."""
 
     pooled: jax.Array  # [B, embed_dim], not of unit length
-    tokens: jax.Array  # [B, L, any width]: what a captioner reads
+    tokens: jax.Array | None  # [B, L, any width]: what a captioner reads; None where none does
     hidden: tuple[Hidden, ...] = ()  # of the hidden_layers asked for, in their order
     mask: jax.Array | None = None  # [B] int32, the number of leading tokens that are not padding; None: all
 
@@ -40,7 +40,8 @@ class Tower:
     module(config, embed_dim, dtype, activations, name=...) makes a linen module; activations is the sharding of
     [batch, ...] arrays, None to leave it to the compiler. module(x, train, hidden_layers) returns a TowerOutput. A
     module whose blocks are scanned takes frozen_blocks too: the number of first blocks that get no gradient
-    (transformer.in_parts).
+    (transformer.in_parts). With tokens_optional it takes give_tokens: where that is False, nothing is computed of its
+    last block that only the tokens need.
     """
 
     module: Callable[..., Any]
@@ -49,6 +50,7 @@ class Tower:
     columns: Callable[[Any, int], Columns]  # (config, batch size): the batch's columns that the tower reads
     flops: Callable[[Any, int], TowerFlops] | None = None  # (config, embed_dim); None: counted from the traced tower
     hidden_states: bool = False  # gives the states of chosen layers
+    tokens_optional: bool = False  # takes give_tokens
     running_statistics: bool = False  # has a collection "batch_stats": no micro-batches while the tower trains
     tensor_axis: tuple[str, ...] = ()  # fields of config that the mesh's tensor axis must divide
     random: tuple[str, ...] = ()  # fields with rates of random drops in training; at 0 it is deterministic

@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
     """image [B, H, W, 3], normalised -> TowerOutput, tokens [B, L, width].
 
     The tokens are the last block's after ln_post, the class token first if there is one; with norm_after_pool they are
-    not normalised. The attentional poolers make their own, [B, N, embed_dim].
+    not normalised. The attentional poolers make their own, [B, N, embed_dim]. give_tokens: see Tower.
     """
 
     config: ViTConfig
@@ -74,6 +74,7 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype
     activations: jax.sharding.Sharding | None = None
     frozen_blocks: int = 0
+    give_tokens: bool = True
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False, hidden_layers: tuple[int, ...] = ()) -> TowerOutput:
@@ -100,6 +101,9 @@ class VisionTransformer(nn.Module):
         norm = functools.partial(NORMS[c.norm], c.norm_eps)
         if c.pre_norm:
             x = norm(name="ln_pre")(x)
+        # Of the last block, nothing but the class token is read.
+        alone = c.pool == "cls" and not (self.give_tokens or hidden_layers or self.is_initializing())
+        row = 0 if alone else None
         x, states = transformer(
             x,
             c,
@@ -110,11 +114,13 @@ class VisionTransformer(nn.Module):
             rotation=rotation,
             hidden_layers=hidden_layers,
             frozen_blocks=self.frozen_blocks,
+            row=row,
         )
         ln_post = norm(name="ln_post")
         by_attention = c.pool in BY_ATTENTION
         hidden = tuple(Hidden(state, None if by_attention else ln_post(state)) for state in states)
         pooled, tokens = self.pool_by_attention(x, ln_post) if by_attention else self.pool(x, ln_post)
+        tokens = None if alone else tokens
         if c.projection:
             init = normal(c.width**-0.5)
             pooled = Linear(self.embed_dim, init, c.projection_bias, dtype=self.dtype, name="projection")(pooled)
@@ -243,6 +249,7 @@ def count_flops(config: ViTConfig, embed_dim: int) -> tower_flops.TowerFlops:
             products + head_products(c, length, embed_dim),
             tower_flops.self_attention(c.depth, c.width, length),
             (length, c.width),
+            tower_flops.beside_one_row(c, length) if c.pool == "cls" else (0, 0),
         )
     products += 2 * embed_dim * embed_dim if c.projection else 0
     products += tower_flops.cross_attention(c.pooler_queries, embed_dim, length, c.width)
@@ -276,6 +283,7 @@ TOWER = Tower(
     square_image,
     count_flops,
     hidden_states=True,
+    tokens_optional=True,
     tensor_axis=("num_heads", "mlp_dim"),
     random=("dropout", "drop_path", "patch_dropout"),
     heads=("ln_post", "pooler", "contrastive_pooler", "map_head", "projection"),
