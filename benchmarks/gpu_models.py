@@ -61,7 +61,7 @@ class Variant:
 
     environ: dict[str, str] = field(default_factory=dict)  # of its process
     tower: dict[str, Any] = field(default_factory=dict)  # options of both towers
-    cut: bool = False  # whether texts are cut as `clipjax train` cuts them (data.text_cut); the other libraries read all
+    cut: bool = False  # whether texts are cut as `clipjax train` cuts them; the other libraries read all columns
 
 
 VARIANTS = {
@@ -190,23 +190,28 @@ class ClipJax(Contender):
         loss = LOSSES[self.cell.loss].config(name=self.cell.loss)
         return ExperimentConfig(global_batch_size=self.cell.batch, model=whole, loss=loss)
 
-    def begin(self) -> Callable[[], None]:
-        import jax
-
+    def batch(self) -> dict[str, np.ndarray]:
+        """The columns that the step reads."""
         from clipjax.data.cut import cut_texts
-        from clipjax.mesh import batch_sharding, make_mesh
         from clipjax.training.cut import text_cut
-        from clipjax.training.state import abstract_state, create_state
-        from clipjax.training.step import batch_shapes, compile_lowered, lower_step
+        from clipjax.training.step import batch_shapes
 
-        config = self.config()
-        mesh = make_mesh(config.mesh, jax.devices()[:1])
-        image, text = batch_of(self.cell)
+        config, (image, text) = self.config(), batch_of(self.cell)
         columns = {"image": image, "text": text, "pair_id": np.full(len(text), -1, np.int32)}
         batch = {name: columns[name] for name in batch_shapes(config)}
         if self.variant.cut:
-            cut = text_cut(config, None)
-            ((batch, _),) = cut_texts(iter([(batch, None)]), cut, shards=1)
+            ((batch, _),) = cut_texts(iter([(batch, None)]), text_cut(config, None), shards=1)
+        return batch
+
+    def begin(self) -> Callable[[], None]:
+        import jax
+
+        from clipjax.mesh import batch_sharding, make_mesh
+        from clipjax.training.state import abstract_state, create_state
+        from clipjax.training.step import compile_lowered, lower_step
+
+        config, batch = self.config(), self.batch()
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
         shapes = {name: (column.shape, column.dtype) for name, column in batch.items()}
         step, _ = compile_lowered(lower_step(config, mesh, abstract_state(config, mesh), None, shapes), mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
@@ -238,12 +243,12 @@ class ClipJax(Contender):
         import jax
 
         from clipjax.planning.compile import plan_step
-        from clipjax.planning.flops import step_flops
+        from clipjax.planning.flops import BatchFlops
         from clipjax.planning.topology import open_topology
 
         config = self.config()
         result = {
-            "flops_per_pair": sum(step_flops(config).values()) / config.global_batch_size,
+            "flops_per_pair": BatchFlops(config)(self.batch()) / config.global_batch_size,
             "device_kind": jax.devices()[0].device_kind,
         }
         if not self.cell.toy and not self.cell.variant:

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", default="b16,b32,l14", help=f"among {', '.join(MODELS)}")
     parser.add_argument("--losses", default=",".join(LOSSES))
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--variants", default="", help=f"of clipjax, beside it: among {', '.join(filter(None, VARIANTS))}")
+    parser.add_argument(
+        "--variants", default="", help=f"of clipjax, beside it: among {', '.join(filter(None, VARIANTS))}"
+    )
     parser.add_argument("--quick", action="store_true", help="b16 with softmax")
     parser.add_argument("--toy", action="store_true", help="a toy model on the CPU, without torch.compile")
     parser.add_argument("--batch", type=int, default=0, help="pairs a step; 0: each model's own")

@@ -1,4 +1,4 @@
-"""The processes that benchmarks.gpu_step measures in: each compiles one contender, waits for its turn, and measures it."""
+"""The processes that benchmarks.gpu_step measures in: each compiles one contender, waits, and measures it in turn."""
 
 from __future__ import annotations
 

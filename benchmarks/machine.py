@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
-PACKAGES = ("jax", "jaxlib", "libtpu", "numpy", "torch", "open_clip_torch", "webdataset", "tensorflow-cpu")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "numpy",
+    "torch",
+    "transformers",
+    "open_clip_torch",
+    "webdataset",
+    "tensorflow-cpu",
+)
 
 
 def machine() -> dict[str, Any]:

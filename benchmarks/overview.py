@@ -161,7 +161,7 @@ def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     """{(model, loss): clipjax's images/s over those of the fastest other}."""
     rates: dict[tuple[str, str], dict[str, float]] = {}
     for cell in cells:
-        if "images_per_second" in cell:
+        if "images_per_second" in cell and not cell.get("variant"):
             rates.setdefault((cell["model"], cell["loss"]), {})[cell["contender"]] = cell["images_per_second"]
     return {
         key: own["clipjax"] / max(rate for name, rate in own.items() if name != "clipjax")

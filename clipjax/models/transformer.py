@@ -78,7 +78,7 @@ def transformer(
         x, states = carry
         # Only the states asked for are carried along; stacking would keep those of all layers.
         states = tuple(jnp.where(i == k, x, state) for k, state in zip(wanted, states, strict=True))
-        return (block(x, rate, train, rotation, mask)[0], states), None
+        return (block(x, rate, train, rotation, mask, None, None, None)[0], states), None
 
     def run(blocks: nn.Module, carry: tuple, start: int, stop: int) -> tuple:
         scan = nn.scan(
@@ -101,9 +101,7 @@ def transformer(
     return finish(x), tuple(unflat(x if i == config.depth else s) for i, s in zip(wanted, states, strict=True))
 
 
-def in_parts(
-    run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: int, looped: int | None = None
-) -> Any:
+def in_parts(run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: int, looped: int | None = None) -> Any:
     """run(blocks, carry, start, stop) over scanned blocks start to stop - 1; all at once, or the first `frozen` apart.
 
     The parameters of `blocks` are those of all `depth` layers. looped: how many of them run; None: all. The backward
@@ -116,6 +114,7 @@ def in_parts(
         return run(blocks, carry, 0, depth)
     for start, stop in [(0, frozen), (frozen, looped)] if frozen else [(0, looped)]:
         if start == stop:
+            carry = jax.lax.stop_gradient(carry)
             continue
         rows = functools.partial(jax.tree.map, lambda stack, s=start, t=stop: stack[s:t])
         part = nn.map_variables(functools.partial(run, start=start, stop=stop), "params", rows)

@@ -83,6 +83,9 @@ TOWER = Tower(
     check,
     square_image,
     count_flops,
-    **{name: getattr(vit.TOWER, name) for name in ("hidden_states", "tokens_optional", "tensor_axis", "random", "heads")},
+    **{
+        name: getattr(vit.TOWER, name)
+        for name in ("hidden_states", "tokens_optional", "tensor_axis", "random", "heads")
+    },
     running_statistics=True,
 )
