@@ -1,4 +1,4 @@
-"""Bytes that an instruction of a GPU program reads and writes, and elementwise operations that it executes.
+"""Bytes and elements that an instruction of a GPU program reads and writes, and operations that it executes.
 
 As XLA's own cost analysis does: a fusion reads its operands and writes its results; of an operand that it only slices
 or gathers from, what it takes; of a result that it updates in place, the update.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 from clipjax.planning.hlo import Instruction, Program, shape_bytes
 
@@ -29,6 +30,7 @@ _UPDATES = ("dynamic-update-slice", "scatter")
 _NUMBER = re.compile(r"parameter\((\d+)\)")
 
 Table = dict[str, Instruction]
+Size = Callable[[str, tuple[int, ...]], float]  # of an array, from its type and dimensions
 
 
 def table(instructions: list[Instruction]) -> Table:
@@ -38,17 +40,12 @@ def table(instructions: list[Instruction]) -> Table:
 
 def moved_bytes(one: Instruction, around: Table, program: Program) -> float:
     """Bytes that one execution reads and writes; around: the instructions of its computation."""
-    if inside := _fused(one, program):
-        return _fusion_bytes(one, inside)
-    operands = [around[name] for name in one.operands if name in around]
-    written = _without_workspace(one)
-    if one.opcode in _TAKES:
-        return 2 * written + (operands[-1].bytes if one.opcode == "gather" and operands else 0)
-    if one.opcode in _UPDATES and operands:
-        return 2 * _update(one, around)
-    if one.opcode in ("broadcast", "iota"):
-        return written
-    return written + sum(operand.bytes for operand in operands)
+    return _moved(one, around, program, shape_bytes)
+
+
+def moved_elements(one: Instruction, around: Table, program: Program) -> float:
+    """Elements that one execution reads and writes, of whatever type."""
+    return _moved(one, around, program, lambda _, dims: math.prod(dims))
 
 
 def operations(one: Instruction, program: Program, around: Table) -> float:
@@ -60,6 +57,24 @@ def operations(one: Instruction, program: Program, around: Table) -> float:
 def called(one: Instruction, program: Program) -> list[Instruction]:
     """The instructions inside a fusion; [] for others."""
     return [inner for how, name in one.called if how == "calls" for inner in program.computations.get(name, [])]
+
+
+def _moved(one: Instruction, around: Table, program: Program, size: Size) -> float:
+    if inside := _fused(one, program):
+        return _fusion_moves(one, inside, size)
+    operands = [around[name] for name in one.operands if name in around]
+    written = _without_workspace(one, size)
+    if one.opcode in _TAKES:
+        return 2 * written + (_whole(operands[-1], size) if one.opcode == "gather" and operands else 0)
+    if one.opcode in _UPDATES and operands:
+        return 2 * _update(one, around, size)
+    if one.opcode in ("broadcast", "iota"):
+        return written
+    return written + sum(_whole(operand, size) for operand in operands)
+
+
+def _whole(one: Instruction, size: Size) -> float:
+    return sum(size(*shape) for shape in one.shapes)
 
 
 def _fused(one: Instruction, program: Program) -> Table:
@@ -76,7 +91,7 @@ def _operations(one: Instruction, around: Table) -> float:
     return COSTLY.get(one.opcode, 1) * elements
 
 
-def _fusion_bytes(one: Instruction, inside: Table) -> float:
+def _fusion_moves(one: Instruction, inside: Table, size: Size) -> float:
     users: dict[str, list[Instruction]] = {}
     for inner in inside.values():
         for name in inner.operands:
@@ -85,29 +100,29 @@ def _fusion_bytes(one: Instruction, inside: Table) -> float:
     for inner in inside.values():
         number = _NUMBER.match(inner.text) if inner.opcode == "parameter" else None
         if number and int(number.group(1)) < len(one.operands):
-            total += _read(inner, users, inside)
+            total += _read(inner, users, inside, size)
     roots = _roots(inside)
-    return total + sum(_written(root, inside) for root in roots)
+    return total + sum(_written(root, inside, size) for root in roots)
 
 
-def _read(parameter: Instruction, users: dict[str, list[Instruction]], inside: Table) -> float:
+def _read(parameter: Instruction, users: dict[str, list[Instruction]], inside: Table, size: Size) -> float:
     """What a fusion reads of an operand: slices of it, if nothing in the fusion uses it otherwise."""
-    size, taken, pending = parameter.bytes, 0.0, [parameter]
+    whole, taken, pending = _whole(parameter, size), 0.0, [parameter]
     while pending:
         value = pending.pop()
         for user in users.get(value.name, []):
             first = user.operands[:1] == [value.name]
             if user.opcode in _TAKES and first:
-                taken += user.bytes
+                taken += _whole(user, size)
             elif user.opcode in _UPDATES and first:
-                taken += _update(user, inside) if user.opcode == "scatter" else 0
+                taken += _update(user, inside, size) if user.opcode == "scatter" else 0
             elif user.opcode in _SAME:
                 pending.append(user)
             else:
-                return size
+                return whole
         if not users.get(value.name):
-            return size
-    return min(taken, size)
+            return whole
+    return min(taken, whole)
 
 
 def _roots(inside: Table) -> list[Instruction]:
@@ -116,24 +131,24 @@ def _roots(inside: Table) -> list[Instruction]:
     return [inside[name] for name in last.operands if name in inside] if last.opcode == "tuple" else [last]
 
 
-def _written(root: Instruction, inside: Table) -> float:
+def _written(root: Instruction, inside: Table, size: Size) -> float:
     value = root
     while value.opcode in _SAME and value.operands and value.operands[0] in inside:
         value = inside[value.operands[0]]
-    return _update(value, inside) if value.opcode in _UPDATES else root.bytes
+    return _update(value, inside, size) if value.opcode in _UPDATES else _whole(root, size)
 
 
-def _update(one: Instruction, around: Table) -> float:
-    """The bytes that an update in place writes: of dynamic-update-slice its operand 1, of scatter its last."""
+def _update(one: Instruction, around: Table, size: Size) -> float:
+    """What an update in place writes: of dynamic-update-slice its operand 1, of scatter its last."""
     place = 1 if one.opcode == "dynamic-update-slice" else -1
     names = one.operands
     update = around.get(names[place]) if len(names) > 1 else None
-    return update.bytes if update else one.bytes
+    return _whole(update or one, size)
 
 
-def _without_workspace(one: Instruction) -> float:
+def _without_workspace(one: Instruction, size: Size) -> float:
     """A library call's last result is its workspace, which belongs to no array."""
     shapes = one.shapes
     if one.opcode == "custom-call" and len(shapes) > 1 and shapes[-1][0] in ("s8", "u8"):
         shapes = shapes[:-1]
-    return float(sum(shape_bytes(*shape) for shape in shapes))
+    return float(sum(size(*shape) for shape in shapes))

@@ -1,7 +1,8 @@
 """The time of one instruction of a compiled GPU program, by a roofline: its FLOPs and bytes over the card's rates.
 
-Products, fused attention and convolutions are limited by the matrix units, all else by memory or by its elementwise
-operations; each pays a fixed time. The factors are in clipjax.planning.gpu_factors.
+Products and convolutions are limited by the matrix units or by memory; fused attention, at the lengths that CLIP has,
+by one after the other; all else by memory, by the elements that it reads and writes, or by its operations. Each pays a
+fixed time. The factors are in clipjax.planning.gpu_factors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from typing import NamedTuple
 
 from clipjax.planning import gpu_factors as factors
-from clipjax.planning.gpu_bytes import Table, called, moved_bytes, operations, table
+from clipjax.planning.gpu_bytes import Table, called, moved_bytes, moved_elements, operations, table
 from clipjax.planning.gpu_cards import Gpu
 from clipjax.planning.hlo import Instruction, Program, shape_bytes
 
@@ -36,7 +37,7 @@ class Cost(NamedTuple):
     flops: float  # of the matrix units
     bytes: float  # read and written
     seconds: float
-    limit: str  # what takes the longest: "matrix units", "memory", "operations" or "fixed time"
+    limit: str  # what takes longest: "matrix units", "memory", "elements", "operations" or "fixed time"
 
 
 class Product(NamedTuple):
@@ -127,16 +128,26 @@ def _product(products: list[Product], moved: float, written: float, card: Gpu) -
 
 
 def _attention(one: Instruction, around: Table, target: str, moved: float, card: Gpu) -> Cost:
-    """cuDNN's fused attention; q and k are its first operands, [batch, length, heads, width]."""
+    """cuDNN's fused attention; q and k are its first operands, [batch, length, heads, width].
+
+    The times of its products and of its bytes add up: sequences of a few blocks have no loop long enough to hide one
+    behind the other.
+    """
     config = _config(one).get("cudnn_fmha_backend_config", {})
     queries, keys = (around[name].shapes[0][1] for name in one.operands[:2])
     shape = [int(side) for side in config.get("intermediate_tensor_shape", {}).get("dimensions", [])]
     batch, heads, rows, columns = shape or (queries[0], queries[2], queries[1], keys[1])
     backward, causal = "Backward" in target, "CAUSAL" in str(config.get("mask_type", ""))
     flops = attention_flops(batch * heads, rows, columns, queries[-1], causal, backward)
-    rate = card.peak * card.attention[backward]
-    limits = {"matrix units": flops / rate, "memory": moved / (card.hbm_bandwidth * factors.HBM_SHARE.value)}
-    return Cost("attention", flops, moved, *_slowest(factors.PRODUCT_FIXED.value, limits))
+    if backward:
+        moved += factors.ATTENTION_BACKWARD_BYTES.value * math.prod(queries)
+    kernels = factors.ATTENTION_BACKWARD_KERNELS if backward else 1
+    parts = {
+        "matrix units": flops / (card.peak * card.attention[backward]),
+        "memory": moved / (card.hbm_bandwidth * factors.HBM_SHARE.value),
+        "fixed time": kernels * (factors.KERNEL_FIXED.value + factors.LAUNCH.value),
+    }
+    return Cost("attention", flops, moved, sum(parts.values()), max(parts, key=parts.get))
 
 
 def _convolution(one: Instruction, around: Table, moved: float, card: Gpu) -> Cost:
@@ -161,8 +172,10 @@ def _memory(one: Instruction, around: Table, program: Program, moved: float, car
     """A kernel that moves memory. A sort by radix reads and writes its arrays once for every byte of its keys."""
     sort = one.opcode == "sort" or "DeviceRadixSort" in one.text
     passes = max((shape[0] and int(re.sub(r"\D", "", shape[0]) or 8) // 8 for shape in one.shapes[:1]), default=1)
+    passes = passes if sort else 1
     limits = {
-        "memory": moved * (passes if sort else 1) / (card.hbm_bandwidth * factors.HBM_SHARE.value),
+        "memory": moved * passes / (card.hbm_bandwidth * factors.HBM_SHARE.value),
+        "elements": moved_elements(one, around, program) * passes / (card.processors * factors.ELEMENT_RATE.value),
         "operations": operations(one, program, around) / (card.vector_peak * factors.VECTOR_SHARE.value),
     }
     kind = "sort" if sort else one.opcode
