@@ -30,8 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_models import CONTENDERS, MODELS, VARIANTS, Cell
-from benchmarks.gpu_workers import Worker, prepare_all, work, worker_environment
+from benchmarks.gpu_models import MODELS, VARIANTS, Cell
+from benchmarks.gpu_workers import CONTENDERS, Worker, prepare_all, work, worker_environment
 from benchmarks.machine import command, machine
 
 RESULTS = Path(__file__).parent / "results"

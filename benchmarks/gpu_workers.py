@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_models import CONTENDERS, MODELS, VARIANTS, Cell
+from benchmarks.gpu_clipjax import ClipJax
+from benchmarks.gpu_contender import Contender
+from benchmarks.gpu_models import MODELS, VARIANTS, Cell
+from benchmarks.gpu_torch import OpenClip, Transformers
 
+CONTENDERS: dict[str, type[Contender]] = {"clipjax": ClipJax, "transformers": Transformers, "open_clip": OpenClip}
 MARK = "RESULT "  # begins a worker's line of JSON
 LANES = {"jax": 2, "torch": 4}  # how many compile side by side: XLA times its choices on the card, and few disturb it
 

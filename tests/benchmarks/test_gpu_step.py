@@ -6,22 +6,45 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import gpu_step
-from benchmarks.gpu_models import CONTENDERS, MODELS, Cell, batch_of, device_events, kernel_name
+from benchmarks.gpu_clipjax import ClipJax, device_events
+from benchmarks.gpu_contender import kernel_name
+from benchmarks.gpu_models import MODELS, VARIANTS, Cell, batch_of
+from benchmarks.gpu_workers import CONTENDERS, Worker, prepare_all, worker_environment
+from clipjax.planning.compile import check_plan
+from clipjax.planning.flops import BatchFlops
+from clipjax.planning.topology import open_topology
 
 
-def toy(contender: str, loss: str = "softmax") -> Cell:
-    return Cell(contender, "toy", loss, MODELS["toy"].batch, True)
+def toy(contender: str, loss: str = "softmax", variant: str = "") -> Cell:
+    return Cell(contender, "toy", loss, MODELS["toy"].batch, True, variant)
 
 
 @pytest.mark.slow  # starts a process that compiles a step
 def test_the_toy_run_writes_a_measurement_with_rate_and_kernels(tmp_path, capsys):
     out = tmp_path / "result.json"
-    arguments = ["--toy", "--contenders=clipjax", "--losses=softmax", f"--out={out}", "--cell_seconds=300"]
+    arguments = ["--toy", "--contenders=clipjax", f"--out={out}", "--cell_seconds=300", "--minutes=20"]
     assert gpu_step.main(arguments) == 0
-    (cell,) = json.loads(out.read_text())["cells"]
-    assert cell["images_per_second"] > 0 and len(cell["milliseconds_of_windows"]) == 4
-    assert cell["kernels"] and cell["flops_per_pair"] > 0 and "more_error" not in cell
+    cells = json.loads(out.read_text())["cells"]
+    assert [cell["loss"] for cell in cells] == ["softmax", "sigmoid"]
+    for cell in cells:
+        assert cell["images_per_second"] > 0 and len(cell["milliseconds_of_windows"]) == 4
+        assert cell["kernels"] and cell["flops_per_pair"] > 0 and cell["seconds_to_prepare"] > 0
     assert "toy softmax batch 4 clipjax" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", gpu_step.LOSSES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_experiment_of_clipjax_passes_its_checks(loss, variant):
+    for model, size in MODELS.items():
+        config = ClipJax(Cell("clipjax", model, loss, size.batch, variant=variant)).config()
+        check_plan(config, open_topology("cpu:1"))
+
+
+def test_cut_texts_are_shorter_and_cost_fewer_flops():
+    whole, cut = (ClipJax(Cell("clipjax", "b32", "softmax", 4, variant=v)) for v in ("", "cut_texts"))
+    assert whole.batch()["text"].shape == (4, 77) and cut.batch()["text"].shape[1] < 77
+    flops = [BatchFlops(one.config())(one.batch()) for one in (whole, cut)]
+    assert flops[1] < flops[0]
 
 
 @pytest.mark.slow  # imports PyTorch and builds its models
@@ -46,19 +69,26 @@ def test_without_a_card_it_says_so_and_measures_nothing(monkeypatch, capsys, tmp
 
 
 def test_a_part_that_fails_or_takes_too_long_is_told_and_the_others_are_measured(monkeypatch, capsys, tmp_path):
-    results = {"clipjax": {"error": "stopped after 5 s"}, "transformers": {"images_per_second": 2.0}}
-    rest = {"milliseconds": 1.0, "peak_memory_bytes": 0, "seconds_to_first_step": 1.0, "kernels": []}
-    monkeypatch.setattr(gpu_step, "start", lambda task, cell, *_: dict(rest | results[cell.contender]))
-    cells = [toy("clipjax"), toy("transformers")]
+    prepared = {"clipjax": {"error": "stopped after 5 s"}}
+    measured = {"images_per_second": 2.0, "milliseconds": 1.0, "peak_memory_bytes": 0, "kernels": []}
+    ready = {"seconds_to_prepare": 1.0}
+    monkeypatch.setattr(gpu_step, "prepare_all", lambda ws, *_: [prepared.get(w.cell.contender, ready) for w in ws])
+    results = {"transformers": measured, "open_clip": {"error": "exit 1: out of memory"}}
+    monkeypatch.setattr(Worker, "measure", lambda worker, seconds: results[worker.cell.contender])
+    cells = [toy("clipjax"), toy("transformers"), toy("open_clip")]
     gpu_step.run_all(cells, None, tmp_path / "x.json", gpu_step.time.monotonic() + 100, 5)
     printed = capsys.readouterr().out
     assert "clipjax: FAILED: stopped after 5 s" in printed and "transformers: 2 images/s" in printed
-    assert len(json.loads((tmp_path / "x.json").read_text())["cells"]) == 2
+    assert "open_clip: FAILED: exit 1: out of memory" in printed
+    assert len(json.loads((tmp_path / "x.json").read_text())["cells"]) == 3
 
 
-def test_a_worker_that_cannot_start_is_an_error_with_its_last_line():
-    result = gpu_step.start("measure", Cell("nobody", "toy", "softmax", 4, True), dict(gpu_step.os.environ), 100)
-    assert result["error"].startswith("exit 1: KeyError")
+def test_a_worker_that_cannot_start_or_is_too_slow_is_an_error_and_no_process_is_left(tmp_path):
+    environment = worker_environment(tmp_path)
+    (gone,) = prepare_all([worker := Worker(toy("clipjax", "nobody"))], environment, 100)
+    assert gone["error"].startswith("exit 1: KeyError: 'nobody'") and worker.process.poll() is not None
+    (slow,) = prepare_all([worker := Worker(toy("clipjax"))], environment, 0.01)
+    assert slow["error"].startswith("stopped after") and worker.process.poll() is not None
 
 
 def test_mfu_is_images_times_flops_over_the_cards_peak():
