@@ -86,12 +86,12 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             turned = tuple(jnp.broadcast_to(a, (batch, *a.shape[-2:])) for a in rotation)
             q, k = rotate(q, tuple(row_of(a, row) for a in turned)), rotate(k, rotation)
-        key = jnp.arange(length)
-        seen = key < (self.keys or length)
+        key, keys = jnp.arange(length), self.keys or length
+        seen = key < keys
         if self.causal:
             seen &= key <= jnp.reshape(jnp.asarray(row), (-1, 1))
         if mask is not None:
-            seen &= visible_keys(mask, length)
+            seen &= jnp.pad(visible_keys(mask, keys), ((0, 0), (0, length - keys)))
         y = attention(q, k, v, mask=jnp.broadcast_to(seen, (batch, length))).reshape(batch, 1, width)
         y = checkpoint_name(y, "attended")
         if self.norm is not None:

@@ -146,14 +146,16 @@ def test_a_captioner_reads_all_tokens_and_changes_no_embedding():
 
 @pytest.mark.parametrize("row", [0, 6, jnp.array([0, 3, 6])], ids=["first", "last", "each its own"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_rows_of_padding_are_no_keys(row, causal):
+@pytest.mark.parametrize("masked", ["", "keys", "number"])
+def test_rows_of_padding_are_no_keys(row, causal, masked):
     """cuDNN's towers carry a row of padding behind an odd length."""
+    seen = {"keys": jnp.arange(7) < jnp.array([[7], [4], [1]]), "number": jnp.array([7, 4, 1])}.get(masked)
     normal, zeros = jax.nn.initializers.normal(0.3), jax.nn.initializers.zeros
     make = lambda keys: SelfAttention(2, causal, normal, normal, zeros, jnp.float32, keys=keys)  # noqa: E731
     x = jax.random.normal(jax.random.key(0), (3, 7, 8))
     variables = make(0).init(jax.random.key(1), x)
     padded = jnp.concatenate([x, 100 * jnp.ones((3, 1, 8))], axis=1)
-    y = make(7).apply(variables, padded, None, None, row)
-    whole = make(0).apply(variables, x)
+    y = make(7).apply(variables, padded, None, seen, row)
+    whole = make(0).apply(variables, x, None, seen)
     at = jnp.broadcast_to(jnp.asarray(row), (3,))
     np.testing.assert_allclose(y[:, 0], whole[jnp.arange(3), at], atol=1e-6)
