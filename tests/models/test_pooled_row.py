@@ -1,5 +1,6 @@
 """A last block that computes only the row that is pooled, beside one that computes all rows."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipjax.config import DecoderConfig
-from clipjax.models import DualEncoder
+from clipjax.models import DualEncoder, cudnn_attention
 from clipjax.models.attention import SelfAttention
 from clipjax.models.presets import get_preset
 from clipjax.planning.flops import step_flops, traced_flops
@@ -20,8 +21,8 @@ VARIED = dict(mlp="swiglu", mlp_norm=True, attention_norm=True, qkv_bias="qv", l
 
 def model_of(image=None, text=None, **options):
     base, common = get_preset("clip_vit_b32"), SMALL | {"scan_layers": False}
-    image = replace(base.image, image_size=24, patch_size=8, **common | (image or {}))
-    text = replace(base.text, context_length=9, vocab_size=40, **common | (text or {}))
+    image = replace(base.image, **dict(image_size=24, patch_size=8) | common | (image or {}))
+    text = replace(base.text, **dict(context_length=9, vocab_size=40) | common | (text or {}))
     return replace(base, image=image, text=text, embed_dim=16, dtype="float32", **options)
 
 
@@ -81,6 +82,19 @@ def test_embeddings_and_gradients_are_those_of_all_rows(case, scanned):
     size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected_gradients))
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6 * size)
+
+
+@pytest.mark.parametrize("text", [{}, dict(pool="cls", context_length=8), dict(pool="last", causal=False)])
+def test_towers_that_cudnn_needs_padded_pool_the_same_row(text, monkeypatch):
+    model = model_of(image=dict(image_size=32), text=text)  # 17 and 9 tokens
+    variables = variables_of(model)
+    expected = loss_and_gradients(model, variables, all_rows=True)
+    monkeypatch.setattr("clipjax.models.attention.fused_by", lambda *args: "cudnn")
+    stand_in = functools.partial(cudnn_attention.cudnn_attention, implementation="xla")
+    monkeypatch.setattr(cudnn_attention, "cudnn_attention", stand_in)
+    found = loss_and_gradients(model, variables, all_rows=False)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
 
 
 def test_in_bfloat16_the_difference_is_rounding():
