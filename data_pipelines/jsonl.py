@@ -5,8 +5,8 @@
     {"image": "photos/2.jpg", "caption": ["two cats", "cats asleep on a sofa"]}
 
 A caption is a text or a list of texts. Image paths start from the table's folder, or from --image_root. Lines with the
-same image become one record. Lines that are not a JSON object or have no image or caption, and images that cannot be
-read, are left out and counted.
+same image become one record. Lines that are not a JSON object or have no image or caption, captions that are not text,
+and images that cannot be read, are left out and counted.
 """
 
 from __future__ import annotations

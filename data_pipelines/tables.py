@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from data_pipelines.input_content import content_fields
 # The usable rows of a table, (line number, column -> value); the others go to skips.
 RowsOf = Callable[[Path, Columns, Skips], Iterator[tuple[int, Mapping[str, Any]]]]
 FLAGS = OptionNames("--image_column", "--caption_columns", "--label_column", "--delimiter", of="", in_training="")
+NOT_TEXT = "caption is not text"
+SHOWN = 60  # characters of such a value
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
@@ -144,12 +147,17 @@ def gather(table: Path, rows_of: RowsOf, columns: Columns, skips: Skips) -> dict
         place = f"{table.name} line {line}"
         unread |= FolderConfig.label_key in row
         path = row.get(columns.image)
-        texts = [text for name in columns.captions for text in _texts(pick(row, name))]
+        captions = [pick(row, name) for name in columns.captions]
+        texts = [text for caption in captions for text in _texts(caption)]
         if not isinstance(path, str) or not path.strip():
             skips.add("no image path", place)
+            continue
+        others = [value for caption in captions for value in _not_text(caption)]
+        if others:  # the row keeps its other captions
+            skips.add(NOT_TEXT, f"{place}: {path}: {json.dumps(others[0])[:SHOWN]}")
         elif not texts:
             skips.add("no caption", f"{place}: {path}")
-        else:
+        if texts:
             value, where = value_of(row, columns.label), f"label of {place}"
             try:
                 label = read_label(value, where)
@@ -202,6 +210,12 @@ def _whole(table: Path, rows: Iterable[tables.TableRow], skips: Skips) -> Iterat
                 yield row.line, row.values
     except ManifestError as error:
         raise PipelineError(str(error)) from error
+
+
+def _not_text(value: object) -> list[Any]:
+    """What is neither a caption nor the absence of one: a number, an object, or such a value or a null in a list."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [one for one in values if not isinstance(one, str | bytes)]
 
 
 def _texts(value: object) -> list[str]:

@@ -26,7 +26,14 @@ from absl import flags
 
 from clipjax import signals
 from clipjax.commands import flags as cli
-from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, refuse_broken, results_folder
+from clipjax.commands.evaluation import (
+    EvaluationError,
+    check_suite,
+    evaluate_into,
+    refuse_broken,
+    refuse_other_data,
+    results_folder,
+)
 from clipjax.commands.preflight import check_folder
 from clipjax.commands.watch import watch
 from clipjax.config import EvaluationConfig, ExperimentConfig
@@ -85,11 +92,13 @@ def _run(
     **options: Any,
 ) -> dict[str, Any]:
     with open_run(checkpoint, step) as opened:
-        out = as_path(out) if out else results_folder(as_path(checkpoint), opened.step, part)
+        folder = as_path(out) if out else results_folder(as_path(checkpoint), opened.step, part)
         if jax.process_index() == 0:
-            check_folder(out, "--out")
+            check_folder(folder, "--out")
         session = EvalSession(opened, config)
-        return evaluate_into(out, opened, session, **options)
+        if part and not out:
+            refuse_other_data(folder, session)
+        return evaluate_into(folder, opened, session, **options)
 
 
 def main(argv: list[str]) -> None:

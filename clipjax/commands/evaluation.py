@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from clipjax.config import EvaluationConfig, EvaluatorConfig, ExperimentConfig, nearest, require
+from clipjax.config import ConfigError, EvaluationConfig, EvaluatorConfig, ExperimentConfig, nearest, require
 from clipjax.files import printable
+from clipjax.inference.provenance import absolute_path, fixed_part
 from clipjax.inference.session import EvalSession, Record
+from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
-from clipjax.report.evaluation import ResultFolder, headline, results_document, write_report
+from clipjax.report.evaluation import RECORDS, ResultFolder, headline, results_document, write_report
 from clipjax.report.suites import SUITES
 from clipjax.report.table import format_table
 from clipjax.runs import Run
 from clipjax.runs.steps import absolute
+from clipjax.storage import as_path, is_remote
 
 
 class EvaluationError(RuntimeError):
@@ -26,6 +30,27 @@ def results_folder(workdir: Path, step: int, part: str = "") -> Path:
     """Where a checkpoint's results are; part: what of, for data that a user points at, or "" for the run's own."""
     folder = workdir / "eval" / str(step)
     return folder / part if part else folder
+
+
+def refuse_other_data(folder: Path, session: EvalSession) -> None:
+    """Raises ConfigError where a folder named after the data has results of data elsewhere that have the same name.
+
+    Data that are no longer at the other path were moved: their results stay, or are replaced, as usual.
+    """
+    for name, evaluator in session.config.eval.evaluators.items():
+        split = read_json_object(folder / RECORDS / f"{name}.json").get("provenance", {}).get("split", {})
+        for field, source in evaluator.sources.items():
+            before, now = split.get(field, {}).get("path", ""), absolute_path(source.path)
+            if before and _real(before) != _real(now) and as_path(fixed_part(before)).exists():
+                raise ConfigError(
+                    f"{folder} has results on {before}, and --data names {now}: both are called '{folder.name}', and "
+                    "new results would replace those. Name another folder with --out (without --watch), or move this "
+                    "one away."
+                )
+
+
+def _real(path: str) -> str:
+    return path if is_remote(as_path(path)) else os.path.realpath(path)
 
 
 def evaluate_into(

@@ -31,9 +31,9 @@ from absl import flags
 from clipjax.commands import flags as cli
 from clipjax.commands.launch import Local, Task, print_commands, submit
 from clipjax.commands.preflight import check_folder
-from clipjax.commands.sweep_check import errors_elsewhere, errors_here
+from clipjax.commands.sweep_check import and_more, errors_elsewhere, errors_here, refuse_changed
 from clipjax.commands.vary import Setting, arguments_of, build_settings, parse_axes, parse_seeds
-from clipjax.config import ConfigError, ExperimentConfig, declared, differences, flat, require
+from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.runs.lock import folder_lock
 from clipjax.runs.run import refuse_as_workdir
 from clipjax.runs.sweep import (
@@ -145,30 +145,6 @@ def extend(
     return Sweep(file.removeprefix("--config="), overrides, fields, ordered), asked
 
 
-def refuse_changed(folder: Path, begun: Sequence[Cell], file: str, overrides: list[str]) -> None:
-    """Raises ConfigError where the command would train cells that have begun with another configuration."""
-    changed: dict[str, list[str]] = {}
-    for cell in begun:
-        trained = trained_config(folder / cell.path)
-        if trained is None:  # a job that has not begun
-            continue
-        now = cli.read_config(arguments_of(file, overrides, cell.set, cell.seed))
-        if now.data.decoder == "auto":  # which each run resolves on its own machine
-            now = dataclasses.replace(now, data=dataclasses.replace(now.data, decoder=trained.data.decoder))
-        if now.model.dtype == "auto":
-            now = dataclasses.replace(now, model=dataclasses.replace(now.model, dtype=trained.model.dtype))
-        roles = declared(trained, now)
-        for name, (old, new) in differences(flat(trained), flat(now)).items():
-            if roles[name].role != "runtime":
-                changed.setdefault(f"  {name}={old!r}, config.{name} is now {new!r}", []).append(cell.path)
-    if changed:
-        lines = [f"{line} ({paths[0]}{_and_more(paths)})" for line, paths in changed.items()]
-        raise ConfigError(
-            f"Cells of {folder} were trained with another configuration:\n" + "\n".join(lines) + "\nA sweep compares "
-            "cells that differ only in what it varies: use the old values, or another --workdir."
-        )
-
-
 def tasks_of(folder: Path, sweep: Sweep, asked: Sequence[tuple[Cell, ExperimentConfig]]) -> list[Task]:
     """The cells of this command that are not finished."""
     tasks = []
@@ -206,7 +182,7 @@ def refuse_wrong(tasks: Sequence[Task], asked: Sequence[tuple[Cell, ExperimentCo
             messages.setdefault(message.replace(workdir, "\0"), []).append(workdir)
     if messages:
         lines = [
-            f"{number}. {paths[0]}{_and_more(paths)}: {message.replace(chr(0), paths[0])}"
+            f"{number}. {paths[0]}{and_more(paths)}: {message.replace(chr(0), paths[0])}"
             for number, (message, paths) in enumerate(messages.items(), 1)
         ]
         raise ConfigError(f"{len(lines)} error{'s' * (len(lines) > 1)}; no cell was started:\n" + "\n".join(lines))
@@ -261,10 +237,6 @@ def _key(values: dict) -> str:
 
 def _listed(fields: Sequence[str]) -> str:
     return ", ".join(fields) or "only the seed"
-
-
-def _and_more(paths: Sequence[str]) -> str:
-    return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -19,7 +19,7 @@ import jax
 from absl import logging
 
 from clipjax import signals
-from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, results_folder
+from clipjax.commands.evaluation import EvaluationError, check_suite, evaluate_into, refuse_other_data, results_folder
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, evaluated, to_json_dict
 from clipjax.data.records import ManifestError
 from clipjax.files import write_text
@@ -144,6 +144,8 @@ class Watcher:
                     self.session = EvalSession(run, self.config)
                 announce(f"Step {step}:")
                 folder = results_folder(self.workdir, step, self.part)
+                if self.part:
+                    refuse_other_data(folder, self.session)
                 document = evaluate_into(folder, run, self.session, **self.options)
         except (ConfigError, FingerprintError, ManifestError):
             raise

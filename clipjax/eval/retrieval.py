@@ -47,7 +47,8 @@ class RetrievalConfig(EvaluatorConfig):
         """The names of the numbers that it reports."""
         both = [f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in NAMES]
         shown = [f"{name}{bound}" for name in (*both, MEAN_RECALL) for bound in ("", "_low", "_high")]
-        return (*shown, "examples", "unreadable", "repeated_captions", *(("captions",) if self.all_captions else ()))
+        counts = "examples", "distinct_pairs", "unreadable", "repeated_captions"
+        return (*shown, *counts, *(("captions",) if self.all_captions else ()))
 
 
 def evaluate(
@@ -72,9 +73,11 @@ def evaluate(
     Returns image_to_text_r1, _r5, _r10, _median_rank, _mean_rank, the same for text_to_image, mean_recall@1 (the mean
     of both r1), each with a 95% interval (_low, _high), examples and, with all_captions, captions. Intervals: Wilson's
     for recalls, order statistics for the median, a normal approximation for the mean rank, and for mean_recall@1 a
-    bootstrap over records with their captions; unreadable, the number of bad records; and repeated_captions, the
-    captions with the tokens of a caption of an image with another id, which no model can tell apart. Raises ConfigError
-    when no record could be read or none has a caption, EmbeddingError for an embedding that is not finite.
+    bootstrap over records with their captions; distinct_pairs, the number of records of which those that match count
+    once (1: nothing can be ranked wrongly, which is logged); unreadable, the number of bad records; and
+    repeated_captions, the captions with the tokens of a caption of an image with another id, which no model can tell
+    apart. Raises ConfigError when no record could be read or none has a caption, EmbeddingError for an embedding that
+    is not finite.
     """
     found = _embedded(config, batches, embed_images, embed_texts, tokenizer, captions, where)
     text_id = np.repeat(found.image_id, found.counts)
@@ -88,7 +91,8 @@ def evaluate(
         numbers |= {f"{name}_{key}": value for key, value in summary(rank).items()}
         first.append(rank == 1)
     numbers |= mean_recall(first[0], first[1], found.counts)
-    numbers |= {"examples": len(found.image), "unreadable": found.unreadable, "repeated_captions": found.repeated}
+    numbers |= {"examples": len(found.image), "distinct_pairs": found.distinct}
+    numbers |= {"unreadable": found.unreadable, "repeated_captions": found.repeated}
     if config.all_captions:
         numbers["captions"] = len(found.text)
     return {**numbers, "details": {"ties": config.ties, "not_finite": config.not_finite}}
@@ -134,6 +138,7 @@ class _Embedded(NamedTuple):
     text: np.ndarray  # [M, D], the captions of the first image, then those of the second, ...
     counts: np.ndarray  # [N] int, the captions of each image; M in all
     image_id: np.ndarray  # [N] int; images of one id match each other's captions
+    distinct: int  # ids of images
     unreadable: int  # bad records
     repeated: int  # captions with the tokens of a caption of an image with another id
 
@@ -183,7 +188,14 @@ def _embedded(
             "%s: %d of %d captions also belong to other images, so no model can find the one image that counts as "
             "right. Give records with the same content the same pair_id.", data, repeated, len(tokens),
         )  # fmt: skip
-    return _Embedded(image, text, found, image_id, unreadable, repeated)
+    distinct = len(np.unique(image_id))
+    if distinct == 1:
+        why = "there is one image" if len(image) == 1 else f"all {len(image)} images share one pair_id"
+        logging.warning(
+            "%s: %s, so no caption is wrong for any image: every rank is 1 and every recall 100%%, whatever the model. "
+            "Evaluate on data with different captions.", data, why,
+        )  # fmt: skip
+    return _Embedded(image, text, found, image_id, distinct, unreadable, repeated)
 
 
 def repeated_captions(tokens: Sequence[bytes], image_ids: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import importlib.metadata
 import inspect
@@ -94,7 +95,7 @@ def settings_of(
         "evaluator": _options(evaluator),
         "prompts": _prompts(evaluator, sources[name]),
         "split": {
-            field: {"path": source.path, "split": source.split, "records": len(opened)}
+            field: {"path": absolute_path(source.path), "split": source.split, "records": len(opened)}
             for (field, source), opened in zip(evaluator.sources.items(), sources.values(), strict=True)
         },
         "ties": getattr(evaluator, "ties", "against"),  # the model, or the first of equal scores
@@ -159,6 +160,18 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
     return [(prefix.removesuffix("."), list(tree) if isinstance(tree, tuple) else tree)]
+
+
+def absolute_path(path: str) -> str:
+    """Where data are, whatever folder a command is started in; a dataset's name and a path in a bucket stay."""
+    return os.path.abspath(path) if "://" not in path and os.path.exists(fixed_part(path) or ".") else path
+
+
+def fixed_part(path: str) -> str:
+    """The folder above a pattern; other paths as they are."""
+    while (glob.has_magic(path) or "{" in path) and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def notes_on_configs(groups: Mapping[str, list[RunRecord]], base: str, fields: S
     for runs in groups.values():
         for record in runs:
             for field, (old, new) in differences(flat(first.config), flat(record.config)).items():
-                kind = _kind(field)
+                kind = kind_of(field)
                 if kind and field not in fields:
                     notes.setdefault(f"{kind}: config.{field} is {old!r} in {first.path}, {new!r}", []).append(
                         record.path
@@ -89,7 +89,8 @@ def notes_on_configs(groups: Mapping[str, list[RunRecord]], base: str, fields: S
     return [f"{note} in {paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}." for note, paths in notes.items()]
 
 
-def _kind(field: str) -> str:
+def kind_of(field: str) -> str:
+    """What a difference in a field means for what is read or measured; "" for other fields."""
     if field.startswith("eval.evaluators."):
         return "The evaluators differ, so the metrics are not the same measure"
     if field.startswith(("data.train.", "data.mixture.")):

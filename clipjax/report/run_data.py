@@ -26,7 +26,10 @@ NO_PAIRS = (
 NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
 # What the names of counts begin with that may be 0 or 1.
 LEFT_OUT = "unlabelled", "unreadable", "indistinguishable"
-COUNTS = *LEFT_OUT, "repeated_captions", "untrained_classes", "without_positives", "short_classes", "converged"
+COUNTS = (
+    *(*LEFT_OUT, "distinct_pairs", "repeated_captions"),
+    *("untrained_classes", "without_positives", "short_classes", "converged"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from clipjax import storage
 from clipjax.config import ExperimentConfig
 from clipjax.runs import checkpoint as checkpoints
+from clipjax.runs import lock
 from clipjax.runs.bad_records_log import add_causes
 from clipjax.runs.best import best_of
 from clipjax.runs.integrity import CheckpointError, checksum_of_items, damage_of
@@ -137,13 +138,34 @@ def hint(path: Path, option: str = "--step") -> str:
 
 
 def refuse_as_workdir(workdir: str | Path) -> None:
-    """Raises CheckpointError for a checkpoint, and for a run's folder of checkpoints: no run can be made in them."""
+    """Raises CheckpointError for a checkpoint, a run's folder of checkpoints, and a new folder anywhere in a run."""
     path = storage.as_path(workdir)
     if is_inside_run(path):
         raise CheckpointError(f"--workdir={workdir} is inside a run.{hint(path)}")
+    # In a bucket, a run may be allowed to list no folder but its own.
+    above = None if storage.is_remote(path) or _is_run(path) else next(filter(_is_run, path.resolve().parents), None)
+    if above is not None:
+        raise CheckpointError(
+            f"--workdir={workdir} is inside the run {above}; expected a folder outside other runs, which are moved and "
+            f"removed as a whole. Use for example --workdir={above.parent / path.name}."
+        )
     inside = path / "checkpoints"
     if inside.exists() and not inside.is_dir():
         raise CheckpointError(f"--workdir={workdir}: {inside} is a file, but a run keeps its checkpoints in a folder.")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder, or it holds checkpoints of clipjax.
+
+    A lock alone may be that of a run that was refused; folders called checkpoints may belong to other programs.
+    """
+    try:
+        if (folder / lock.FILE).is_file() and (folder / "config.json").is_file():
+            return True
+        steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+        return any((path / "meta").is_dir() and (path / "params").is_dir() for path in steps)
+    except PermissionError:  # the folders above may be other people's
+        return False
 
 
 def is_inside_run(path: Path) -> bool:

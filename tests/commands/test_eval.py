@@ -231,3 +231,29 @@ def test_results_on_data_that_a_user_points_at_stay_beside_the_runs_own(trained,
     (line,) = read_metrics(run / "eval")
     names = {name.partition("/")[0] for name in line}
     assert names >= {"scenes_train", *json.loads(before["results.json"])["results"]}
+
+
+def test_data_of_the_same_name_elsewhere_do_not_replace_results(trained, data, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    monkeypatch.setattr(watch.Watcher, "_is_last", lambda self, step: True)
+    for place in ("a", "b"):
+        shutil.copytree(data / "scenes", tmp_path / place / "scenes")
+    results = run / "eval" / "6" / "scenes_validation" / "results.json"
+    monkeypatch.chdir(tmp_path / "a")
+    command = ["eval", f"--checkpoint={run}", "--data=scenes", "--split=validation"]
+    eval_command.main(command)
+    before = results.read_bytes()
+    monkeypatch.chdir(tmp_path / "b")
+    capsys.readouterr()
+    for more in ([], ["--redo"], ["--watch", "--redo"]):
+        with pytest.raises(SystemExit):
+            eval_command.main([*command, *more])
+        shown = capsys.readouterr().err
+        assert f"has results on {tmp_path}/a/scenes, and --data names {tmp_path}/b/scenes" in shown
+        assert "Name another folder with --out" in shown and results.read_bytes() == before
+    eval_command.main([*command, f"--out={tmp_path / 'out'}"])
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a")
+    eval_command.main([*command, f"--data={tmp_path / 'b' / 'link' / 'scenes'}"])
+    shutil.rmtree(tmp_path / "a")
+    eval_command.main(command)
+    assert "evaluated before" in capsys.readouterr().out, "the same data, moved"

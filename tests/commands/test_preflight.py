@@ -25,6 +25,8 @@ from clipjax.mesh import make_mesh
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs.fingerprint import FingerprintError, fingerprint
 from clipjax.runs.integrity import CheckpointError
+from clipjax.runs.run import refuse_as_workdir
+from clipjax.runs.steps import ORBAX_METADATA
 from clipjax.training.precomputed import image_settings
 from clipjax.training.state import abstract_state, eval_variables
 from tests import runs
@@ -211,7 +213,10 @@ WORKDIRS = {
     "weights": (CheckpointError, "weights but no training state.*init_from"),
     "run/checkpoints": (CheckpointError, "folder of checkpoints: name the run's folder .*/run"),
     "run/checkpoints/6": (CheckpointError, "is one checkpoint of a run"),
-    "run/checkpoints/6/params/d": (None, ""),
+    "run/checkpoints/6/params/d": (CheckpointError, "/d is inside the run .*/run; .* --workdir=.*/d"),
+    "run/checkpoints/7": (CheckpointError, "/7 is inside the run .*/run; "),
+    "run/new": (CheckpointError, "/new is inside the run .*/run; expected a folder outside other runs"),
+    "run/other/../eval/new": (CheckpointError, "is inside the run .*/run; "),
 }
 
 
@@ -248,7 +253,7 @@ def test_a_start_that_cannot_be_made_is_refused_before_compiling(name, folder, n
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
 
-@pytest.mark.parametrize("name", [name for name in WORKDIRS if WORKDIRS[name][0]])
+@pytest.mark.parametrize("name", WORKDIRS)
 def test_a_workdir_that_is_not_a_runs_is_refused_before_compiling(name, folder, no_compiling):
     error, message = WORKDIRS[name]
     before = {*tree_of(folder / name)}
@@ -256,6 +261,22 @@ def test_a_workdir_that_is_not_a_runs_is_refused_before_compiling(name, folder, 
         train.run(from_config_dict(changed(folder)), folder / name)
     assert {*tree_of(folder / name)} - before <= {folder / name / "run.lock"}
     assert name == "weights" or {*tree_of(folder / name)} == before
+
+
+def test_folders_beside_a_run_and_runs_that_lie_in_one_already_are_workdirs(folder, tmp_path):
+    refuse_as_workdir(folder / "run" / ".." / "new")
+    for file in ("refused/run.lock", "begun/run.lock", "begun/config.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    refuse_as_workdir(tmp_path / "refused" / "new")
+    with pytest.raises(CheckpointError, match="is inside the run .*/begun; "):
+        refuse_as_workdir(tmp_path / "begun" / "checkpoints")
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "begun" / "nested" / "checkpoints")
+    refuse_as_workdir(tmp_path / "begun" / "nested")
+    foreign = tmp_path / "foreign" / "checkpoints" / "3"
+    foreign.mkdir(parents=True)
+    (foreign / ORBAX_METADATA).touch()
+    refuse_as_workdir(tmp_path / "foreign" / "new")
 
 
 def test_a_wrong_restart_leaves_damaged_checkpoints_where_they_are(folder, no_compiling, tmp_path):

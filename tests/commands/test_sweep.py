@@ -1,6 +1,7 @@
 """clipjax sweep: the grid that --vary gives, what is refused before a cell begins, and cells that end in every way."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from clipjax.commands.vary import build_settings, parse_axes, parse_seeds
 from clipjax.config import ConfigError, to_json_dict
 from clipjax.config.metrics import smaller_is_better
 from clipjax.runs.lock import RunLockError, folder_lock, run_lock
+from clipjax.runs.own_files import keep_files
 from clipjax.runs.sweep import Cell, cell_name, read_sweep, short_names
 from tests.runs import ROOT, build_data, write_experiment
 from tests.tiny import tiny_config
@@ -238,6 +240,48 @@ def test_what_contradicts_a_sweep_is_refused_before_anything_begins(experiment, 
         sweep.run([experiment, "--config.total_steps=30"], ["global_batch_size=8,16"], folder)
     assert (folder / "sweep.json").read_text() == before
     assert sweep.run([experiment, "--config.log.every_steps=7"], ["global_batch_size=8,16"], folder) == 0
+
+
+def test_more_seeds_on_other_data_or_evaluators_are_refused_before_anything_begins(experiment, trainer, tmp_path):
+    folder, arguments = tmp_path / "sweep", ["global_batch_size=8"]
+    document = to_json_dict(tiny_config())
+    document["data"]["train"]["path"] = "data/a"
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    base = [experiment, "--config.data.train.path=data/a"]
+    assert sweep.run(base, arguments, folder) == 0
+    other = [experiment, "--config.data.train.path=data/b"]
+    with pytest.raises(ConfigError, match="data.train.path='data/a', config.data.train.path is now 'data/b'"):
+        sweep.run(other, arguments, folder, seeds="2")
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        EXPERIMENT.replace("return tiny_config(loss=loss)", "config = tiny_config(loss=loss)")
+        + "    evaluation = dataclasses.replace(config.eval, evaluators={'found': clipjax.eval.RetrievalConfig()})\n"
+        + "    return dataclasses.replace(config, eval=evaluation)\n"
+    )
+    file.write_text("import dataclasses\nimport clipjax.eval\n" + file.read_text())
+    with pytest.raises(ConfigError, match="config.eval.evaluators.found.name is now 'retrieval'"):
+        sweep.run(base, arguments, folder, seeds="2")
+    file.write_text(EXPERIMENT)
+    assert list(statuses(folder)) == ["global_batch_size=8/seed0"]
+    same = [experiment, f"--config.data.train.path={Path.cwd() / 'data/a'}"]
+    assert sweep.run(same, arguments, folder, seeds="2") == 0
+
+
+def test_a_tokenizer_is_compared_by_its_content(experiment, trainer, tmp_path):
+    folder, vocabulary = tmp_path / "sweep", tmp_path / "words.txt"
+    vocabulary.write_text("one")
+    arguments = [experiment, f"--config.tokenizer.path={vocabulary}"], ["global_batch_size=8"], folder
+    config = tiny_config()
+    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path=str(vocabulary)))
+    kept = keep_files(config, folder / "global_batch_size=8" / "seed0").config
+    (tmp_path / "config.json").write_text(json.dumps(to_json_dict(kept)))
+    assert sweep.run(*arguments) == 0
+    assert sweep.run(*arguments, seeds="2") == 0
+    vocabulary.write_text("another")
+    with pytest.raises(ConfigError, match=r"tokenizer.path='tokenizer/\w+/words.txt', config.tokenizer.path is now"):
+        sweep.run(*arguments, seeds="3")
+    vocabulary.unlink()  # the cells read their own copies
+    assert sweep.run(*arguments, seeds="2") == 0
 
 
 def test_a_sweep_of_which_no_cell_has_begun_may_be_another(experiment, trainer, tmp_path, capfd):

@@ -95,10 +95,23 @@ def test_jsonl_takes_lists_of_captions_and_labels_and_counts_bad_lines(photos, t
         tmp_path / "out", table=tmp_path / "table.jsonl", image_root=photos, label_column="kind", splits=ALL
     )
     assert manifest["class_names"] == ["a", "b"]
-    assert manifest["skipped"] == {"not JSON": 1, "not a JSON object": 1, "no caption": 1}
+    assert manifest["skipped"] == {"not JSON": 1, "not a JSON object": 1, "caption is not text": 1}
     records = {record["key"]: record for record in read(tmp_path / "out")}
     assert (records["0.png"]["texts"], records["0.png"]["label"]) == (["one", "two"], 1)
     assert records["1.jpeg"]["label"] == 0
+
+
+def test_captions_that_are_not_text_are_counted_and_the_first_is_named(photos, tmp_path, capsys):
+    captions = {"0.png": ["one", 42], "1.jpeg": ["two", None], "2.webp": [["nested"], "three"], "3.png": {"t": 1}}
+    rows = [json.dumps({"image": image, "caption": caption}) for image, caption in captions.items()]
+    rows.append(json.dumps({"image": "4.png", "caption": None}))
+    (tmp_path / "table.jsonl").write_text("\n".join(rows))
+    manifest = jsonl.build(tmp_path / "out", table=tmp_path / "table.jsonl", image_root=photos, splits=ALL)
+    assert manifest["skipped"] == {"caption is not text": 4, "no caption": 1}
+    assert {record["key"]: record["texts"] for record in read(tmp_path / "out")} == {
+        "0.png": ["one"], "1.jpeg": ["two"], "2.webp": ["three"]
+    }  # fmt: skip
+    assert "caption is not text\n    table.jsonl line 1: 0.png: 42\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pipeline, name", [(csv, "table.csv"), (jsonl, "table.jsonl")])

@@ -24,7 +24,7 @@ def global_batches(mesh, columns):
     """53 rows in batches of 16: the last has 5 valid rows, the others are padding that must not count."""
 
     def batches():
-        for start in range(0, EXAMPLES, BATCH):
+        for start in range(0, len(columns["label"]), BATCH):
             rows = {k: v[start : start + BATCH] for k, v in columns.items()}
             valid = np.arange(BATCH) < len(rows["label"])
             pad = BATCH - valid.sum()
@@ -107,6 +107,19 @@ def test_captions_of_several_images_are_counted_and_warned_of(mesh, data, caplog
         found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, {**columns, "text": text, "pair_id": ids})
         assert found["repeated_captions"] == repeated
         assert ("6 of 53 captions also belong to other images" in caplog.text) == (repeated == 6)
+
+
+def test_pairs_of_which_none_can_be_wrong_are_counted_and_warned_of(mesh, data, caplog):
+    word, columns = data
+    ids = np.where(np.arange(EXAMPLES) < EXAMPLES - 1, 4, 5).astype(np.int32)
+    found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, {**columns, "pair_id": ids})
+    assert found["distinct_pairs"] == 2 and "no caption is wrong" not in caplog.text
+    found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, {**columns, "pair_id": ids * 0 + 4})
+    assert found["distinct_pairs"] == 1 and found["mean_recall@1"] == 1.0
+    assert "all 53 images share one pair_id, so no caption is wrong for any image" in caplog.text
+    one = {name: column[:1] for name, column in columns.items()}
+    found = call(retrieval.evaluate, RetrievalConfig(), mesh, word, one)
+    assert found["distinct_pairs"] == 1 and "there is one image, so no caption is wrong" in caplog.text
 
 
 def test_a_model_that_says_the_same_of_everything_scores_nothing(mesh, data):

@@ -106,7 +106,7 @@ def test_retrieval_reports_both_ranks_and_intervals_of_everything(mesh):
     assert found["image_to_text_mean_rank"] == pytest.approx(rank.mean())
     assert found["text_to_image_mean_rank"] == pytest.approx(back.mean())
     assert found["mean_recall@1"] == pytest.approx(((rank == 1).mean() + (back == 1).mean()) / 2)
-    counts = ("examples", "captions", "unreadable", "repeated_captions")
+    counts = ("examples", "captions", "unreadable", "repeated_captions", "distinct_pairs")
     named = [name for name in config.metrics if name not in counts and not name.endswith(("low", "high"))]
     assert set(config.metrics) == {name for name in found if name != "details"}
     for name in named:
