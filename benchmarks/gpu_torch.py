@@ -49,7 +49,7 @@ class Torch(Contender):
             return loss_fn(torch, normalise(images.float(), dim=-1), normalise(texts.float(), dim=-1), scale, bias)
 
         turn = Turn(os.environ.get("GPU_STEP_LOCK", os.devnull))
-        whole = loss_of if self.cell.toy else torch.compile(loss_of, backend=turn.backend(torch))
+        whole = loss_of if self.cell.toy else torch.compile(loss_of, backend=turn.backend())
 
         def gradients() -> None:
             adamw.zero_grad(set_to_none=True)
@@ -159,9 +159,11 @@ class Turn:
     def __init__(self, path: str):
         self.path, self.file = path, None
 
-    def backend(self, torch: Any) -> Callable:
+    def backend(self) -> Callable:
         """torch.compile's own backend, whose programs take the lock when they first run."""
-        compile_graph = torch._dynamo.lookup_backend("inductor")
+        from torch._dynamo import lookup_backend
+
+        compile_graph = lookup_backend("inductor")
 
         def backend(graph: Any, inputs: Any) -> Callable:
             compiled = compile_graph(graph, inputs)
