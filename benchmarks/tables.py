@@ -494,7 +494,8 @@ def gpu_changes(name: str, document: dict[str, Any]) -> str:
 
 {origin({name: document}, "clipjax plan", planned=True)}
 
-Each row keeps the changes above it.
+Each row keeps the changes above it. These estimates are older than the measured step that the factors were fitted to; with
+today's factors all of them are slower.
 
 {table(["Change", "Planned for", "Step, ms (estimated)", "MFU (estimated)"], rows)}"""
 
