@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.models import cudnn_attention
 from clipjax.models.flash_attention import fills_tiles, flash_attention, visible_keys
-from clipjax.models.layers import Linear, Projections
+from clipjax.models.layers import Linear, Projections, constrain
 from clipjax.models.on_cpu import mixtures, pairs
 from clipjax.models.rotary import Rotation, rotate
 
@@ -82,7 +82,8 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         biased = BIASED[self.qkv_bias]
         make = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")
-        q, k, v = (a.reshape(batch, -1, self.num_heads, width // self.num_heads) for a in make(x, row_of(x, row)))
+        parts = make(x, row_of(x, row, self.activations))
+        q, k, v = (a.reshape(batch, -1, self.num_heads, width // self.num_heads) for a in parts)
         if rotation is not None:
             turned = tuple(jnp.broadcast_to(a, (batch, *a.shape[-2:])) for a in rotation)
             q, k = rotate(q, tuple(row_of(a, row) for a in turned)), rotate(k, rotation)
@@ -142,11 +143,11 @@ class CrossAttention(nn.Module):
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
 
 
-def row_of(x: jax.Array, row: Row) -> jax.Array:
-    """x [batch, length, ...] -> [batch, 1, ...]: of each example one row."""
+def row_of(x: jax.Array, row: Row, sharding: NamedSharding | None = None) -> jax.Array:
+    """x [batch, length, ...] -> [batch, 1, ...]: of each example one row. sharding: of the examples, see constrain."""
     if isinstance(row, int):
-        return x[:, row : row + 1]
-    return jnp.take_along_axis(x, row.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+        return constrain(x[:, row : row + 1], sharding)
+    return constrain(jnp.take_along_axis(x, row.reshape(-1, *[1] * (x.ndim - 1)), axis=1), sharding)
 
 
 def self_attention_by(x: jax.Array, num_heads: int, dtype: jnp.dtype, kind: str, sharding: NamedSharding | None) -> str:

@@ -215,7 +215,7 @@ class Block(nn.Module):
                 y = jnp.where(jnp.repeat(keep, length, axis=0), y / (1 - drop_path), 0).astype(y.dtype)
             return y
 
-        kept = x if one is None else row_of(examples(x), one).reshape(-1, config.width)
+        kept = x if one is None else row_of(examples(x), one, self.activations).reshape(-1, config.width)
         x = kept + checkpoint_name(branch(1, attend, x), "attention_out")
         x = x + branch(2, mlp, x)
         return constrain(x, self.activations), None
