@@ -390,7 +390,7 @@ def test_a_finished_run_that_was_killed_before_its_picture_draws_it_without_comp
 def test_evaluators_report_the_metrics_that_they_declare(folder):
     """Otherwise config.checkpoint.best_metric would be refused, or accepted, wrongly."""
     names = RetrievalConfig(all_captions=True).metrics
-    assert len(names) == len(set(names)) == 3 * 11 + 4 and {"captions", "unreadable"} < set(names)
+    assert len(names) == len(set(names)) == 3 * 11 + 5 and {"captions", "distinct_pairs"} < set(names)
     assert "captions" not in RetrievalConfig().metrics
 
 

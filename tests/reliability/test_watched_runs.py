@@ -61,7 +61,7 @@ def test_a_source_that_sleeps_leaves_a_file_with_the_stacks_and_the_run_goes_on(
 
     def sleepy(*args):
         for number, item in enumerate(prefetch(*args), 1):
-            while number == 8 and not list(tmp_path.glob("stalls/*")):
+            while number == 8 and not list(tmp_path.glob("stalls/step_7_*")):
                 time.sleep(0.01)
             yield item
 
@@ -73,7 +73,8 @@ def test_a_source_that_sleeps_leaves_a_file_with_the_stacks_and_the_run_goes_on(
     text = path.read_text()
     assert "waiting for the data of step 8" in text and "in sleepy" in text and "prefetch_to_mesh" in text
     errors = capfd.readouterr().err
-    assert errors.count("watchdog: nothing has moved") == 1
+    # A busy machine may be slow at other steps too.
+    assert errors.count("watchdog: nothing has moved") == len(list(tmp_path.glob("stalls/*")))
     assert not (tmp_path / FILE).exists(), "the advisor had nothing to say"
 
 
