@@ -145,6 +145,7 @@ class CrossAttention(nn.Module):
 
 def row_of(x: jax.Array, row: Row, sharding: NamedSharding | None = None) -> jax.Array:
     """x [batch, length, ...] -> [batch, 1, ...]: of each example one row. sharding: of the examples, see constrain."""
+    x = constrain(x, sharding)  # and so is its gradient, into which those of the rows are added
     if isinstance(row, int):
         return constrain(x[:, row : row + 1], sharding)
     return constrain(jnp.take_along_axis(x, row.reshape(-1, *[1] * (x.ndim - 1)), axis=1), sharding)
