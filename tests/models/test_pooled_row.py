@@ -15,7 +15,7 @@ from clipjax.models.presets import get_preset
 from clipjax.planning.flops import step_flops, traced_flops
 from tests.tiny import tiny_config
 
-SMALL = dict(width=32, num_heads=4, mlp_dim=64, depth=3)
+SMALL = dict(width=32, num_heads=4, mlp_dim=64, depth=2)
 VARIED = dict(mlp="swiglu", mlp_norm=True, attention_norm=True, qkv_bias="qv", layer_scale=0.5)
 
 
@@ -109,7 +109,7 @@ def test_in_bfloat16_the_difference_is_rounding():
 
 @pytest.mark.parametrize("frozen", [1, 2])  # of three
 def test_scanned_blocks_that_are_frozen_get_no_gradient_and_the_others_the_same(frozen):
-    model = model_of(image=dict(scan_layers=True), text=dict(scan_layers=True))
+    model = model_of(image=dict(scan_layers=True, depth=3), text=dict(scan_layers=True, depth=3))
     variables = variables_of(model)
     _, gradients = loss_and_gradients(model, variables, all_rows=False, frozen=(frozen, frozen))
     _, expected = loss_and_gradients(model, variables, all_rows=True)
@@ -144,7 +144,7 @@ def test_nothing_else_is_computed_of_the_last_block(scanned):
     towers = sum(value for part, value in counted.items() if part != "loss") / 3
     assert traced == pytest.approx(towers, rel=0.02)  # the text's last norm of one row, the projection of logits
     whole = step_flops(replace(config, global_batch_size=5, model=replace(model, decoder=DecoderConfig(depth=1))))
-    assert counted["image tower"] < 0.85 * whole["image tower"] and counted["text tower"] < 0.85 * whole["text tower"]
+    assert counted["image tower"] < 0.8 * whole["image tower"] and counted["text tower"] < 0.8 * whole["text tower"]
 
 
 def test_a_captioner_reads_all_tokens_and_changes_no_embedding():
