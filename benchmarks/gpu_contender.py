@@ -73,7 +73,7 @@ class Contender:
         }
         try:
             result["kernels"] = self.profile(step)
-        except Exception as error:  # the measurement stands without them
+        except Exception as error:  # the step was measured all the same
             result["kernels_error"] = f"{type(error).__name__}: {str(error)[:200]}"
         return result
 

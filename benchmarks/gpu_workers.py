@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,20 +36,32 @@ def work(cell: Cell) -> int:
 
 
 class Worker:
-    """A process for one cell. Its output goes to a file: what a compiler leaves behind cannot keep a pipe open."""
+    """A process for one cell. It appends its output to a file, which nothing else moves or keeps open."""
 
     def __init__(self, cell: Cell):
-        self.cell, self.process, self.output = cell, None, None
+        self.cell, self.process, self.stopped = cell, None, False
+        self.folder = tempfile.TemporaryDirectory(prefix="gpu_step_worker_")
+        self.output = Path(self.folder.name) / "output"
 
     def prepare(self, environment: dict[str, str], seconds: float) -> dict[str, Any]:
-        """Starts the process and waits until it has compiled: what it found, or {"error": why it has not}."""
+        """Starts the process and waits until it has compiled: its result, or {"error": why there is none}."""
+        if seconds <= 0 or self.stopped:
+            return {"error": "not begun: the time was up"}
         arguments = [sys.executable, "-m", "benchmarks.gpu_step", f"--worker={json.dumps(vars(self.cell))}"]
-        environment = environment | VARIANTS[self.cell.variant].environ
-        environment |= {"JAX_PLATFORMS": "cpu"} if self.cell.toy else {}
-        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (stop() closes it)
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=self.output, stderr=subprocess.STDOUT, env=environment, text=True
-        )
+        own = VARIANTS[self.cell.variant].environ
+        environment = environment | own | ({"JAX_PLATFORMS": "cpu"} if self.cell.toy else {})
+        if "XLA_FLAGS" in own:
+            environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own['XLA_FLAGS']}".strip()
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                text=True,
+                start_new_session=True,  # so that stop() ends what a compiler leaves behind
+            )
         return self._result(1, seconds)
 
     def measure(self, seconds: float) -> dict[str, Any]:
@@ -62,53 +76,61 @@ class Worker:
             self.stop()
 
     def stop(self) -> None:
+        self.stopped = True
         if self.process is not None:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            self.output.close()
+        self.folder.cleanup()
 
     def _result(self, number: int, seconds: float) -> dict[str, Any]:
-        """The process's `number`-th result, once it is there."""
+        """The process's `number`-th result, once its line is whole."""
         deadline = time.monotonic() + seconds
         while True:
             ended = self.process.poll()
-            self.output.seek(0)
-            lines = self.output.read().splitlines()
-            results = [line for line in lines if line.startswith(MARK)]
+            text = self.output.read_text(encoding="utf-8", errors="replace")
+            whole = text[: text.rfind("\n") + 1].splitlines()
+            results = [line for line in whole if line.startswith(MARK)]
             if len(results) >= number:
                 return json.loads(results[number - 1][len(MARK) :])
             if ended is not None:
-                last = next((line for line in reversed(lines) if line.strip()), "no output")
-                return {"error": f"exit {ended}: {last.strip()[:300]}", "output": "\n".join(lines)[-3000:]}
+                last = next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
+                return {"error": f"exit {ended}: {last.strip()[:300]}", "output": text[-3000:]}
             if time.monotonic() > deadline:
-                return {"error": f"stopped after {seconds:.0f} s", "output": "\n".join(lines)[-3000:]}
+                return {"error": f"stopped after {seconds:.0f} s", "output": text[-3000:]}
             time.sleep(0.1)
 
 
 def prepare_all(workers: Sequence[Worker], environment: dict[str, str], seconds: float) -> list[dict[str, Any]]:
-    """Compiles all, several at a time: what each found, or {"error": why it did not}.
+    """Compiles all, several at a time: each one's result, or {"error": why there is none}.
 
-    Those that take longest start first; a model's other loss comes later and finds most of its kernels in the caches.
+    Of the first loss, the models that take longest start first; a model's other loss comes later and needs fewer new
+    kernels.
     """
     lanes = {
         library: concurrent.futures.ThreadPoolExecutor(max(1, min(most, (os.cpu_count() or 1) // 4)))
         for library, most in LANES.items()
     }
     deadline = time.monotonic() + seconds
+    losses = list(dict.fromkeys(worker.cell.loss for worker in workers))
 
     def prepare(worker: Worker) -> dict[str, Any]:
         return worker.prepare(environment, deadline - time.monotonic())
 
-    def cost(worker: Worker) -> tuple:
+    def turn(worker: Worker) -> tuple:
         _, _, width, depth = MODELS[worker.cell.model].image
-        return worker.cell.loss, bool(worker.cell.variant), -width * depth
+        return losses.index(worker.cell.loss), bool(worker.cell.variant), -width * depth
 
-    order = sorted(workers, key=cost)
-    futures = {worker: lanes[CONTENDERS[worker.cell.contender].library].submit(prepare, worker) for worker in order}
-    for worker, future in futures.items():
-        if "error" in future.result():
-            worker.stop()
-    return [futures[worker].result() for worker in workers]
+    order = sorted(workers, key=turn)
+    try:
+        futures = {worker: lanes[CONTENDERS[worker.cell.contender].library].submit(prepare, worker) for worker in order}
+        for worker, future in futures.items():
+            if "error" in future.result():
+                worker.stop()
+        return [futures[worker].result() for worker in workers]
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(wait=False, cancel_futures=True)
 
 
 def worker_environment(caches: Path) -> dict[str, str]:

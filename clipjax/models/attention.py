@@ -85,8 +85,9 @@ class SelfAttention(nn.Module):
         parts = make(x, row_of(x, row, self.activations))
         q, k, v = (a.reshape(batch, -1, self.num_heads, width // self.num_heads) for a in parts)
         if rotation is not None:
-            turned = tuple(jnp.broadcast_to(a, (batch, *a.shape[-2:])) for a in rotation)
-            q, k = rotate(q, tuple(row_of(a, row) for a in turned)), rotate(k, rotation)
+            # Angles that all examples share are not copied for each of them.
+            own = [row_of(a, row) if a.ndim == 3 else jnp.asarray(a)[row].reshape(-1, 1, a.shape[-1]) for a in rotation]
+            q, k = rotate(q, tuple(own)), rotate(k, rotation)
         key, keys = jnp.arange(length), self.keys or length
         seen = key < keys
         if self.causal:

@@ -113,12 +113,10 @@ def in_parts(run: Callable, blocks: nn.Module, carry: Any, depth: int, frozen: i
     if not frozen and looped == depth:
         return run(blocks, carry, 0, depth)
     for start, stop in [(0, frozen), (frozen, looped)] if frozen else [(0, looped)]:
-        if start == stop:
-            carry = jax.lax.stop_gradient(carry)
-            continue
-        rows = functools.partial(jax.tree.map, lambda stack, s=start, t=stop: stack[s:t])
-        part = nn.map_variables(functools.partial(run, start=start, stop=stop), "params", rows)
-        carry = part(blocks, jax.lax.stop_gradient(carry) if frozen else carry)
+        carry = jax.lax.stop_gradient(carry) if frozen else carry
+        if start < stop:
+            rows = functools.partial(jax.tree.map, lambda stack, s=start, t=stop: stack[s:t])
+            carry = nn.map_variables(functools.partial(run, start=start, stop=stop), "params", rows)(blocks, carry)
     return carry
 
 

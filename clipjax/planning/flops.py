@@ -37,15 +37,15 @@ def step_flops(config: ExperimentConfig, shapes: Shapes | None = None) -> dict[s
     model, batch = config.model, config.global_batch_size
     texts = batch * config.data.captions_per_image
     image = _image_flops(config, shapes)
-    images = 0 if config.data.image_embeddings else batch
-    towers = {"image": [(images, needed(config, image))]}
-    towers["text"] = [(rows, needed(config, text)) for rows, text in _text_flops(config, shapes)]
+    towers = {"image": [(0 if config.data.image_embeddings else batch, image)], "text": _text_flops(config, shapes)}
     flops = {}
     for name, parts in towers.items():
-        share = trained_share(config, name)  # the backward pass costs two forward passes
-        products, attention = (sum(rows * amounts[i] for rows, amounts in parts) for i in (0, 1))
-        flops[f"{name} tower"] = float(products * (2 if adapted(config, name) else 1 + 2 * share))
-        flops[f"{name} attention"] = float(attention * (1 + 2 * share))
+        share = trained_share(config, name)
+        for i, part in enumerate((f"{name} tower", f"{name} attention")):
+            forward = sum(rows * needed(config, tower)[i] for rows, tower in parts)
+            # The backward pass costs two forward passes, of the trained blocks; what is not needed is of the last one.
+            backward = 2 * max(forward - (1 - share) * sum(rows * tower[i] for rows, tower in parts), 0)
+            flops[part] = float(forward + (forward if adapted(config, name) and i == 0 else backward))
     flops["loss"] = 6.0 * texts**2 * model.embed_dim
     decoder = model.decoder
     if decoder.depth:

@@ -67,7 +67,8 @@ CASES = {
 }
 
 
-SCANNED = ("clip", "class token of a text", "remat dots")
+CASES["one block"] = dict(image=dict(depth=1), text=dict(depth=1))
+SCANNED = ("clip", "class token of a text", "remat dots", "one block")
 
 
 @pytest.mark.parametrize(("case", "scanned"), [(case, False) for case in CASES] + [(case, True) for case in SCANNED])
@@ -84,9 +85,9 @@ def test_embeddings_and_gradients_are_those_of_all_rows(case, scanned):
         np.testing.assert_allclose(a, b, atol=3e-6 * size)
 
 
-@pytest.mark.parametrize("text", [{}, dict(pool="cls", context_length=8), dict(pool="last", causal=False)])
+@pytest.mark.parametrize("text", [dict(rope=True), dict(pool="cls", context_length=8), dict(pool="last", causal=False)])
 def test_towers_that_cudnn_needs_padded_pool_the_same_row(text, monkeypatch):
-    model = model_of(image=dict(image_size=32), text=text)  # 17 and 9 tokens
+    model = model_of(image=dict(image_size=32, rope="rope" in text), text=text)  # 17 and 9 tokens
     variables = variables_of(model)
     expected = loss_and_gradients(model, variables, all_rows=True)
     monkeypatch.setattr("clipjax.models.attention.fused_by", lambda *args: "cudnn")
@@ -120,8 +121,8 @@ def test_scanned_blocks_that_are_frozen_get_no_gradient_and_the_others_the_same(
 
 
 def test_a_branch_is_dropped_for_whole_examples():
-    """At a rate near 1 nearly all examples skip both branches of the last block, and their embeddings are equal."""
-    model = model_of(image=dict(drop_path=0.999, depth=2), text=dict(dropout=0.2))
+    """Of 64 equal images, with two branches of the last block to drop, no more than four embeddings are made."""
+    model = model_of(image=dict(drop_path=0.5, depth=2), text=dict(dropout=0.2))
     variables, batch = variables_of(model), inputs(model)
     batch["image"] = jnp.broadcast_to(batch["image"][:1], (64, *batch["image"].shape[1:]))
 
@@ -131,7 +132,8 @@ def test_a_branch_is_dropped_for_whole_examples():
 
     for layers in ((), (-1,)):
         embedding = embeddings(layers).image_embedding
-        assert jnp.isfinite(embedding).all() and len(np.unique(np.round(embedding, 5), axis=0)) <= 4
+        kinds = {tuple(row) for row in np.round(np.asarray(embedding), 4).tolist()}
+        assert jnp.isfinite(embedding).all() and 1 < len(kinds) <= 4
 
 
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
