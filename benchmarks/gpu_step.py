@@ -8,7 +8,7 @@
 The step is forward, loss, backward and AdamW, in bfloat16 with float32 parameters, of one batch that lies on the card.
 All contenders get the same batch. PyTorch's models are compiled with torch.compile, attend with
 scaled_dot_product_attention and run under bfloat16 autocast with a fused AdamW. What is not installed is left out; a
-part that fails or takes too long is skipped; both are said.
+part that fails or takes too long is skipped; the output names both.
 
 First all contenders compile side by side, each in its own process, and wait. Then each is measured alone, one after the
 other: warm-up, four windows of steps, a profile of two steps. The script prints images/s, MFU, peak memory, the kernels

@@ -14,15 +14,8 @@ from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "numpy",
-    "torch",
-    "transformers",
-    "open_clip_torch",
-    "webdataset",
-    "tensorflow-cpu",
+    *("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("numpy", "torch", "transformers", "open_clip_torch", "webdataset", "tensorflow-cpu"),
 )
 
 

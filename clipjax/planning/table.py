@@ -207,7 +207,7 @@ def _measured_lines(plan: dict[str, Any]) -> list[str]:
     if not time or not time.get("factors"):
         return []
     lines = [
-        "The estimate is a roofline over the compiled instructions, with assumed shares of the card's published rates."
+        "The estimate is a roofline over the compiled instructions, with factors that were fitted to an H200's kernels."
     ]
     if not time["measured"]:
         return [f"{lines[0]} No step measured on this card has checked it yet (docs/plan.md)."]

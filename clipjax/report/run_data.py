@@ -27,8 +27,13 @@ NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of tra
 # What the names of counts begin with that may be 0 or 1.
 LEFT_OUT = "unlabelled", "unreadable", "indistinguishable"
 COUNTS = (
-    *(*LEFT_OUT, "distinct_pairs", "repeated_captions"),
-    *("untrained_classes", "without_positives", "short_classes", "converged"),
+    *LEFT_OUT,
+    "distinct_pairs",
+    "repeated_captions",
+    "untrained_classes",
+    "without_positives",
+    "short_classes",
+    "converged",
 )
 
 

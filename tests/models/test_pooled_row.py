@@ -6,14 +6,18 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clipjax.config import DecoderConfig
+from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models import DualEncoder, cudnn_attention
 from clipjax.models.attention import SelfAttention
 from clipjax.models.presets import get_preset
 from clipjax.planning.flops import step_flops, traced_flops
-from tests.tiny import tiny_config
+from clipjax.training.gradients import make_loss_and_gradients
+from clipjax.training.state import create_state
+from tests.tiny import tiny_batches, tiny_config
 
 SMALL = dict(width=32, num_heads=4, mlp_dim=64, depth=2)
 VARIED = dict(mlp="swiglu", mlp_norm=True, attention_norm=True, qkv_bias="qv", layer_scale=0.5)
@@ -175,3 +179,28 @@ def test_rows_of_padding_are_no_keys(row, causal, masked):
     whole = make(0).apply(variables, x, None, seen)
     at = jnp.broadcast_to(jnp.asarray(row), (3,))
     np.testing.assert_allclose(y[:, 0], whole[jnp.arange(3), at], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_on_a_mesh_the_row_has_the_same_gradients_and_stays_on_its_device(shape):
+    """The partitioner for GPUs once moved the pooled rows to where FSDP has the weights, with all-to-alls."""
+
+    def program(mesh_shape, devices):
+        config = tiny_config(mesh_shape, loss="softmax")
+        image = replace(config.model.image, pool="cls", scan_layers=False)
+        text = replace(config.model.text, pool="eos", causal=True, scan_layers=False)
+        config = replace(config, global_batch_size=16, model=replace(config.model, image=image, text=text))
+        mesh = make_mesh(config.mesh, jax.devices()[:devices])
+        state = create_state(config, mesh)
+        (batch,) = tiny_batches(1, 16)
+        batch = jax.device_put({name: batch[name] for name in ("image", "text")}, batch_sharding(mesh))
+        args = (state.params, state.batch_stats, batch, jax.random.key(0))
+        compiled = jax.jit(make_loss_and_gradients(config, mesh, None)).lower(*args).compile()
+        return compiled.as_text(), compiled(*args)
+
+    _, (expected_loss, _, expected, _) = program((1, 1, 1), 1)
+    text, (loss, _, gradients, _) = program(shape, 8)
+    assert "all-to-all" not in text
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    difference = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), gradients, expected)
+    assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(expected)
