@@ -33,6 +33,7 @@ from typing import Any
 from benchmarks.gpu_models import MODELS, VARIANTS, Cell
 from benchmarks.gpu_workers import CONTENDERS, Worker, prepare_all, work, worker_environment
 from benchmarks.machine import command, machine
+from benchmarks.overview import gpu_ratios
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("softmax", "sigmoid")
@@ -149,17 +150,8 @@ def describe(cell: dict[str, Any]) -> str:
 
 def summary(cells: list[dict[str, Any]]) -> str:
     """One line for each model and loss: clipjax over the fastest other."""
-    lines = []
-    for model, loss in dict.fromkeys((cell["model"], cell["loss"]) for cell in cells):
-        rates = {
-            cell["contender"]: cell["images_per_second"]
-            for cell in cells
-            if (cell["model"], cell["loss"]) == (model, loss) and "error" not in cell and not cell.get("variant")
-        }
-        others = {name: rate for name, rate in rates.items() if name != "clipjax"}
-        if "clipjax" in rates and others:
-            fastest = max(others, key=others.get)
-            lines.append(f"{model} {loss}: clipjax / {fastest} = {rates['clipjax'] / others[fastest]:.2f}")
+    ratios = gpu_ratios(cells).items()
+    lines = [f"{model} {loss}: clipjax / {other} = {ratio:.2f}" for (model, loss), (other, ratio) in ratios]
     return "\n".join(lines) or "No two contenders were measured on the same model and loss."
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from benchmarks.overview import gpu_ratios, table
+from benchmarks.overview import gpu_ratios, shown_ratios, table
 
 STEP_COMMAND = "python -m benchmarks.gpu_step"
 # Kinds of kernels, by the names that cuBLAS, cuDNN and the drivers give them; the first that matches counts.
@@ -35,9 +35,7 @@ def measured_on(document: dict[str, Any]) -> list[str]:
     machine, card = document["machine"], document["card"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     header = ["Model", "Loss", "Batch", "Library", "Images/s", "ms a step", "MFU", "Peak memory, GiB", "Planned, ms"]
-    ratios = ", ".join(
-        f"{ratio:.2f} ({model}, {loss})" for (model, loss), ratio in gpu_ratios(document["cells"]).items()
-    )
+    ratios = shown_ratios(gpu_ratios(document["cells"]))
     parts = [
         f"### {card['name']}",
         f"{machine['date']}; driver {card['driver_version']}, {card['power.limit']}; {machine['cores']} cores of "
@@ -46,8 +44,8 @@ def measured_on(document: dict[str, Any]) -> list[str]:
         f"clipjax over the fastest other that was measured: {ratios}.",
         "MFU counts the products that the mathematics needs: of the last block, those of the row that is pooled. It is "
         'the same count for all libraries. "Planned" is what `clipjax plan` says of the compiled program.',
-        "What the steps with softmax consist of, ms, from a profile of two steps. The rest is gaps between kernels, and "
-        "that those two steps were 1 to 3% faster than steps of a long run:",
+        "What the steps with softmax consist of, ms, from a profile of two steps. The rest is the time between kernels, "
+        "and the 1 to 3% by which a step of a long run takes longer than those two:",
         table(["Model", "Library", *(name for name, _ in KINDS), "the rest"], kind_rows(document["cells"])),
     ]
     if changes := document.get("changes"):

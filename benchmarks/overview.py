@@ -152,22 +152,28 @@ def scaling(documents: dict[str, Any]) -> Headline:
 def gpu_step(documents: dict[str, Any]) -> Headline:
     """The ratio to the fastest of the others, for each model and loss that both measured."""
     for document in documents.values():
-        parts = [f"{ratio:.2f} ({model}, {loss})" for (model, loss), ratio in gpu_ratios(document["cells"]).items()]
-        if parts:
-            yield document["card"]["name"], "the faster PyTorch step's speed × " + ", ".join(parts)
+        if ratios := gpu_ratios(document["cells"]):
+            yield document["card"]["name"], "the faster PyTorch step's speed × " + shown_ratios(ratios)
 
 
-def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """{(model, loss): clipjax's images/s over those of the fastest other}."""
+def gpu_ratios(cells: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[str, float]]:
+    """{(model, loss): (the fastest other, clipjax's images/s over its)}."""
     rates: dict[tuple[str, str], dict[str, float]] = {}
     for cell in cells:
         if "images_per_second" in cell and not cell.get("variant"):
             rates.setdefault((cell["model"], cell["loss"]), {})[cell["contender"]] = cell["images_per_second"]
-    return {
-        key: own["clipjax"] / max(rate for name, rate in own.items() if name != "clipjax")
-        for key, own in rates.items()
-        if "clipjax" in own and len(own) > 1
-    }
+    ratios = {}
+    for key, own in rates.items():
+        others = {name: rate for name, rate in own.items() if name != "clipjax"}
+        if "clipjax" in own and others:
+            fastest = max(others, key=others.get)
+            ratios[key] = fastest, own["clipjax"] / others[fastest]
+    return ratios
+
+
+def shown_ratios(ratios: dict[tuple[str, str], tuple[str, float]]) -> str:
+    """Those of gpu_ratios, as text."""
+    return ", ".join(f"{ratio:.2f} ({model}, {loss})" for (model, loss), (_, ratio) in ratios.items())
 
 
 def startup(documents: dict[str, Any]) -> Headline:

@@ -12,7 +12,8 @@ from clipjax.storage import AnyPath
 from data_pipelines.files import file_sha256, thread_map
 
 CONTENT, TIMES = "files_sha256", "file_times_sha256"  # fields of a manifest's source
-MOST = 64 << 30  # bytes of input beyond which only TIMES decide: one machine would read it all before the work begins
+# Bytes of input beyond which only TIMES decide: one machine would read it all before the work begins.
+LARGEST_READ = 64 << 30
 
 
 def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: bool) -> dict[str, str]:
@@ -22,8 +23,8 @@ def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: b
     noted as such.
 
     Bytes decide, so that copied or touched files count as equal. They are not read where a finished folder has the
-    same TIMES, and not of more than MOST bytes: TIMES decide there. {} for a folder with records of an earlier version,
-    which did not look at bytes: it stays as it is.
+    same TIMES, and not of more than LARGEST_READ bytes: TIMES decide there. {} for a folder with records of an
+    earlier version, which did not look at bytes: it stays as it is.
     """
     files = list(files)
     try:
@@ -38,7 +39,7 @@ def content_fields(out: AnyPath, files: Iterable[tuple[str, Path]], overwrite: b
     times = _digest(states)
     if before.get(TIMES) == times:
         return {name: before[name] for name in (CONTENT, TIMES) if name in before}
-    if sum(size for _, size, _ in states) > MOST:
+    if sum(size for _, size, _ in states) > LARGEST_READ:
         return {TIMES: times}
     names = [name for name, _ in files]
     content = _digest(zip(names, thread_map(_sha256, [path for _, path in files]), strict=True))

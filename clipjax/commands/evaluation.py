@@ -10,7 +10,7 @@ import jax
 
 from clipjax.config import ConfigError, EvaluationConfig, EvaluatorConfig, ExperimentConfig, nearest, require
 from clipjax.files import printable
-from clipjax.inference.provenance import absolute_path, fixed_part
+from clipjax.inference.provenance import absolute_path
 from clipjax.inference.session import EvalSession, Record
 from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
@@ -18,6 +18,7 @@ from clipjax.report.evaluation import RECORDS, ResultFolder, headline, results_d
 from clipjax.report.suites import SUITES
 from clipjax.report.table import format_table
 from clipjax.runs import Run
+from clipjax.runs.own_files import fixed_part
 from clipjax.runs.steps import absolute
 from clipjax.storage import as_path, is_remote
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import glob
 import hashlib
 import importlib.metadata
 import inspect
@@ -25,6 +24,7 @@ from clipjax.eval import EVALUATORS
 from clipjax.models import patch_budget
 from clipjax.processes import gather_json
 from clipjax.runs import Run
+from clipjax.runs.own_files import fixed_part
 
 CONTENT = "key, texts, label and image of each record"
 DIGEST = 16  # bytes kept of each record's SHA-256
@@ -165,13 +165,6 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def absolute_path(path: str) -> str:
     """Where data are, whatever folder a command is started in; a dataset's name and a path in a bucket stay."""
     return os.path.abspath(path) if "://" not in path and os.path.exists(fixed_part(path) or ".") else path
-
-
-def fixed_part(path: str) -> str:
-    """The folder above a pattern; other paths as they are."""
-    while (glob.has_magic(path) or "{" in path) and not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:

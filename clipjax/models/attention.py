@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from clipjax.models import cudnn_attention
 from clipjax.models.flash_attention import fills_tiles, flash_attention, visible_keys
-from clipjax.models.layers import Linear, Projections, constrain
+from clipjax.models.layers import Linear, Weights, add_bias, constrain, dot, dots
 from clipjax.models.on_cpu import mixtures, pairs
+from clipjax.models.one_query import attend_once
 from clipjax.models.rotary import Rotation, rotate
 
 Row = int | jax.Array  # of every example the same, or [batch] int32
@@ -62,10 +63,9 @@ class SelfAttention(nn.Module):
             return self.one_query(x, rotation, mask, row)
         fused = self_attention_by(x, self.num_heads, self.dtype, self.kind, self.activations)
         x, rotation = padded_for(fused, x, rotation)
-        biased = BIASED[self.qkv_bias]
         at_once = fused == "cudnn" or (fused == "kernel" and rotation is None and fills_tiles(length))
-        q, k, v = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, at_once, name="qkv")(x)
-        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in (q, k, v))
+        kernel, biases = self.projections(width)
+        q, k, v = (a.reshape(*x.shape[:2], self.num_heads, -1) for a in project(x, kernel, biases, self.dtype, at_once))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if fused == "cudnn":
@@ -77,29 +77,49 @@ class SelfAttention(nn.Module):
             y = self.norm(name="ln")(y)
         return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)[:, :length]
 
+    @nn.nowrap
     def one_query(self, x: jax.Array, rotation: Rotation | None, mask: jax.Array | None, row: Row) -> jax.Array:
-        """Plain attention of one query: its weights are no larger than a channel of x."""
+        """Attention of one query an example: its weights are smaller than a channel of x."""
         batch, length, width = x.shape
-        biased = BIASED[self.qkv_bias]
-        make = Projections(3, width, self.qkv_init, self.bias_init, self.dtype, biased, name="qkv")
-        parts = make(x, row_of(x, row, self.activations))
-        q, k, v = (a.reshape(batch, -1, self.num_heads, width // self.num_heads) for a in parts)
-        if rotation is not None:
+        kernel, biases = self.projections(width)
+        (q,) = project(row_of(x, row, self.activations), kernel[:, :1], biases[:1], self.dtype)
+        seen = self.seen(batch, length, mask, row)
+        heads = lambda a: a.reshape(*a.shape[:-1], self.num_heads, -1)  # noqa: E731
+        if rotation is None:
+            of_x = [heads(kernel[:, i]) for i in (1, 2)]
+            y = attend_once(heads(q[:, 0]), x, *of_x, seen, self.dtype, self.activations).reshape(batch, width)
+            y = (y if biases[2] is None else add_bias(y, biases[2]))[:, None]
+        else:
             # Angles that all examples share are not copied for each of them.
             own = [row_of(a, row) if a.ndim == 3 else jnp.asarray(a)[row].reshape(-1, 1, a.shape[-1]) for a in rotation]
-            q, k = rotate(q, tuple(own)), rotate(k, rotation)
+            k, v = project(x, kernel[:, 1:], biases[1:], self.dtype)
+            y = attention(rotate(heads(q), tuple(own)), rotate(heads(k), rotation), heads(v), mask=seen)
+            y = y.reshape(batch, 1, width)
+        y = checkpoint_name(y, "attended")
+        if self.norm is not None:
+            y = self.norm(name="ln")(y)
+        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
+
+    @nn.nowrap
+    def projections(self, width: int) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+        """Kernel [width, 3, width] of q, k and v, and their biases [width]."""
+        biased = BIASED[self.qkv_bias]
+        shape = (len(biased), width) if biased else None
+        kernel, bias = Weights((width, 3, width), shape, self.qkv_init, self.bias_init, name="qkv")()
+        return kernel, tuple(bias[biased.index(i)] if i in biased else None for i in range(3))
+
+    @nn.nowrap
+    def seen(self, batch: int, length: int, mask: jax.Array | None, row: Row) -> jax.Array:
+        """[batch, length] bool: the keys that each example's one query sees."""
         key, keys = jnp.arange(length), self.keys or length
         seen = key < keys
         if self.causal:
             seen &= key <= jnp.reshape(jnp.asarray(row), (-1, 1))
         if mask is not None:
             seen &= jnp.pad(visible_keys(mask, keys), ((0, 0), (0, length - keys)))
-        y = attention(q, k, v, mask=jnp.broadcast_to(seen, (batch, length))).reshape(batch, 1, width)
-        y = checkpoint_name(y, "attended")
-        if self.norm is not None:
-            y = self.norm(name="ln")(y)
-        return Linear(width, self.out_init, bias_init=self.bias_init, dtype=self.dtype, name="out")(y)
+        return jnp.broadcast_to(seen, (batch, length))
 
+    @nn.nowrap
     def unpadded(self, fused: str) -> Callable:
         """Plain attention(q, k, v, mask), or the kernel that replaces it for the platform it is compiled for."""
         attend = lambda q, k, v, mask=None: attention(q, k, v, causal=self.causal, mask=mask)  # noqa: E731
@@ -142,6 +162,28 @@ class CrossAttention(nn.Module):
         else:
             y = attention(q, k, v, mask=mask)
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
+
+
+def project(
+    x: jax.Array,
+    kernel: jax.Array,
+    biases: tuple[jax.Array | None, ...],
+    dtype: jnp.dtype,
+    one_gradient: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Linear maps of x [..., in] by kernel [in, maps, width] -> an array [..., width] for each of biases, in dtype.
+
+    Each map is a product of its own: slicing one wide result costs a TPU a copy of it, slicing the kernel next to
+    nothing. one_gradient: see dots.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    with jax.named_scope("qkv"):
+        if one_gradient:
+            parts = dots(flat, kernel, dtype)
+        else:
+            parts = tuple(dot(flat, kernel[:, i], dtype) for i in range(len(biases)))
+        parts = [y if bias is None else add_bias(y, bias) for y, bias in zip(parts, biases, strict=True)]
+    return tuple(checkpoint_name(y.reshape(*x.shape[:-1], -1), "qkv") for y in parts)
 
 
 def row_of(x: jax.Array, row: Row, sharding: NamedSharding | None = None) -> jax.Array:

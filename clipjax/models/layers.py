@@ -43,37 +43,21 @@ class Linear(nn.Module):
         return y.reshape(*x.shape[:-1], *features)
 
 
-class Projections(nn.Module):
-    """Several linear maps of one input, with their parameters in one array; x [..., in] -> `count` arrays [..., width].
+class Weights(nn.Module):
+    """A kernel and a bias, declared but not used: for what is more than one product.
 
-    kernel [in, count, width]; bias [len(biased), width], for the maps `biased` (None: all). Each map is a product of
-    its own: slicing one wide result costs a TPU a copy of it, slicing the kernel next to nothing. one_gradient: see
-    dots.
+    Returns both, float32. bias_shape: None, and the bias is None.
     """
 
-    count: int
-    width: int
+    kernel_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...] | None
     kernel_init: Callable
-    bias_init: Callable
-    dtype: jnp.dtype
-    biased: tuple[int, ...] | None = None
-    one_gradient: bool = False
+    bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array, first: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """first [..., in]: what the first map takes instead of x."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.count, self.width))
-        biased = tuple(range(self.count)) if self.biased is None else self.biased
-        bias = self.param("bias", self.bias_init, (len(biased), self.width)) if biased else None
-        inputs = [x if i or first is None else first for i in range(self.count)]
-        flat = [a.reshape(-1, a.shape[-1]) for a in inputs]
-        if self.one_gradient and first is None:
-            parts = dots(flat[0], kernel, self.dtype)
-        else:
-            parts = tuple(dot(flat[i], kernel[:, i], self.dtype) for i in range(self.count))
-        parts = [add_bias(y, bias[biased.index(i)]) if i in biased else y for i, y in enumerate(parts)]
-        shapes = [(*a.shape[:-1], self.width) for a in inputs]
-        return tuple(checkpoint_name(y.reshape(shape), "qkv") for y, shape in zip(parts, shapes, strict=True))
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", self.kernel_init, self.kernel_shape)
+        return kernel, None if self.bias_shape is None else self.param("bias", self.bias_init, self.bias_shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

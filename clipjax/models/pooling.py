@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clipjax.models.attention import CrossAttention, attention
-from clipjax.models.layers import LayerNorm, Linear, Mlp
+from clipjax.models.attention import CrossAttention
+from clipjax.models.flash_attention import visible_keys
+from clipjax.models.layers import LayerNorm, Linear, Mlp, Weights, add_bias
+from clipjax.models.one_query import attend_once
 
 
 class MapHead(nn.Module):
     """Multi-head attention pooling: one learned probe attends to all tokens, then a residual MLP.
 
-    x [batch, length, width], mask as attention()'s -> [batch, width].
+    x [batch, length, width], mask as attention()'s -> [batch, width]. activations: of the examples.
     Source: big_vision models/vit.py MAPHead (Scaling ViTs, 2106.04560).
     """
 
@@ -22,13 +24,15 @@ class MapHead(nn.Module):
     activation: str
     eps: float
     dtype: jnp.dtype
+    activations: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, _, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         probe = self.param("probe", lambda key, shape: xavier(key, (1, *shape))[0], (width,))
-        y = ProbeAttention(self.num_heads, self.dtype, name="attention")(probe.astype(x.dtype), x, mask)
+        attend = ProbeAttention(self.num_heads, self.dtype, self.activations, name="attention")
+        y = attend(probe.astype(x.dtype), x, mask)
         mlp = Mlp(self.mlp_dim, self.activation, xavier, xavier, nn.initializers.normal(1e-6), self.dtype, name="mlp")
         return y + mlp(LayerNorm(self.eps, name="ln")(y))
 
@@ -38,17 +42,21 @@ class ProbeAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
+    activations: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(self, probe: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        batch, _, width = x.shape
+        batch, length, width = x.shape
         xavier = nn.initializers.xavier_uniform()
-        q = Linear(width, xavier, dtype=self.dtype, name="query")(jnp.broadcast_to(probe, (batch, 1, width)))
-        k = Linear(width, xavier, dtype=self.dtype, name="key")(x)
-        v = Linear(width, xavier, dtype=self.dtype, name="value")(x)
-        q, k, v = (y.reshape(batch, y.shape[1], self.num_heads, -1) for y in (q, k, v))
-        y = attention(q, k, v, mask=mask).reshape(batch, width)
-        return Linear(width, xavier, dtype=self.dtype, name="out")(y)
+        heads = lambda a: a.reshape(*a.shape[:-1], self.num_heads, -1)  # noqa: E731
+        # In float32, its gradients are summed over the examples in float32.
+        q = Linear(width, xavier, dtype=self.dtype, name="query")(probe[None]).astype(jnp.float32)
+        q = jnp.broadcast_to(q, (batch, width))
+        key, _ = Weights((width, width), (width,), xavier, name="key")()
+        value, bias = Weights((width, width), (width,), xavier, name="value")()
+        seen = None if mask is None else visible_keys(mask, length)
+        y = attend_once(heads(q), x, heads(key), heads(value), seen, self.dtype, self.activations)
+        return Linear(width, xavier, dtype=self.dtype, name="out")(add_bias(y.reshape(batch, width), bias))
 
 
 class AttentionalPooler(nn.Module):

@@ -26,11 +26,21 @@ def block_products(config: BlockConfig, length: int) -> int:
     return stack_products(config.depth, config.width, config.mlp_dim, length, gated=config.mlp != "plain")
 
 
-def beside_one_row(config: BlockConfig, length: int) -> tuple[int, int]:
-    """Products and attention of one block on the rows but one, which are then keys and values only."""
-    others, matrices = length - 1, 2 if config.mlp == "plain" else 3
-    products = others * (4 * config.width**2 + 2 * matrices * config.width * config.mlp_dim)
-    return products, 4 * others * length * config.width
+def beside_one_row(config: BlockConfig, length: int, rotary: bool) -> tuple[int, int]:
+    """Products and attention of one block that are not needed if one row of its result is read.
+
+    With `rotary` positions the other rows are keys and values; without them, not even that: see models/one_query.py.
+    """
+    others, width, matrices = length - 1, config.width, 2 if config.mlp == "plain" else 3
+    mlp = 2 * matrices * width * config.mlp_dim
+    if rotary:
+        return others * (4 * width**2 + mlp), 4 * others * length * width
+    return others * (8 * width**2 + mlp), 4 * (length - config.num_heads) * length * width
+
+
+def probe_attention(heads: int, width: int, length: int) -> int:
+    """Attention of a query that all examples share over `length` rows of its width: see models/one_query.py."""
+    return 6 * width**2 + 4 * heads * length * width
 
 
 def stack_products(depth: int, width: int, mlp_dim: int, length: int, *, gated: bool = False) -> int:

@@ -42,7 +42,7 @@ def step_flops(config: ExperimentConfig, shapes: Shapes | None = None) -> dict[s
     for name, parts in towers.items():
         share = trained_share(config, name)
         for i, part in enumerate((f"{name} tower", f"{name} attention")):
-            forward = sum(rows * needed(config, tower)[i] for rows, tower in parts)
+            forward = sum(rows * forward_pass(config, tower)[i] for rows, tower in parts)
             # The backward pass costs two forward passes, of the trained blocks; what is not needed is of the last one.
             backward = 2 * max(forward - (1 - share) * sum(rows * tower[i] for rows, tower in parts), 0)
             flops[part] = float(forward + (forward if adapted(config, name) and i == 0 else backward))
@@ -81,7 +81,7 @@ class BatchFlops:
         whole = {"text": shapes[WHOLE]} if WHOLE in shapes else {}
         shapes = {name: shape for name, shape in shapes.items() if not whole or name != REST} | whole
         parts = [(rows, _image_flops(config, shapes)), *_text_flops(config, shapes)]
-        return float(sum(count * sum(needed(config, tower)) for count, tower in parts))
+        return float(sum(count * sum(forward_pass(config, tower)) for count, tower in parts))
 
 
 def _image_flops(config: ExperimentConfig, shapes: Shapes | None) -> TowerFlops:
@@ -103,8 +103,8 @@ def _text_flops(config: ExperimentConfig, shapes: Shapes | None) -> list[tuple[i
     return parts
 
 
-def needed(config: ExperimentConfig, tower: TowerFlops) -> tuple[int, int]:
-    """(products, attention) of a tower's forward pass: without what only its tokens need if no captioner reads them."""
+def forward_pass(config: ExperimentConfig, tower: TowerFlops) -> tuple[int, int]:
+    """(products, attention) of a tower's: without what only its tokens need, if no captioner reads them."""
     unread = (0, 0) if config.model.decoder.depth else tower.unread
     return tower.products - unread[0], tower.attention - unread[1]
 

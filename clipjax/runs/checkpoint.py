@@ -107,11 +107,11 @@ def open_read_only(directory: str | Path) -> Iterator[ocp.CheckpointManager]:
 
 def _make_manager(directory: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     # Orbax warns about options that are set on purpose, such as read_only, and its errors are raised here as well.
-    logging.get_absl_logger().addFilter(_is_news)
+    logging.get_absl_logger().addFilter(_worth_showing)
     return ocp.CheckpointManager(directory, options=options, handler_registry=handler_registry())
 
 
-def _is_news(record: LogRecord) -> bool:
+def _worth_showing(record: LogRecord) -> bool:
     """Whether a message is not Orbax's, or announces what a later Orbax will not have."""
     return "/orbax/" not in record.pathname or "deprecat" in record.getMessage().lower()
 

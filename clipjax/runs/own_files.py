@@ -147,15 +147,19 @@ def _starts(workdir: str | Path, paths: Mapping[str, Any]) -> list[str]:
     return [start for start in (above, paths.get("folder", "")) if start]
 
 
+def fixed_part(path: str) -> str:
+    """The folder above a pattern; other paths as they are, and what is there under that name."""
+    while (glob.has_magic(path) or "{" in path) and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _found(path: str, starts: list[str]) -> str:
     """A path that starts at the first of the folders in which there is something; unchanged where there is nothing."""
     if os.path.isabs(path) or "://" in path:
         return path
-    fixed = path
-    while glob.has_magic(fixed) or "{" in fixed:  # of a pattern, the folder above it
-        fixed = os.path.dirname(fixed)
     for start in starts:
         whole = os.path.join(start, path)
-        if os.path.exists(os.path.join(start, fixed)):
+        if os.path.exists(fixed_part(whole)):
             return path if os.path.abspath(path) == os.path.abspath(whole) else whole
     return path

@@ -51,7 +51,7 @@ def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any
     CheckpointError naming the parameters that do not fit, and FingerprintError where the weights would mean something
     else here.
     """
-    for warning in stays_random(config):
+    for warning in random_and_frozen(config):
         announce(warning)
     if not initialised(config):
         return create_state(config, mesh)
@@ -63,12 +63,12 @@ def first_state(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any
 def check_init_from(config: ExperimentConfig, mesh: Mesh, fingerprint: dict[str, Any]) -> str:
     """Raises what first_state would raise, without reading arrays; returns the lines that it would print."""
     if not initialised(config):
-        return "\n".join(stays_random(config))
+        return "\n".join(random_and_frozen(config))
     with _open_given(config, mesh, fingerprint) as (_, line):
-        return "\n".join([*stays_random(config), line])
+        return "\n".join([*random_and_frozen(config), line])
 
 
-def stays_random(config: ExperimentConfig) -> list[str]:
+def random_and_frozen(config: ExperimentConfig) -> list[str]:
     """Warnings about towers that start with random weights and are not trained, or not wholly."""
     fields = initialised(config)
     given = {FIELDS[field] for field in fields}

@@ -61,7 +61,7 @@ def test_records_of_a_version_without_digests_of_the_images_stay_finished_unless
 
 
 def test_of_large_input_only_names_sizes_and_times_are_compared(two_roots, monkeypatch):
-    monkeypatch.setattr(input_content, "MOST", 100)
+    monkeypatch.setattr(input_content, "LARGEST_READ", 100)
     monkeypatch.setattr(input_content, "_sha256", lambda path: pytest.fail("was read"))
     first = build_table(two_roots, "whole")
     assert input_content.CONTENT not in first["source"] and build_table(two_roots, "whole") == first

@@ -17,7 +17,7 @@ from clipjax.optim.adamw import AdamWConfig
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import FingerprintError
 from clipjax.runs.integrity import CheckpointError
-from clipjax.runs.weights import check_init_from, first_state, stays_random
+from clipjax.runs.weights import check_init_from, first_state, random_and_frozen
 from clipjax.training.check import check
 from clipjax.training.state import abstract_state, create_state
 
@@ -110,8 +110,9 @@ def test_random_weights_that_nothing_trains_are_told(runs, capsys):
     *_, line = start(capsys, "lit", init_image_from=str(runs / "both"), optimizer=frozen)
     assert line.splitlines()[:-1] == expected[1:]
     adapters = dataclasses.replace(config("lit"), lora=LoraConfig(rank=2, text=False))
-    assert "config.lora leaves all of it untrained" in stays_random(adapters)[0] and not stays_random(config("lit"))
-    assert not stays_random(dataclasses.replace(own, init_from=str(runs / "both")))
+    assert "config.lora leaves all of it untrained" in random_and_frozen(adapters)[0]
+    assert not random_and_frozen(config("lit"))
+    assert not random_and_frozen(dataclasses.replace(own, init_from=str(runs / "both")))
 
 
 @pytest.mark.parametrize("field", ["init_from", "init_image_from"])

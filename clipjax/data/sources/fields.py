@@ -45,12 +45,17 @@ def has_field(fields: Any, key: str) -> bool:
 
 
 def texts_of(value: Any) -> list[str]:
-    """A text, or the texts of a list, as they are; values of other types are left out.
+    """A text, or the texts of a list, as they are; a value of another type is no text, and a missing one neither.
 
-    Bytes are UTF-8: Spark and others write Parquet's texts as binary. Raises RecordError where they are not.
+    Bytes are UTF-8: Spark and others write Parquet's texts as binary. Raises RecordError where they are not, and for a
+    list of texts and something else.
     """
     values = value if isinstance(value, list) else [value]
-    return [_text(text) for text in values if isinstance(text, str | bytes)]
+    texts = [_text(text) for text in values if isinstance(text, str | bytes)]
+    if texts and len(texts) < sum(value is not None for value in values):
+        other = next(value for value in values if value is not None and not isinstance(value, str | bytes))
+        raise RecordError("caption not text", f"{other!r:.60} stands among the texts {texts!r:.80}")
+    return texts
 
 
 def decode(data: bytes, where: str) -> str:

@@ -84,7 +84,7 @@ class NaFlexTransformer(nn.Module):
         ln_post = LayerNorm(c.norm_eps, name="ln_post")
         tokens = ln_post(x)
         if c.pool == "map":
-            x = map_head(c, self.dtype)(tokens, mask)
+            x = map_head(c, self.dtype, self.activations)(tokens, mask)
         else:
             x = (tokens * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True).astype(tokens.dtype)
         if c.projection:

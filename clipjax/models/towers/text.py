@@ -221,7 +221,7 @@ def check_tokenizer(config: TextTransformerConfig, tokenizer: Any) -> None:
 def count_flops(config: TextTransformerConfig, embed_dim: int) -> tower_flops.TowerFlops:
     c, length = config, config.context_length + (config.pool == "cls")
     products = tower_flops.block_products(c, length) + 2 * c.width * embed_dim
-    unread = (0, 0) if c.pool == "gap" else tower_flops.beside_one_row(c, length)
+    unread = (0, 0) if c.pool == "gap" else tower_flops.beside_one_row(c, length, c.rope)
     attention = tower_flops.self_attention(c.depth, c.width, length)
     return tower_flops.TowerFlops(products, attention, (length, c.width), unread)
 

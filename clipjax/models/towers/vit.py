@@ -139,7 +139,7 @@ class VisionTransformer(nn.Module):
             # Not tokens[:, 0]: if nobody uses the tokens, the compiler then leaves out normalising them.
             return ln_post(x[:, 0]), tokens
         if c.pool == "map":
-            return map_head(c, self.dtype)(tokens), tokens
+            return map_head(c, self.dtype, self.activations)(tokens), tokens
         mean = tokens[:, class_tokens(c) :].mean(axis=1)
         return ln_post(mean) if c.norm_after_pool else mean, tokens
 
@@ -170,10 +170,10 @@ def class_tokens(config: ViTConfig) -> int:
     return int(config.pool == "cls" or config.class_token)
 
 
-def map_head(config: PatchTowerConfig, dtype: jnp.dtype) -> MapHead:
+def map_head(config: PatchTowerConfig, dtype: jnp.dtype, activations: jax.sharding.Sharding | None) -> MapHead:
     """The module of pool "map"."""
     heads, mlp_dim = config.map_heads or config.num_heads, config.map_mlp_dim or config.mlp_dim
-    return MapHead(heads, mlp_dim, config.activation, config.norm_eps, dtype, name="map_head")
+    return MapHead(heads, mlp_dim, config.activation, config.norm_eps, dtype, activations, name="map_head")
 
 
 def patch_init(config: PatchTowerConfig) -> nn.initializers.Initializer:
@@ -249,7 +249,7 @@ def count_flops(config: ViTConfig, embed_dim: int) -> tower_flops.TowerFlops:
             products + head_products(c, length, embed_dim),
             tower_flops.self_attention(c.depth, c.width, length),
             (length, c.width),
-            tower_flops.beside_one_row(c, length) if c.pool == "cls" else (0, 0),
+            tower_flops.beside_one_row(c, length, c.rope) if c.pool == "cls" else (0, 0),
         )
     products += 2 * embed_dim * embed_dim if c.projection else 0
     products += tower_flops.cross_attention(c.pooler_queries, embed_dim, length, c.width)
@@ -270,9 +270,8 @@ def head_products(config: PatchTowerConfig, length: int, embed_dim: int) -> int:
     """FLOPs of one image's MAP head, if there is one, and projection."""
     c, products = config, 2 * config.width * embed_dim if config.projection else 0
     if c.pool == "map":
-        products += tower_flops.cross_attention(1, c.width, length, c.width) + 4 * c.width * (
-            c.map_mlp_dim or c.mlp_dim
-        )
+        products += tower_flops.probe_attention(c.map_heads or c.num_heads, c.width, length)
+        products += 4 * c.width * (c.map_mlp_dim or c.mlp_dim)
     return products
 
 
