@@ -23,7 +23,7 @@ def sum_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:
         return _product(x, dy, ((0,), (0,)))
 
     def written_out(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return _product(_in_rows(x.T), dy, ((1,), (0,)))
+        return _product(in_rows(x.T), dy, ((1,), (0,)))
 
     if x.dtype != jnp.bfloat16:
         return plain(x, dy)
@@ -60,7 +60,7 @@ def _mixtures_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array
 
 def _transposed_mixtures(weights: jax.Array, x: jax.Array) -> jax.Array:
     """Sums over l: [batch, heads, l, m], [batch, l, heads, d] -> [batch, m, heads, d] float32."""
-    columns = _in_rows(x.transpose(0, 2, 3, 1))
+    columns = in_rows(x.transpose(0, 2, 3, 1))
     return _product(columns, weights, ((3,), (2,)), ((0, 1), (0, 1))).transpose(0, 3, 1, 2)
 
 
@@ -73,7 +73,7 @@ mixtures.defvjp(lambda weights, y: (mixtures(weights, y), (weights, y)), _mixtur
 
 
 @jax.custom_jvp
-def _in_rows(x: jax.Array) -> jax.Array:
+def in_rows(x: jax.Array) -> jax.Array:
     """x, stored so that its last axis is contiguous, which the compiler would not do with a transposed operand."""
     return _mapped_in_rows(x)
 
@@ -82,7 +82,7 @@ def _local_in_rows(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-_in_rows.defjvp(lambda primals, tangents: (_in_rows(*primals), *tangents))
+in_rows.defjvp(lambda primals, tangents: (in_rows(*primals), *tangents))
 
 # On a mesh, each device stores its own part. XLA does not know how to partition a layout constraint: it would gather x,
 # the activations of the global batch, on every device.

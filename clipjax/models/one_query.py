@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.models.layers import constrain
-from clipjax.models.on_cpu import mixtures, pairs
+from clipjax.models.on_cpu import in_rows
 
 
 def attend_once(
@@ -41,13 +41,45 @@ def attend_once(
     x = constrain(x.astype(dtype), sharding)
     with jax.named_scope("qkv"):
         wide = constrain(widen(constrain(q, heads) * q.shape[-1] ** -0.5, key, dtype), heads)
-    logits = pairs(wide[:, :, None], x[:, :, None])[:, 0]
-    if seen is not None:
-        logits = jnp.where(seen[:, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-    mixed = constrain(mixtures(weights[:, None], x[:, :, None])[:, :, 0].astype(dtype), heads)
+    mixed = constrain(mixed_rows(wide, x, jnp.ones((1, 1), bool) if seen is None else seen), heads)
     with jax.named_scope("qkv"):
         return constrain(narrow(mixed, value, dtype), heads)
+
+
+@jax.custom_vjp
+def mixed_rows(wide: jax.Array, x: jax.Array, seen: jax.Array) -> jax.Array:
+    """softmax(wide x^T) x; wide [batch, heads, width], x [batch, length, width] of one dtype -> wide's shape and dtype.
+
+    seen: [batch, length], or [1, 1] for all, bool. The gradient of x, which is both keys and values, is one product.
+    """
+    return _mixed_forward(wide, x, seen)[0]
+
+
+def _mixed_forward(wide: jax.Array, x: jax.Array, seen: jax.Array) -> tuple:
+    logits = _sums("bhw,blw->bhl", wide, x)
+    weights = jax.nn.softmax(jnp.where(seen[:, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
+    return _sums("bhl,blw->bhw", weights.astype(x.dtype), x).astype(x.dtype), (wide, x, seen, weights)
+
+
+def _mixed_backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    wide, x, seen, weights = saved
+    dweights = _sums("bhw,blw->bhl", dy, x)
+    dlogits = weights * (dweights - (dweights * weights).sum(-1, keepdims=True))
+    dlogits = jnp.where(seen[:, None], dlogits, 0).astype(x.dtype)
+    # Two axes, heads and the two uses of x, so that heads stay where "tensor" has them.
+    by_row, rows = jnp.stack([dlogits, weights.astype(x.dtype)], axis=1), jnp.stack([wide, dy], axis=1)
+
+    def rounded(by_row: jax.Array, rows: jax.Array) -> jax.Array:
+        return jnp.einsum("bchl,bchw->blw", by_row, rows, preferred_element_type=x.dtype)
+
+    def in_float32(by_row: jax.Array, rows: jax.Array) -> jax.Array:
+        return _sums("blch,bchw->blw", in_rows(by_row.transpose(0, 3, 1, 2)), rows).astype(x.dtype)
+
+    dx = jax.lax.platform_dependent(by_row, rows, cuda=rounded, rocm=rounded, default=in_float32)
+    return _sums("bhl,blw->bhw", dlogits, x).astype(wide.dtype), dx, None
+
+
+mixed_rows.defvjp(_mixed_forward, _mixed_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -56,28 +88,30 @@ def widen(q: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
     The gradients of kernels leave their products in float32, as in layers.dot.
     """
-    return _product("bhd,whd->bhw", q, kernel, dtype).astype(dtype)
+    return _sums("bhd,whd->bhw", q.astype(dtype), kernel.astype(dtype)).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def narrow(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x [batch, heads, width], kernel [width, heads, d] -> [batch, heads, d]; see widen."""
-    return _product("bhw,whd->bhd", x, kernel, dtype).astype(dtype)
+    return _sums("bhw,whd->bhd", x.astype(dtype), kernel.astype(dtype)).astype(dtype)
 
 
 def _widen_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     q, kernel = saved
-    return narrow(dy, kernel, dtype).astype(q.dtype), _product("bhw,bhd->whd", dy, q, dtype).astype(kernel.dtype)
+    dkernel = _sums("bhw,bhd->whd", dy, q.astype(dtype))
+    return narrow(dy, kernel, dtype).astype(q.dtype), dkernel.astype(kernel.dtype)
 
 
 def _narrow_backward(dtype: jnp.dtype, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    return widen(dy, kernel, dtype).astype(x.dtype), _product("bhw,bhd->whd", x, dy, dtype).astype(kernel.dtype)
+    dkernel = _sums("bhw,bhd->whd", x.astype(dtype), dy)
+    return widen(dy, kernel, dtype).astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 widen.defvjp(lambda q, kernel, dtype: (widen(q, kernel, dtype), (q, kernel)), _widen_backward)
 narrow.defvjp(lambda x, kernel, dtype: (narrow(x, kernel, dtype), (x, kernel)), _narrow_backward)
 
 
-def _product(sums: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jnp.einsum(sums, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+def _sums(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
