@@ -85,6 +85,28 @@ def test_long_captions_in_parquet_records_and_caption_files_are_bad_records(tmp_
     assert outcomes(open_source(FolderConfig(path=str(tmp_path / "images")))) == ["record too large"]
 
 
+def test_something_else_among_captions_is_a_bad_record_and_a_null_is_no_caption(tmp_path):
+    """It would be left out without a word, and the record's other captions taken for all of them."""
+    lists = [["a cat", 2012], ["a cat", None], ["a cat", {"en": "a cat"}], [None, 3], ["a cat", "a dog"]]
+    expected = ["caption not text", "a cat", "caption not text", "no caption", "a cat"]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for index, captions in enumerate(lists):
+            for suffix, data in (("jpg", JPEG), ("json", json.dumps({"captions": captions}).encode())):
+                info = tarfile.TarInfo(f"{index}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert outcomes(open_source(WebDatasetConfig(path=str(tmp_path / "0.tar")))) == expected
+    lines = []
+    for index, captions in enumerate(lists):
+        (tmp_path / f"{index}.jpg").write_bytes(JPEG)
+        lines.append(json.dumps({"image": f"{index}.jpg", "caption": captions}))
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    source = open_source(FolderConfig(path=str(tmp_path / "t.jsonl")))
+    assert sorted(outcomes(source)) == sorted(expected)
+    with pytest.raises(RecordError, match=r"2012 stands among the texts \['a cat'\]"):
+        open_source(WebDatasetConfig(path=str(tmp_path / "0.tar")))[0]
+
+
 def with_scans(image, count):
     """A progressive JPEG whose last scan is there `count` times more."""
     data = encoded(image, "JPEG", progressive=True)
