@@ -72,10 +72,14 @@ def _mixed_backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, 
     def rounded(by_row: jax.Array, rows: jax.Array) -> jax.Array:
         return jnp.einsum("bchl,bchw->blw", by_row, rows, preferred_element_type=x.dtype)
 
-    def in_float32(by_row: jax.Array, rows: jax.Array) -> jax.Array:
+    def on_cpu(by_row: jax.Array, rows: jax.Array) -> jax.Array:
         return _sums("blch,bchw->blw", in_rows(by_row.transpose(0, 3, 1, 2)), rows).astype(x.dtype)
 
-    dx = jax.lax.platform_dependent(by_row, rows, cuda=rounded, rocm=rounded, default=in_float32)
+    def default(by_row: jax.Array, rows: jax.Array) -> jax.Array:
+        return _sums("bchl,bchw->blw", by_row, rows).astype(x.dtype)
+
+    forms = dict(cuda=rounded, rocm=rounded, cpu=on_cpu, default=default)
+    dx = jax.lax.platform_dependent(by_row, rows, **forms)
     return _sums("bhl,blw->bhw", dlogits, x).astype(wide.dtype), dx, None
 
 
