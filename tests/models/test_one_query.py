@@ -1,5 +1,7 @@
 """Attention of one query without keys and values, beside one with both, in float64 NumPy and as it was written out."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from flax import linen as nn
 
 from clipjax.models.attention import attention
 from clipjax.models.layers import Linear
-from clipjax.models.one_query import attend_once
+from clipjax.models.one_query import attend_once, mixed_rows
 from clipjax.models.pooling import ProbeAttention
+from tests.models.test_gpu_forms import lowered
 
 BATCH, LENGTH, HEADS, D = 3, 7, 4, 6
 WIDTH = HEADS * D
@@ -109,3 +112,29 @@ def test_the_map_heads_attention_and_gradients_are_big_visions(counts):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6 * max(1.0, float(jnp.abs(b).max())))
     assert not found[1][0]["params"]["key"]["bias"].any()  # exactly zero, where the reference's is rounding
+
+
+def gradients(wide, x, dy):
+    return jax.vjp(lambda wide, x: mixed_rows(wide, x, jnp.ones((1, 1), bool)), wide, x)[1](dy)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_the_gradient_of_the_rows_is_one_product_in_each_platforms_form(platform):
+    wide, x = jnp.ones((BATCH, HEADS, WIDTH), jnp.bfloat16), jnp.ones((BATCH, LENGTH, WIDTH), jnp.bfloat16)
+    text = lowered(gradients, wide, x, wide, platform=platform)
+    found = re.findall(r"dot_general.*-> tensor<([\dx]*)x(\w+)>", text)
+    of_rows = [kind for shape, kind in found if shape == f"{BATCH}x{LENGTH}x{WIDTH}"]
+    assert of_rows == ["bf16" if platform == "cuda" else "f32"]  # a GPU's library rounds as it writes
+    # Only a CPU needs it. On a mesh, it is partitioned in a way that a TPU does not know.
+    assert ("LayoutConstraint" in text) == (platform == "cpu")
+
+
+def test_all_platforms_forms_give_the_same_gradients(monkeypatch):
+    wide, x, dy = (
+        jax.random.normal(jax.random.key(i), (BATCH, n, WIDTH)) for i, n in enumerate((HEADS, LENGTH, HEADS))
+    )
+    expected = gradients(wide, x, dy)
+    for platform in ("cuda", "default"):
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, p=platform, **forms: forms[p](*args))
+        for a, b in zip(gradients(wide, x, dy), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
