@@ -10,7 +10,7 @@ its own EOS id (1 with data_pipelines.train_tokenizer), so pooling looks for tha
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, to_config_dict
+from clipjax.config import default_config
 from clipjax.models.presets import get_preset
 
 
@@ -18,7 +18,7 @@ def get_config(preset: str = "clip_vit_b32") -> ConfigDict:
     config = default_config()
     config.global_batch_size = 32_768
     config.total_steps = 390_625  # 12.8 billion pairs
-    config.model = to_config_dict(get_preset(preset))
+    config.model = get_preset(preset)
     config.model.dtype = "bfloat16"
     image = config.model.image
     for tower in (image, config.model.text):

@@ -11,7 +11,7 @@ among all 1,911 names.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/emoji"
@@ -47,12 +47,11 @@ def get_config() -> ConfigDict:
     # frame things differently.
     config.data.augment.update(scale=(0.5, 1.0), flip=0.0)
 
-    evaluators = {
+    config.eval.evaluators = {
         "held_out_style": ZeroShotConfig(source=_split("test"), templates=TEMPLATES),
         "retrieval": RetrievalConfig(source=_split("test")),
         "known_style": ZeroShotConfig(source=_split("validation"), templates=TEMPLATES),
     }
-    config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 325
     config.checkpoint.every_steps = 325
     config.checkpoint.best_metric = "known_style/top1"  # the held-out style must not choose the checkpoint

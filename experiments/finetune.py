@@ -21,7 +21,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from clipjax.config import SourceConfig, default_config, require, to_config_dict
+from clipjax.config import SourceConfig, default_config, require
 from clipjax.data.finding import find_data
 from clipjax.data.sources import open_source
 from clipjax.inference.looking import evaluators_of, has_captions
@@ -81,7 +81,7 @@ def get_config(argument: str) -> ConfigDict:
     for name, evaluator in evaluators_of(held_out, open_source(held_out)).items():
         if train.prompts and hasattr(evaluator, "templates"):
             evaluator = dataclasses.replace(evaluator, templates=train.prompts)
-        config.eval.evaluators[name] = to_config_dict(evaluator)
+        config.eval.evaluators[name] = evaluator
     config.eval.every_steps = config.checkpoint.every_steps = max(1, steps // 5)
     config.log.every_steps = max(1, steps // 50)
     return config

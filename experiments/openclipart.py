@@ -10,7 +10,7 @@ classification into the library's 19 categories.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/openclipart"
@@ -44,12 +44,11 @@ def get_config() -> ConfigDict:
     config.data.train.path = DATA
     config.data.augment.update(scale=(0.5, 1.0), flip=0.5)
 
-    evaluators = {
+    config.eval.evaluators = {
         "retrieval": RetrievalConfig(source=_split("test")),
         "categories": ZeroShotConfig(source=_split("test"), templates=TEMPLATES),
         "validation": RetrievalConfig(source=_split("validation")),
     }
-    config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 400
     config.checkpoint.every_steps = 400
     config.checkpoint.best_metric = "validation/image_to_text_r1"

@@ -11,7 +11,7 @@ The argument after the colon names the loss: softmax (default) or sigmoid.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 
 DATA = "data/scenes"
@@ -45,13 +45,12 @@ def get_config(loss: str = "softmax") -> ConfigDict:
     config.data.train.path = DATA
     config.data.augment.name = "none"
 
-    evaluators = {
+    config.eval.evaluators = {
         # Colours and shapes that never met in training: does the model compose what it learnt?
         "compositional": ZeroShotConfig(source=_split("compositional"), templates=TEMPLATES),
         "validation": ZeroShotConfig(source=_split("validation"), templates=TEMPLATES),
         "retrieval": RetrievalConfig(source=_split("validation")),
     }
-    config.eval.evaluators = {name: to_config_dict(evaluator) for name, evaluator in evaluators.items()}
     config.eval.every_steps = 100
     config.checkpoint.every_steps = 350
     config.checkpoint.best_metric = "compositional/top1"

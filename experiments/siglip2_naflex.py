@@ -12,7 +12,7 @@ pixels a side.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, to_config_dict
+from clipjax.config import default_config
 from clipjax.models.presets import get_preset
 
 
@@ -20,7 +20,7 @@ def get_config(preset: str = "siglip2_naflex_b16") -> ConfigDict:
     config = default_config()
     config.global_batch_size = 32_768
     config.total_steps = 30_000
-    config.model = to_config_dict(get_preset(preset))
+    config.model = get_preset(preset)
     config.model.dtype = "bfloat16"
     config.model.image.max_patches = 256
     config.loss.name = "sigmoid"

@@ -9,7 +9,7 @@ The argument after the colon names any SigLIP preset of clipjax.models.presets.
 
 from ml_collections import ConfigDict
 
-from clipjax.config import default_config, to_config_dict
+from clipjax.config import default_config
 from clipjax.models.presets import get_preset
 
 
@@ -17,7 +17,7 @@ def get_config(preset: str = "siglip_b16") -> ConfigDict:
     config = default_config()
     config.global_batch_size = 32_768
     config.total_steps = 122_070  # four billion pairs
-    config.model = to_config_dict(get_preset(preset))
+    config.model = get_preset(preset)
     config.model.dtype = "bfloat16"
     image = config.model.image
     for tower, longest in ((image, 27), (config.model.text, 24)):

@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from clipjax.config import SourceConfig, default_config, to_config_dict
+from clipjax.config import SourceConfig, default_config
 from clipjax.eval import RetrievalConfig
 
 IMAGES_SEEN = 32_768  # by every run
@@ -52,7 +52,7 @@ def get_config(argument: str = "emoji,256") -> ConfigDict:
     config.data.num_threads = 1  # runs train side by side
 
     config.eval.evaluators = {
-        name: to_config_dict(RetrievalConfig(source=SourceConfig(path=f"{folder}/{dataset}", split=split)))
+        name: RetrievalConfig(source=SourceConfig(path=f"{folder}/{dataset}", split=split))
         for name, split in SPLITS[dataset].items()
     }
     config.checkpoint.keep_last = 1

@@ -14,9 +14,7 @@ def multilingual(
 ) -> dict[str, RetrievalConfig]:
     """{"NAME_LANGUAGE": retrieval with all captions in the language} for each language of a multilingual set.
 
-        config.eval.evaluators |= {
-            key: to_config_dict(one) for key, one in multilingual("data/xm3600", name="xm3600").items()
-        }
+        config.eval.evaluators.update(multilingual("data/xm3600", name="xm3600"))
 
     path, images: as clipjax.data.sources.MultilingualConfig has them. languages: () for all that the path has, which
     reads it. options: of RetrievalConfig. Raises ConfigError where there are no languages, ManifestError for a path

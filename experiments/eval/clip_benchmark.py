@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, eval_config, to_config_dict
+from clipjax.config import EvaluatorConfig, eval_config
 from clipjax.data.sources import WebDatasetConfig
 from clipjax.eval import MultilabelConfig, RetrievalConfig, ZeroShotConfig
 
@@ -32,7 +32,7 @@ CLASSIFICATION = (
 def get_config(root: str = "data/wds") -> ConfigDict:
     config = eval_config()
     evaluators = {name: evaluator_of(name, Path(root)) for name in (*RETRIEVAL, *CLASSIFICATION, *MULTILABEL)}
-    config.eval.evaluators = {name.replace("/", "-"): to_config_dict(part) for name, part in evaluators.items()}
+    config.eval.evaluators = {name.replace("/", "-"): part for name, part in evaluators.items()}
     config.absent = config.broken = "skip"
     return config
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from clipjax.config import EvaluatorConfig, eval_config, to_config_dict
+from clipjax.config import EvaluatorConfig, eval_config
 from clipjax.data.sources import ParquetConfig, WebDatasetConfig
 from clipjax.eval import GroupedConfig, RetrievalConfig, ZeroShotConfig
 from clipjax.report.datacomp import TASKS
@@ -30,7 +30,7 @@ GROUPS = {
 def get_config(root: str = "data/datacomp") -> ConfigDict:
     config = eval_config()
     evaluators = {key: evaluator_of(key, Path(root)) for key in TASKS if key not in NOT_READ}
-    config.eval.evaluators = {key.replace("/", "-"): to_config_dict(part) for key, part in evaluators.items()}
+    config.eval.evaluators = {key.replace("/", "-"): part for key, part in evaluators.items()}
     config.absent = config.broken = "skip"
     config.suite = "datacomp"
     return config

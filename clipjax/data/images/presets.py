@@ -1,6 +1,6 @@
 """How each family's own code turns an image into pixels: values of config.data.pixels.
 
-    config.data.pixels = to_config_dict(PIXEL_PRESETS["siglip2_hf"])
+    config.data.pixels = PIXEL_PRESETS["siglip2_hf"]
 
 A preset without its own mean and deviation has 0.5, that is pixels in [-1, 1]. The same weights may be used with
 several presets: SigLIP was trained with "big_vision", while transformers and open_clip publish scores with theirs.
