@@ -133,9 +133,8 @@ class Block(nn.Module):
     cross: attention is to context [batch, any length, any width], which has a norm of its own, not to x.
     keys: number of leading rows of an example that are not padding; 0: all.
 
-    rows [batch] int32 or row: the one row of each example that anyone reads. All others are keys and values, and
-    nothing else of them is computed; the result is [batch, width]. (A block's MLP, queries and output matrix are 5/6 of
-    its products.)
+    rows [batch] int32 or row: the one row of each example that anyone reads. Of the others nothing but a norm is
+    computed, and with rotary positions their keys and values; the result is [batch, width].
     """
 
     config: BlockConfig
