@@ -56,14 +56,14 @@ def mixed_rows(wide: jax.Array, x: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def _mixed_forward(wide: jax.Array, x: jax.Array, seen: jax.Array) -> tuple:
-    logits = _sums("bhw,blw->bhl", wide, x)
+    logits = _similarities(wide, x)
     weights = jax.nn.softmax(jnp.where(seen[:, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
     return _sums("bhl,blw->bhw", weights.astype(x.dtype), x).astype(x.dtype), (wide, x, seen, weights)
 
 
 def _mixed_backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     wide, x, seen, weights = saved
-    dweights = _sums("bhw,blw->bhl", dy, x)
+    dweights = _similarities(dy, x)
     dlogits = weights * (dweights - (dweights * weights).sum(-1, keepdims=True))
     dlogits = jnp.where(seen[:, None], dlogits, 0).astype(x.dtype)
     # Two axes, heads and the two uses of x, so that heads stay where "tensor" has them.
@@ -84,6 +84,15 @@ def _mixed_backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 
 mixed_rows.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _similarities(a: jax.Array, x: jax.Array) -> jax.Array:
+    """a [batch, heads, width], x [batch, length, width] -> [batch, heads, length] float32."""
+
+    def on_cpu(a: jax.Array, x: jax.Array) -> jax.Array:
+        return _sums("bhw,blw->bhl", in_rows(a), x)  # otherwise a lies as the product that made it liked best
+
+    return jax.lax.platform_dependent(a, x, cpu=on_cpu, default=lambda a, x: _sums("bhw,blw->bhl", a, x))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
