@@ -15,6 +15,7 @@ from clipjax.inference.session import EvalSession, Record
 from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
 from clipjax.report.evaluation import RECORDS, ResultFolder, headline, results_document, write_report
+from clipjax.report.published import refuse_one_file
 from clipjax.report.suites import SUITES
 from clipjax.report.table import format_table
 from clipjax.runs import Run
@@ -59,6 +60,7 @@ def evaluate_into(
 ) -> dict[str, Any]:
     """Evaluates an open checkpoint, writes its files and prints its table; see run."""
     first = jax.process_index() == 0
+    refuse_one_file(session.config.eval.evaluators)
     folder = ResultFolder(
         out,
         session.config.eval.evaluators,
@@ -78,10 +80,13 @@ def evaluate_into(
     evaluation = session.evaluate(opened, stored=None if redo else shared(folder.stored() if first else {}), done=done)
     document = results_document(opened, evaluation)
     if first:
+        before = read_json_object(out / "results.json").get("results", {})
         write_report(out, opened, evaluation, document)
         table = "\n".join(filter(None, [format_table(evaluation.results), *folder.summary()]))
         print(printable(table, lines=False))
         print(f"Wrote {out / 'results.json'} and {out / 'report.html'}", flush=True)
+        if others := sorted(before.keys() - evaluation.results.keys()):
+            print(f"results.json had those of {', '.join(others)}; they stay in {out / RECORDS}.", flush=True)
     return document
 
 

@@ -8,6 +8,7 @@ writes. A checkpoint that config.checkpoint.keep_last removes meanwhile is passe
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -24,6 +25,8 @@ from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, eval
 from clipjax.data.records import ManifestError
 from clipjax.files import write_text
 from clipjax.inference.evaluate import numbers_of
+from clipjax.inference.prepare import with_runtime_options
+from clipjax.inference.provenance import transform
 from clipjax.inference.session import EvalSession
 from clipjax.json_files import read_json_object
 from clipjax.processes import announce, gather_json
@@ -173,17 +176,33 @@ class Watcher:
             self.failed[step] = (str(error).splitlines() or [type(error).__name__])[0]
 
     def _has_results(self, step: int) -> bool:
-        """Whether a step has the results of all evaluators, with today's options."""
+        """Whether a step has the results of all evaluators, with today's options, and of the weights that are there."""
         document = read_json_object(results_folder(self.workdir, step, self.part) / "results.json")
         seen = self.read(step) if document else None
         if seen is None:
             return False
-        wanted = json.loads(json.dumps(to_json_dict(evaluated(seen.config, self.config, jax.device_count()))["eval"]))
+        config = evaluated(seen.config, self.config, jax.device_count())
+        wanted = json.loads(json.dumps(to_json_dict(config)["eval"]))
         whole = document.get("eval") == wanted and not document.get("broken")
+        whole = whole and self._are_of(step, document.get("provenance", {}), seen.config, config)
         logged = {name for line in read_metrics(self.workdir / "eval") if line["step"] == step for name in line}
         if whole and not numbers_of(document["results"]).keys() <= logged:
             self.log(step, document)
         return whole
+
+    def _are_of(
+        self, step: int, provenance: dict[str, Any], trained: ExperimentConfig, config: ExperimentConfig
+    ) -> bool:
+        """Whether results were made with a step's weights, and with the pixels that they would be made with now."""
+        model = with_runtime_options(trained.model, config.model)
+        pixels = json.loads(json.dumps(transform(dataclasses.replace(config, model=model))))
+        try:
+            with open_run(self.workdir, str(step)) as run:
+                weights = {average: run.weights_sha256(average=average) for average in (False, True)}
+        except Exception:  # half removed, Orbax raises whatever it met first
+            return False
+        found = [(one["checkpoint"]["weights_sha256"], one["transform"]) for one in provenance.values()]
+        return found == [(weights[one["weights"] == "average"], pixels) for one in provenance.values()]
 
     def log(self, step: int, document: dict[str, Any]) -> None:
         """Writes a step's numbers to RUN/eval/metrics.jsonl, in the order of the steps, and to TensorBoard."""

@@ -20,6 +20,7 @@ from clipjax.inference.evaluate import check_evaluators, open_evaluators
 from clipjax.mesh import make_mesh
 from clipjax.models.towers import towers_of
 from clipjax.models.towers.absent import a_tower
+from clipjax.processes import announce
 from clipjax.runs import Run
 from clipjax.runs.fingerprint import check_fingerprint, fingerprint
 from clipjax.training.check import check_evaluation, check_tokenizer
@@ -59,6 +60,11 @@ def prepare_model(
     where = f"{run.directory} step {run.step}"
     check_fingerprint(run.fingerprint, fingerprint(config, tokenizer), where=where)
     check_evaluation(config, num_devices=jax.device_count(), process_count=jax.process_count())
+    if config.model.dtype != trained.model.dtype:
+        announce(
+            f"Evaluating in {trained.model.dtype}, as {run.directory} was trained: config.model.dtype="
+            f"{config.model.dtype} is not used."
+        )
     # The layout of the weights (scanned or not, averaged or not) is the run's, not this evaluation's.
     model = with_runtime_options(trained.model, config.model)
     return dataclasses.replace(config, model=model, optimizer=trained.optimizer), make_mesh(config.mesh), tokenizer

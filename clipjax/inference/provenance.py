@@ -88,8 +88,6 @@ def settings_of(
     averages.
     """
     evaluator, device = config.eval.evaluators[name], jax.devices()[0]
-    budget = patch_budget(config.model.image)
-    transform = to_json_dict(config.data.pixels) | {"image_size": config.model.image.image_size}
     tokenizer = {key: value for key, value in run.fingerprint.items() if key.startswith("tokenizer.")}
     return {
         "evaluator": _options(evaluator),
@@ -99,7 +97,7 @@ def settings_of(
             for (field, source), opened in zip(evaluator.sources.items(), sources.values(), strict=True)
         },
         "ties": getattr(evaluator, "ties", "against"),  # the model, or the first of equal scores
-        "transform": transform | ({"max_patches": budget.max_patches} if budget else {}),
+        "transform": transform(config),
         "tokenizer": {key.removeprefix("tokenizer."): value for key, value in tokenizer.items()}
         | {"context_length": config.model.text.context_length},
         "dtype": config.model.dtype,
@@ -116,16 +114,24 @@ def settings_of(
     }
 
 
-def identity(settings: Mapping[str, Any], evaluator: EvaluatorConfig, sources: Mapping[str, Source]) -> str:
-    """What a stored result must agree in to be taken for this one: the settings and the files, not their paths.
+def transform(config: ExperimentConfig) -> dict[str, Any]:
+    """What becomes of an image before the model sees it."""
+    budget = patch_budget(config.model.image)
+    pixels = to_json_dict(config.data.pixels) | {"image_size": config.model.image.image_size}
+    return pixels | ({"max_patches": budget.max_patches} if budget else {})
 
-    Files count by name, size and time of change, so that nothing is read.
+
+def identity(settings: Mapping[str, Any], evaluator: EvaluatorConfig, sources: Mapping[str, Source]) -> str:
+    """What a stored result must agree in to be taken for this one: settings, sources and files, but not their paths.
+
+    The files of data count by name, size and time of change, so that nothing is read.
     """
     split = {field: {**facts, "path": ""} for field, facts in settings["split"].items()}
     checkpoint = {**settings["checkpoint"], "path": ""}
     pairs = zip(evaluator.sources.values(), sources.values(), strict=True)
     files = [_files(config, source) for config, source in pairs]
-    return _sha256({**settings, "split": split, "checkpoint": checkpoint, "files": files})
+    options = [to_json_dict(map_paths(config, lambda *_: "")) for config in evaluator.sources.values()]
+    return _sha256({**settings, "split": split, "checkpoint": checkpoint, "files": files, "sources": options})
 
 
 def finished(settings: dict[str, Any], read: Mapping[str, ReadRecords]) -> dict[str, Any]:
@@ -170,9 +176,18 @@ def absolute_path(path: str) -> str:
 def _options(evaluator: EvaluatorConfig) -> dict[str, Any]:
     """The evaluator's options, without its sources and the name under which it is published."""
     left_out = {*evaluator.sources, "published_as", "class_names"}
-    # A run's own copy of a file is the same file.
-    named = map_paths(evaluator, lambda _, value, kind: Path(value).name if kind == "own" else value)
-    return {key: value for key, value in to_json_dict(named).items() if key not in left_out}
+    contents: dict[str, str] = {}
+
+    def named(field: str, value: str, kind: str) -> str:
+        """A run's own copy of a file is the same file, one of other content is not."""
+        if kind != "own":
+            return value
+        if "." not in field and os.path.isfile(value):
+            contents[f"{field}_sha256"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        return Path(value).name
+
+    options = to_json_dict(map_paths(evaluator, named)) | contents
+    return {key: value for key, value in options.items() if key.removesuffix("_sha256") not in left_out}
 
 
 def _software(evaluator: EvaluatorConfig) -> dict[str, str]:
@@ -204,6 +219,7 @@ def _files(config: SourceConfig, source: Source) -> list[Any]:
     if bucket := getattr(source, "bucket", None):
         return sorted(map(list, bucket.blobs.values()))
     paths = [Path(path) for path in getattr(source, "files", ())]
+    paths += map(Path, getattr(source, "read_files", list)())
     if not paths and Path(config.path).is_dir():
         paths = [Path(folder) / name for folder, _, names in os.walk(config.path) for name in names]
     found = []

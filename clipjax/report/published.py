@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipjax.config import EvaluatorConfig
+from clipjax.config import EvaluatorConfig, require
 from clipjax.files import write_text
 
 FOLDER = "clip_benchmark"
@@ -31,8 +31,26 @@ def clip_benchmark_entry(
         "pretrained": pretrained,
         "task": evaluator.published_task,
         "metrics": {metric: finite(value) for metric, value in metrics.items()},
-        "language": getattr(evaluator.source, "language", "") or "en",
+        "language": language(evaluator),
     }
+
+
+def language(evaluator: EvaluatorConfig) -> str:
+    """Of its class names, or of its captions."""
+    return getattr(evaluator, "language", "") or getattr(evaluator.source, "language", "") or "en"
+
+
+def refuse_one_file(evaluators: Mapping[str, EvaluatorConfig]) -> None:
+    """Raises ConfigError for two evaluators whose results would be written to one file."""
+    names: dict[tuple[str, str, str], str] = {}
+    for name, evaluator in evaluators.items():
+        entry = (evaluator.published_as or name, evaluator.published_task, language(evaluator))
+        other = names.setdefault(entry, name) if evaluator.published_task else name
+        require(
+            other == name,
+            f"The evaluators '{other}' and '{name}' are both published as '{entry[0]}', {entry[1]}, in language "
+            f"'{entry[2]}': one file would replace the other. Give one of them another published_as.",
+        )
 
 
 def file_name(entry: Mapping[str, Any]) -> str:

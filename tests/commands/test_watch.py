@@ -1,9 +1,11 @@
 """clipjax eval --watch: each checkpoint once, in order, also after a restart; what vanishes is passed over."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from clipjax.commands import watch as watch_command
@@ -76,6 +78,15 @@ def test_each_checkpoint_is_evaluated_once_until_the_last(copied, monkeypatch, c
     assert read_metrics(workdir / "eval") == lines
     shutil.rmtree(workdir / "eval" / "6")
     assert watch(workdir, config=evaluation) == [6]
+    # Trained anew in the same place, a step has other weights.
+    config = run_of(Path(evaluation.eval.evaluators["pairs"].source.path).parent)
+    state = start_of(config)
+    state = dataclasses.replace(state, params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    save_steps(stock / "other", config, state, [12])
+    shutil.rmtree(checkpoints / "12")
+    shutil.copytree(stock / "other" / "checkpoints" / "12", checkpoints / "12")
+    assert watch(workdir, config=evaluation) == [12]
+    assert watch(workdir, config=evaluation) == []
 
 
 def test_a_checkpoint_that_vanishes_is_passed_over_and_a_damaged_one_told_at_the_end(copied, monkeypatch, capsys):

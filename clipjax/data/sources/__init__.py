@@ -50,10 +50,11 @@ __all__ = [
 class Source(Protocol):
     """Random access to encoded examples. Instances can be pickled for worker processes.
 
-    Five methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
+    Six methods are optional. `order(seed)` returns the order in which training reads the records, for sources where
     the full shuffle of clipjax.data.order.Shuffled would be slow. `damaged_files()` lists files that differ from their
-    recorded checksums. `sha256()` returns a checksum of all records, if one is recorded. `captions(index)` returns a
-    record's texts without reading its image. `fetch_ahead(indices)` reads records from a bucket at the same time, so
+    recorded checksums. `sha256()` returns a checksum of all records, if one is recorded. `read_files()` returns what
+    records are read from, where the attribute `files` does not name it all. `captions(index)` returns a record's texts
+    without reading its image. `fetch_ahead(indices)` reads records from a bucket at the same time, so
     that source[index] of each, which must follow, need not wait. Where the attribute `has_false_captions` is there and
     True, only the first text of a record is true, and training refuses the source.
 

@@ -128,6 +128,15 @@ class FolderSource:
         entry = self.entries[index]
         return (self.table, entry.position) if self.table else (str(self.root / entry.path), 0)
 
+    def read_files(self) -> list[str]:
+        """The table, its images, and the caption files of those without a text in it; [] for a folder."""
+        if not self.table:
+            return []
+        paths = [entry.path for entry in self.entries if not entry.fault]
+        exists = lambda path: (self.root / path).exists()  # noqa: E731
+        beside = [self.sidecars.find(entry.path, exists) for entry in self.entries if not (entry.fault or entry.texts)]
+        return [self.table, *(str(self.root / path) for path in (*paths, *filter(None, beside)))]
+
     def sidecar(self, image: str) -> list[str]:
         """The captions in the file beside an image. Raises RecordError."""
         path = self.sidecars.find(image, lambda path: (self.root / path).exists())

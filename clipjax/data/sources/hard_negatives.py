@@ -125,6 +125,11 @@ class HardNegativesSource:
         entry = self._entry(index)
         return entry.file, entry.position
 
+    def read_files(self) -> list[str]:
+        """The annotations, and the images that they name."""
+        images = {str(self.root / entry.image) for entry in self.entries if isinstance(entry.image, str)}
+        return sorted({str(entry.file) for entry in self.entries} | images)
+
     def _entry(self, index: int) -> Entry:
         if not 0 <= index < len(self):
             raise IndexError(index)

@@ -16,7 +16,7 @@ from clipjax.data.order import Shuffled, Windowed
 from clipjax.data.records import ManifestError
 
 TRAIN, HELD_OUT = "train", "validation"
-OPTIONAL = ("files", "bucket", "templates", "task", "has_false_captions", "damaged_files", "sha256")
+OPTIONAL = ("files", "read_files", "bucket", "templates", "task", "has_false_captions", "damaged_files", "sha256")
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,10 @@ class MultilingualSource:
     def where(self, index: int) -> tuple[str, int]:
         return self.file, self._entry(index).position
 
+    def read_files(self) -> list[str]:
+        """The annotations, and the images that they name."""
+        return [self.file, *sorted({str(self.root / entry.image) for entry in self.entries})]
+
     def _entry(self, index: int) -> Entry:
         if not 0 <= index < len(self):
             raise IndexError(index)
