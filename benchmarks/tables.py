@@ -358,8 +358,9 @@ figure is known.
 
 {table(header, rows)}
 
-These plans are older than the last block that computes only what is pooled ([less padding](../docs/padding.md)). With it, CLIP
-B/16 with 512 pairs on `v5e:2x2` takes 136.2 ms instead of 141.3, by the same estimate.
+Since [the last block computes only what is pooled](../docs/padding.md#the-last-block-computes-only-what-is-pooled), without keys
+and values there and in the MAP head, these steps take 141.2 ms instead of 146.0 (B/16), 212.3 instead of 217.2 (So400m)
+and L14_NEW instead of 208.7 (L/14), by the same estimate.
 
 Plans depend on the compiler: with libtpu 0.0.52, the MFU of SigLIP B/16 is 57.5%, and 60.4% with `chunked`.
 
