@@ -4,9 +4,9 @@ r"""Fine-tunes any checkpoint on any data: docs/finetuning.md has three recipes.
     clipjax train --config=experiments/finetune.py:weights/clip,data/mine --workdir=runs/mine
     clipjax train --config=experiments/finetune.py:weights/clip,data/mine,lora,sigmoid --workdir=runs/mine-lora
 
-The argument is CHECKPOINT,DATA and up to three words, in any order. CHECKPOINT is a run's --workdir or what clipjax
-import wrote; DATA is a folder or file that clipjax recognises: records, tars, Parquet, a table, images with captions
-beside them, folders of classes.
+The argument is CHECKPOINT,DATA and at most one word of each kind, in any order. CHECKPOINT is a run's --workdir or what
+clipjax import wrote; DATA is a folder or file that clipjax recognises: records, tars, Parquet, a table, images with
+captions beside them, folders of classes.
 
     method   full (default), freeze_image (LiT), freeze_text, heads, lastK (the last K blocks, such as last2), lora
     loss     softmax (default), sigmoid
@@ -38,6 +38,7 @@ WORDS = {
     "loss": r"softmax|sigmoid",
     "texts": r"captions|prompts",
 }
+DEFAULTS = {"method": "full", "loss": "softmax", "texts": ""}  # texts "": captions, if there are any
 
 
 def get_config(argument: str) -> ConfigDict:
@@ -97,9 +98,13 @@ def _read(argument: str) -> tuple[str, str, str, str, str]:
     """(checkpoint, data, method, loss, texts) of the argument. Raises ConfigError."""
     checkpoint, data, *words = argument.split(",") if "," in argument else ("", "")
     require(bool(checkpoint and data), f"'{argument}': expected CHECKPOINT,DATA, such as weights/clip,data/mine.")
-    chosen = {"method": "full", "loss": "softmax", "texts": ""}
+    given: dict[str, str] = {}
     for word in words:
         kinds = [kind for kind, known in WORDS.items() if re.fullmatch(known, word)]
         require(bool(kinds), f"'{word}' is no method, loss or kind of texts: {', '.join(WORDS.values())}.")
-        chosen[kinds[0]] = word
-    return checkpoint, data, *chosen.values()
+        other = given.setdefault(kinds[0], word)
+        require(
+            other == word,
+            f"'{other}' and '{word}' are two choices for the {kinds[0]}, of which there can be one: leave one out.",
+        )
+    return checkpoint, data, *(given.get(kind, default) for kind, default in DEFAULTS.items())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from clipjax.config import ConfigError, flat, nearest, require
-from clipjax.config.metrics import smaller_is_better
+from clipjax.config.metrics import is_share, smaller_is_better
 from clipjax.report.compare_groups import changes_of, choose_baseline, group_runs, notes_on_configs
 from clipjax.report.statistics import Difference, Spread, difference, holm, spread
-from clipjax.report.table import is_share
+from clipjax.runs.best import best_of
 from clipjax.runs.record import RunRecord
 
 
@@ -78,7 +78,7 @@ def compare(
       target: a value of the metric.
       baseline: a group's name, one of its fields' values ("loss=softmax" or "softmax"), or a run's folder; "": the
         first group.
-      step: "last"; "best" by config.checkpoint.best_metric; or the number of a step.
+      step: "last"; "best" by config.checkpoint.best_metric, among the checkpoints; or the number of a step.
       notes: to be shown with every table.
     Unfinished runs do not count, unless `step` is a number. Raises ConfigError for an unknown metric or baseline, and
     for a step that no run evaluated.
@@ -177,15 +177,29 @@ def _counted(record: RunRecord, metric: str, step: str) -> tuple[int, str]:
     elif step == "best":
         best = record.config.checkpoint.best_metric
         require(bool(best), f"--step=best: {record.path} has no config.checkpoint.best_metric; use --step=last.")
-        scores = {n: v[best] for n, v in record.evaluations() if best in v and n in found and not math.isnan(v[best])}
-        if not scores:
-            return 0, f"has no evaluation with {best}"
-        number = (min if smaller_is_better(best) else max)(scores, key=scores.get)
+        number = _best_step(record, best, found)
+        if number is None:
+            return 0, f"has no evaluation with {best} after step 0"
     else:
         number = int(step)
         if number not in found:
             return 0, f"has no evaluation at step {step}"
     return number, f"has {metric} that is not a number at step {number}" if math.isnan(found[number]) else ""
+
+
+def _best_step(record: RunRecord, best: str, steps: Collection[int]) -> int | None:
+    """The step that clipjax eval --step=best would take: a checkpoint's, the earliest of equals.
+
+    steps: those that may be chosen. Where the run's checkpoints are gone, or none of them was evaluated, all
+    evaluations of trained weights compete.
+    """
+    scores = {
+        step: values[best]
+        for step, values in record.evaluations()
+        if step > 0 and step in steps and best in values and not math.isnan(values[best])
+    }
+    saved = {step: score for step, score in scores.items() if step in record.saved}
+    return best_of(saved or scores, best)
 
 
 def _group(

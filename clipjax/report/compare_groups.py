@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipjax.config import declared, differences, flat, require
+from clipjax.config.fields import Declaration
 from clipjax.runs.record import RunRecord
 from clipjax.runs.sweep import short_names, value_text
 
@@ -16,10 +18,12 @@ MOST_COLUMNS = 4  # varied fields that name a setting; runs that differ in more 
 def group_runs(records: Sequence[RunRecord]) -> tuple[tuple[str, ...], dict[str, list[RunRecord]]]:
     """(the varied fields, {name: the runs of one setting}), in the records' order.
 
-    Fields that their sweeps vary come first, then all others that differ and affect results. A part's own options,
-    which other runs do not have, are no fields of their own where the part's name already tells the runs apart.
+    Fields that their sweeps vary come first, then all others that differ and affect results, or name what is trained
+    on. A part's own options, which other runs do not have, are no fields of their own where the part's name already
+    tells the runs apart.
     """
-    flats = [flat(record.config) for record in records]
+    shown_values = [flat(record.config) for record in records]
+    flats = [_compared(record) for record in records]
     roles = declared(*(record.config for record in records))
     swept = list(dict.fromkeys(field for record in records for field in record.fields))
     varied = [
@@ -27,7 +31,7 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[tuple[str, ...], dict[str,
         for name in sorted({name for values in flats for name in values})
         if name != "seed"
         and name not in swept
-        and roles[name].role != "runtime"
+        and (roles[name].role != "runtime" or _names_data(name))
         and name != "data.decoder"  # resolved on each machine; see the notes
         and any(values.get(name) != flats[0].get(name) for values in flats)
     ]
@@ -44,7 +48,7 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[tuple[str, ...], dict[str,
     named = len(fields) <= MOST_COLUMNS
     groups = {}
     for places in by_key.values():
-        values = flats[places[0]]
+        values = shown_values[places[0]]
         shown = [f"{short[field]}={value_text(values[field])}" for field in fields if field in values]
         name = (", ".join(shown) or "all runs") if named else records[places[0]].path
         groups[name] = [records[place] for place in places]
@@ -80,7 +84,7 @@ def notes_on_configs(groups: Mapping[str, list[RunRecord]], base: str, fields: S
     notes: dict[str, list[str]] = {}
     for runs in groups.values():
         for record in runs:
-            for field, (old, new) in differences(flat(first.config), flat(record.config)).items():
+            for field, (old, new) in _differences(first, record).items():
                 kind = kind_of(field)
                 if kind and field not in fields:
                     notes.setdefault(f"{kind}: config.{field} is {old!r} in {first.path}, {new!r}", []).append(
@@ -93,17 +97,42 @@ def kind_of(field: str) -> str:
     """What a difference in a field means for what is read or measured; "" for other fields."""
     if field.startswith("eval.evaluators."):
         return "The evaluators differ, so the metrics are not the same measure"
-    if field.startswith(("data.train.", "data.mixture.")):
-        return "The training data differ"
     if field.startswith("tokenizer.path"):
         return "The tokenizers differ"
+    if _names_data(field):
+        return "The training data differ"
     return "The images are decoded by different programs" if field == "data.decoder" else ""
 
 
 def changes_of(base: RunRecord, record: RunRecord, fields: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """{field: (base's value, record's)} of everything that differs beyond the varied fields and the seed."""
-    found = differences(flat(base.config), flat(record.config))
+    found = _differences(base, record)
     return {name: change for name, change in found.items() if name != "seed" and name not in fields}
+
+
+def _names_data(field: str) -> bool:
+    """Whether a field says what is trained on: sources, and the tokenizer that makes ids of their texts."""
+    return field.startswith(("data.train.", "data.mixture.", "tokenizer.path"))
+
+
+def _compared(record: RunRecord) -> dict[str, Any]:
+    """flat of a run's configuration, with one spelling of each path of data.
+
+    A run's own files need none: config.json names its copies after their content.
+    """
+    roles = declared(record.config)
+    return {name: _one_spelling(roles[name], value) for name, value in flat(record.config).items()}
+
+
+def _one_spelling(declaration: Declaration, value: Any) -> Any:
+    local = declaration.path == "data" and value and "://" not in value
+    return os.path.abspath(value) if local else value
+
+
+def _differences(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
+    """{field: (one's value, other's)} of every field that differs in more than the spelling of a path."""
+    found = differences(_compared(one), _compared(other))
+    return {name: pair for name, pair in differences(flat(one.config), flat(other.config)).items() if name in found}
 
 
 def _key(values: Mapping[str, Any], fields: Sequence[str]) -> str:

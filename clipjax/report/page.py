@@ -16,12 +16,13 @@ from typing import Any
 import jinja2
 
 from clipjax.config import differences
+from clipjax.config.metrics import is_share
 from clipjax.files import write_text
 from clipjax.report import plots
 from clipjax.report.goodput import goodput_rows, memory_text, seconds_text, starts_text
 from clipjax.report.pictures import is_thumbnail
 from clipjax.report.run_data import RunData
-from clipjax.report.table import format_value, is_share, rows
+from clipjax.report.table import format_value, rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 BAD_SHOWN = 20  # bad records of a run that are listed

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clipjax.config.metrics import is_count
 from clipjax.report.figures import SMOOTH_FROM, running_mean
 from clipjax.report.projection import measures, plane_of
 from clipjax.runs.snapshots import Snapshot
@@ -77,8 +78,8 @@ def _curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> Fi
             steps, y = steps[finite], running_mean(y[finite])
         traces.append(_line(steps, y, line, mode="lines+markers" if len(y) <= 30 else "lines", run=run))
     values = np.concatenate(values)
-    is_share = name in SHARES or ("/" in name and not name.endswith("rank"))
-    share = is_share and len(values) and 0 <= values.min() and values.max() <= 1
+    may_be_share = name in SHARES or ("/" in name and not name.endswith("rank") and not is_count(name))
+    share = may_be_share and len(values) and 0 <= values.min() and values.max() <= 1
     layout: Figure = {
         "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
         "yaxis": {"tickformat": ".2~%"} if share else {},

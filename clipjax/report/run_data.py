@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipjax.config import ConfigError, flat, from_json_dict
+from clipjax.config.metrics import is_count
 from clipjax.json_files import read_json_object
 from clipjax.runs.advice import read_advice
 from clipjax.runs.bad_records_log import read_bad_records
@@ -24,17 +25,6 @@ NO_PAIRS = (
     "clipjax kept snapshots, or none of its held-out records could be read."
 )
 NO_PREDICTIONS = "No predictions are stored yet: they are made at the end of training, or by clipjax report."
-# What the names of counts begin with that may be 0 or 1.
-LEFT_OUT = "unlabelled", "unreadable", "indistinguishable"
-COUNTS = (
-    *LEFT_OUT,
-    "distinct_pairs",
-    "repeated_captions",
-    "untrained_classes",
-    "without_positives",
-    "short_classes",
-    "converged",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +142,8 @@ def _written(path: Path) -> float:
 
 def _as_number(metric: str, value: float) -> float | int:
     """Counts, which metrics.jsonl holds as floats, as whole numbers."""
-    is_count = value == value and value == int(value) and (value > 1 or metric.startswith(COUNTS))
-    return int(value) if is_count and not metric.endswith("rank") else value
+    counted = float(value).is_integer() and (value > 1 or is_count(metric))
+    return int(value) if counted and not metric.endswith("rank") else value
 
 
 def flat_fields(tree: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-NO_SHARES = ("rank", "alignment", "uniformity", "cosine", "gap", "weight_decay", "C")  # what such metrics' names end in
+from clipjax.config.metrics import is_share
 
 
 def format_table(results: dict[str, dict[str, Any]]) -> str:
@@ -47,11 +47,6 @@ def format_value(metric: str, value: Any) -> str:
     if is_share(metric, value):
         return f"{value:.2%}"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def is_share(metric: str, value: Any) -> bool:
-    """Whether a value is a share between 0 and 1. A rank or a distance may be, but is not a share."""
-    return isinstance(value, float) and 0 <= value <= 1 and not metric.endswith(NO_SHARES)
 
 
 def _chance(metric: str, result: dict[str, Any]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipjax.config import ConfigError, ExperimentConfig, require
 from clipjax.runs.metrics_log import read_metrics
+from clipjax.runs.steps import checkpoints_of, whole_steps
 from clipjax.runs.sweep import is_sweep, read_sweep, trained_config
 from clipjax.storage import as_path, is_remote
 from clipjax.training.state import result_names
@@ -16,13 +17,14 @@ from clipjax.training.state import result_names
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run's configuration and its metrics.jsonl."""
+    """A run's configuration, its metrics.jsonl, and which checkpoints it has."""
 
     path: str  # the workdir, as it was given
     config: ExperimentConfig
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl, in order
     seconds: float = 0.0  # that its processes took, where a sweep measured all of them; otherwise 0 or less
     fields: tuple[str, ...] = ()  # that its sweep varies
+    saved: tuple[int, ...] = ()  # the steps of its checkpoints
 
     @property
     def step(self) -> int:
@@ -92,7 +94,8 @@ def _read(workdir: Path, seconds: float, fields: tuple[str, ...]) -> RunRecord |
     config = trained_config(workdir)
     if config is None:
         return None
-    return RunRecord(str(workdir), config, tuple(read_metrics(workdir)), seconds, fields)
+    saved = tuple(whole_steps(checkpoints_of(workdir)))
+    return RunRecord(str(workdir), config, tuple(read_metrics(workdir)), seconds, fields, saved)
 
 
 def _same(path: Path) -> Path:

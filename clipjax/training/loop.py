@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from clipjax.config import ExperimentConfig
+from clipjax.config.metrics import is_share
 from clipjax.processes import announce
 from clipjax.training.preemption import Preemption
 from clipjax.training.profile import Profiler
@@ -124,6 +126,14 @@ def stop_if_not_finite(metrics: dict[str, Any], config: ExperimentConfig) -> Non
 
 
 def headline(results: dict[str, float]) -> str:
-    """The accuracies and recalls at 1 and 5 among an evaluation's numbers; metrics.jsonl has all of them."""
-    shown = {name: value for name, value in results.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
-    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
+    """Each evaluator's accuracies and recalls at 1 and 5, or its first number where it has none of them.
+
+    metrics.jsonl has all numbers.
+    """
+    shown: dict[str, float] = {}
+    for evaluator in dict.fromkeys(name.partition("/")[0] for name in results):
+        own = {name: value for name, value in results.items() if name.partition("/")[0] == evaluator}
+        first = {name: value for name, value in own.items() if name.endswith(("top1", "top5", "_r1", "_r5"))}
+        shown |= first or dict(itertools.islice(own.items(), 1))
+    texts = {name: f"{value:.1%}" if is_share(name, value) else f"{value:.4g}" for name, value in shown.items()}
+    return "  ".join(f"{name} {text}" for name, text in texts.items())

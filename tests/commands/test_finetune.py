@@ -119,6 +119,13 @@ def test_a_wrong_word_checkpoint_or_folder_is_one_line(folder):
     for words, message in (
         (["lora8"], "'lora8' is no method, loss or kind of texts"),
         (["last"], "'last' is no method"),
+        (
+            ["freeze_image", "lora"],
+            "'freeze_image' and 'lora' are two choices for the method, of which there can be",
+        ),
+        (["lora", "sigmoid", "heads"], "'lora' and 'heads' are two choices for the method"),
+        (["softmax", "sigmoid"], "'softmax' and 'sigmoid' are two choices for the loss"),
+        (["prompts", "full", "captions"], "'prompts' and 'captions' are two choices for the texts"),
     ):
         with pytest.raises(ConfigError, match=message):
             config_of(folder, words=words)

@@ -10,6 +10,7 @@ from clipjax.config import MeshConfig, SourceConfig
 from clipjax.eval import EVALUATORS
 from clipjax.eval.split import Split
 from clipjax.mesh import batch_sharding, make_mesh
+from tests.eval.toy import with_counts_named
 
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}
 
@@ -66,7 +67,7 @@ def split_of(mesh, x, labels, names=(), **options):
 def call(config, test, *, mesh=None, names=(), test_options=None, **splits):
     """Evaluates; test and splits are (x, labels) or (x, labels, class names)."""
     mesh = mesh or mesh_of()
-    return EVALUATORS[config.name](
+    found = EVALUATORS[config.name](
         config,
         batches=batches_of(mesh, *test, **(test_options or {})),
         embed_images=lambda batch: batch["image"],
@@ -78,6 +79,7 @@ def call(config, test, *, mesh=None, names=(), test_options=None, **splits):
         mesh=mesh,
         **{field: split_of(mesh, *split) for field, split in splits.items()},
     )
+    return with_counts_named(found)
 
 
 every_mesh = pytest.mark.parametrize("mesh", [pytest.param(name, id=name) for name in MESHES])

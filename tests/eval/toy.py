@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import jax
 import numpy as np
 
+from clipjax.config.metrics import is_count
 from clipjax.mesh import batch_sharding
 
 DIM, BATCH = 16, 32
@@ -60,7 +63,7 @@ def run(evaluate, config, mesh, texts, image, *, label=None, pair_id=None, capti
         given["captions"] = lambda index: captions[index]
     if targets is not None:
         given["record"] = lambda index: {"targets": targets[index]}
-    return evaluate(
+    found = evaluate(
         config,
         batches=batches,
         embed_images=lambda batch: batch["image"],
@@ -69,3 +72,11 @@ def run(evaluate, config, mesh, texts, image, *, label=None, pair_id=None, capti
         mesh=mesh,
         **given,
     )
+    return with_counts_named(found)
+
+
+def with_counts_named(found):
+    """The results, if is_count knows the names of exactly their whole numbers: reports rely on it."""
+    counts = {name for name, value in found.items() if isinstance(value, Integral)}
+    assert counts == {name for name in found if is_count(name)}
+    return found

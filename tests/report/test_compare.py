@@ -13,6 +13,7 @@ from clipjax.commands import compare as command
 from clipjax.config import ConfigError, SourceConfig, to_json_dict
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
 from clipjax.report.run_data import last_results
+from clipjax.runs.best import best_of
 from clipjax.runs.record import read_records
 from clipjax.runs.sweep import Cell, Sweep, write_sweep
 from tests.tiny import tiny_config
@@ -194,6 +195,19 @@ def test_best_is_the_evaluation_that_best_metric_names(tmp_path):
     assert compared(run)[1]["all runs"].values == {0: 0.5}
 
 
+def test_best_is_a_checkpoint_as_in_eval_and_never_the_untrained_model(tmp_path):
+    run = write_run(tmp_path / "a", 0.5)
+    values = {0: 0.9, 10: 0.6, 20: 0.6, 30: 0.8}
+    lines = [{"step": step, "zs/top1": top1, "ir/image_to_text_r1": step / 100} for step, top1 in values.items()]
+    (Path(run) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    best = lambda: compared(run, metrics=["ir/image_to_text_r1"], step="best")[1]["all runs"].values  # noqa: E731
+    assert best() == {0: 0.3}
+    for step in (10, 20):
+        (Path(run) / "checkpoints" / str(step)).mkdir(parents=True)
+    assert best() == {0: 0.1}  # the earliest of equals
+    assert best_of({10: 0.6, 20: 0.6}, "zs/top1") == 10  # which clipjax eval asks
+
+
 def test_evaluators_and_data_that_differ_are_noted_never_compared_in_silence(tmp_path, capsys):
     other = {"zs": ZeroShotConfig(source=SourceConfig(path="b"), templates=("{}!",)), "ir": RetrievalConfig()}
     config = tiny_config()
@@ -208,9 +222,8 @@ def test_evaluators_and_data_that_differ_are_noted_never_compared_in_silence(tmp
     shown = capsys.readouterr().out
     assert "The evaluators differ, so the metrics are not the same measure: config.eval.evaluators.zs.source" in shown
     assert "config.eval.evaluators.zs.templates" in shown
-    assert "The training data differ: config.data.train.path is '' in " in shown
-    assert "loss=softmax also differs from the baseline in" in shown
-    assert "  config.data.train.path: '' -> 'elsewhere'" in shown
+    assert "path=elsewhere, loss=softmax also differs from the baseline in" in shown
+    assert "  config.eval.evaluators.zs.templates: " in shown
 
 
 def test_runs_that_differ_in_many_fields_are_named_by_their_folders(tmp_path, capsys):

@@ -88,3 +88,9 @@ def test_matrix_and_plane_are_figures_of_plotly(n):
 def test_captions_are_shown_letter_by_letter():
     assert plots.plain("<b>a</b> &lt; %{x}\nb") == "&lt;b&gt;a&lt;/b&gt; &amp;lt; %\u200b{x} b"
     assert plots.wrapped("word " * 100).count("<br>") == 4
+
+
+@pytest.mark.parametrize(("metric", "share"), [("text_score", True), ("groups", False), ("left_out", False)])
+def test_a_count_of_0_or_1_has_no_axis_in_per_cent(metric, share):
+    (chart,) = plots.curves({"a": lines([0, 10], **{f"pairs/{metric}": lambda s: float(s > 0)})})
+    assert ("tickformat" in chart["figure"]["layout"]["yaxis"]) == share

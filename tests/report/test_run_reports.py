@@ -88,8 +88,9 @@ def test_summary_picture_is_written_whole(tmp_path):
 
 
 def test_counts_of_0_and_1_in_the_log_are_shown_as_counts_and_shares_as_shares(tmp_path):
-    found = {"top1": 1.0, "unreadable": 0.0, "untrained_classes": 1.0, "short_classes_5shot": 0.0, "examples": 40.0}
+    found = {"top1": 1.0, "unreadable": 0.0, "untrained_classes": 1.0, "short_classes_5shot": 0.0, "groups": 1.0}
+    found |= {"examples": 40.0, "loss": float("inf")}
     line = {"step": 4, **{f"pets/{name}": value for name, value in found.items()}}
     results, step = last_results(tmp_path, [line], {"eval": {"evaluators": {"pets": {}}}})
     shown = [row.split()[-1] for row in format_table(results).splitlines()]
-    assert (shown, step) == (["100.00%", "0", "1", "0", "40"], 4)
+    assert (shown, step) == (["100.00%", "0", "1", "0", "1", "40", "inf"], 4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipjax.config import EvalConfig, ExperimentConfig
-from clipjax.training.loop import TrainingError, loop
+from clipjax.training.loop import TrainingError, headline, loop
 from clipjax.training.profile import Profiler
 from clipjax.training.state import TrainState
 
@@ -59,3 +59,10 @@ def test_fewer_of_them_do_not(tmp_path):
 @pytest.mark.parametrize(("weights", "expected"), [("average", 2.0), ("both", 2.0), ("raw", 1.0)])
 def test_pictures_and_the_report_show_the_weights_that_are_evaluated(tmp_path, weights, expected):
     assert run(experiment(eval=EvalConfig(weights=weights)), tmp_path, first_bad=11)[1] == [expected]
+
+
+def test_the_line_about_an_evaluation_says_something_of_each_evaluator():
+    results = {"zoo/top1": 0.5, "zoo/top1_low": 0.4, "zoo/top5": 1.0, "zoo/examples": 8.0}
+    results |= {"probe/lp_acc1": 0.25, "probe/lp_acc1_low": 0.2, "health/alignment": 0.75, "health/modality_gap": 0.5}
+    assert headline(results) == "zoo/top1 50.0%  zoo/top5 100.0%  probe/lp_acc1 25.0%  health/alignment 0.75"
+    assert headline({}) == ""
