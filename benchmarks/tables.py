@@ -360,7 +360,7 @@ figure is known.
 
 Since [the last block computes only what is pooled](../docs/padding.md#the-last-block-computes-only-what-is-pooled), without keys
 and values there and in the MAP head, these steps take 141.2 ms instead of 146.0 (B/16), 212.3 instead of 217.2 (So400m)
-and L14_NEW instead of 208.7 (L/14), by the same estimate.
+and 201.4 instead of 208.7 (L/14), by the same estimate.
 
 Plans depend on the compiler: with libtpu 0.0.52, the MFU of SigLIP B/16 is 57.5%, and 60.4% with `chunked`.
 
