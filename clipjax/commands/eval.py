@@ -119,6 +119,13 @@ def main(argv: list[str]) -> None:
     values = cli.parse(argv, __doc__, define, required=("checkpoint",), evaluation=True)
     if values.watch and (values.out or values["step"].present):
         cli.fail("--watch evaluates every checkpoint into CHECKPOINT/eval/STEP: leave out --step and --out.")
+    if values["data"].present and not values.data:
+        cli.fail("--data= is empty; give it a value.")
+    if values["split"].present and not values.data:
+        cli.fail(
+            f"--split={values.split} chooses a split of --data, which is missing. Add --data=FOLDER, or leave --split "
+            "out to run the evaluators of the run or of --config."
+        )
     if values.data and values.config is not None:
         cli.fail("--data and --config both say what to evaluate; leave one out.")
 

@@ -51,14 +51,15 @@ def run(
 
     step: "latest", "best" or a number. nearest_pixels: write even if the format cannot express how images are prepared,
     and print what is lost. tokenizer: write it as well. tower: "image" or "text", to write it alone. format "peft" or
-    "adapters": see clipjax.interop.peft. Raises InteropError naming what the format cannot express, such as a tokenizer
-    that would give other ids there, or for a destination that exists; ConfigError for a tower that the model does not
-    have.
+    "adapters": see clipjax.interop.peft; these three options are refused. Raises InteropError naming what the format
+    cannot express, such as a tokenizer that would give other ids there, or for a destination that exists; ConfigError
+    for a tower that the model does not have.
     """
     destination = as_path(destination)
     if is_there(destination):
         raise InteropError(f"{destination} exists already. Name a new directory.")
     require(tower in ("", *ONE), f"--tower='{tower}' is not one of {', '.join(ONE)}.")
+    refuse_unused(format, nearest_pixels=nearest_pixels, notokenizer=not tokenizer, tower=bool(tower))
     check_folder(destination.parent, "DST")
     mesh = make_mesh(MeshConfig(data=1, fsdp=jax.device_count()))
     if format in peft.FORMATS:
@@ -93,6 +94,17 @@ def run(
     )
     for note in pixel_notes(meaning, family, shapes):
         print(note)
+
+
+def refuse_unused(format: str, **given: bool) -> None:
+    """Raises InteropError naming options that were given, where the format writes adapters alone and has no use for any
+    of them."""
+    unused = [f"--{name}" for name, is_given in given.items() if is_given]
+    if format in peft.FORMATS and unused:
+        raise InteropError(
+            f"--format={format} writes the adapters of both towers, without pixels or a tokenizer, and takes no "
+            f"{', '.join(unused)}. Leave that out, or export the whole model, for example with --format=hf."
+        )
 
 
 def write_adapters(opened: Run, folder: Path, format: str, mesh: Mesh) -> None:

@@ -35,6 +35,7 @@ from clipjax.models.towers.absent import a_tower
 from clipjax.runs.checkpoint import save_weights
 from clipjax.runs.fingerprint import fingerprint
 from clipjax.runs.orbax_buckets import MARKER
+from clipjax.runs.run import is_workdir
 from clipjax.storage import AnyPath, as_path, is_remote, is_there
 
 NO_TOKENIZER = SimpleNamespace(config=TokenizerConfig(), sha256="", vocab_size=0, pad_id=0, eos_id=0)
@@ -58,6 +59,13 @@ def run(
     destination = as_path(destination)
     if is_there(destination):
         raise InteropError(f"{destination} exists already. Name a new directory.")
+    place = as_path(source)
+    if is_workdir(place):
+        raise InteropError(
+            f"{source} is a folder of clipjax, a run's or an import's, and needs no import: name it as it is, with "
+            "--checkpoint, config.init_from or clipjax.load."
+            + (" It has saved no checkpoint yet." * (not is_there(place / "checkpoints")))
+        )
     check_folder(destination if is_remote(destination) else destination.parent, "DST")
     with fetched(source) if is_remote(source) else contextlib.nullcontext(source) as local:
         _import(str(local), destination, family, preset, state_dict, parity)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipjax.config import ExperimentConfig, MeshConfig
+from clipjax.config import ExperimentConfig, MeshConfig, require
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.inference.embed import Encoded, make_embed, make_encode
 from clipjax.inference.inputs import check_columns, image_columns, text_ids
@@ -51,8 +53,13 @@ class Loaded:
 def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) -> Loaded:
     """The functions of opened weights: a run's, or a published model's.
 
-    mesh: None: all devices, with the whole weights on each. batch_size: rounded up to fill the mesh.
+    mesh: None: all devices, with the whole weights on each. batch_size: rounded up to fill the mesh. Raises ConfigError
+    for one below 1.
     """
+    require(
+        isinstance(batch_size, Integral) and batch_size >= 1,
+        f"batch_size={batch_size!r}: expected a whole number of examples, 1 or more.",
+    )
     mesh = mesh or make_mesh(MeshConfig())
     config, variables = weights.config, weights.variables(mesh)
     shards = batch_shards(mesh)
@@ -85,10 +92,10 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
         return texts_of(variables, ids_of(texts))
 
     def encode(side: str, columns: dict[str, np.ndarray], hidden_layers: Sequence[int]) -> Encoded:
-        parts = []
+        parts, layers = [], _layers(hidden_layers)
         for batch, count in blocks(columns):
             x = image_of(batch) if side == "image" else batch["text"]
-            encoded = encoders[side](variables, x, tuple(hidden_layers))
+            encoded = encoders[side](variables, x, layers)
             parts.append(jax.tree.map(lambda a, count=count: _host(a, count), encoded))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -99,6 +106,16 @@ def load(weights: Weights, *, mesh: Mesh | None = None, batch_size: int = 64) ->
         return encode("text", {"text": ids_of(texts)}, hidden_layers)
 
     return Loaded(config, variables["params"], tokenizer, embed_images, embed_texts, encode_images, encode_texts)
+
+
+def _layers(hidden_layers: Any) -> tuple[int, ...]:
+    """The numbers of hidden_layers. Raises TypeError for a single number, and for anything else."""
+    try:
+        return tuple(operator.index(layer) for layer in hidden_layers)
+    except TypeError:
+        raise TypeError(
+            f"hidden_layers={hidden_layers!r}: expected a tuple of layer numbers, such as (-1,) for the last layer."
+        ) from None
 
 
 def _blocks(

@@ -52,6 +52,8 @@ def parity_report(foreign: Foreign, variables: dict[str, Any]) -> tuple[dict[str
         theirs = original.forward(original.images(image), original.texts(text))
     except ModuleNotFoundError as error:
         why = f"the Python module {error.name} is missing"
+        if error.name is None:  # transformers raises it so for what a module of its own needs
+            why = f"the original library cannot be imported ({type(error).__name__}: {error})"
         return {"compared": False, "why": why}, (
             f"No parity report: {why}. Install or update the original library, and import again to compare embeddings."
         )

@@ -23,6 +23,7 @@ MOST_REPLACEMENTS = 400
 MOST_EXEMPT = 1_200  # characters; those of a vocabulary with bytes are about 850
 MOST_NODES = 20_000  # of the table of characters; NFKC's has about 1,500
 PRIVATE = 0xF0000  # characters from here on are temporary stand-ins for others
+STRANGER = "\U0010fffd"  # a character that no vocabulary has
 
 
 @dataclass
@@ -96,12 +97,73 @@ def _to_pipeline(data: bytes, changed_before: Any) -> Any:
         steps += [normalizers.Replace(regex(" {2,}"), " "), normalizers.Replace(regex(r"\A | \z"), "")]
     if model.add_space_before:
         steps += [normalizers.Prepend("\u2581")]
+    strangers = _strangers(model)
+    steps += [normalizers.Replace(text, STRANGER) for text in strangers]
     if steps:
         pipeline.normalizer = normalizers.Sequence(steps)
     inside = any("\u2581" in text[1:].lstrip("\u2581") for text, *_ in model.pieces)
-    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never", split=not inside)
+    spaces = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never", split=not inside)
+    cuts = _cuts(model, strangers) if model.kind == UNIGRAM else ""
+    split = [tokenizers.pre_tokenizers.Split(regex(cuts), "merged_with_previous")] if cuts else []
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([spaces, *split]) if split else spaces
     pipeline.decoder = tokenizers.decoders.Metaspace()
     return pipeline
+
+
+def _strangers(model: SentencePieceModel) -> list[str]:
+    """The special pieces of Unigram in which every letter is unknown.
+
+    Written out in a text, each is one unknown token, as is any other letter that no piece has.
+    """
+    known = {letter for text, _, kind in model.pieces if kind == NORMAL for letter in text}
+    own = [text for text, _, kind in model.pieces if kind in (UNKNOWN, CONTROL) and not known & {*text}]
+    return own if model.kind == UNIGRAM and not model.byte_fallback else []
+
+
+def _cuts(model: SentencePieceModel, strangers: list[str]) -> str:
+    """A pattern of where to cut texts, so that Unigram finds no piece in them that SentencePiece never finds there.
+
+    These are control symbols, the unknown piece and bytes ("</s>", "<unk>", "<0x41>"): SentencePiece reads what is
+    written like one as text, and a tokenizer.json's Unigram knows no types of pieces. Each is cut in two where no other
+    piece can lie across the cut and no two unknown letters meet, which become one token. Raises InteropError where
+    there is no such place. strangers: pieces that need no cut.
+    """
+    normal = [text for text, _, kind in model.pieces if kind == NORMAL]
+    pairs = {text[at : at + 2] for text in normal for at in range(len(text) - 1)}
+    letters = {text for text in normal if len(text) == 1}
+
+    def fits(left: str, right: str) -> bool:
+        if not (model.byte_fallback or {left[-1], right[0]} & letters):
+            return False
+        return left[-1] + right[0] not in pairs or not any(_across(text, left, right) for text in normal)
+
+    patterns = []
+    for text, _, kind in model.pieces:
+        if kind not in (UNKNOWN, CONTROL, BYTE) or text in strangers:
+            continue
+        at = next((at for at in range(1, len(text)) if fits(text[:at], text[at:])), None)
+        if at is None:
+            raise InteropError(
+                f"the SentencePiece model reads its piece {text!r} as letters where a text contains it, which a "
+                "tokenizer.json cannot express beside its other pieces"
+            )
+        patterns.append(f"{re.escape(text[:at])}(?={re.escape(text[at:])})")
+    return "|".join(patterns)
+
+
+def written_out(model: Any) -> list[str]:
+    """Texts with the special pieces of a sentencepiece.SentencePieceProcessor, which it reads as letters."""
+    ids = [i for i in range(len(model)) if model.is_control(i) or model.is_unknown(i) or model.is_byte(i)]
+    return [f"{name} a{name}{name} b" for name in map(model.id_to_piece, ids)]
+
+
+def _across(text: str, left: str, right: str) -> bool:
+    """Whether a piece can begin in or before `left` and end in or after `right`, which follows it."""
+    return any(
+        (left.endswith(text[:at]) or text[:at].endswith(left))
+        and (right.startswith(text[at:]) or text[at:].startswith(right))
+        for at in range(1, len(text))
+    )
 
 
 def _model(tokenizers: Any, model: SentencePieceModel) -> Any:

@@ -24,7 +24,7 @@ from clipjax.data.tokenizers.hf import VOCABULARY, find_token, hf_tokenizer, tok
 from clipjax.data.tokenizers.rust import RustTokenizer, import_tokenizers
 from clipjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from clipjax.interop.names import InteropError
-from clipjax.interop.sentencepiece_files import to_pipeline
+from clipjax.interop.sentencepiece_files import to_pipeline, written_out
 from clipjax.interop.tokenizer_files import copy_tokenizer
 
 # SHA-256 of the merges that openai/CLIP and open_clip come with, one a line.
@@ -140,8 +140,8 @@ def _is_siglip(tokenizer: Any) -> bool:
 
 def _write_siglip(tokenizer: Any, folder: Path) -> None:
     shutil.copy(tokenizer.config.path, folder / "spiece.model")
-    names = dict(eos_token="</s>", pad_token="</s>", unk_token="<unk>")
-    settings = dict(tokenizer_class="SiglipTokenizer", model_max_length=tokenizer.context_length, **names)
+    names = dict(tokenizer_class="SiglipTokenizer", eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+    settings = names | dict(model_max_length=tokenizer.context_length, split_special_tokens=True)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -267,6 +267,7 @@ def check_same(tokenizer: Any, pipeline: Any) -> None:
     """Raises InteropError naming a text whose ids differ. Texts are compared as they are after config.clean."""
     length, clean = tokenizer.context_length, repair if tokenizer.config.clean else str
     texts = [clean(text) for text in TEXTS]
+    texts += written_out(tokenizer.model) if _made_by(tokenizer, SentencePieceTokenizer) else []
     pipeline = import_tokenizers().Tokenizer.from_str(pipeline.to_str())
     pipeline.enable_truncation(length)
     for text, ids in zip(texts, tokenizer(texts), strict=True):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from clipjax import storage
 from clipjax.config import ExperimentConfig
+from clipjax.json_files import read_json_object
 from clipjax.runs import checkpoint as checkpoints
 from clipjax.runs import lock
 from clipjax.runs.bad_records_log import add_causes
@@ -166,6 +167,11 @@ def _is_run(folder: Path) -> bool:
         return any((path / "meta").is_dir() and (path / "params").is_dir() for path in steps)
     except PermissionError:  # the folders above may be other people's
         return False
+
+
+def is_workdir(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a run or of an import, with or without checkpoints beside it."""
+    return {"model", "data", "tokenizer", "optimizer"} <= read_json_object(folder / "config.json").keys()
 
 
 def is_inside_run(path: Path) -> bool:

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from clipjax.__main__ import COMMANDS, dispatch
+from clipjax.commands import eval as eval_command
 from clipjax.commands import export, import_weights, train
 
 
@@ -44,6 +45,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
     assert shown.startswith("error: ")
     assert message in shown
     assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split=train"], "--split=train chooses a split of --data, which is missing. Add --data=FOLDER"),
+        (["--split=train", "--watch"], "--split=train chooses a split of --data, which is missing"),
+        (["--split=train", "--config=experiments/quickstart.py"], "--split=train chooses a split of --data"),
+        (["--data="], "--data= is empty; give it a value."),
+        (["--data=", "--split=train"], "--data= is empty; give it a value."),
+    ],
+)
+def test_eval_refuses_a_split_without_data_and_data_without_a_name(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        eval_command.main(["eval", "--checkpoint=runs/none", *arguments])
+    shown = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and message in shown and len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("format", ["peft", "adapters"])
+@pytest.mark.parametrize("flag", ["--tower=image", "--nearest_pixels", "--notokenizer"])
+def test_export_refuses_what_a_format_of_adapters_cannot_use(flag, format, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        export.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), f"--format={format}", flag])
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 1 and f"--format={format} writes the adapters" in shown
+    assert f"takes no {flag.partition('=')[0]}. Leave that out" in shown and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_command_lists_the_known_ones(monkeypatch, capsys):

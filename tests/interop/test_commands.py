@@ -12,6 +12,7 @@ import pytest
 import clipjax
 from clipjax.commands import export, import_weights
 from clipjax.config import MeshConfig
+from clipjax.interop import parity
 from clipjax.interop.convert import read_variables
 from clipjax.interop.export import choose_family
 from clipjax.interop.families import FAMILIES
@@ -53,6 +54,24 @@ def imported(published, tmp_path_factory):
     path = tmp_path_factory.mktemp("imported") / "run"
     import_weights.run(published, path, parity=False)
     return path
+
+
+def test_a_parity_report_says_why_the_original_cannot_be_imported(published, monkeypatch):
+    foreign, raised = open_foreign(str(published)), []
+
+    def broken(foreign):
+        raise raised.pop()
+
+    monkeypatch.setitem(parity.ORIGINALS, "hf", broken)
+    text = "Could not import module 'SiglipModel'."  # what transformers says, with no name
+    for error, why in (
+        (ModuleNotFoundError(text), f"cannot be imported (ModuleNotFoundError: {text})"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), "the Python module torch is missing"),
+    ):
+        raised.append(error)
+        document, line = parity.parity_report(foreign, {})
+        assert why in document["why"] and why in line and "None" not in line
+        assert "Install or update the original library" in line
 
 
 def test_safetensors_are_the_packages(tmp_path):
