@@ -43,7 +43,7 @@ def test_states_of_layers_equal_transformers(pair, scan_layers):  # noqa: F811
     if kind == "siglip":
         np.testing.assert_allclose(out.image_hidden[2].normed, vision.last_hidden_state.numpy(), atol=1e-5)
     plain = DualEncoder(model).apply({"params": params}, image=image, text=text)
-    np.testing.assert_array_equal(plain.image_embedding, out.image_embedding)
+    np.testing.assert_allclose(plain.image_embedding, out.image_embedding, atol=5e-7)  # the last block: one row, or all
     assert plain.image_hidden == plain.text_hidden == ()
 
 
