@@ -33,7 +33,7 @@ from clipjax.processes import announce, gather_json
 from clipjax.runs import CheckpointError, FingerprintError, open_run, read_metrics
 from clipjax.runs.checkpoint import open_read_only, read_meta
 from clipjax.runs.metrics_log import FILE, to_line
-from clipjax.runs.run import hint
+from clipjax.runs.run import checksum_of_weights, hint
 from clipjax.runs.spool import local_folder
 from clipjax.runs.steps import checkpoints_of, is_whole, whole_steps
 from clipjax.storage import as_path
@@ -184,25 +184,32 @@ class Watcher:
         config = evaluated(seen.config, self.config, jax.device_count())
         wanted = json.loads(json.dumps(to_json_dict(config)["eval"]))
         whole = document.get("eval") == wanted and not document.get("broken")
-        whole = whole and self._are_of(step, document.get("provenance", {}), seen.config, config)
+        whole = whole and self._are_of(step, document, seen.config, config)
         logged = {name for line in read_metrics(self.workdir / "eval") if line["step"] == step for name in line}
         if whole and not numbers_of(document["results"]).keys() <= logged:
             self.log(step, document)
         return whole
 
-    def _are_of(
-        self, step: int, provenance: dict[str, Any], trained: ExperimentConfig, config: ExperimentConfig
-    ) -> bool:
-        """Whether results were made with a step's weights, and with the pixels that they would be made with now."""
+    def _are_of(self, step: int, document: dict[str, Any], trained: ExperimentConfig, config: ExperimentConfig) -> bool:
+        """Whether results were made with a step's weights, and with the pixels that they would be made with now.
+
+        No weights are read. What cannot be told counts as no: evaluating says what is wrong.
+        """
+        provenance = document.get("provenance", {})
+        if any(getattr(trained.model, side).name != getattr(config.model, side).name for side in ("image", "text")):
+            return False
         model = with_runtime_options(trained.model, config.model)
         pixels = json.loads(json.dumps(transform(dataclasses.replace(config, model=model))))
+        folder = checkpoints_of(self.workdir) / str(step)
         try:
-            with open_run(self.workdir, str(step)) as run:
-                weights = {average: run.weights_sha256(average=average) for average in (False, True)}
-        except Exception:  # half removed, Orbax raises whatever it met first
+            weights = {
+                kind: checksum_of_weights(folder, trained, average=kind == "average") for kind in ("average", "raw")
+            }
+            found = {name: (one["checkpoint"]["weights_sha256"], one["transform"]) for name, one in provenance.items()}
+            expected = {name: (weights[one["weights"]], pixels) for name, one in provenance.items()}
+        except (OSError, ValueError, LookupError, TypeError):
             return False
-        found = [(one["checkpoint"]["weights_sha256"], one["transform"]) for one in provenance.values()]
-        return found == [(weights[one["weights"] == "average"], pixels) for one in provenance.values()]
+        return found == expected and found.keys() == document["results"].keys()
 
     def log(self, step: int, document: dict[str, Any]) -> None:
         """Writes a step's numbers to RUN/eval/metrics.jsonl, in the order of the steps, and to TensorBoard."""

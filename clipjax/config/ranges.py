@@ -36,7 +36,7 @@ POSITIVE = Range(0, low_open=True)
 WEIGHT = Range(0, 1e6)  # a factor or a term of something else
 BIAS = Range(-1e6, 1e6)
 THRESHOLD = Range(0, 1e30)
-EPSILON = Range(0, 1)
+EPSILON = Range(0, 1, low_open=True)  # added to what may be 0, and divides
 PROPORTION = Range(1e-3, 1e3)
 SPREAD = Range(1e-6, 1e6)  # divides
 _OF_255 = "statistics are of pixels from 0 to 1 (divide those of pixels from 0 to 255 by 255)"

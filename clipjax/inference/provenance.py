@@ -8,9 +8,10 @@ import importlib.metadata
 import inspect
 import json
 import os
+import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,13 @@ def transform(config: ExperimentConfig) -> dict[str, Any]:
     return pixels | ({"max_patches": budget.max_patches} if budget else {})
 
 
-def identity(settings: Mapping[str, Any], evaluator: EvaluatorConfig, sources: Mapping[str, Source]) -> str:
+def identity(settings: Mapping[str, Any], evaluator: EvaluatorConfig, files: Sequence[Any]) -> str:
     """What a stored result must agree in to be taken for this one: settings, sources and files, but not their paths.
 
-    The files of data count by name, size and time of change, so that nothing is read.
+    files: files_of each source. They count by name, size and time of change, so that nothing is read.
     """
     split = {field: {**facts, "path": ""} for field, facts in settings["split"].items()}
     checkpoint = {**settings["checkpoint"], "path": ""}
-    pairs = zip(evaluator.sources.values(), sources.values(), strict=True)
-    files = [_files(config, source) for config, source in pairs]
     options = [to_json_dict(map_paths(config, lambda *_: "")) for config in evaluator.sources.values()]
     return _sha256({**settings, "split": split, "checkpoint": checkpoint, "files": files, "sources": options})
 
@@ -214,19 +213,21 @@ def _prompts(evaluator: EvaluatorConfig, source: Source) -> dict[str, Any]:
     return {"count": len(prompts), "templates": templates, "sha256": _sha256(prompts)} if prompts else {"count": 0}
 
 
-def _files(config: SourceConfig, source: Source) -> list[Any]:
+def files_of(config: SourceConfig, source: Source) -> list[Any]:
     """(name, size, time of change) of the files of a source; (address, size, version) of those in a bucket."""
     if bucket := getattr(source, "bucket", None):
         return sorted(map(list, bucket.blobs.values()))
-    paths = [Path(path) for path in getattr(source, "files", ())]
-    paths += map(Path, getattr(source, "read_files", list)())
-    if not paths and Path(config.path).is_dir():
-        paths = [Path(folder) / name for folder, _, names in os.walk(config.path) for name in names]
+    paths = [*getattr(source, "files", ()), *getattr(source, "read_files", list)()]
+    if not paths and os.path.isdir(config.path):
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(config.path) for name in names]
     found = []
-    for path in sorted(paths) or [Path(config.path)]:
-        if path.is_file():
-            status = path.stat()
-            found.append([path.name, status.st_size, status.st_mtime_ns])
+    for path in sorted(map(str, paths)) or [config.path]:
+        try:
+            status = os.stat(path)
+        except OSError:  # the source said so, or reading it will
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append([os.path.basename(path), status.st_size, status.st_mtime_ns])
     return found
 
 

@@ -78,6 +78,7 @@ class EvalSession:
         self.absent: dict[str, str] = {}
         self.broken: dict[str, str] = {}
         self.sources = self._open()
+        self.files: dict[str, list[Any]] = {}  # see _files
         require(
             bool(self.sources or self.broken),
             "There is nothing to evaluate: none of the data is there. Expected, for example, "
@@ -110,8 +111,9 @@ class EvalSession:
             for name, sources in self.sources.items():
                 key, evaluator = name + suffix, self.config.eval.evaluators[name]
                 settings = provenance.settings_of(name, self.config, run, self.mesh, sources, average=average)
-                identity = provenance.identity(settings, evaluator, sources)
-                if key in stored and stored[key].identity == identity:
+                identity = provenance.identity(settings, evaluator, self._files(name))
+                # Of files of its own, each process may see other times of change.
+                if all(gather_json(key in stored and stored[key].identity == identity)):
                     records[key] = stored[key]
                     done(key, evaluator, records[key], True)
                     continue
@@ -132,6 +134,13 @@ class EvalSession:
             self.absent,
             broken,
         )
+
+    def _files(self, name: str) -> list[Any]:
+        """The files of an evaluator's sources, looked up once: they were opened once, too."""
+        if name not in self.files:
+            pairs = zip(self.config.eval.evaluators[name].sources.values(), self.sources[name].values(), strict=True)
+            self.files[name] = [provenance.files_of(config, source) for config, source in pairs]
+        return self.files[name]
 
     def _record(
         self, name: str, settings: dict[str, Any], identity: str, sources: dict[str, Source], variables: Any

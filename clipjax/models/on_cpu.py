@@ -1,4 +1,4 @@
-"""Gradients written the way XLA:CPU computes them fastest. Other platforms get what automatic differentiation gives.
+"""Products, most of them of gradients, in the form that XLA:CPU computes fastest. Other platforms get the plain ones.
 
 XLA:CPU multiplies bfloat16 as such only where the left side lies in rows along which it is summed, and the result is
 float32; every other bfloat16 product is computed in float32, whose operands it converts first. A processor with

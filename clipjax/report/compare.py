@@ -179,7 +179,7 @@ def _counted(record: RunRecord, metric: str, step: str) -> tuple[int, str]:
         require(bool(best), f"--step=best: {record.path} has no config.checkpoint.best_metric; use --step=last.")
         number = _best_step(record, best, found)
         if number is None:
-            return 0, f"has no evaluation with {best} after step 0"
+            return 0, f"has no evaluation after step 0 with {metric} and a number for {best}"
     else:
         number = int(step)
         if number not in found:
@@ -188,10 +188,9 @@ def _counted(record: RunRecord, metric: str, step: str) -> tuple[int, str]:
 
 
 def _best_step(record: RunRecord, best: str, steps: Collection[int]) -> int | None:
-    """The step that clipjax eval --step=best would take: a checkpoint's, the earliest of equals.
+    """The one of `steps` that clipjax eval --step=best would take: a checkpoint's, the earliest of equals.
 
-    steps: those that may be chosen. Where the run's checkpoints are gone, or none of them was evaluated, all
-    evaluations of trained weights compete.
+    Where the run's checkpoints are gone, or none of them was evaluated, all evaluations of trained weights compete.
     """
     scores = {
         step: values[best]

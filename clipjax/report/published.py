@@ -42,14 +42,15 @@ def language(evaluator: EvaluatorConfig) -> str:
 
 def refuse_one_file(evaluators: Mapping[str, EvaluatorConfig]) -> None:
     """Raises ConfigError for two evaluators whose results would be written to one file."""
-    names: dict[tuple[str, str, str], str] = {}
+    names: dict[str, str] = {}
     for name, evaluator in evaluators.items():
-        entry = (evaluator.published_as or name, evaluator.published_task, language(evaluator))
-        other = names.setdefault(entry, name) if evaluator.published_task else name
+        entry = {"dataset": evaluator.published_as or name, "task": evaluator.published_task}
+        entry |= {"language": language(evaluator), "model": "MODEL", "pretrained": "PRETRAINED"}
+        other = names.setdefault(file_name(entry), name) if evaluator.published_task else name
         require(
             other == name,
-            f"The evaluators '{other}' and '{name}' are both published as '{entry[0]}', {entry[1]}, in language "
-            f"'{entry[2]}': one file would replace the other. Give one of them another published_as.",
+            f"The results of the evaluators '{other}' and '{name}' would both be published as {file_name(entry)}. Give "
+            "one of them another published_as.",
         )
 
 

@@ -147,9 +147,12 @@ def _starts(workdir: str | Path, paths: Mapping[str, Any]) -> list[str]:
     return [start for start in (above, paths.get("folder", "")) if start]
 
 
-def fixed_part(path: str) -> str:
-    """The folder above a pattern; other paths as they are, and what is there under that name."""
-    while (glob.has_magic(path) or "{" in path) and not os.path.exists(path):
+def fixed_part(path: str, start: str = "") -> str:
+    """The folder above a pattern; other paths as they are, and what is there under that name.
+
+    start: the folder at which the path starts, whose own name is no pattern.
+    """
+    while (glob.has_magic(path) or "{" in path) and not os.path.exists(os.path.join(start, path)):
         path = os.path.dirname(path)
     return path
 
@@ -160,6 +163,6 @@ def _found(path: str, starts: list[str]) -> str:
         return path
     for start in starts:
         whole = os.path.join(start, path)
-        if os.path.exists(fixed_part(whole)):
+        if os.path.exists(os.path.join(start, fixed_part(path, start))):
             return path if os.path.abspath(path) == os.path.abspath(whole) else whole
     return path

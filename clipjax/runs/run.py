@@ -102,9 +102,8 @@ class Run:
 
     def weights_sha256(self, *, average: bool = True) -> str:
         """A checksum of the files of the weights that `variables` reads."""
-        prefix = "ema_" if average and self.config.optimizer.ema_decay > 0 else ""
         with self._there():
-            return checksum_of_items(self._folder, (f"{prefix}params", f"{prefix}batch_stats"))
+            return checksum_of_weights(self._folder, self.config, average=average)
 
     def state(self, mesh: Mesh) -> TrainState:
         """The whole training state, on any mesh. Raises CheckpointError for weights without training state."""
@@ -118,6 +117,12 @@ class Run:
 
     def _there(self) -> contextlib.AbstractContextManager[None]:
         return _not_vanishing(self._folder)
+
+
+def checksum_of_weights(folder: Path, config: ExperimentConfig, *, average: bool) -> str:
+    """A checksum of the files of a checkpoint's weights; see integrity.checksum_of_items."""
+    prefix = "ema_" if average and config.optimizer.ema_decay > 0 else ""
+    return checksum_of_items(folder, (f"{prefix}params", f"{prefix}batch_stats"))
 
 
 def hint(path: Path, option: str = "--step") -> str:

@@ -108,14 +108,16 @@ def test_the_content_of_a_file_that_an_evaluator_names_counts(trained, table, tm
     assert evaluated(trained, tmp_path / "out", capsys, one=one) == set()
 
 
-def test_caption_files_beside_the_images_of_a_table_are_read_files(table, tmp_path):
-    (tmp_path / "u.csv").write_text("image,caption\n0.png,\n1.png,a cat\n")
+def test_the_images_of_a_table_are_read_files_and_a_folder_is_listed(table, tmp_path):
+    source = open_source(FolderConfig(path=str(table)))
+    names = {os.path.basename(path) for path in source.read_files()}
+    assert names == {"t.csv", *(f"{number}.png" for number in range(6))}
+    assert {row[0] for row in provenance.files_of(FolderConfig(path=str(table)), source)} == names
     (tmp_path / "0.txt").write_text("a dog")
-    source = open_source(FolderConfig(path=str(tmp_path / "u.csv")))
-    names = sorted(os.path.basename(path) for path in source.read_files())
-    assert names == ["0.png", "0.txt", "1.png", "u.csv"]
-    assert open_source(FolderConfig(path=str(tmp_path))).read_files() == []  # the folder is listed
-    assert {row[0] for row in provenance._files(FolderConfig(path=str(tmp_path / "u.csv")), source)} == {*names}
+    folder = FolderConfig(path=str(tmp_path))
+    source = open_source(folder)
+    assert source.read_files() == []
+    assert {row[0] for row in provenance.files_of(folder, source)} == {*names, "0.txt"}
 
 
 def test_results_that_results_json_no_longer_has_are_named(trained, table, tmp_path, capsys):
@@ -137,8 +139,10 @@ def test_two_evaluators_whose_published_files_are_one_are_refused():
     refuse_one_file({"a": of(published_as="wds/x"), "b": of(published_as="wds/y"), "c": of()})
     refuse_one_file({"en": of("en", published_as="wds/x"), "it": of("it", published_as="wds/x")})
     refuse_one_file({"a": of(published_as="wds/x"), "b": RetrievalConfig(published_as="wds/x")})
-    with pytest.raises(ConfigError, match="'a' and 'b' are both published as 'wds/x'.*another published_as"):
-        refuse_one_file({"a": of(published_as="wds/x"), "b": of(published_as="wds/x")})
+    for names in (("wds/x", "wds/x"), ("wds/x", "x"), ("a/b", "a_b")):
+        one, other = (of(published_as=name) for name in names)
+        with pytest.raises(ConfigError, match="'a' and 'b' would both be published as .*_zeroshot_classification.json"):
+            refuse_one_file({"a": one, "b": other})
 
 
 def test_a_dtype_that_is_not_used_is_told(trained, table, tmp_path, capsys):

@@ -87,6 +87,17 @@ def test_each_checkpoint_is_evaluated_once_until_the_last(copied, monkeypatch, c
     shutil.copytree(stock / "other" / "checkpoints" / "12", checkpoints / "12")
     assert watch(workdir, config=evaluation) == [12]
     assert watch(workdir, config=evaluation) == []
+    monkeypatch.setattr(watch_command, "open_run", None)  # finished steps are not opened
+    assert watch(workdir, config=evaluation) == []
+    monkeypatch.undo()
+    # Results that do not say what they are of, and those of other pixels.
+    path = workdir / "eval" / "12" / "results.json"
+    for change in (lambda one: one.pop("provenance"), lambda one: one["provenance"]["pairs"]["transform"].clear()):
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+        monkeypatch.setattr(evaluate, "make_embed", fake_embed)
+        assert watch(workdir, config=evaluation) == [12]
 
 
 def test_a_checkpoint_that_vanishes_is_passed_over_and_a_damaged_one_told_at_the_end(copied, monkeypatch, capsys):

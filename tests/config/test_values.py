@@ -128,6 +128,11 @@ def test_an_absurd_number_in_any_field_is_a_config_error_or_fits():
             math.inf,
             "config.model.logit_bias_init=inf must be at least -1,000,000 and at most 1,000,000.",
         ),
+        (
+            "optimizer.eps",
+            0.0,
+            "config.optimizer.eps=0.0 must be above 0 and at most 1.",
+        ),  # 0 / 0 of what gets no gradient
         ("checkpoint.every_steps", 0, "config.checkpoint.every_steps=0 must be at least 1 and at most 2,147,483,647."),
     ],
 )

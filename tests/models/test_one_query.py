@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from clipjax.config import MeshConfig
+from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.attention import attention
 from clipjax.models.layers import Linear
 from clipjax.models.one_query import attend_once, mixed_rows
@@ -140,3 +142,21 @@ def test_all_platforms_forms_give_the_same_gradients(monkeypatch):
         )
         for a, b in zip(gradients(wide, x, dy), expected, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize("heads", [4, 3], ids=["tensor divides them", "tensor does not"])
+def test_on_a_mesh_a_map_heads_attention_has_the_gradients_of_one_device(heads):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    x, probe = jax.random.normal(jax.random.key(0), (8, LENGTH, 12)), jax.random.normal(jax.random.key(1), (12,))
+    counts = jnp.array([7, 3, 1, 2, 7, 5, 4, 6])
+
+    def gradients(module, variables, x):
+        f = lambda variables, x: jnp.sin(module.apply(variables, probe, x, counts)).sum()  # noqa: E731
+        return jax.jit(jax.grad(f, (0, 1)))(variables, x)
+
+    single = ProbeAttention(heads, jnp.float32)
+    variables = single.init(jax.random.key(2), probe, x)
+    sharded = jax.device_put(x, batch_sharding(mesh))
+    found = gradients(ProbeAttention(heads, jnp.float32, batch_sharding(mesh)), variables, sharded)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients(single, variables, x)), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6 * max(1.0, float(jnp.abs(b).max())))

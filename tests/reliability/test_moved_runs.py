@@ -23,7 +23,7 @@ from clipjax.inference.looking import evaluation_of
 from clipjax.inference.prepare import prepare_model
 from clipjax.interop.foreign import open_foreign
 from clipjax.runs import checkpoint as checkpoints
-from clipjax.runs import open_run
+from clipjax.runs import open_run, own_files
 from clipjax.runs.fingerprint import FingerprintError, completed, fingerprint
 from clipjax.runs.own_files import keep_files
 from clipjax.runs.sweep import trained_config
@@ -225,3 +225,15 @@ def test_a_run_of_a_version_without_a_field_is_read_with_the_fields_default(proj
     assert completed(older, config) == stored
     assert completed({"image.pool": "another"}, config)["image.pool"] == "another"
     assert not any(name.startswith("tokenizer.") for name in completed({"image.pool": "map"}, config))
+
+
+def test_a_folder_whose_own_name_looks_like_a_pattern_is_where_it_is(tmp_path):
+    """A path that is missing there is looked for in the next folder."""
+    first, second = tmp_path / "run[1]", tmp_path / "other"
+    first.mkdir()
+    (second / "data" / "shards").mkdir(parents=True)
+    starts = [str(first), str(second)]
+    assert own_files._found("data/shards", starts) == str(second / "data" / "shards")
+    assert own_files._found("data/shards/{00..12}.tar", starts) == str(second / "data/shards/{00..12}.tar")
+    assert own_files.fixed_part("data/*/x.tar", str(second)) == "data"
+    assert own_files._found("nowhere/x", starts) == "nowhere/x"

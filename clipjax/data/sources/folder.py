@@ -129,13 +129,10 @@ class FolderSource:
         return (self.table, entry.position) if self.table else (str(self.root / entry.path), 0)
 
     def read_files(self) -> list[str]:
-        """The table, its images, and the caption files of those without a text in it; [] for a folder."""
+        """The table and its images; [] for a folder, all of whose files count."""
         if not self.table:
             return []
-        paths = [entry.path for entry in self.entries if not entry.fault]
-        exists = lambda path: (self.root / path).exists()  # noqa: E731
-        beside = [self.sidecars.find(entry.path, exists) for entry in self.entries if not (entry.fault or entry.texts)]
-        return [self.table, *(str(self.root / path) for path in (*paths, *filter(None, beside)))]
+        return [self.table, *(str(self.root / entry.path) for entry in self.entries if not entry.fault)]
 
     def sidecar(self, image: str) -> list[str]:
         """The captions in the file beside an image. Raises RecordError."""
