@@ -28,7 +28,7 @@ from clipjax.data.sources import (
 )
 from clipjax.data.sources import bucket_files as bucket_files_module
 from clipjax.inference.looking import find_source
-from clipjax.inference.provenance import _files
+from clipjax.inference.provenance import files_of
 from clipjax.storage import StorageError, block_cache, data_cache, ranges
 from data_pipelines import csv
 from tests.data.samples import example, write_folder
@@ -332,7 +332,7 @@ def test_checksums_of_shards_in_a_bucket_are_those_of_their_copies(bucket):
 
 def test_stored_results_know_the_version_of_data_in_a_bucket(bucket):
     config = WebDatasetConfig(path=f"{bucket}/tars")
-    files = _files(config, open_source(config))
+    files = files_of(config, open_source(config))
     assert [row[0] for row in files] == [f"{bucket}/tars/0000{n}.tar" for n in range(3)] and all(
         row[2] for row in files
     )

@@ -13,10 +13,11 @@ from clipjax.files import TextFileError, decode_text, split_lines
 def captions(fields: Mapping[str, Any], keys: str) -> list[str]:
     """The texts under the keys, which are joined by commas, stripped. "meta/text" is a field inside another.
 
-    Empty texts and values that are not text are left out. Raises RecordError for a text that is too long or that no
-    tokenizer can take.
+    Empty texts and fields without a text are left out. Raises RecordError for a list of texts and something else, and
+    for a text that is too long or that no tokenizer can take.
     """
-    return [text for key in keys.split(",") for text in _checked(texts_of(pick(fields, key.strip())))]
+    values = [pick(fields, key.strip()) for key in keys.split(",")]
+    return [text for value in values for text in _checked(_all_texts(value))]
 
 
 def pick(fields: Any, key: str) -> Any:
@@ -45,17 +46,12 @@ def has_field(fields: Any, key: str) -> bool:
 
 
 def texts_of(value: Any) -> list[str]:
-    """A text, or the texts of a list, as they are; a value of another type is no text, and a missing one neither.
+    """A text, or the texts of a list, as they are; values of other types are left out.
 
-    Bytes are UTF-8: Spark and others write Parquet's texts as binary. Raises RecordError where they are not, and for a
-    list of texts and something else.
+    Bytes are UTF-8: Spark and others write Parquet's texts as binary. Raises RecordError where they are not.
     """
     values = value if isinstance(value, list) else [value]
-    texts = [_text(text) for text in values if isinstance(text, str | bytes)]
-    if texts and len(texts) < sum(value is not None for value in values):
-        other = next(value for value in values if value is not None and not isinstance(value, str | bytes))
-        raise RecordError("caption not text", f"{other!r:.60} stands among the texts {texts!r:.80}")
-    return texts
+    return [_text(text) for text in values if isinstance(text, str | bytes)]
 
 
 def decode(data: bytes, where: str) -> str:
@@ -92,6 +88,15 @@ def _text(value: str | bytes) -> str:
         return value if isinstance(value, str) else value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError("not UTF-8", str(error)) from error
+
+
+def _all_texts(value: Any) -> list[str]:
+    """texts_of a value, unless it is a list of texts and something else than null."""
+    texts, values = texts_of(value), value if isinstance(value, list) else []
+    others = [one for one in values if one is not None and not isinstance(one, str | bytes)]
+    if texts and others:
+        raise RecordError("caption not text", f"{others[0]!r:.60} stands among the texts {texts!r:.80}")
+    return texts
 
 
 def _checked(texts: list[str]) -> list[str]:
