@@ -7,8 +7,8 @@ r"""Compares runs, or the cells of a sweep: means over seeds, and which differen
 Runs that differ only in their seed are one line: mean ± standard deviation. Each other line is compared with the
 baseline, the first one or --baseline, by a paired t-test over the seeds that both have (Welch's t-test where seeds
 differ), corrected by Holm's method for the number of comparisons. Runs that are unfinished, or differ in what they
-measure, are named in the notes. Reads config.json and metrics.jsonl of each run, lists its
-checkpoints, and reads no weights.
+measure, are named in the notes. Reads config.json, metrics.jsonl and the names of the
+checkpoints of each run, and no weights.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def run(
         raise InteropError(
             f"{source} is a folder of clipjax, a run's or an import's, and needs no import: name it as it is, with "
             "--checkpoint, config.init_from or clipjax.load."
-            + (" It has saved no checkpoint yet." * (not is_there(place / "checkpoints")))
+            + ("" if is_there(place / "checkpoints") else " It has saved no checkpoint yet.")
         )
     check_folder(destination if is_remote(destination) else destination.parent, "DST")
     with fetched(source) if is_remote(source) else contextlib.nullcontext(source) as local:

@@ -20,14 +20,13 @@ from clipjax.models.on_cpu import sum_of_products
 
 
 class Linear(nn.Module):
-    """y = x @ kernel + bias on the last axis; kernel [in, *features] float32.
+    """y = x @ kernel + bias on the last axis; kernel [in, features] float32.
 
     All leading axes are flattened: XLA:CPU multiplies two-dimensional operands about a fifth faster than
-    batched ones, and elsewhere the reshape is free. features may be a tuple, such as (3, width) for fused q, k, v, so
-    that the last axis can be sharded on its own.
+    batched ones, and elsewhere the reshape is free.
     """
 
-    features: int | tuple[int, ...]
+    features: int
     kernel_init: Callable
     use_bias: bool = True
     bias_init: Callable = nn.initializers.zeros
@@ -35,12 +34,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = (self.features,) if isinstance(self.features, int) else self.features
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], *features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = dot(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         if self.use_bias:
-            y = add_bias(y, self.param("bias", self.bias_init, features))
-        return y.reshape(*x.shape[:-1], *features)
+            y = add_bias(y, self.param("bias", self.bias_init, (self.features,)))
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class Weights(nn.Module):

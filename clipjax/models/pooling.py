@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from clipjax.models.attention import CrossAttention
 from clipjax.models.flash_attention import visible_keys
-from clipjax.models.layers import LayerNorm, Linear, Mlp, Weights, add_bias
+from clipjax.models.layers import LayerNorm, Linear, Mlp, Weights, add_bias, constrain
 from clipjax.models.one_query import attend_once
 
 
@@ -49,9 +49,9 @@ class ProbeAttention(nn.Module):
         batch, length, width = x.shape
         xavier = nn.initializers.xavier_uniform()
         heads = lambda a: a.reshape(*a.shape[:-1], self.num_heads, -1)  # noqa: E731
-        # In float32, its gradients are summed over the examples in float32.
-        q = Linear(width, xavier, dtype=self.dtype, name="query")(probe[None]).astype(jnp.float32)
-        q = jnp.broadcast_to(q, (batch, width))
+        # Of every example: products of a single row would be divided over FSDP's slices of the matrix.
+        probes = constrain(jnp.broadcast_to(probe, (batch, width)), self.activations)
+        q = Linear(width, xavier, dtype=self.dtype, name="query")(probes)
         key, _ = Weights((width, width), (width,), xavier, name="key")()
         value, bias = Weights((width, width), (width,), xavier, name="value")()
         seen = None if mask is None else visible_keys(mask, length)

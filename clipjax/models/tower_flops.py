@@ -38,9 +38,9 @@ def beside_one_row(config: BlockConfig, length: int, rotary: bool) -> tuple[int,
     return others * (8 * width**2 + mlp), 4 * (length - config.num_heads) * length * width
 
 
-def probe_attention(heads: int, width: int, length: int) -> int:
-    """Attention of a query that all examples share over `length` rows of its width: see models/one_query.py."""
-    return 6 * width**2 + 4 * heads * length * width
+def one_query(heads: int, width: int, length: int) -> int:
+    """Attention of one query over `length` rows of its width, and its four matrices: see models/one_query.py."""
+    return 8 * width**2 + 4 * heads * length * width
 
 
 def stack_products(depth: int, width: int, mlp_dim: int, length: int, *, gated: bool = False) -> int:

@@ -71,13 +71,9 @@ def test_fsdp_gathers_parameters_and_nothing_of_the_optimizer(name):
     gathered = [c for c in moved if c.kind == "all-gather"]
     # Forward, backward, and once more where a layer is rematerialised; moments would be two more.
     assert 0 < sum(c.bytes_out * c.times for c in gathered if "shard_map" not in c.op_name) <= 2.1 * params
-    row = 4 * config.model.image.width
-    # The bias of the MAP head's keys is one: its gradient is the constant 0, which lies nowhere in particular.
-    assert not [c for c in gathered if "/optimizer/" in c.op_name and c.bytes_out > row]
-    # Nor is an activation summed over devices that hold slices of a width: norms need no communication. The MAP head's
-    # query is, a single row for the whole batch, which is smaller than the matrix that would be gathered for it.
-    forward = [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
-    assert [(c.bytes_out, "map_head/attention/query" in c.op_name) for c in forward] in ([], [(row, True)])
+    assert not [c for c in gathered if "/optimizer/" in c.op_name]
+    # Nor is an activation summed over devices that hold slices of a width: norms need no communication.
+    assert not [c for c in moved if c.kind == "all-reduce" and re.match(r"jit\(train_step\)/jvp\(Dual", c.op_name)]
 
 
 @pytest.mark.slow

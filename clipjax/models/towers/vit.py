@@ -270,7 +270,7 @@ def head_products(config: PatchTowerConfig, length: int, embed_dim: int) -> int:
     """FLOPs of one image's MAP head, if there is one, and projection."""
     c, products = config, 2 * config.width * embed_dim if config.projection else 0
     if c.pool == "map":
-        products += tower_flops.probe_attention(c.map_heads or c.num_heads, c.width, length)
+        products += tower_flops.one_query(c.map_heads or c.num_heads, c.width, length)
         products += 4 * c.width * (c.map_mlp_dim or c.mlp_dim)
     return products
 
