@@ -133,7 +133,7 @@ def three_processes(monkeypatch):
             thread.start()
             thread.join(0.01)
         for thread in threads:
-            thread.join(20)
+            thread.join(300)
         return [value for _, value in sorted(found.get_nowait() for _ in range(3))]
 
     return run, store

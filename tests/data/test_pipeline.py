@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from clipjax.data.images.transforms import eval_image
 from clipjax.data.pipeline import make_train_iterator
 from clipjax.data.read_ahead import CHUNK
 from tests.data.samples import LengthTokenizer, example, open_folder, run_script, write_folder
+from tests.waiting import until
 
 SIZE, BATCH = 16, 24
 DATA = DataConfig(augment=AugmentConfig(scale=(0.3, 1.0), flip=0.5))
@@ -159,11 +159,7 @@ def test_workers_of_a_killed_run_end_with_it(folder, tmp_path):
     assert done.returncode == -signal.SIGKILL
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2
-    for _ in range(100):
-        if not any(alive(pid) for pid in workers):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"of the processes {workers} some are left")
+    until(lambda: not any(alive(pid) for pid in workers))
 
 
 def alive(pid: int) -> bool:

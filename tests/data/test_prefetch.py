@@ -1,9 +1,9 @@
 """Batches reach the mesh ahead of their use; errors arrive where they belong; closing ends the thread."""
 
 import itertools
-import statistics
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipjax.data.prefetch import prefetch_to_mesh
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,8 @@ def sharding():
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def numbered(count, made=None, wait=0.0):
+def numbered(count, made=None):
     for i in range(count):
-        time.sleep(wait)
         if made is not None:
             made.append(i)
         yield {"image": np.full((16, 2, 2, 3), i, np.uint8), "text": np.arange(16, dtype=np.int32) + i}, {"step": i}
@@ -29,14 +29,6 @@ def numbered(count, made=None, wait=0.0):
 
 def prefetch_threads():
     return [t for t in threading.enumerate() if t.name == "prefetch_to_mesh"]
-
-
-def until(condition):
-    for _ in range(500):
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_batches_are_global_arrays_with_the_state_that_came_with_them(sharding):
@@ -59,14 +51,23 @@ def test_depth_batches_are_ready_before_they_are_asked_for(sharding):
     stream.close()
 
 
-def test_the_time_waited_is_the_sources_and_not_the_consumers(sharding):
-    slow = [wait for *_, wait in prefetch_to_mesh(numbered(4, wait=0.1), sharding, 2)]
-    assert sum(slow) > 0.3
+def test_the_time_waited_is_the_sources_and_not_the_consumers(sharding, monkeypatch):
+    now, asked = [0.0], threading.Event()
+    monkeypatch.setattr("clipjax.data.prefetch.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow():
+        for batch in numbered(4):
+            asked.wait()
+            asked.clear()
+            now[0] += 0.5
+            yield batch
+
+    assert [wait for *_, wait in prefetch_to_mesh(slow(), sharding, 2, asked.set)] == [0.5] * 4
     waits = []
     for *_, wait in prefetch_to_mesh(numbered(5), sharding, 2):
         waits.append(wait)
-        time.sleep(0.1)
-    assert statistics.median(waits[1:]) < 0.01  # a machine that stalls once is no wait for the source
+        now[0] += 0.5
+    assert waits == [0.0] * 5
 
 
 def test_an_error_arrives_after_the_batches_before_it(sharding):

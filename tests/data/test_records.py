@@ -169,7 +169,7 @@ def test_a_finished_folder_is_found_again_and_other_settings_are_refused(tmp_pat
 def write_together(parts, disturb=lambda: None, **options):
     """write_records of as many processes as parts, each a thread; [what it returns or raises]. disturb: between the
     writing and what follows."""
-    met, values, lock = threading.Barrier(len(parts), timeout=30), {}, threading.Lock()
+    met, values, lock = threading.Barrier(len(parts), timeout=300), {}, threading.Lock()
 
     def process(p):
         calls = itertools.count()

@@ -1,7 +1,6 @@
 """A run that is started again on other numbers of processes and devices goes on as if nothing had changed."""
 
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from clipjax.commands import train
 from clipjax.config import from_config_dict
 from clipjax.runs import open_run
 from tests import runs
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # whole runs of several processes
 
@@ -30,9 +30,7 @@ def folder(tmp_path_factory):
 
 def run_processes(folder, workdir, devices, *extra):
     """(exit code, output) of each process of a training run; devices: how many each process has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         runs.start(
             "train", f"--config={folder}/experiment.py", f"--workdir={workdir}",

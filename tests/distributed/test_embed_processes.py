@@ -1,7 +1,5 @@
 """clipjax embed on two processes writes the same bytes as on one."""
 
-import socket
-
 import jax
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from clipjax.runs.fingerprint import fingerprint
 from clipjax.training.state import create_state, eval_variables
 from tests import runs
 from tests.data.samples import example, write_folder
+from tests.ports import free_port
 
 RECORDS, BAD, PER_SHARD = 37, (3, 29), 8
 
@@ -92,9 +91,7 @@ def alone(folder):
 
 def run_two(folder, tower):
     """[(exit status, output)] of two processes that write folder/TOWER_two."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         runs.start("embed", f"--config={folder}/experiment.py:{tower}", f"--tower={tower}",
                    f"--out={folder}/{tower}_two",

@@ -6,7 +6,6 @@ import math
 import random
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -23,6 +22,7 @@ from clipjax.runs.fingerprint import FingerprintError
 from clipjax.runs.integrity import CheckpointError
 from clipjax.training.loop import TrainingError
 from tests import runs
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -93,9 +93,7 @@ def test_sigterm_saves_the_step_says_so_and_the_restart_goes_on(folder, config, 
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_several_processes_give_the_one_process_losses(folder, uninterrupted, count):
     workdir = folder / f"{count}_processes"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         start_training(folder, workdir, f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}",
                        f"--process_id={i}", devices=8 // count)

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import time
 
 import numpy as np
@@ -14,6 +13,7 @@ from clipjax.config import from_config_dict
 from clipjax.runs.goodput import read_goodput
 from clipjax.runs.metrics_log import read_metrics
 from tests import runs
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -83,9 +83,7 @@ def test_the_losses_are_those_of_whole_texts_and_a_run_may_change_between_them(f
 
 def test_two_processes_cut_every_batch_alike_and_give_the_losses_of_one(folder, uninterrupted):
     workdir = folder / "two_processes"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         start(folder, workdir, f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}",
               "--config.log.profile=4:5", "--config.log.profile_hosts=all", devices=4)

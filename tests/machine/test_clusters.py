@@ -197,6 +197,7 @@ def test_the_metadata_are_read_from_the_vms_own_server_and_never_waited_for(monk
         def log_message(self, *args):
             pass
 
+    monkeypatch.setattr(host_module, "METADATA_SECONDS", 60.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environ = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}", "http_proxy": "http://127.0.0.1:9"}

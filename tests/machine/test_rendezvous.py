@@ -15,6 +15,7 @@ from clipjax.machine import joining, rendezvous
 from clipjax.machine.host import StartError
 from clipjax.machine.placement import Placement
 from clipjax.machine.rendezvous import find_process_0, is_own_address, wait_for_others
+from tests.ports import free_port
 from tests.runs import ROOT
 
 JOIN = """
@@ -32,9 +33,7 @@ cli.run_command(cli.parse(sys.argv, "joins", lambda values: None, config=False),
 
 @pytest.fixture
 def address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Processes wait for one another before their first collective, and name who is missing."""
 
 import os
-import socket
 
 import pytest
 
 from clipjax import processes
 from tests import runs
+from tests.ports import free_port
 
 
 class Store:
@@ -69,9 +69,7 @@ def test_processes_that_reach_their_first_collective_35_seconds_apart_train(fold
         f"    return faulty_config(Path({str(folder)!r}))\n"
     )
     (folder / "fault.json").write_text("{}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for i in range(2):
         os.environ["LATE"] = str(i)

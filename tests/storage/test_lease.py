@@ -20,6 +20,7 @@ from clipjax.storage import versions
 from clipjax.storage.lease import Clock, LeaseHeldError, LeaseLostError, lease
 from tests.storage import servers
 from tests.storage.faults import faulty
+from tests.waiting import until
 
 PATH = "gs://bucket/run/run.lock"
 HOLD = """
@@ -296,16 +297,10 @@ def test_a_lease_is_renewed_in_a_thread_and_a_removed_one_ends_the_run(bucket, m
     with run_lock(f"{bucket}/run") as check_held:
         path = f"{bucket}/run/run.lock"
         first = versions.read_version(path).name
-        for _ in range(200):
-            if versions.read_version(path).name != first:
-                break
-        else:
-            pytest.fail("never renewed")
+        until(lambda: versions.read_version(path).name != first)
         storage.as_path(path).unlink()
         with pytest.raises(RunLockError, match="run.lock was removed under this run, so that a second run"):
-            for _ in range(200):
-                check_held()
-                versions.read_version(path)
+            until(check_held)
 
 
 def test_a_run_whose_lease_was_taken_is_told_by_whom_and_uploads_nothing(bucket, monkeypatch, tmp_path):

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import signal
-import socket
 import time
 
 import jax
@@ -27,6 +26,7 @@ from clipjax.runs.stored_files import stored_files
 from clipjax.runs.weights import check_init_from
 from clipjax.storage import StorageError, as_path, write_bytes
 from tests import runs
+from tests.ports import free_port
 from tests.storage.servers import BUCKETS, objects
 
 
@@ -110,12 +110,6 @@ def curve(workdir):
 def equal(found, expected):
     assert curve(found) == curve(expected)
     jax.tree.map(np.testing.assert_array_equal, state_of(found), state_of(expected))
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Killed(BaseException):
