@@ -44,7 +44,7 @@ def test_webdataset_samples_are_files_of_one_name(tmp_path):
     sample = {
         "a/0.jpg": b"zero", "a/0.txt": b"caption of zero",
         "a/0.json": b'{"caption": ["more", "yet more"], "kind": "x"}',
-        "a/1.seg.png": b"mask", "a/1.png": b"one", "a/1.json": b'{"caption": "one", "meta": {"alt": "1"}}',
+        "a/1.seg.png": b"mask", "a/1.png": b"one", "a/1.json": b'{"caption": ["one", 1], "meta": {"alt": "1"}}',
         "a/2.txt": b"no image here",
         "a/3.JPG": b"three", "a/3.txt": b"\xff",
         "../4.jpg": b"evil", "link.jpg": "/etc/passwd",
@@ -62,6 +62,7 @@ def test_webdataset_samples_are_files_of_one_name(tmp_path):
     }
     assert sorted(notes) == [
         ("caption is not UTF-8 or JSON", "00/a/3", 1),
+        ("caption is not text", "00/a/1", 1),
         ("link or device", "00.tar", 1),
         ("name climbs out of the archive", "00.tar", 1),
         ("no image", "00/a/2", 1),
@@ -146,6 +147,11 @@ def test_parquet_holds_bytes_or_hugging_faces_images(tmp_path):
     assert notes == [("no image", "t/00000001", 1)]
     assert set(read("parquet", tmp_path, key_column="id")[1]) == {"7", "9"}
     assert set(read("parquet", tmp_path, key_column="name")[1]) == {"x", "t/00000002"}
+    nested = {"image": [b"0", b"1"], "caption": ["a", None], "groups": [[["b", "c"]], None]}
+    pq.write_table(pa.table(nested), tmp_path / "n.parquet")
+    _, found, notes = read("parquet", tmp_path / "n.parquet", caption_columns=("caption", "groups"))
+    assert [example.texts for example in found.values()] == [("a",), ()]
+    assert notes == [("caption is not text", "n/00000000", 1)]
     pq.write_table(pa.table({"png": [b"0"], "text": ["a dog"]}), tmp_path / "u.parquet")
     _, found, _ = read("parquet", tmp_path / "u.parquet", image_column="png", caption_columns=("text",))
     assert found["u/00000000"].texts == ("a dog",)

@@ -54,6 +54,12 @@ def texts_of(value: Any) -> list[str]:
     return [_text(text) for text in values if isinstance(text, str | bytes)]
 
 
+def not_texts(value: Any) -> list[Any]:
+    """What `texts_of` leaves out although it is not null: a number, an object, or such a value in a list."""
+    values = value if isinstance(value, list) else [value]
+    return [other for other in values if other is not None and not isinstance(other, str | bytes)]
+
+
 def decode(data: bytes, where: str) -> str:
     """The text of a caption file (files.decode_text). Raises RecordError above MAX_CAPTION, or if not Unicode."""
     if len(data) > MAX_CAPTION:
@@ -92,8 +98,7 @@ def _text(value: str | bytes) -> str:
 
 def _all_texts(value: Any) -> list[str]:
     """texts_of a value, unless it is a list of texts and something else than null."""
-    texts, values = texts_of(value), value if isinstance(value, list) else []
-    others = [one for one in values if one is not None and not isinstance(one, str | bytes)]
+    texts, others = texts_of(value), not_texts(value)
     if texts and others:
         raise RecordError("caption not text", f"{others[0]!r:.60} stands among the texts {texts!r:.80}")
     return texts

@@ -9,13 +9,14 @@ from typing import Any
 
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import ManifestError, RecordError
-from clipjax.data.sources.fields import missing_column, pick, texts_of
+from clipjax.data.sources.fields import missing_column
 from clipjax.data.sources.parquet import SUFFIXES, ParquetConfig
 from clipjax.data.sources.parquet_groups import image_bytes, open_file, stream_rows
 from clipjax.data.sources.parquet_labels import LabelColumn, class_label_names, common_names, describe_labels
 from clipjax.data.sources.parquet_schema import check_image, check_text
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.readers.captions import captions
 from data_pipelines.prepare.readers.paths import input_files, short_names
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
@@ -82,7 +83,7 @@ def _example(key: str, row: dict[str, Any], options: Options, names: ClassNames,
         return
     value, where = row[options.label_column] if options.label_column else None, f"label of '{key}'"
     try:
-        texts = [text for column in options.caption_columns for text in texts_of(pick(row, column))]
+        texts = captions(row, key, options, note)
     except RecordError as error:
         note("caption is not UTF-8", key, str(error))
         return

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from clipjax.data.labels import ClassNames, names_in, read_label
 from clipjax.data.records import RecordError
-from clipjax.data.sources.fields import pick, texts_of
 from clipjax.data.sources.tar_captions import SIDECARS
 from clipjax.data.sources.wds_layout import caption_lines, has_caption_lines
 from clipjax.data.sources.webdataset import (
@@ -28,6 +27,7 @@ from clipjax.files import decode_text
 from data_pipelines.archives import tar_members
 from data_pipelines.command import PipelineError
 from data_pipelines.prepare.options import Options
+from data_pipelines.prepare.readers.captions import captions
 from data_pipelines.prepare.readers.paths import input_files, short_names
 from data_pipelines.prepare.types import Example, Listing, Note, Unit
 
@@ -85,7 +85,7 @@ def read(unit: Unit, options: Options, note: Note) -> Iterator[Example]:
 
 def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: Note, lines: bool) -> Iterator[Example]:
     """None or one."""
-    image, texts = find_image(parts), _texts(parts, options, lines)
+    image, texts = find_image(parts), _texts(key, parts, options, note, lines)
     if image is None:
         note("no image", key, ", ".join(parts))
     elif texts is None:
@@ -100,7 +100,7 @@ def _example(key: str, parts: Parts, options: Options, names: ClassNames, note: 
         yield Example(key, image, texts, "" if label in (None, -1) else label)
 
 
-def _texts(parts: Parts, options: Options, lines: bool) -> tuple[str, ...] | None:
+def _texts(key: str, parts: Parts, options: Options, note: Note, lines: bool) -> tuple[str, ...] | None:
     """The text file and the fields of the .json that --caption_columns names. lines: the .txt has a caption a line.
 
     They stay as they are here: the step "captions" cleans them and tells what it changed. None: they cannot be read.
@@ -111,9 +111,7 @@ def _texts(parts: Parts, options: Options, lines: bool) -> tuple[str, ...] | Non
         fields = json.loads(parts["json"]) if "json" in parts else {}
     except (ValueError, RecordError):
         return None
-    fields = fields if isinstance(fields, dict) else {}
-    for column in options.caption_columns:
-        texts += texts_of(pick(fields, column))
+    texts += captions(fields if isinstance(fields, dict) else {}, key, options, note)
     return tuple(dict.fromkeys(texts))
 
 
