@@ -96,8 +96,8 @@ def _run(
         if jax.process_index() == 0:
             check_folder(folder, "--out")
         session = EvalSession(opened, config)
-        if part and not out:
-            refuse_other_data(folder, session)
+        if part:
+            refuse_other_data(folder, session, part)
         return evaluate_into(folder, opened, session, **options)
 
 
@@ -119,8 +119,9 @@ def main(argv: list[str]) -> None:
     values = cli.parse(argv, __doc__, define, required=("checkpoint",), evaluation=True)
     if values.watch and (values.out or values["step"].present):
         cli.fail("--watch evaluates every checkpoint into CHECKPOINT/eval/STEP: leave out --step and --out.")
-    if values["data"].present and not values.data:
-        cli.fail("--data= is empty; give it a value.")
+    for name in ("data", "split"):
+        if values[name].present and not values[name].value:
+            cli.fail(f"--{name}= is empty; give it a value, or leave it out.")
     if values["split"].present and not values.data:
         cli.fail(
             f"--split={values.split} chooses a split of --data, which is missing. Add --data=FOLDER, or leave --split "

@@ -34,8 +34,8 @@ def results_folder(workdir: Path, step: int, part: str = "") -> Path:
     return folder / part if part else folder
 
 
-def refuse_other_data(folder: Path, session: EvalSession) -> None:
-    """Raises ConfigError where a folder named after the data has results of data elsewhere that have the same name.
+def refuse_other_data(folder: Path, session: EvalSession, part: str) -> None:
+    """Raises ConfigError where a folder has results of data elsewhere that are called `part` as well.
 
     Data that are no longer at the other path were moved: their results stay, or are replaced, as usual.
     """
@@ -45,7 +45,7 @@ def refuse_other_data(folder: Path, session: EvalSession) -> None:
             before, now = split.get(field, {}).get("path", ""), absolute_path(source.path)
             if before and _real(before) != _real(now) and as_path(fixed_part(before)).exists():
                 raise ConfigError(
-                    f"{folder} has results on {before}, and --data names {now}: both are called '{folder.name}', and "
+                    f"{folder} has results on {before}, and --data names {now}: both are called '{part}', and "
                     "new results would replace those. Name another folder with --out (without --watch), or move this "
                     "one away."
                 )

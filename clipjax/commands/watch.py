@@ -148,7 +148,7 @@ class Watcher:
                 announce(f"Step {step}:")
                 folder = results_folder(self.workdir, step, self.part)
                 if self.part:
-                    refuse_other_data(folder, self.session)
+                    refuse_other_data(folder, self.session, self.part)
                 document = evaluate_into(folder, run, self.session, **self.options)
         except (ConfigError, FingerprintError, ManifestError):
             raise

@@ -53,8 +53,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
         (["--split=train"], "--split=train chooses a split of --data, which is missing. Add --data=FOLDER"),
         (["--split=train", "--watch"], "--split=train chooses a split of --data, which is missing"),
         (["--split=train", "--config=experiments/quickstart.py"], "--split=train chooses a split of --data"),
-        (["--data="], "--data= is empty; give it a value."),
-        (["--data=", "--split=train"], "--data= is empty; give it a value."),
+        (["--data="], "--data= is empty; give it a value, or leave it out."),
+        (["--data=", "--split=train"], "--data= is empty; give it a value, or leave it out."),
+        (["--data=photos", "--split="], "--split= is empty; give it a value, or leave it out."),
     ],
 )
 def test_eval_refuses_a_split_without_data_and_data_without_a_name(arguments, message, capsys):

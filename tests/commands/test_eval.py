@@ -96,6 +96,9 @@ def test_other_records_prompts_or_tie_rules_are_not_comparable(trained, tmp_path
     assert {"prompts.sha256", "prompts.templates", "split.source.sha256", "split.source.records"} <= names
     assert comparable({**a, "ties": "first"}, a) == {"ties": ("first", "against")}
     assert comparable(a, {**a, "date": "another", "software": {}, "checkpoint": {}}) == {}
+    with_file = [{**a, "evaluator": {**a["evaluator"], "skip_groups_sha256": content}} for content in ("1", "2")]
+    assert set(comparable(*with_file)) == {"evaluator.skip_groups_sha256"}
+    assert comparable(a, with_file[0]) == {}, "an earlier version's result has no such checksum"
 
 
 def test_results_are_not_computed_twice_unless_something_changed_or_redo_asks(trained, tmp_path, capsys):
@@ -245,7 +248,7 @@ def test_data_of_the_same_name_elsewhere_do_not_replace_results(trained, data, t
     before = results.read_bytes()
     monkeypatch.chdir(tmp_path / "b")
     capsys.readouterr()
-    for more in ([], ["--redo"], ["--watch", "--redo"]):
+    for more in ([], ["--redo"], ["--watch", "--redo"], [f"--out={results.parent}"]):
         with pytest.raises(SystemExit):
             eval_command.main([*command, *more])
         shown = capsys.readouterr().err

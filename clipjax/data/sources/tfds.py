@@ -25,7 +25,7 @@ class TfdsConfig(SourceConfig):
 
     name: str = "tfds"
     path: str = runtime("")  # a name is no path
-    data_dir: str = runtime("")  # where datasets given by name were prepared; "": TFDS's own folder
+    data_dir: str = runtime("", path="data")  # where datasets given by name were prepared; "": TFDS's own folder
     image_key: str = experiment("image", fixed=ORDER)
     text_key: str = experiment("text", fixed=ORDER)
     label_key: str = experiment("label", fixed=ORDER)  # a ClassLabel or a number; "": none
