@@ -33,7 +33,7 @@ from typing import Any
 from benchmarks.gpu_models import MODELS, VARIANTS, Cell
 from benchmarks.gpu_workers import CONTENDERS, Worker, prepare_all, work, worker_environment
 from benchmarks.machine import command, machine
-from benchmarks.overview import gpu_ratios
+from benchmarks.tables.overview import gpu_ratios
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("softmax", "sigmoid")

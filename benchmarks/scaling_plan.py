@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import command, machine
-from benchmarks.overview import table
+from benchmarks.tables.words import table
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 128  # pairs a chip

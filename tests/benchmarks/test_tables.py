@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overview, startup, tables
+from benchmarks import startup
+from benchmarks.tables import __main__ as tables
+from benchmarks.tables import overview, training, words
+from benchmarks.tables.details import make_details
 
-BENCHMARKS = Path(tables.__file__).parent
+BENCHMARKS = tables.BENCHMARKS
 
 
 def test_the_pages_are_what_the_json_gives():
@@ -45,7 +48,7 @@ def test_a_result_that_no_section_or_no_row_shows_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="forgotten"):
         tables.make_pages(tmp_path)
     with pytest.raises(ValueError, match="forgotten"):
-        tables.make_details({path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")})
+        make_details({path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")})
 
 
 def test_headlines_are_of_each_processor():
@@ -73,19 +76,19 @@ def test_each_script_of_which_no_result_is_kept_yet_has_its_table_and_headline()
     case = {"seconds": phases, "total": 3.0, "processor_seconds": 4.0, "programs": 9, "found": 4, "peak_mb": 5}
     start = {"startup_x": on | {"model": "x", "depth": 0, "medians": {"no cache": case}}}
     assert list(overview.startup(start)) == [("A", "x: no cache 3.0 s")]
-    assert "| programs, found in the cache | 9, 4 |" in tables.start(start)
+    assert "| programs, found in the cache | 9, 4 |" in training.start(start)
     form = {"images_per_second": 5.0, "system_share": 0.1, "faults": 7.0, "held_mb": 1, "peak_mb": 2}
     medians = {"plain": form | {"milliseconds": 150.0}, "kept": form | {"milliseconds": 100.0}}
     memory = {"kept_memory": on | {"config": "x.py", "medians": medians}}
     assert list(overview.kept_memory(memory)) == [("A", "1.50 times as fast with memory kept")]
-    assert "| kept | 100 | 5 | 10% | 7 | 1 | 2 |" in tables.memory(memory)
+    assert "| kept | 100 | 5 | 10% | 7 | 1 | 2 |" in training.memory(memory)
     ratios = {"whole": 1.0, "one length": 1.3}
     texts = {"captions": "drawn", "model": "x", "ratio": ratios, "ratio_by_flops": ratios, "processor_seconds": ratios}
     assert list(overview.text_buckets({"text_buckets": on | texts}))[0][1].endswith("one length 1.30")
-    assert "| x | drawn | one length | 1.300 | 1.30 | 1.30 |" in tables.text_buckets({"text_buckets": on | texts})
-    for section in (tables.start, tables.memory):
-        assert tables.NONE_YET in section({})
-    assert tables.text_buckets({}) == ""
+    assert "| x | drawn | one length | 1.300 | 1.30 | 1.30 |" in training.text_buckets({"text_buckets": on | texts})
+    for section in (training.start, training.memory):
+        assert words.NONE_YET in section({})
+    assert training.text_buckets({}) == ""
 
 
 def test_quick_baselines_stand_side_by_side():
@@ -94,16 +97,16 @@ def test_quick_baselines_stand_side_by_side():
         return {"key": key, "ratios": {"train step x": {"kind": "time", "samples": samples}}}
 
     documents = {"quick_a": baseline("A", [1.0, 2.0, 3.0]), "quick_b": baseline("B", [5.0])}
-    text = tables.quick(documents)
+    text = training.quick(documents)
     assert "| Ratio | A, 2 cores, amx_bf16; jaxlib 1.0 | B, 2 cores, amx_bf16; jaxlib 1.0 |" in text
     assert "| train step x | 2.00 (1.00 to 3.00) | 5.00 (5.00 to 5.00) |" in text
     assert list(overview.quick(documents))[0] == ("A", "1 ratio: train step x 2.00")
 
 
 def test_what_a_result_does_not_record_is_said():
-    assert tables.describe_machine({"cores": 2}) == "2 cores, processor not recorded; versions not recorded"
+    assert words.describe_machine({"cores": 2}) == "2 cores, processor not recorded; versions not recorded"
     recorded = {"machine": {"cores": 2, "processor": "AMD EPYC", "python": "3.11.7", "versions": {"jax": "0.10.2"}}}
-    assert tables.describe_machine(recorded) == "2 cores, AMD EPYC; Python 3.11.7; jax 0.10.2"
+    assert words.describe_machine(recorded) == "2 cores, AMD EPYC; Python 3.11.7; jax 0.10.2"
 
 
 def test_benchmarks_import_nothing_from_tests():

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks import tables
+from benchmarks.tables.training import train_step
 from benchmarks.train_step import DTYPES, PRODUCTS, SIDE, median_of_quiet, report, short, train_flops_per_image
 
 
@@ -40,7 +40,7 @@ def test_a_row_of_each_precision_has_both_sides_their_ratio_and_shares_of_that_p
     assert "clipjax / open_clip: 1.25" in capsys.readouterr().out
 
     machine = {"processor": "Intel", "bfloat16_units": [], "cores": 2, "python": "3.11", "versions": {}}
-    page = tables.train_step({"train_step_intel": {"machine": machine, "rows": rows}})
+    page = train_step({"train_step_intel": {"machine": machine, "rows": rows}})
     assert "| Intel, no bfloat16 | float32 | 32 | kept | 8.00 | 6.40 | 1.25 |" in page
     assert "| Intel, no bfloat16 | bfloat16 | 32 | kept |" in page
 

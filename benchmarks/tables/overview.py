@@ -9,8 +9,10 @@ A row's headline is a function of its JSON files; it says for each processor wha
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from benchmarks.tables.words import plural, processor, table, unique
 
 HEAD = """\
 # Benchmarks
@@ -77,8 +79,8 @@ def train_step(documents: dict[str, Any]) -> Headline:
                 words += [] if memory == "plain" else [f"memory {memory}" if memory == "kept" else memory]
                 cell = (-row["batch"], f"{row['ratio']:.2f} ({', '.join(words)})")
                 found.setdefault(document["machine"]["processor"], []).append(cell)
-    for processor, cells in sorted(found.items()):
-        yield processor, "open_clip's speed × " + ", ".join(text for _, text in sorted(cells))
+    for name, cells in sorted(found.items()):
+        yield name, "open_clip's speed × " + ", ".join(text for _, text in sorted(cells))
 
 
 def input_pipeline(documents: dict[str, Any]) -> Headline:
@@ -256,7 +258,7 @@ TABLE = [
     Row("[startup](startup.py)", "what a run does before its first step: import, open, restore, compile, evaluate", "python -m benchmarks.startup [--model=clip_vit_l14]", "5 minutes; 15 for L/14", "from-the-command-to-the-first-step", ("startup_",), startup),
     Row("[kept_memory](kept_memory.py)", "a train step on CPU whose process keeps the memory that it frees", "python -m benchmarks.kept_memory", "3 minutes", "memory-that-is-kept", ("kept_memory",), kept_memory),
     Row("[kills_results](kills_results.py)", "adds results of kills to one another", "python -m benchmarks.kills_results --out=OUT.json FILE.json", "a second"),
-    Row("[tables](tables.py)", "writes this page and its details", "python -m benchmarks.tables", "a second"),
+    Row("[tables](tables)", "writes this page and its details", "python -m benchmarks.tables", "a second"),
 ]  # fmt: skip
 
 
@@ -272,7 +274,7 @@ def make_overview(documents: dict[str, Any]) -> str:
             [script, row.measures, "<br>".join(headline) or "-", dates_and_versions(mine) or "-", f"`{row.command}` ({row.takes})", files or "-"]
         )  # fmt: skip
     if left:
-        raise ValueError(f"No row of benchmarks/overview.py shows {', '.join(left)}.")
+        raise ValueError(f"No row of benchmarks/tables/overview.py shows {', '.join(left)}.")
     header = ["Script", "What it measures", "Headline", "Dates, versions", "Command (time it takes)", "JSON"]
     return "\n".join([HEAD, table(header, rows), "", FOOT])
 
@@ -289,20 +291,3 @@ def dates_and_versions(documents: dict[str, Any]) -> str:
         versions += [f"{key} {known[key]}" for key in ("jax", "jaxlib", "libtpu", "torch") if key in known]
     versions = [text for text in unique(versions) if not text.startswith("jaxlib") or "jax" + text[6:] not in versions]
     return ", ".join([*sorted(days), *versions])
-
-
-def processor(document: dict[str, Any]) -> str:
-    return document.get("machine", {}).get("processor", "processor not recorded")
-
-
-def plural(word: str, count: int) -> str:
-    return word if count == 1 else word + ("es" if word.endswith("s") else "s")
-
-
-def table(header: list[str], rows: Iterable[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))

@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from benchmarks.overview import gpu_ratios, shown_ratios, table
+from benchmarks.tables.overview import gpu_ratios, shown_ratios
+from benchmarks.tables.words import table
 
 STEP_COMMAND = "python -m benchmarks.gpu_step"
 # Kinds of kernels, by the names that cuBLAS, cuDNN and the drivers give them; the first that matches counts.
