@@ -99,4 +99,4 @@ def run_script(script: Path, *arguments: object) -> subprocess.CompletedProcess:
     """In a fresh Python that sees the repository, for at most two minutes."""
     command = [sys.executable, str(script), *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, timeout=120, capture_output=True, text=True)
+    return subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)

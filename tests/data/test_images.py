@@ -125,7 +125,7 @@ def test_an_unusable_image_says_why(data, cause, message):
     assert caught.value.cause == cause
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]), st.data())
 def test_damaged_bytes_give_pixels_or_a_record_error_and_nothing_else(format, data):
     image = bytearray(encoded(picture(), format))
@@ -191,7 +191,7 @@ def test_crops_have_torchvisions_distribution(scale, ratio):
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 1000))
 def test_a_crop_lies_inside_the_image(width, height, seed):
     left, top, right, bottom = crop_box(width, height, CROP, np.random.default_rng(seed))

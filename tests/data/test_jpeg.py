@@ -147,7 +147,7 @@ def test_a_truncated_jpeg_is_found_by_both(keep):
 
 
 @installed
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damage_costs_an_image_exactly_where_pillow_gives_it_up(data):
     image = bytearray(encoded(picture(), "JPEG"))

@@ -254,7 +254,7 @@ def test_pyarrow_is_imported_by_the_source_alone():
         "from clipjax.data.sources.parquet_groups import _import_parquet\n"
         "try: _import_parquet()\nexcept Exception as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert "Source 'parquet' cannot import pyarrow" in done.stdout, done.stderr
 
 

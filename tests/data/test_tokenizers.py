@@ -161,7 +161,7 @@ def test_missing_and_broken_files_are_named(tmp_path, vocabulary, word_piece):
     refuse("pad_id=518 is not an id of", "clip_bpe", vocabulary, pad_id=518)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(max_codepoint=126), max_size=40))
 def test_plain_ascii_needs_no_ftfy(text):
     """The short way round ftfy gives what ftfy gives."""

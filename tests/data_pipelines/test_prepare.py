@@ -231,7 +231,7 @@ def test_a_signal_ends_it_with_one_line_and_what_is_finished_is_kept(tars, built
     ]
     command = [sys.executable, str(tmp_path / "stop.py"), str(int(number)), f"--out={out}", *flags]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert process.returncode == code
     lines = process.stderr.strip().splitlines()
     assert lines[-1] == f"{name}: stopped; what is finished is kept in {work}: the same command continues."
