@@ -132,6 +132,7 @@ class Local:
 
     def _start(self, task: Task) -> None:
         task.workdir.mkdir(parents=True, exist_ok=True)
+        step = saved_step(task.workdir)
         command = [*PROGRAM, *task.command[1:], "--num_processes=1"]  # whatever job started the sweep
         with task.open_log() as log:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -150,7 +151,6 @@ class Local:
         task.started, task.cell.status, task.cell.error = time.monotonic(), "running", ""
         self.running.append(task)
         self.save()
-        step = saved_step(task.workdir)
         _say(f"{self._label(task)}: {f'goes on at step {step}' if step else 'starts'}; log {task.local_log}")
 
     def _end(self, task: Task) -> None:
