@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, build, require, to_config_dict
-from clipjax.config.reading import SectionDict
+from clipjax.config.reading import SectionDict, with_references
 
 
 def load_config_file(path: str, *, evaluation: bool = False) -> ConfigDict:
@@ -67,7 +67,9 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
         )
         kind = ExperimentConfig if "model" in config else EvaluationConfig
         try:
-            return to_config_dict(build(kind, config))  # a section that the file replaced may lack fields
+            return with_references(
+                to_config_dict(build(kind, config)), config
+            )  # a section that the file replaced may lack fields
         except ConfigError:
             return config  # which flags may mend; else it is refused where it is read
     require(
@@ -78,7 +80,8 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
     )
     known = {field.name for field in dataclasses.fields(EvaluationConfig)}
     only_eval = evaluation and "eval" in config and known.issuperset(config)
-    return to_config_dict(build(EvaluationConfig if only_eval else ExperimentConfig, config))
+    built = to_config_dict(build(EvaluationConfig if only_eval else ExperimentConfig, config))
+    return with_references(built, config)
 
 
 def _where(file: Path, error: BaseException) -> str:

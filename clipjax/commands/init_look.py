@@ -77,6 +77,12 @@ def look(data: Any, keys: dict[str, str]) -> Looked:
         bool(texts),
         f"--data={data}: none of {read} records can be used{': ' * bool(bad)}{describe_bad(bad)}.",
     )
+    tried, unusable, _ = read_some(other, MOST_DECODED)
+    require(
+        len(unusable) < tried,
+        f"--data={data}: none of {tried} records to evaluate on ({split}) can be used: {describe_bad(unusable)}. "
+        "Mend them, or leave them out.",
+    )
     evaluators = evaluators_of(held_out, other)
     require(bool(evaluators), f"--data={data}: the records have neither classes nor captions that differ.")
     return Looked(

@@ -85,10 +85,15 @@ class Task:
 
 
 class Local:
-    """Trains tasks as processes, `jobs` at a time. `save` is called when a cell's status has changed."""
+    """Trains tasks as processes, `jobs` at a time. `save` is called when a cell's status has changed.
 
-    def __init__(self, tasks: Sequence[Task], total: int, jobs: int, save: Callable[[], None]):
-        self.waiting, self.total, self.jobs, self.save = list(tasks), total, jobs, save
+    edited: whether the cells would read another experiment file than the sweep has; none is started then.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], total: int, jobs: int, save: Callable[[], None], edited: Callable[[], bool]
+    ):
+        self.waiting, self.total, self.jobs, self.save, self.edited = list(tasks), total, jobs, save, edited
         self.running: list[Task] = []
         self.done: list[tuple[float, float]] = []  # (images, seconds) of the cells that finished
         self.stopping = 0  # signals received
@@ -97,10 +102,12 @@ class Local:
     def run(self) -> int:
         """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
         with signals.noting(most=2) as received:
-            while self.running or (self.waiting and not received.count):
+            while self.running or (self.waiting and not received.count and not self.edited()):
                 if received.count > self.stopping:
                     self._stop(received.count)
-                while len(self.running) < self.jobs and not received.count and (task := self._next()):
+                while len(self.running) < self.jobs and not received.count and not self.edited():
+                    if not (task := self._next()):
+                        break
                     self._start(task)
                 time.sleep(POLL_SECONDS)
                 for task in [task for task in self.running if task.process.poll() is not None]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from clipjax import storage
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.images.jpeg import choose_decoder
-from clipjax.data.mixture import open_train
+from clipjax.data.mixture import crowded, open_train
 from clipjax.data.pipeline import TrainIterator, changed_data, check_records, make_train_iterator
 from clipjax.data.records import MANIFEST
 from clipjax.data.sources import Source
@@ -181,7 +181,21 @@ class Preflight:
         examples = self.batches.examples  # opens stored embeddings, and counts them
         self.check_embeddings(self.source)
         examples(0, PROBED)
+        self.say_repeats()
         return f"{len(self.source)} records, and the first {PROBED} examples can be made"
+
+    def say_repeats(self) -> None:
+        """A line for data, or a part of a mixture, of which one batch holds more examples than there are records."""
+        config = self.config
+        if config.loss.repeats != "negatives":
+            return
+        for name, examples, records in crowded(self.source, config.global_batch_size):
+            field = f"config.data.mixture.{name}" if name else "config.data.train"
+            announce(
+                f"A batch of {config.global_batch_size:,} has {examples:,} examples of {field}, which has {records:,} "
+                "records: the same record is then a wrong answer to itself. Set config.loss.repeats='positives', or "
+                "use " + ("a smaller config.global_batch_size." if not name else "a smaller weight.")
+            )
 
     def check_evaluation_data(self) -> str:
         return ", ".join(f"{name} {len(source)} records" for name, source in self.eval_sources.items())

@@ -22,7 +22,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -81,6 +81,7 @@ def run(
     )
     check_folder(folder, "--workdir")
     axes, numbers = parse_axes(vary, overrides), parse_seeds(seeds)
+    edited = watching(file)
     settings = build_settings(file, overrides, axes)
     fields = [field for axis in axes for field in axis.fields]
     with folder_lock(
@@ -97,7 +98,7 @@ def run(
         describe(folder, sweep, asked, tasks, launch, jobs)
         save = lambda: write_sweep(folder, sweep)  # noqa: E731
         if launch == "local":
-            return train(folder, sweep, tasks, len(asked), jobs)
+            return train(folder, sweep, tasks, len(asked), jobs, edited)
         if launch == "print":
             print_commands(tasks)
             save()
@@ -211,9 +212,23 @@ def describe(
     print("\n".join(lines), file=sys.stdout if launch == "local" else sys.stderr, flush=True)
 
 
-def train(folder: Path, sweep: Sweep, tasks: Sequence[Task], total: int, jobs: int) -> int:
+def watching(file: str) -> Callable[[], bool]:
+    """Whether the experiment file of "--config=FILE" is another than now, when a cell is about to read it."""
+    path = Path(file.removeprefix("--config=").partition(":")[0])
+
+    def content() -> bytes | None:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return None
+
+    now = content()
+    return lambda: content() != now
+
+
+def train(folder: Path, sweep: Sweep, tasks: Sequence[Task], total: int, jobs: int, edited: Callable[[], bool]) -> int:
     """Trains the cells here, and says how it ended. Returns the exit code; total: cells, with finished ones."""
-    local = Local(tasks, total, jobs, lambda: write_sweep(folder, sweep))
+    local = Local(tasks, total, jobs, lambda: write_sweep(folder, sweep), edited)
     stopped = local.run()
     write_sweep(folder, sweep)
     failed = [task for task in tasks if task.cell.status == "failed"]
@@ -224,6 +239,14 @@ def train(folder: Path, sweep: Sweep, tasks: Sequence[Task], total: int, jobs: i
     if stopped:
         print(f"Stopped with {_count(len(unfinished), 'cell')} unfinished. {again}", flush=True)
         return 128 + stopped
+    if local.waiting:
+        print(
+            f"error: {sweep.config} was edited while the sweep ran: {_count(len(local.waiting), 'cell')} would train "
+            "another configuration, and none of them was started. Undo the change and repeat the command; or, for a "
+            "sweep of the edited file, use another --workdir.",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return 1
     if unfinished:
         print(f"{len(tasks) - len(unfinished)} finished, {len(unfinished)} not. {again}", flush=True)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -9,7 +10,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 from clipjax.config.errors import ConfigError, nearest, require, shown
 from clipjax.config.fields import declarations, metadata, rows
@@ -52,6 +53,21 @@ def to_config_dict(config: Any) -> ConfigDict:
     A ConfigDict of clipjax also takes the dataclass itself: `config.model = get_preset("siglip_b16")`.
     """
     return _fill(SectionDict(), config)
+
+
+def with_references(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
+    """config, whose fields follow one another wherever those of `given`, which has the same values, do.
+
+    Such fields are FieldReferences, from ConfigDict's get_ref: set by a flag, one of them moves all.
+    """
+    if isinstance(given, ConfigDict):
+        for name, value in given.items(preserve_field_references=True):
+            if isinstance(value, ConfigDict) and isinstance(config.get(name), ConfigDict):
+                with_references(config[name], value)
+            elif isinstance(value, FieldReference) and name in config and name != "name":
+                with contextlib.suppress(TypeError):  # a placeholder of another type than the field's
+                    config[name] = value
+    return config
 
 
 def require_field(config: ConfigDict, name: str) -> None:

@@ -27,6 +27,9 @@ class TrainExamples:
     With data.image_embeddings, a column image_embedding takes the place of image. data.teacher_embeddings adds
     teacher_image_embedding and teacher_text_embedding.
 
+    pair_id: the record's, or for one without, a number below -1 that is its own: a record that comes twice in a batch,
+    as after the end of an epoch or in a small part of a mixture, has equal ids.
+
     batch_size: of the global batch, all images of which are cut into patches within one budget.
 
     Example i is record order[i] (clipjax.data.mixture.make_order). Its caption and its crop are drawn from a generator
@@ -54,8 +57,9 @@ class TrainExamples:
 
     def __call__(self, first: int, count: int) -> Rows:
         bad: list[BadRecord] = []
-        fetch_ahead(self.source, [self.order[i] for i in range(first, first + count)])
-        examples = [self.example(i, bad) for i in range(first, first + count)]
+        indices = [self.order[i] for i in range(first, first + count)]  # for few records, drawing one takes long
+        fetch_ahead(self.source, indices)
+        examples = [self.example(first + row, index, bad) for row, index in enumerate(indices)]
         images, texts, pair_ids = zip(*examples, strict=True)
         rows = {name: np.stack([columns[name] for columns in images]) for name in images[0]}
         text = self.tokenizer([text for own in texts for text in own])
@@ -63,8 +67,8 @@ class TrainExamples:
             text = text.reshape(count, self.data.captions_per_image, -1)
         return rows | {"text": text, "pair_id": np.array(pair_ids, np.int32)}, bad
 
-    def example(self, i: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], list[str], int]:
-        """(the image's columns, data.captions_per_image texts, pair_id) of example i."""
+    def example(self, i: int, index: int, bad: list[BadRecord]) -> tuple[dict[str, np.ndarray], list[str], int]:
+        """(the image's columns, data.captions_per_image texts, pair_id) of example i, which is record `index`."""
         rng, budget = np.random.default_rng((self.seed, i)), self.budget_of(i // self.batch_size)
 
         def make(index: int, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str], int]:
@@ -72,9 +76,11 @@ class TrainExamples:
             texts = record["texts"]
             chosen = choose_captions(len(texts), self.data.captions_per_image, rng)
             columns |= self.of_teacher(index, record, chosen[0])
-            return columns, [texts[caption] for caption in chosen], record["pair_id"]
+            own = -2 - index if index < 2**31 - 1 else -1
+            pair_id = record["pair_id"] if record["pair_id"] >= 0 else own
+            return columns, [texts[caption] for caption in chosen], pair_id
 
-        return first_good(self.source, self.order[i], make, lambda bad: self.order.replacement(bad, rng), bad)
+        return first_good(self.source, index, make, lambda bad: self.order.replacement(bad, rng), bad)
 
     def budget_of(self, batch: int) -> PatchBudget | None:
         """The budget of all images of a batch, drawn from (seed, batch) where there are several."""

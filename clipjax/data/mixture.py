@@ -71,6 +71,15 @@ def make_order(source: Source | Sequence, seed: int) -> Shuffled | Interleaved:
     return source.order(seed) if hasattr(source, "order") else Shuffled(len(source), seed)
 
 
+def crowded(source: Source, batch_size: int) -> list[tuple[str, int, int]]:
+    """[(part, its examples in a batch, its records)] where a batch has more of them; "" for a source without parts."""
+    if not isinstance(source, Mixture):
+        return [("", batch_size, len(source))] if batch_size > len(source) else []
+    shares = places_of(source.weights) / PERIOD * batch_size
+    parts = zip(source.names, shares, source.sources, strict=True)
+    return [(name, round(share), len(part)) for name, share, part in parts if round(share) > len(part)]
+
+
 def fetch_ahead(source: Source | Sequence, indices: Sequence[int]) -> None:
     """Has a source in a bucket read these records at the same time; the source[index] of each must follow."""
     if hasattr(source, "fetch_ahead"):

@@ -102,8 +102,9 @@ def embed_classes(
         means.append(np.add.reduceat(embedding.astype(np.float64), first[:-1], axis=0) / np.diff(first)[:, None])
         rows = zip(first[:-1], first[1:], strict=True)
         hashes += [hashlib.sha256(tokens[a:b].tobytes()).digest() for a, b in rows]
-    mean = np.concatenate(means)
     repeats = collections.Counter(hashes)
+    first_of = {key: number for number, key in reversed(list(enumerate(hashes)))}
+    mean = np.concatenate(means)[[first_of[key] for key in hashes]]  # of equal texts, equal to the last bit
     alike = [name for name, key in zip(names, hashes, strict=True) if repeats[key] > 1]
     if alike:
         logging.warning(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from clipjax.config import EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.eval.class_names import Ties
+from clipjax.eval.each_text_once import each_text_once
 from clipjax.eval.embeddings import NotFinite, Where, broken_rows, not_finite_error, record_name
 from clipjax.eval.intervals import mean_interval, median_interval, wilson_interval
 from clipjax.eval.ranks import MAX_SCORES, ranks
@@ -156,6 +157,7 @@ def _embedded(
     data = f"{config.source.path}, split '{config.source.split}'"
     images, texts, counts, pair_ids, unreadable = [], [], [], [], 0
     tokens: list[bytes] = []
+    embed_texts = each_text_once(embed_texts)
     for batch in batches():
         columns = (batch["text"], batch["pair_id"], batch["valid"], batch.get("index", batch["pair_id"]))
         image, text, pair_id, valid, index = to_host((embed_images(batch), *columns))

@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
     text_embedding: jax.Array  # [B, D] L2-normalised
     logit_scale: jax.Array  # ()
     logit_bias: jax.Array  # ()
-    pair_id: jax.Array | None = None  # [B] int32; equal: the captions mean the same; < 0: unlike any other
+    pair_id: jax.Array | None = None  # [B] int32; equal: the captions mean the same; -1: unlike any other
     teacher_image_embedding: jax.Array | None = None  # [B, D of the teacher] L2-normalised
     teacher_text_embedding: jax.Array | None = None  # [B, D of the teacher] L2-normalised
     teacher_logit_scale: jax.Array | None = None  # ()

@@ -122,7 +122,7 @@ def pairs(row_ids: dict, column_ids: dict, repeats: str) -> Pairs:
     diagonal = row_ids["index"][:, None] == column_ids["index"][None, :]
     if repeats == "negatives" or "pair_id" not in row_ids:
         return Pairs(diagonal, diagonal, None, False)
-    same = (row_ids["pair_id"][:, None] == column_ids["pair_id"][None, :]) & (row_ids["pair_id"][:, None] >= 0)
+    same = (row_ids["pair_id"][:, None] == column_ids["pair_id"][None, :]) & (row_ids["pair_id"][:, None] != -1)
     if repeats == "ignore":
         return Pairs(diagonal, diagonal, same & ~diagonal, False)
     return Pairs(diagonal, diagonal | same, None, True)

@@ -2,7 +2,7 @@
 
 from clipjax.models.dual_encoder import DualEncoder, DualEncoderOutput
 from clipjax.models.presets import PRESETS, get_preset
-from clipjax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, image_tower, patch_budget, text_tower
+from clipjax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, image_tower, patch_budget, random_fields, text_tower
 from clipjax.models.towers.tower import Tower, TowerOutput
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "get_preset",
     "image_tower",
     "patch_budget",
+    "random_fields",
     "text_tower",
 ]

@@ -151,16 +151,19 @@ class CrossAttention(nn.Module):
         fused = fused_by(self.kind, *shapes, self.activations) == "cudnn"
         if fused:
             x, context = cudnn_attention.even(x), cudnn_attention.even(context)
+        # Heads that "tensor" does not divide are not split: XLA would, unevenly, and layouts on CPU cannot be (on_cpu).
+        sharding = self.activations
+        whole = sharding if sharding is not None and self.num_heads % sharding.mesh.shape["tensor"] else None
 
         def heads(name: str, a: jax.Array) -> jax.Array:
             y = Linear(width, self.kernel_init, dtype=self.dtype, name=name)(a)
-            return y.reshape(*a.shape[:2], self.num_heads, -1)
+            return constrain(y.reshape(*a.shape[:2], self.num_heads, -1), whole)
 
         q, k, v = heads("query", x), heads("key", context), heads("value", context)
         if fused:
             y = cudnn_attention.cudnn_attention(q, k, v, mask, keys=keys, sharding=self.activations)
         else:
-            y = attention(q, k, v, mask=mask)
+            y = constrain(attention(q, k, v, mask=mask), whole)
         return Linear(width, self.out_init, dtype=self.dtype, name="out")(y.reshape(x.shape))[:, :length]
 
 

@@ -14,6 +14,8 @@ from clipjax.report.statistics import Difference, Spread, difference, holm, spre
 from clipjax.runs.best import best_of
 from clipjax.runs.record import RunRecord
 
+Counted = list[tuple[RunRecord, int]]  # runs, each with the step whose evaluation counts
+
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
@@ -91,16 +93,18 @@ def compare(
     base = choose_baseline(baseline, grouped, fields)
     told = [*notes, *notes_on_configs(grouped, base, fields)]
     tables = [_values(grouped, metric, step) for metric in chosen]
-    pairs = [None if name == base else difference(values[name], values[base]) for values, _ in tables for name in names]
+    pairs = [
+        None if name == base else difference(values[name], values[base]) for values, _, _ in tables for name in names
+    ]
     corrected = holm(pairs)
     tests = sum(bool(pair and pair.test) for pair in corrected)
     wall_time = all(record.seconds > 0 for record in records)
     changes = {name: changes_of(grouped[base][0], grouped[name][0], fields) for name in names if name != base}
     result = []
-    for number, (metric, (values, why)) in enumerate(zip(chosen, tables, strict=True)):
+    for number, (metric, (values, counted, why)) in enumerate(zip(chosen, tables, strict=True)):
         found = corrected[number * len(names) : (number + 1) * len(names)]
         groups = tuple(
-            _group(name, grouped[name], fields, metric, values[name], pair, target, step, wall_time)
+            _group(name, grouped[name], fields, metric, values[name], counted[name], pair, target, wall_time)
             for name, pair in zip(names, found, strict=True)
         )
         numbers = [value for group in groups for value in group.values.values()]
@@ -139,12 +143,13 @@ def _choose_metrics(records: Sequence[RunRecord], metrics: Sequence[str]) -> lis
 
 def _values(
     groups: Mapping[str, list[RunRecord]], metric: str, step: str
-) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """({group: {seed: the metric}}, why runs do not count)."""
+) -> tuple[dict[str, dict[int, float]], dict[str, Counted], list[str]]:
+    """({group: {seed: the metric}}, {group: the runs that count}, why others do not)."""
     values: dict[str, dict[int, float]] = {}
+    counted: dict[str, Counted] = {}
     why = []
     for name, runs in groups.items():
-        values[name] = {}
+        values[name], counted[name] = {}, []
         for record in runs:
             number, reason = _counted(record, metric, step)
             seed = record.config.seed
@@ -154,6 +159,7 @@ def _values(
                 why.append(f"{record.path} has the setting and the seed of another run and does not count.")
             else:
                 values[name][seed] = dict(record.evaluations())[number][metric]
+                counted[name].append((record, number))
     missing = [name for name in groups if not values[name]]
     if missing and not step.isdecimal():
         common = [{s for s, found in r.evaluations() if metric in found} for runs in groups.values() for r in runs]
@@ -162,7 +168,7 @@ def _values(
             why.append(f"--step={shared} compares all runs at the last step that all have evaluated.")
     if len(missing) == len(groups):
         raise ConfigError(f"There is nothing to compare by {metric}:\n" + "\n".join(f"  {line}" for line in why))
-    return values, why
+    return values, counted, why
 
 
 def _counted(record: RunRecord, metric: str, step: str) -> tuple[int, str]:
@@ -207,13 +213,12 @@ def _group(
     fields: Sequence[str],
     metric: str,
     values: dict[int, float],
+    counted: Counted,
     pair: Difference | None,
     target: float | None,
-    step: str,
     wall_time: bool,
 ) -> Group:
     settings = {field: value for field, value in flat(runs[0].config).items() if field in fields}
-    counted = [(record, number) for record in runs for number, why in [_counted(record, metric, step)] if not why]
     trained = [(record, record.training_seconds(record.step)) for record, _ in counted]
     rates = [record.images(record.step) / seconds for record, seconds in trained if seconds > 0]
     seconds = [record.seconds if wall_time else took for record, took in trained]

@@ -6,7 +6,9 @@ Each field declares it where it is defined (clipjax.config.fields); docs/reliabi
 from __future__ import annotations
 
 from clipjax.config import ConfigError, ExperimentConfig, declared, differences, flat
+from clipjax.models import random_fields
 
+AVERAGES = "the averages begin with the run: turned off they are lost, and later there are none to go on with"
 FROZEN = "what is frozen (0) has no optimizer state, and what is trained needs it"
 
 
@@ -17,7 +19,7 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
     """
     roles = declared(trained, config)
     changes = differences(flat(trained), flat(config))
-    reasons = {name: roles[name].fixed or (FROZEN if _freezes(name, *changes[name]) else "") for name in changes}
+    reasons = {name: roles[name].fixed or _reason(name, *changes[name]) for name in changes}
     refused = [
         f"  {name}={old!r}, config.{name} is now {new!r}: {reasons[name]}"
         for name, (old, new) in changes.items()
@@ -29,12 +31,18 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
             "start a new experiment from these weights, use a new --workdir and set --config.init_from to this one."
         )
     felt = {name for name in changes if roles[name].role != "runtime" and not roles[name].at_start}
+    if random_fields(config.model):
+        # Each micro-batch draws for itself, and which rows it has depends on the parts of the batch on the devices.
+        felt |= {"accumulation_steps"} & changes.keys()
+        felt |= {"mesh.data", "mesh.fsdp"} & changes.keys() if config.accumulation_steps > 1 else set()
     return [
         f"  config.{name}: {old!r} -> {new!r}" + (", which changes the curve from here on" if name in felt else "")
         for name, (old, new) in changes.items()
     ]
 
 
-def _freezes(name: str, old: object, new: object) -> bool:
-    """Whether a change freezes a tower or the temperature, or begins to train a frozen one."""
-    return name.startswith("optimizer.") and name.endswith("_lr_multiplier") and 0 in (old, new)
+def _reason(name: str, old: object, new: object) -> str:
+    """Why a change from or to 0 is refused, of a field that may change otherwise; "": it is not."""
+    if 0 not in (old, new) or not name.startswith("optimizer."):
+        return ""
+    return FROZEN if name.endswith("_lr_multiplier") else AVERAGES if name == "optimizer.ema_decay" else ""

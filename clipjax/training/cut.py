@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from clipjax.config import ExperimentConfig, require
 from clipjax.data.cut import Batch, TextCut, counted, cut_texts, ladder
 from clipjax.mesh import batch_shards, reading_part
-from clipjax.models import image_tower, patch_budget, text_tower
+from clipjax.models import patch_budget, random_fields, text_tower
 from clipjax.training.teacher import EmbeddedTeacher, Teacher
 
 MAX_PROGRAMS = 16  # of a run's step
@@ -94,10 +94,8 @@ def drawn_per_token(config: ExperimentConfig) -> bool:
 def why_one_length(config: ExperimentConfig) -> str:
     """Why the rows of a batch all have one length, whatever config.data.short_texts; "": they need not."""
     model = config.model
-    random = {f"{side}.{name}" for side, row in (("image", image_tower(model.image)), ("text", text_tower(model.text)))
-              for name in row.random if getattr(getattr(model, side), name)}  # fmt: skip
-    if random:
-        return f"config.model.{min(random)} draws by the order of the rows"
+    if random := random_fields(model):
+        return f"config.model.{random[0]} draws by the order of the rows"
     if model.decoder.depth:
         return "the captioner reads all texts at once"
     if config.loss.teacher and not config.data.teacher_embeddings:

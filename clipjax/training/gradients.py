@@ -124,7 +124,7 @@ def with_all_texts(embedded: dict[str, jax.Array], others: dict[str, jax.Array])
     """The loss's inputs for B K pairs, where embedded["text_embedding"] is [B, K, D]; as they are, where it is [B, D].
 
     Image i becomes the rows i K to i K + K - 1, with one of its texts each. Their pair_id is the image's own, or one
-    that no other image has where it has none (< 0), so that all its texts are positives of each row. The gradient by an
+    that no other image has where it has none (-1), so that all its texts are positives of each row. The gradient by an
     image's embedding is then the sum over its rows.
     """
     texts = embedded["text_embedding"]
@@ -139,7 +139,7 @@ def with_all_texts(embedded: dict[str, jax.Array], others: dict[str, jax.Array])
     pair_id = others["pair_id"]
     # Numbers below the batch for ids that images share, beyond it for the rest: no id that data may have is in the way.
     shared = jnp.searchsorted(jnp.sort(pair_id), pair_id)
-    pair_id = jnp.where(pair_id >= 0, shared, batch + jnp.arange(batch)).astype(jnp.int32)
+    pair_id = jnp.where(pair_id != -1, shared, batch + jnp.arange(batch)).astype(jnp.int32)
     embedded = {
         "image_embedding": repeated(embedded["image_embedding"]),
         "text_embedding": texts.reshape(batch * count, -1),

@@ -369,6 +369,14 @@ def test_mostly_bad_records_are_refused_with_the_first_of_them(missing, told, tm
     assert "\n" not in str(error.value) and not (tmp_path / "mine.py").exists()
 
 
+def test_records_to_evaluate_on_that_are_all_bad_are_told_as_such(tmp_path):
+    path = without_images(tmp_path / "d", 20, 0)
+    for number in (9, 19):
+        (path.parent / f"files/{number}.png").unlink()
+    with pytest.raises(ConfigError, match=r"none of 2 records to evaluate on \(every 10th record\) can be used: 2 "):
+        init.run(tmp_path / "mine.py", path)
+
+
 def test_sizes_follow_from_the_records_that_can_be_used(tmp_path, capsys):
     path = without_images(tmp_path / "d", 200, 80)
     init.run(tmp_path / "mine.py", path)

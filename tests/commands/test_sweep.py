@@ -311,9 +311,29 @@ def test_a_signal_lets_the_running_cell_save_and_the_same_command_goes_on(experi
     assert "global_batch_size=128/seed0: goes on at step 7" in capfd.readouterr().out
 
 
+def test_cells_do_not_read_a_file_that_was_edited_while_the_sweep_ran(
+    experiment, trainer, tmp_path, capfd, monkeypatch
+):
+    file, folder, start = tmp_path / "experiment.py", tmp_path / "sweep", launch.Local._start
+    before = file.read_text()
+
+    def edit_after(self, task):
+        start(self, task)
+        file.write_text(before + "# edited\n")
+
+    monkeypatch.setattr(launch.Local, "_start", edit_after)
+    assert sweep.run([experiment], ["global_batch_size=8,16,32"], folder) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and "experiment.py was edited while the sweep ran: 2 cells would train" in errors
+    assert list(statuses(folder).values()) == ["finished", "waiting", "waiting"]
+    monkeypatch.setattr(launch.Local, "_start", start)
+    file.write_text(before)
+    assert sweep.run([experiment], ["global_batch_size=8,16,32"], folder) == 0
+
+
 def test_the_eta_is_that_of_cells_as_long_and_knows_that_a_start_takes_time(tmp_path):
     cells = [Task(Cell("x", seed, {}, {}), 1, tmp_path, [], images, 1) for seed, images in enumerate((100, 300, 500))]
-    local = launch.Local(cells, 5, 1, lambda: None)
+    local = launch.Local(cells, 5, 1, lambda: None, lambda: False)
     assert local.eta() is None
     local.done = [(100, 10.0), (100, 12.0)]
     assert local.eta() == pytest.approx(11 + 22 + 33)

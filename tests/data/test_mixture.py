@@ -18,7 +18,7 @@ from clipjax.config import (
     from_config_dict,
     to_config_dict,
 )
-from clipjax.data.mixture import PERIOD, Mixture, interleave, open_train, places_of
+from clipjax.data.mixture import PERIOD, Mixture, crowded, interleave, open_train, places_of
 from clipjax.data.records import RecordError
 from clipjax.training.check import check
 from tests.data.samples import FaultySource, example, run_script, write_folder
@@ -200,6 +200,13 @@ def test_keys_places_and_labels_are_told_apart(folders):
     assert {mixture[i]["label"] for i in range(53)} == {-1} and mixture.class_names == ()
     with pytest.raises(IndexError):
         mixture[53]
+
+
+def test_parts_of_which_a_batch_has_more_examples_than_there_are_records_are_told():
+    small, large = [example(i) for i in range(3)], [example(i) for i in range(100)]
+    mixture = Mixture({"a": small, "b": large}, {"a": 1.0, "b": 3.0})
+    assert crowded(mixture, 12) == [] and crowded(mixture, 16) == [("a", 4, 3)]
+    assert crowded(small, 3) == [] and crowded(small, 4) == [("", 4, 3)]
 
 
 def test_a_bad_record_is_replaced_by_one_of_its_own_part_so_the_shares_stay():

@@ -101,6 +101,14 @@ def test_another_seed_gives_other_batches(source, reference):
     assert (take(stream(source, seed=1), 1)[0]["pair_id"] != reference[0]["pair_id"]).any()
 
 
+def test_a_record_without_a_pair_id_has_one_of_its_own_so_that_it_is_known_when_it_comes_twice():
+    records = [{**example(i), "pair_id": i if i == 2 else -1} for i in range(5)]
+    batch = take(stream(records), 1)[0]
+    of_record = {0: -2, 1: -3, 2: 2, 3: -5, 4: -6}
+    assert batch["pair_id"].tolist() == [of_record[record] for record in batch["text"][:, 1].tolist()]
+    assert len(set(batch["pair_id"].tolist())) == 5 < BATCH
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_any_number_of_hosts_sees_the_same_global_batches(source, reference, processes):
     parts = [take(stream(source, process=(p, processes)), 6) for p in range(processes)]

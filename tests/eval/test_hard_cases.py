@@ -17,7 +17,7 @@ def mesh():
     return make_mesh(MeshConfig(4, 2, 1))
 
 
-def classify(mesh, image, label, names=None, templates=("{}",), class_names_file="", **options):
+def classify(mesh, image, label, names=None, templates=("{}",), class_names_file="", embed_texts=None, **options):
     """Zero-shot where every prompt of class c has the unit vector c as its embedding."""
     columns = {"image": image, "label": np.asarray(label, np.int32), "valid": np.ones(ROWS, bool)}
     source = SourceConfig(path="toy")
@@ -26,14 +26,14 @@ def classify(mesh, image, label, names=None, templates=("{}",), class_names_file
         config,
         batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
         embed_images=lambda batch: batch["image"],
-        embed_texts=lambda tokens: EYE[tokens[:, 0]],
+        embed_texts=embed_texts or (lambda tokens: EYE[tokens[:, 0]]),
         tokenizer=lambda texts: np.array([[int(text.split()[-1])] for text in texts], np.int32),
         class_names=[str(c) for c in range(ROWS)] if names is None else names,
         mesh=mesh,
     )
 
 
-def retrieve(mesh, image, text, **options):
+def retrieve(mesh, image, text=None, embed_texts=None, batches=1, **options):
     columns = {
         "image": image,
         "text": np.arange(ROWS, dtype=np.int32)[:, None],
@@ -42,9 +42,9 @@ def retrieve(mesh, image, text, **options):
     }
     return retrieval.evaluate(
         RetrievalConfig(source=SourceConfig(path="toy"), **options),
-        batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))]),
+        batches=lambda: iter([jax.device_put(columns, batch_sharding(mesh))] * batches),
         embed_images=lambda batch: batch["image"],
-        embed_texts=lambda tokens: text[tokens[:, 0]],
+        embed_texts=embed_texts or (lambda tokens: text[tokens[:, 0]]),
         mesh=mesh,
     )
 
@@ -84,6 +84,30 @@ def test_classes_that_read_the_same_are_counted_logged_and_never_right(mesh, cap
     assert "2 of 16 classes" in caplog.text
     assert found["top1"] == 0.0
     assert classify(mesh, EYE, np.arange(ROWS))["indistinguishable"] == 0
+
+
+class Padded:
+    """Embeds text c as the unit vector c, and a bit of the last one that depends on what stands beside the text."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, tokens):
+        rows = EYE[tokens[:, 0]]
+        rows[:, -1] += 1e-6 * np.arange(self.seen, self.seen + len(rows))
+        self.seen += len(rows)
+        return rows
+
+
+def test_equal_texts_tie_although_a_tower_computes_them_a_bit_differently(mesh):
+    images = EYE + EYE[-1]  # which see that bit
+    names = [str(c) for c in range(ROWS)]
+    names[5] = "4"
+    found = classify(mesh, images[np.full(ROWS, 4)], np.full(ROWS, 5), names, embed_texts=Padded())
+    assert (found["indistinguishable"], found["top1"]) == (2, 0.0)
+    found = retrieve(mesh, images, embed_texts=Padded(), batches=2)
+    assert found["repeated_captions"] == 2 * ROWS
+    assert found["image_to_text_r1"] == found["text_to_image_r1"] == 0.0
 
 
 def test_labels_beyond_the_names_are_refused(mesh):

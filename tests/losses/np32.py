@@ -52,7 +52,7 @@ def masks(repeats, batch, pair_id):
     eye = np.eye(batch, dtype=bool)
     if repeats == "negatives":
         return eye, np.zeros_like(eye)
-    same = (pair_id[:, None] == pair_id[None, :]) & (pair_id[:, None] >= 0)
+    same = (pair_id[:, None] == pair_id[None, :]) & (pair_id[:, None] != -1)
     return (eye | same, np.zeros_like(eye)) if repeats == "positives" else (eye, same & ~eye)
 
 

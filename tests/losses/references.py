@@ -28,7 +28,7 @@ def masks(config, size, pair_id):
     eye = jnp.eye(size, dtype=bool)
     if config.repeats == "negatives":
         return eye, jnp.zeros_like(eye)
-    same = (pair_id[:, None] == pair_id[None, :]) & (pair_id[:, None] >= 0)
+    same = (pair_id[:, None] == pair_id[None, :]) & (pair_id[:, None] != -1)
     return (eye | same, jnp.zeros_like(eye)) if config.repeats == "positives" else (eye, same & ~eye)
 
 

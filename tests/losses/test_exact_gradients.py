@@ -48,7 +48,7 @@ def others(name, batch=BATCH, repeats="negatives"):
     rng = np.random.default_rng(1)
     found = {}
     if repeats != "negatives":
-        found["pair_id"] = np.where(np.arange(batch) % 3 == 2, rng.integers(0, 5, batch), -1).astype(np.int32)
+        found["pair_id"] = np.where(np.arange(batch) % 3 == 2, rng.integers(-4, 3, batch), -1).astype(np.int32)
     if name == "distill":
         x = rng.normal(size=(batch, 16))
         found["teacher_image_embedding"], found["teacher_text_embedding"] = unit(x), unit(x + rng.normal(size=x.shape))

@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipjax.config import MeshConfig
-from clipjax.mesh import make_mesh
+from clipjax.mesh import batch_sharding, make_mesh
 from clipjax.models.attention import attention
 from clipjax.models.layers import add_bias, dot, dots
 from clipjax.models.on_cpu import sum_of_products
 from clipjax.planning.hlo import collectives, parse
 from clipjax.training.state import abstract_state
 from clipjax.training.step import lower_step
-from tests.tiny import tiny_config
+from tests.tiny import start, tiny_batches, tiny_config
 
 WIDTH = 64
 
@@ -183,3 +183,15 @@ def test_all_products_of_a_bfloat16_step_but_the_loss_are_bfloat16():
 def test_the_step_overwrites_its_state_without_copying_it():
     assert re.search(r" = f32\[\d\S* (?:copy|fusion)\(", compiled_step())
     assert not re.search(r" = f32\[\d\S* copy\(%state_(?:params|opt_state)", compiled_step()), "only scalars"
+
+
+def test_heads_that_the_tensor_axis_does_not_divide_are_not_split():
+    found = {}
+    for mesh, count in (((1, 1, 1), 1), ((1, 1, 4), 4)):
+        config = tiny_config(mesh, loss="softmax")
+        image = replace(config.model.image, pool="attentional", pooler_queries=4, pooler_heads=2)
+        config = replace(config, model=replace(config.model, image=image))
+        mesh, state, step = start(config, count)
+        state, metrics = step(state, jax.device_put(tiny_batches(1)[0], batch_sharding(mesh)))
+        found[count] = [float(metrics[name]) for name in ("loss", "grad_norm", "update_norm")]
+    np.testing.assert_allclose(found[4], found[1], rtol=2e-6)

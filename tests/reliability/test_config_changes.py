@@ -95,6 +95,24 @@ def test_what_may_change_is_told_with_whether_the_curve_feels_it(name, felt):
     assert line == f"  config.{path}: {FIELDS[path]!r} -> {value!r}" + ", which changes the curve from here on" * felt
 
 
+@pytest.mark.parametrize(("old", "new"), [(0.0, 0.99), (0.99, 0.0)])
+def test_averages_begin_with_a_run_and_are_not_lost(old, new):
+    with pytest.raises(ConfigError, match="ema_decay.*the averages begin with the run"):
+        check_changes(changed(optimizer__ema_decay=old), changed(optimizer__ema_decay=new), "x")
+    (line,) = check_changes(changed(optimizer__ema_decay=0.9), changed(optimizer__ema_decay=0.99), "x")
+    assert line.endswith("which changes the curve from here on")
+
+
+def test_micro_batches_change_the_curve_where_each_draws_for_itself():
+    before, after = (changed(model__text__dropout=0.1, accumulation_steps=steps) for steps in (1, 2))
+    (line,) = check_changes(before, after, "x")
+    assert line == "  config.accumulation_steps: 1 -> 2, which changes the curve from here on"
+    (line,) = check_changes(before, changed(model__text__dropout=0.1, mesh__fsdp=2), "x")
+    assert line == "  config.mesh.fsdp: 1 -> 2"
+    (line,) = check_changes(after, changed(model__text__dropout=0.1, accumulation_steps=2, mesh__fsdp=2), "x")
+    assert line.endswith(" 1 -> 2, which changes the curve from here on")
+
+
 def test_no_change_is_nothing_to_tell_after_a_round_trip_through_json():
     again = from_json_dict(json.loads(json.dumps(to_json_dict(OLD))))
     assert check_changes(again, OLD, "x") == []

@@ -173,6 +173,17 @@ def test_unfinished_and_diverged_runs_do_not_count_and_are_named(tmp_path, capsy
     assert groups["all runs"].values == pytest.approx({0: 0.4, 1: 0.4, 2: 0.8})
 
 
+def test_a_second_run_of_a_seed_counts_in_no_column(tmp_path):
+    first, again = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.9)
+    path = Path(again) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"seconds_per_step": ', '"seconds_per_step": 100'))
+    assert path.read_text() != (Path(first) / "metrics.jsonl").read_text()
+    (alone, both) = (compared(*runs, target=0.6)[1]["all runs"] for runs in ([first], [first, again]))
+    assert both.values == {0: 0.5} and len(both.runs) == 2
+    for name in ("seconds", "images", "images_per_second", "target"):
+        assert getattr(both, name) == getattr(alone, name), name
+
+
 def test_when_no_run_is_finished_it_names_the_step_that_all_have_evaluated(tmp_path):
     runs = [write_run(tmp_path / loss, steps=15, loss=loss) for loss in ("sigmoid", "softmax")]
     with pytest.raises(ConfigError, match="nothing to compare by zs/top1") as error:

@@ -18,9 +18,11 @@ from clipjax.training.step import batch_shapes
 from tests.tiny import CONTEXT, VOCAB, tiny_batches, tiny_config
 
 IMAGES, CAPTIONS = 16, 3
-# Images 0 and 5 share an id, and so do 1 and 2; 7 has the largest id that a record may have, the rest have none.
+# Images 0 and 5 share an id, and so do 1 and 2; 7 has the largest id that a record may have. 3 and 9 are one record
+# without an id, twice in the batch (data/examples.py); the rest have none.
 PAIR_ID = np.full(IMAGES, -1, np.int32)
 PAIR_ID[[0, 5]], PAIR_ID[[1, 2]], PAIR_ID[7] = 3, 0, 2**31 - 1
+PAIR_ID[[3, 9]] = -5
 
 
 def config_of(loss, mesh=(1, 1, 1), count=CAPTIONS, **changes):
@@ -57,7 +59,7 @@ def rectangular(name, x, y, scale, bias):
     is a mean. A text meets every image K times among its rows, which adds log K to its cross-entropy. sigmoid: the sum
     over all pairs of an image and a text, for each image.
     """
-    ids = np.where(PAIR_ID >= 0, PAIR_ID.astype(np.int64), -1 - np.arange(IMAGES))
+    ids = np.where(PAIR_ID != -1, PAIR_ID.astype(np.int64), 2**40 + np.arange(IMAGES))
     positive = ids[:, None] == np.repeat(ids, CAPTIONS)[None, :]
     s = scale * x @ y.T
     if name == "sigmoid":

@@ -40,7 +40,7 @@ def class_folders(
             names = ClassNames(tuple(map(str, range(largest + 1))), f"the folders of {root}")
             logging.warning(
                 "The class folders of %s are numbers, which the captions will contain: '%s'. Give the classes' names "
-                "%s, one per line; the number is the line, counted from 0.", root, names.names[-1:],
+                "%s, one per line; the number is the line, counted from 0.", root, names.names[-1],
                 option or f"in a file {root}/classnames.txt",
             )  # fmt: skip
     labels = {}

@@ -127,7 +127,9 @@ def json_rows(table: Path, columns: Columns) -> Iterator[TableRow]:
             seen |= dict.fromkeys(row.values)
             rows += not row.fault
             missing -= {name for name in missing if has_field(row.values, name)}
-            fault = fault or (f" Line {line} is {row.fault}." if row.fault else "")
+            fault = fault or (
+                f" Line {line} is {row.fault}{f': {row.detail}' * bool(row.detail)}." if row.fault else ""
+            )
             yield row
     if fault and not rows:
         raise ManifestError(f"{table} is not a table of JSON objects, one a line.{fault}")

@@ -44,6 +44,14 @@ def text_tower(config: TextTowerConfig) -> Tower:
     return _row(config, TEXT_TOWERS, "config.model.text")
 
 
+def random_fields(model: ModelConfig) -> list[str]:
+    """The fields of config.model with which towers draw at random, and which are on: ["text.dropout"]."""
+    rows = {"image": image_tower(model.image), "text": text_tower(model.text)}
+    return sorted(
+        f"{side}.{name}" for side, row in rows.items() for name in row.random if getattr(getattr(model, side), name)
+    )
+
+
 def towers_of(model: ModelConfig) -> tuple[str, ...]:
     """The towers that a model has: ("image", "text"), or one of them. Raises ConfigError as image_tower does."""
     rows = {"image": image_tower(model.image), "text": text_tower(model.text)}
