@@ -9,6 +9,7 @@
     examples.py     records -> rows of a batch, each a function of its position
     pipeline.py     rows -> batches; read_ahead.py makes them in threads or processes; prefetch.py moves them to devices
     finding.py      which source reads what a path holds
+    listing.py      the files of a folder of images
     embeddings.py   embeddings of a frozen tower, stored as records
 
 The names below can be imported from here; each is loaded when it is first used.

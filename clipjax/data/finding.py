@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from clipjax.config import ConfigError, SourceConfig, require
 from clipjax.data.images.decode import IMAGE_SUFFIXES
+from clipjax.data.listing import Listing, captions_of_images, class_folders_of, list_files
 from clipjax.data.records import MANIFEST, ManifestError, read_manifest
-from clipjax.data.sources import FolderConfig, HeldOutConfig, ParquetConfig, WebDatasetConfig, held_out
+from clipjax.data.sources import FolderConfig, HeldOutConfig, ParquetConfig, WebDatasetConfig, held_out, open_source
 from clipjax.data.sources.columns import parquet_columns, table_columns
-from clipjax.data.sources.image_files import SIDECARS, Sidecars, image_files
+from clipjax.data.sources.image_files import SIDECARS
 from clipjax.data.sources.local_files import SPLITS, split_in
 from clipjax.data.sources.tables import TABLES
 from clipjax.data.sources.tfds_folder import prepared_in, tfds_columns
@@ -47,16 +48,6 @@ class Found(NamedTuple):
             return self.train, self.held_out
         every, source = min(EVERY, max(2, records // 2)), dataclasses.replace(self.train, path="")
         return tuple(HeldOutConfig(path=self.train.path, split=side, every=every, source=source) for side in SIDES)
-
-
-class Listing(NamedTuple):
-    """The files in a folder and below it, as paths from the folder."""
-
-    images: list[str]
-    others: list[str]
-
-    def of(self, suffix: str) -> list[str]:
-        return [name for name in self.others if name.lower().endswith(suffix)]
 
 
 def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str = "") -> Found:
@@ -102,7 +93,9 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str =
             f"pattern such as --data='{name}/*{next(iter(shards))}'."
         )
     if tables:
-        return _of_tables(Path(name), tables, len(listing.images), keys, split)
+        found = _of_tables(Path(name), tables, len(listing.images), keys, split)
+        _refuse_own_captions(name, listing, tables, found)
+        return found
     if listing.images:
         return _of_images(Path(name), listing, split)
     seen = collections.Counter(os.path.splitext(other)[1].lower() or "no suffix" for other in listing.others)
@@ -112,6 +105,24 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str =
         f"with captions beside them or in class folders, a {', '.join(TABLES)} table, .tar or .parquet files, "
         f"records with {MANIFEST}, or a dataset that TFDS prepared."
     )
+
+
+def _refuse_own_captions(name: str, listing: Listing, tables: Sequence[str], found: Found) -> None:
+    """Raises ConfigError where the tables know less than half of images that have captions or classes of their own."""
+    kind = captions_of_images(listing) if listing.images else ""
+    if not kind:
+        return
+    try:
+        records = sum(len(open_source(one)) for one in (found.train, found.held_out, found.asked) if one)
+    except ManifestError:  # whoever opens the data tells
+        return
+    if 2 * records < len(listing.images):
+        own = "with caption files" if kind == "files" else "in class folders"
+        raise ConfigError(
+            f"--data={name} holds two kinds of data: {len(listing.images):,} images {own}, and {tables[0]}, with "
+            f"{records:,} records. Name the table, --data={name}/{tables[0]}; or, to read the images' own captions, "
+            "move the table out of the folder."
+        )
 
 
 def _in_bucket(path: str, suffix: str, keys: dict[str, str], split: str) -> Found:
@@ -134,34 +145,6 @@ def _in_bucket(path: str, suffix: str, keys: dict[str, str], split: str) -> Foun
         f"pattern) and folders of records with {MANIFEST} are read. Copy other data to a local disk, or mount the "
         "bucket (docs/buckets.md)."
     )
-
-
-def list_files(folder: Path) -> Listing:
-    """All visible files. Raises ConfigError for a folder that cannot be listed."""
-    others: list[str] = []
-    try:
-        return Listing(sorted(image_files(folder, other=others.append)), others)
-    except ManifestError as error:
-        raise ConfigError(f"--data={folder}: {error}") from error
-
-
-def captions_of_images(listing: Listing) -> str:
-    """What captions a folder of images has: "files" or "folders" (see FolderConfig); "" for neither.
-
-    Files count where at least half of the images have one; folders where there are two or more.
-    """
-    sidecars, names = Sidecars(), set(listing.others)
-    for name in (*listing.images, *listing.others):
-        sidecars.add(name)
-    beside = sum(bool(sidecars.find(image, names.__contains__)) for image in listing.images)
-    if 2 * beside >= len(listing.images):
-        return "files"
-    return "folders" if not beside and len(class_folders_of(listing)) > 1 else ""
-
-
-def class_folders_of(listing: Listing) -> set[str]:
-    """The folders that images lie in."""
-    return {image.split("/")[0] for image in listing.images if "/" in image}
 
 
 def no_split(path: str | Path, split: str, splits: Sequence[str]) -> ConfigError:

@@ -188,7 +188,8 @@ def _embedded(
     if repeated > MANY_REPEATED * len(tokens):
         logging.warning(
             "%s: %d of %d captions also belong to other images, so no model can find the one image that counts as "
-            "right. Give records with the same content the same pair_id.", data, repeated, len(tokens),
+            "right. Give records with the same content the same pair_id, and see with clipjax check whether the "
+            "tokenizer knows the captions' words.", data, repeated, len(tokens),
         )  # fmt: skip
     distinct = len(np.unique(image_id))
     if distinct == 1:

@@ -27,6 +27,7 @@ SAMPLES = 5  # records that are shown
 CLASSES = 3  # classes that are shown of the most and of the least frequent
 LONGEST = 300  # characters of a caption, and of its tokens, that are shown
 MOST_PROMPTS = 10_000
+MANY_UNKNOWN = 0.1  # of the captions; a hint is shown then
 AT_A_TIME = 1024  # captions tokenized together
 SECONDS = 30.0  # between lines of progress
 
@@ -43,6 +44,7 @@ class SourceReport:
     shards: list[str] = dataclasses.field(default_factory=list)  # paths of those that differ from their manifest
     labels: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # label -> records
     lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # tokens -> captions
+    unknown: int = 0  # captions with text that the tokenizer's vocabulary cannot express
 
     @property
     def good(self) -> int:
@@ -92,6 +94,7 @@ def count_tokens(report: SourceReport, texts: list[str], tokenizer: Tokenizer | 
     """Adds the lengths of texts to the report and empties the list."""
     if tokenizer and texts:
         report.lengths.update(tokenizer.lengths(texts))
+        report.unknown += int((tokenizer(texts) == tokenizer.unk_id).any(axis=1).sum()) if tokenizer.unk_id >= 0 else 0
     texts.clear()
 
 
@@ -143,6 +146,7 @@ def describe(report: SourceReport, *, context_length: int = 0, class_names: Sequ
         f"  {report.good} of {report.read} records{some} are good, with {report.captions} captions and "
         f"{report.image_bytes / 1e6:.1f} MB of images",
         *describe_lengths("caption", report.lengths, context_length),
+        *describe_unknown(report),
         *describe_classes(report.labels, class_names),
     ]
     lines += [f"  {count} bad: {cause}" for cause, count in sorted(report.bad.causes.items())]
@@ -167,6 +171,18 @@ def describe_lengths(what: str, lengths: collections.Counter, context_length: in
         f"  tokens of a {what}: median {middle}, 95 % up to {high}, max {max(lengths)}; {cut} of {total} {what}s "
         f"({cut / total:.1%}) are cut at config.model.text.context_length={context_length}"
     ]
+
+
+def describe_unknown(report: SourceReport) -> list[str]:
+    """The line about captions of which the model cannot read a part; [] without any."""
+    if not report.unknown:
+        return []
+    line = (
+        f"  {report.unknown} of {report.captions} captions ({report.unknown / report.captions:.1%}) have characters or "
+        "words that config.tokenizer does not know, which all become one token"
+    )
+    many = report.unknown > MANY_UNKNOWN * report.captions
+    return [line + ": use a tokenizer of these captions' language" if many else line]
 
 
 def describe_prompts(name: str, prompts: Sequence[str], tokenizer: Tokenizer, context_length: int) -> str:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from clipjax.data.records import RecordError, encode_record
 from clipjax.data.tokenizers import make_tokenizer
 from clipjax.data.write import write_records
 from clipjax.eval import RetrievalConfig, ZeroShotConfig
-from clipjax.report.data import describe_classes, describe_lengths, describe_samples, quantile
+from clipjax.report.data import (
+    SourceReport,
+    count_tokens,
+    describe_classes,
+    describe_lengths,
+    describe_samples,
+    describe_unknown,
+    quantile,
+)
 from data_pipelines import train_tokenizer
 from tests.data.samples import encoded, picture
 from tests.eval_runs import save_steps, start_of
@@ -45,6 +54,29 @@ def config_of(folder, **changes):
     evaluation = dataclasses.replace(config.eval, evaluators=evaluators, batch_size=16)
     data = DataConfig(train=source)
     return dataclasses.replace(config, data=data, eval=evaluation, **changes)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["a cat"] * 3, ""),
+        (
+            ["a cat"] * 19 + ["猫"],
+            "  1 of 20 captions (5.0%) have characters or words that config.tokenizer does not know",
+        ),
+        (["a cat", "猫 cat"], "1 of 2 captions (50.0%) .* use a tokenizer of these captions' language"),
+    ],
+)
+def test_captions_that_the_tokenizer_cannot_read_are_counted(folder, texts, told):
+    tokenizer, report = (
+        make_tokenizer(TokenizerConfig(path=str(folder / "data.model")), CONTEXT),
+        SourceReport(len(texts)),
+    )
+    report.captions = len(texts)
+    count_tokens(report, list(texts), tokenizer)
+    (line,) = describe_unknown(report) or [""]
+    assert re.search(told.replace("(5", r"\(5").replace("%)", r"%\)"), line) and bool(told) == bool(line)
+    assert ("language" in line) == ("language" in told)
 
 
 def test_a_good_experiment_is_shown_and_ok(folder, capsys, tmp_path):

@@ -265,6 +265,16 @@ def two_tables(folder):
     table(folder, "b.csv")
 
 
+def table_beside_captions(folder):
+    images(folder)
+    table(folder, "meta.csv", rows=range(5))
+
+
+def table_beside_classes(folder):
+    images(folder, captions=False, classes=("cat", "dog"))
+    table(folder, "notes.csv", rows=range(3))
+
+
 def no_captions(folder):
     images(folder, captions=False)
 
@@ -294,6 +304,8 @@ def two_captions(folder):
 WRONG = {
     both: "several kinds of data: 1 .parquet files, 12 images. Name one",
     two_tables: r"holds 2 tables \(a.csv, b.csv\) and 12 images. Name one: --data=.*a.csv",
+    table_beside_captions: "two kinds of data: 24 images with caption files, and meta.csv, with 5 records. Name the t",
+    table_beside_classes: "two kinds of data: 24 images in class folders, and notes.csv, with 3 records. Name the",
     no_captions: "12 images, 0 caption files .* and 0 folders with images. Expected a file NAME.txt",
     empty: "holds no data that is known: there are no files",
     text_only: "there are 1 .md. Expected images",

@@ -71,6 +71,10 @@ def test_options_change_what_they_say(vocabulary):
     assert clip(vocabulary, canonicalize=True, drop_underscore=True)(["dog_cat!"])[0].tolist() != [SOT, DOG, CAT, EOT]
 
 
+def test_a_vocabulary_of_bytes_knows_every_text(vocabulary):
+    assert clip(vocabulary).unk_id == -1
+
+
 def test_no_text_holds_a_start_or_an_end(vocabulary):
     ids = clip(vocabulary, 77)(HARD_TEXTS + SPECIAL_TEXTS)
     assert ((ids == SOT).sum(1) == 1).all() and ((ids == EOT).sum(1) == 1).all()
@@ -97,6 +101,7 @@ def test_a_tokenizer_json_is_followed(word_piece):
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id) == (11, 0, 3)
     ids = tokenizer(["A dogs", "dog " * 50, "[SEP]"]).tolist()
     assert ids == [[2, 4, 5, 6, 3, 0], [2, 5, 5, 5, 5, 3], [2, 8, 10, 9, 3, 0]]
+    assert tokenizer.pieces([tokenizer.unk_id]) == ["[UNK]"]
     without = make_tokenizer(TokenizerConfig(name="hf", path=str(word_piece / "tokenizer.json"), add_eos=True), 6)
     assert without(["a dogs"])[0].tolist() == [4, 5, 6, 3, 0, 0]
 

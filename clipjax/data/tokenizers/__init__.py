@@ -29,6 +29,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     pad_id: int
     eos_id: int  # -1: none
+    unk_id: int  # what stands for text that the vocabulary cannot express; -1: none
     sha256: str  # of the vocabulary file, or of all of them
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -47,6 +47,7 @@ class SentencePieceTokenizer:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = self.model.vocab_size()
         self.eos_id, self.bos_id = self.model.eos_id(), self.model.bos_id()
+        self.unk_id = self.model.unk_id()
         own_pad = self.model.pad_id() if self.model.pad_id() >= 0 else self.eos_id
         self.pad_id = own_pad if config.pad_id is None else config.pad_id
         for name, needed, piece in (
