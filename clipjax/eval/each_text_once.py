@@ -21,8 +21,10 @@ def each_text_once(embed_texts: EmbedTexts) -> EmbedTexts:
         tokens = np.asarray(tokens)
         keys = [row.tobytes() for row in tokens]
         new = {key: number for number, key in enumerate(keys) if key not in known}
-        embedding = embed_texts(tokens[list(new.values())])
-        known.update(zip(new, embedding, strict=True))
-        return np.stack([known[key] for key in keys]) if keys else embedding
+        if not keys:
+            return embed_texts(tokens)
+        if new:
+            known.update(zip(new, embed_texts(tokens[list(new.values())]), strict=True))
+        return np.stack([known[key] for key in keys])
 
     return embed
