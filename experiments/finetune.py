@@ -80,9 +80,9 @@ def get_config(argument: str) -> ConfigDict:
         train = dataclasses.replace(train, prompts=tuple(getattr(source, "templates", ())) or TEMPLATES)
     config.data.train = train
     for name, evaluator in evaluators_of(held_out, open_source(held_out)).items():
+        if train.prompts and hasattr(evaluator, "templates"):
+            evaluator = dataclasses.replace(evaluator, templates=train.prompts)
         config.eval.evaluators[name] = evaluator
-        if train.prompts and hasattr(evaluator, "templates"):  # also those that --config.data.train.prompts sets
-            config.eval.evaluators[name].templates = config.data.train.get_ref("prompts")
     config.eval.every_steps = config.checkpoint.every_steps = max(1, steps // 5)
     config.log.every_steps = max(1, steps // 50)
     return config

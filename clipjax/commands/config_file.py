@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, build, require, to_config_dict
-from clipjax.config.reading import SectionDict, with_references
+from clipjax.config.reading import SectionDict, followers
 
 
 def load_config_file(path: str, *, evaluation: bool = False) -> ConfigDict:
@@ -59,6 +60,12 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
     """config as default_config() would have it, or, for an evaluation, eval_config()."""
     if isinstance(config, ExperimentConfig | EvaluationConfig):
         config = to_config_dict(config)
+    if tied := followers(config):
+        logging.warning(
+            "%s computes config.%s from other fields (get_ref). Flags that set those do not move %s: set %s by a flag, "
+            "too, or use an argument of get_config.",
+            name, ", config.".join(tied), *["it" if len(tied) == 1 else "them"] * 2,
+        )  # fmt: skip
     if isinstance(config, SectionDict):
         require(
             evaluation or "model" in config,
@@ -67,9 +74,7 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
         )
         kind = ExperimentConfig if "model" in config else EvaluationConfig
         try:
-            return with_references(
-                to_config_dict(build(kind, config)), config
-            )  # a section that the file replaced may lack fields
+            return to_config_dict(build(kind, config))  # a section that the file replaced may lack fields
         except ConfigError:
             return config  # which flags may mend; else it is refused where it is read
     require(
@@ -80,8 +85,7 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
     )
     known = {field.name for field in dataclasses.fields(EvaluationConfig)}
     only_eval = evaluation and "eval" in config and known.issuperset(config)
-    built = to_config_dict(build(EvaluationConfig if only_eval else ExperimentConfig, config))
-    return with_references(built, config)
+    return to_config_dict(build(EvaluationConfig if only_eval else ExperimentConfig, config))
 
 
 def _where(file: Path, error: BaseException) -> str:

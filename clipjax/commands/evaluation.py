@@ -37,18 +37,25 @@ def results_folder(workdir: Path, step: int, part: str = "") -> Path:
 def refuse_other_data(folder: Path, session: EvalSession, part: str) -> None:
     """Raises ConfigError where a folder has results of data elsewhere that are called `part` as well.
 
-    Data that are no longer at the other path were moved: their results stay, or are replaced, as usual.
+    Data that are no longer at the other path were moved: their results stay, or are replaced, as usual. The first
+    process decides, because others may not see the folder.
     """
+    if message := gather_json(_other_data(folder, session, part) if jax.process_index() == 0 else "")[0]:
+        raise ConfigError(message)
+
+
+def _other_data(folder: Path, session: EvalSession, part: str) -> str:
     for name, evaluator in session.config.eval.evaluators.items():
         split = read_json_object(folder / RECORDS / f"{name}.json").get("provenance", {}).get("split", {})
         for field, source in evaluator.sources.items():
             before, now = split.get(field, {}).get("path", ""), absolute_path(source.path)
             if before and _real(before) != _real(now) and as_path(fixed_part(before)).exists():
-                raise ConfigError(
+                return (
                     f"{folder} has results on {before}, and --data names {now}: both are called '{part}', and "
                     "new results would replace those. Name another folder with --out (without --watch), or move this "
                     "one away."
                 )
+    return ""
 
 
 def _real(path: str) -> str:

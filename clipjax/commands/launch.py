@@ -97,17 +97,16 @@ class Local:
         self.running: list[Task] = []
         self.done: list[tuple[float, float]] = []  # (images, seconds) of the cells that finished
         self.stopping = 0  # signals received
+        self.changed = False  # whether cells wait for an experiment file that was edited
         self.shown = time.monotonic()
 
     def run(self) -> int:
         """Trains all, or until a signal. Returns the number of the signal that stopped it, 0 for none."""
         with signals.noting(most=2) as received:
-            while self.running or (self.waiting and not received.count and not self.edited()):
+            while self.running or (self.waiting and not received.count and not self.changed):
                 if received.count > self.stopping:
                     self._stop(received.count)
-                while len(self.running) < self.jobs and not received.count and not self.edited():
-                    if not (task := self._next()):
-                        break
+                while len(self.running) < self.jobs and not received.count and (task := self._next()):
                     self._start(task)
                 time.sleep(POLL_SECONDS)
                 for task in [task for task in self.running if task.process.poll() is not None]:
@@ -118,7 +117,8 @@ class Local:
 
     def _next(self) -> Task | None:
         """The next waiting cell that no other run holds, such as one that outlived a sweep that was killed."""
-        for task in self.waiting:
+        self.changed = self.changed or self.edited()
+        for task in self.waiting if not self.changed else ():
             owner = lock_owner(task.workdir)
             if not owner:
                 self.waiting.remove(task)

@@ -133,6 +133,14 @@ class Preflight:
 
     def check_evaluators(self) -> str:
         check_evaluators(self.config)
+        prompts = self.config.data.train.prompts
+        for name, evaluator in self.config.eval.evaluators.items():
+            templates = getattr(evaluator, "templates", ())
+            if prompts and templates and set(templates) != set(prompts):
+                announce(
+                    f"config.eval.evaluators.{name}.templates, such as '{templates[0]}', are not the prompts that are "
+                    f"trained on, such as '{prompts[0]}' (config.data.train.prompts)."
+                )
         return ", ".join(self.config.eval.evaluators)
 
     def check_workdir(self) -> str:

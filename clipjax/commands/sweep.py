@@ -213,7 +213,7 @@ def describe(
 
 
 def watching(file: str) -> Callable[[], bool]:
-    """Whether the experiment file of "--config=FILE" is another than now, when a cell is about to read it."""
+    """A function that tells whether the experiment file of "--config=FILE" has changed since this call."""
     path = Path(file.removeprefix("--config=").partition(":")[0])
 
     def content() -> bytes | None:
@@ -222,8 +222,8 @@ def watching(file: str) -> Callable[[], bool]:
         except OSError:
             return None
 
-    now = content()
-    return lambda: content() != now
+    before = content()
+    return lambda: content() not in (before, None)  # a file that cannot be read now may be there when a cell starts
 
 
 def train(folder: Path, sweep: Sweep, tasks: Sequence[Task], total: int, jobs: int, edited: Callable[[], bool]) -> int:
@@ -239,7 +239,7 @@ def train(folder: Path, sweep: Sweep, tasks: Sequence[Task], total: int, jobs: i
     if stopped:
         print(f"Stopped with {_count(len(unfinished), 'cell')} unfinished. {again}", flush=True)
         return 128 + stopped
-    if local.waiting:
+    if local.waiting and local.changed:
         print(
             f"error: {sweep.config} was edited while the sweep ran: {_count(len(local.waiting), 'cell')} would train "
             "another configuration, and none of them was started. Undo the change and repeat the command; or, for a "

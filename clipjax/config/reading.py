@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import types
@@ -55,19 +54,16 @@ def to_config_dict(config: Any) -> ConfigDict:
     return _fill(SectionDict(), config)
 
 
-def with_references(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
-    """config, whose fields follow one another wherever those of `given`, which has the same values, do.
-
-    Such fields are FieldReferences, from ConfigDict's get_ref: set by a flag, one of them moves all.
-    """
-    if isinstance(given, ConfigDict):
-        for name, value in given.items(preserve_field_references=True):
-            if isinstance(value, ConfigDict) and isinstance(config.get(name), ConfigDict):
-                with_references(config[name], value)
-            elif isinstance(value, FieldReference) and name in config and name != "name":
-                with contextlib.suppress(TypeError):  # a placeholder of another type than the field's
-                    config[name] = value
-    return config
+def followers(given: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of fields whose values are computed from other fields' (ConfigDict.get_ref, FieldReference)."""
+    if not isinstance(given, ConfigDict):
+        return []
+    fields = given.items(preserve_field_references=True)
+    found = [name for key, value in fields for name in followers(value, f"{prefix}{key}.")]
+    # A reference to a value, such as a placeholder, is an ordinary field; a reference to a reference follows it.
+    return found + [
+        f"{prefix}{key}" for key, value in fields if isinstance(getattr(value, "_value", None), FieldReference)
+    ]
 
 
 def require_field(config: ConfigDict, name: str) -> None:

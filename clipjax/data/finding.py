@@ -94,7 +94,8 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str =
         )
     if tables:
         found = _of_tables(Path(name), tables, len(listing.images), keys, split)
-        _refuse_own_captions(name, listing, tables, found)
+        if len(tables) == 1 and not split:
+            _refuse_own_captions(name, listing, found)
         return found
     if listing.images:
         return _of_images(Path(name), listing, split)
@@ -107,21 +108,21 @@ def find_data(path: str | Path, keys: dict[str, str] | None = None, split: str =
     )
 
 
-def _refuse_own_captions(name: str, listing: Listing, tables: Sequence[str], found: Found) -> None:
-    """Raises ConfigError where the tables know less than half of images that have captions or classes of their own."""
+def _refuse_own_captions(name: str, listing: Listing, found: Found) -> None:
+    """Raises ConfigError where a table knows less than half of images that have captions or classes of their own."""
     kind = captions_of_images(listing) if listing.images else ""
     if not kind:
         return
     try:
-        records = sum(len(open_source(one)) for one in (found.train, found.held_out, found.asked) if one)
+        records = len(open_source(found.train))
     except ManifestError:  # whoever opens the data tells
         return
     if 2 * records < len(listing.images):
         own = "with caption files" if kind == "files" else "in class folders"
         raise ConfigError(
-            f"--data={name} holds two kinds of data: {len(listing.images):,} images {own}, and {tables[0]}, with "
-            f"{records:,} records. Name the table, --data={name}/{tables[0]}; or, to read the images' own captions, "
-            "move the table out of the folder."
+            f"--data={name} holds two kinds of data: {len(listing.images):,} images {own}, and {found.train.path}, "
+            f"with {records:,} records. Name the table, --data={found.train.path}; or, to read the images' own "
+            "captions, move the table out of the folder."
         )
 
 

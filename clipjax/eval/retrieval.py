@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clipjax.config import EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.eval.class_names import Ties
-from clipjax.eval.each_text_once import each_text_once
+from clipjax.eval.each_text_once import DistinctTexts
 from clipjax.eval.embeddings import NotFinite, Where, broken_rows, not_finite_error, record_name
 from clipjax.eval.intervals import mean_interval, median_interval, wilson_interval
 from clipjax.eval.ranks import MAX_SCORES, ranks
@@ -155,9 +155,7 @@ def _embedded(
 ) -> _Embedded:
     """The embeddings of all records that could be read. Raises as evaluate does."""
     data = f"{config.source.path}, split '{config.source.split}'"
-    images, texts, counts, pair_ids, unreadable = [], [], [], [], 0
-    tokens: list[bytes] = []
-    embed_texts = each_text_once(embed_texts)
+    images, counts, pair_ids, unreadable, texts = [], [], [], 0, DistinctTexts(embed_texts)
     for batch in batches():
         columns = (batch["text"], batch["pair_id"], batch["valid"], batch.get("index", batch["pair_id"]))
         image, text, pair_id, valid, index = to_host((embed_images(batch), *columns))
@@ -168,28 +166,26 @@ def _embedded(
             of_records = [captions(int(i)) for i in index]
             own = [len(texts_of_one) for texts_of_one in of_records]
             text = tokenizer([caption for texts_of_one in of_records for caption in texts_of_one])
-        embedding = embed_texts(text)
-        tokens += [np.asarray(row).tobytes() for row in text]
-        for what, rows, record in (("image", image, index), ("caption", embedding, np.repeat(index, own))):
+        embedding, new = texts.add(text)
+        for what, rows, record in (("image", image, index), ("caption", embedding, np.repeat(index, own)[new])):
             if len(broken := broken_rows(rows, config.not_finite)):
                 place = record_name(int(record[broken[0]]), where)
                 raise not_finite_error(f"the {what} of {config.source.path}, {place}", broken, len(rows))
         images.append(image)
-        texts.append(embedding)
         counts += own
         pair_ids.append(pair_id[valid])
     require(sum(map(len, images)) > 0, f"{data}: no record could be read.")
-    require(sum(map(len, texts)) > 0, f"{data}: the gallery is empty, because no record has a caption.")
-    image, text, pair_id = (np.concatenate(part) for part in (images, texts, pair_ids))
+    require(len(texts.places) > 0, f"{data}: the gallery is empty, because no record has a caption.")
+    image, pair_id = np.concatenate(images), np.concatenate(pair_ids)
     # A record without a pair_id gets one of its own, smaller than any that is given.
     image_id = np.where(pair_id < 0, -2 - np.arange(len(pair_id)), pair_id)
     found = np.asarray(counts, np.int64)
-    repeated = repeated_captions(tokens, np.repeat(image_id, found).tolist())
-    if repeated > MANY_REPEATED * len(tokens):
+    repeated = repeated_captions(texts.places, np.repeat(image_id, found).tolist())
+    if repeated > MANY_REPEATED * len(texts.places):
         logging.warning(
             "%s: %d of %d captions also belong to other images, so no model can find the one image that counts as "
             "right. Give records with the same content the same pair_id, and see with clipjax check whether the "
-            "tokenizer knows the captions' words.", data, repeated, len(tokens),
+            "tokenizer knows the captions' words.", data, repeated, len(texts.places),
         )  # fmt: skip
     distinct = len(np.unique(image_id))
     if distinct == 1:
@@ -198,12 +194,12 @@ def _embedded(
             "%s: %s, so no caption is wrong for any image: every rank is 1 and every recall 100%%, whatever the model. "
             "Evaluate on data with different captions.", data, why,
         )  # fmt: skip
-    return _Embedded(image, text, found, image_id, distinct, unreadable, repeated)
+    return _Embedded(image, texts.embeddings(), found, image_id, distinct, unreadable, repeated)
 
 
-def repeated_captions(tokens: Sequence[bytes], image_ids: Sequence[int]) -> int:
-    """The number of captions whose tokens a caption of an image with another id has too. Both: one for each caption."""
-    images_of: dict[bytes, set[int]] = {}
-    for caption, image_id in zip(tokens, image_ids, strict=True):
+def repeated_captions(captions: Sequence[int], image_ids: Sequence[int]) -> int:
+    """The number of captions that an image with another id has too. Both: one a caption; equal: the same text."""
+    images_of: dict[int, set[int]] = {}
+    for caption, image_id in zip(captions, image_ids, strict=True):
         images_of.setdefault(caption, set()).add(image_id)
-    return sum(len(images_of[caption]) > 1 for caption in tokens)
+    return sum(len(images_of[caption]) > 1 for caption in captions)

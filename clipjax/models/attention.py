@@ -151,7 +151,7 @@ class CrossAttention(nn.Module):
         fused = fused_by(self.kind, *shapes, self.activations) == "cudnn"
         if fused:
             x, context = cudnn_attention.even(x), cudnn_attention.even(context)
-        # Heads that "tensor" does not divide are not split: XLA would, unevenly, and layouts on CPU cannot be (on_cpu).
+        # XLA would split heads that "tensor" does not divide unevenly, which layouts on CPU do not allow (on_cpu).
         sharding = self.activations
         whole = sharding if sharding is not None and self.num_heads % sharding.mesh.shape["tensor"] else None
 

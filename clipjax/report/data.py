@@ -93,8 +93,11 @@ def read_source(
 def count_tokens(report: SourceReport, texts: list[str], tokenizer: Tokenizer | None) -> None:
     """Adds the lengths of texts to the report and empties the list."""
     if tokenizer and texts:
-        report.lengths.update(tokenizer.lengths(texts))
-        report.unknown += int((tokenizer(texts) == tokenizer.unk_id).any(axis=1).sum()) if tokenizer.unk_id >= 0 else 0
+        lengths = tokenizer.lengths(texts)
+        report.lengths.update(lengths)
+        if tokenizer.unk_id >= 0:
+            rows = zip(tokenizer(texts), lengths, strict=True)  # without padding, which may have the same id
+            report.unknown += sum(tokenizer.unk_id in row[:length] for row, length in rows)
     texts.clear()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from clipjax.config import ConfigError, ExperimentConfig, declared, differences, flat
 from clipjax.models import random_fields
 
-AVERAGES = "the averages begin with the run: turned off they are lost, and later there are none to go on with"
+AVERAGES = "averages are kept from the first step on: turned off they are lost, and they cannot be started later"
 FROZEN = "what is frozen (0) has no optimizer state, and what is trained needs it"
 
 

@@ -304,8 +304,8 @@ def two_captions(folder):
 WRONG = {
     both: "several kinds of data: 1 .parquet files, 12 images. Name one",
     two_tables: r"holds 2 tables \(a.csv, b.csv\) and 12 images. Name one: --data=.*a.csv",
-    table_beside_captions: "two kinds of data: 24 images with caption files, and meta.csv, with 5 records. Name the t",
-    table_beside_classes: "two kinds of data: 24 images in class folders, and notes.csv, with 3 records. Name the",
+    table_beside_captions: "two kinds of data: 24 images with caption files, and .*meta.csv, with 5 records. Name",
+    table_beside_classes: "two kinds of data: 24 images in class folders, and .*notes.csv, with 3 records. Name",
     no_captions: "12 images, 0 caption files .* and 0 folders with images. Expected a file NAME.txt",
     empty: "holds no data that is known: there are no files",
     text_only: "there are 1 .md. Expected images",

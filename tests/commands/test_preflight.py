@@ -116,7 +116,7 @@ RESTARTS = {  # of the workdir `run`
     "another seed": (lambda f: {"seed": 3}, ConfigError, "seed=0, config.seed is now 3"),
     "another split": (lambda f: {"data__train__split": "validation"}, ConfigError, "split='train'"),
     "another loss": (lambda f: {"loss__name": "softmax"}, ConfigError, "loss.name='sigmoid'"),
-    "averages": (lambda f: {"optimizer__ema_decay": 0.9}, CheckpointError, "has no 'ema_params'"),
+    "averages": (lambda f: {"optimizer__ema_decay": 0.9}, ConfigError, "is now 0.9: averages are kept"),
     "fewer records": (lambda f: {"data__train__path": str(f / "named")}, DataError, "on 64 records.* now has 12"),
 }
 STARTS = {  # of a new workdir

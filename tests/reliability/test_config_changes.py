@@ -97,7 +97,7 @@ def test_what_may_change_is_told_with_whether_the_curve_feels_it(name, felt):
 
 @pytest.mark.parametrize(("old", "new"), [(0.0, 0.99), (0.99, 0.0)])
 def test_averages_begin_with_a_run_and_are_not_lost(old, new):
-    with pytest.raises(ConfigError, match="ema_decay.*the averages begin with the run"):
+    with pytest.raises(ConfigError, match="ema_decay.*averages are kept from the first step on"):
         check_changes(changed(optimizer__ema_decay=old), changed(optimizer__ema_decay=new), "x")
     (line,) = check_changes(changed(optimizer__ema_decay=0.9), changed(optimizer__ema_decay=0.99), "x")
     assert line.endswith("which changes the curve from here on")

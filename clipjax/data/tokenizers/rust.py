@@ -18,7 +18,7 @@ import numpy as np
 from clipjax.config import ConfigError, TokenizerConfig, require
 from clipjax.json_files import read_json as read_any_json
 
-UNKNOWN = ("[UNK]", "<unk>")  # of WordPiece, and of Unigram and BPE; byte-level vocabularies have none
+UNKNOWN = ("<unk>", "[UNK]")  # of models that do not name theirs, such as Unigram
 PROBES = ("", "a photo of 2 cats, isn't it?", "\u00e9\u6f22\U0001f600 \u0e01\u0e33 <s>")  # a text of each kind
 
 
@@ -45,8 +45,9 @@ class RustTokenizer:
         self.config, self.context_length = config, context_length
         self.pad_id, self.eos_id, self.sha256 = pad_id, eos_id, sha256
         self.vocab_size = pipeline.get_vocab_size()
-        unknown = (pipeline.token_to_id(token) for token in UNKNOWN)
-        self.unk_id = next((number for number in unknown if number is not None), -1)
+        own = getattr(pipeline.model, "unk_token", None)  # CLIP's names the end of a text, which stands for nothing
+        unknown = (pipeline.token_to_id(token) for token in ((own,) if own else UNKNOWN))
+        self.unk_id = next((number for number in unknown if number not in (None, eos_id)), -1)
         self.clean, self.literals, self.pipeline = clean, literals, pipeline
         num_special = pipeline.num_special_tokens_to_add(is_pair=False)
         require(
