@@ -177,9 +177,9 @@ def test_another_model_in_the_same_workdir_is_refused_naming_the_field(config, u
         train.run(other, uninterrupted[0])
 
 
-def test_an_optimizer_of_another_shape_in_the_same_workdir_is_refused_naming_the_state(config, uninterrupted):
+def test_averages_that_begin_in_the_same_workdir_are_refused(config, uninterrupted):
     averaged = dataclasses.replace(config.optimizer, ema_decay=0.9)
-    with pytest.raises(CheckpointError, match="has no 'ema_params'"):
+    with pytest.raises(ConfigError, match="ema_decay is now 0.9: averages are kept from the first step on"):
         train.run(dataclasses.replace(config, optimizer=averaged), uninterrupted[0])
 
 
