@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clipjax.config import ConfigError, EvaluationConfig, ExperimentConfig, build, require, to_config_dict
-from clipjax.config.reading import SectionDict, followers
+from clipjax.config.reading import SectionDict, tied_fields
 
 
 def load_config_file(path: str, *, evaluation: bool = False) -> ConfigDict:
@@ -60,11 +60,10 @@ def _complete(config: Any, name: str, evaluation: bool) -> ConfigDict:
     """config as default_config() would have it, or, for an evaluation, eval_config()."""
     if isinstance(config, ExperimentConfig | EvaluationConfig):
         config = to_config_dict(config)
-    if tied := followers(config):
+    if tied := tied_fields(config):
         logging.warning(
-            "%s computes config.%s from other fields (get_ref). Flags that set those do not move %s: set %s by a flag, "
-            "too, or use an argument of get_config.",
-            name, ", config.".join(tied), *["it" if len(tied) == 1 else "them"] * 2,
+            "%s ties config.%s to other fields (get_ref), but a flag moves only the field that it names. Set each by a "
+            "flag, or use an argument of get_config.", name, ", config.".join(tied),
         )  # fmt: skip
     if isinstance(config, SectionDict):
         require(

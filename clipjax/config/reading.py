@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import types
@@ -54,16 +55,24 @@ def to_config_dict(config: Any) -> ConfigDict:
     return _fill(SectionDict(), config)
 
 
-def followers(given: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of fields whose values are computed from other fields' (ConfigDict.get_ref, FieldReference)."""
-    if not isinstance(given, ConfigDict):
-        return []
-    fields = given.items(preserve_field_references=True)
-    found = [name for key, value in fields for name in followers(value, f"{prefix}{key}.")]
-    # A reference to a value, such as a placeholder, is an ordinary field; a reference to a reference follows it.
-    return found + [
-        f"{prefix}{key}" for key, value in fields if isinstance(getattr(value, "_value", None), FieldReference)
+def tied_fields(given: Mapping[str, Any]) -> list[str]:
+    """The dotted names of fields that share another one's value, or compute theirs from it (ConfigDict.get_ref)."""
+    found = dict(_references(given))
+    times = collections.Counter(map(id, found.values()))
+    # A reference to a value alone, such as a placeholder, is an ordinary field.
+    return [
+        name
+        for name, reference in found.items()
+        if times[id(reference)] > 1 or isinstance(getattr(reference, "_value", None), FieldReference)
     ]
+
+
+def _references(given: Any, prefix: str = "") -> Iterator[tuple[str, FieldReference]]:
+    for key, value in given.items(preserve_field_references=True) if isinstance(given, ConfigDict) else ():
+        if isinstance(value, FieldReference):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _references(value, f"{prefix}{key}.")
 
 
 def require_field(config: ConfigDict, name: str) -> None:

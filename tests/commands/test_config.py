@@ -100,17 +100,20 @@ def test_a_section_that_a_file_replaces_by_some_fields_still_takes_flags_for_the
         read_config([arguments[0], arguments[-1]])
 
 
-def test_a_field_that_a_file_computes_from_another_is_told(tmp_path, caplog):
+def test_fields_that_a_file_ties_to_others_are_told(tmp_path, caplog):
     text = f"{BEGIN}def get_config():\n    c = default_config()\n    c.tokenizer.lowercase = True\n    {{}}return c\n"
     (tmp_path / "x.py").write_text(text.format(""))
     arguments = [f"--config={tmp_path / 'x.py'}", "--config.total_steps=500"]
     read_config(arguments)
     assert not caplog.text
-    tied = "c.optimizer.schedule.warmup_steps = c.get_ref('total_steps') // 10\n    "
+    tied = "c.optimizer.schedule.warmup_steps = c.get_ref('total_steps') // 10\n    c.eval.every_steps = c.get_ref('seed')\n    "
     (tmp_path / "x.py").write_text(text.format(tied))
     config = read_config(arguments)
     assert config.total_steps == 500 and config.optimizer.schedule.warmup_steps != 50
-    assert "x.py computes config.optimizer.schedule.warmup_steps from other fields (get_ref). Flags th" in caplog.text
+    told = caplog.text.partition("x.py ties ")[2].partition(" to other fields (get_ref), but a flag moves only")[0]
+    assert set(told.split(", ")) == {
+        f"config.{name}" for name in ("optimizer.schedule.warmup_steps", "eval.every_steps", "seed")
+    }
 
 
 def test_the_argument_after_the_colon_goes_to_get_config(tmp_path):
