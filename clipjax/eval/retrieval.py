@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clipjax.config import EvaluatorConfig, require
 from clipjax.config.fields import runtime
 from clipjax.eval.class_names import Ties
-from clipjax.eval.each_text_once import DistinctTexts
+from clipjax.eval.distinct_texts import DistinctTexts
 from clipjax.eval.embeddings import NotFinite, Where, broken_rows, not_finite_error, record_name
 from clipjax.eval.intervals import mean_interval, median_interval, wilson_interval
 from clipjax.eval.ranks import MAX_SCORES, ranks

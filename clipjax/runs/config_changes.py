@@ -33,8 +33,8 @@ def check_changes(trained: ExperimentConfig, config: ExperimentConfig, where: st
     felt = {name for name in changes if roles[name].role != "runtime" and not roles[name].at_start}
     if random_fields(config.model):
         # Each micro-batch draws for itself, and which rows it has depends on the parts of the batch on the devices.
-        felt |= {"accumulation_steps"} & changes.keys()
-        felt |= {"mesh.data", "mesh.fsdp"} & changes.keys() if config.accumulation_steps > 1 else set()
+        drawn_by = ("accumulation_steps", *(("mesh.data", "mesh.fsdp") if config.accumulation_steps > 1 else ()))
+        felt |= changes.keys() & drawn_by
     return [
         f"  config.{name}: {old!r} -> {new!r}" + (", which changes the curve from here on" if name in felt else "")
         for name, (old, new) in changes.items()

@@ -96,7 +96,7 @@ class LengthTokenizer:
 
 
 def run_script(script: Path, *arguments: object) -> subprocess.CompletedProcess:
-    """In a fresh Python that sees the repository, for at most two minutes."""
+    """In a fresh Python that sees the repository, for at most five minutes."""
     command = [sys.executable, str(script), *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)

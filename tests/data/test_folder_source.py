@@ -260,6 +260,12 @@ def test_a_run_reads_a_folder_and_counts_what_is_bad(tmp_path):
     assert not {3, 4} & set(batch["text"][:, 1])
 
 
+def test_class_folders_that_are_numbers_are_told_with_an_example(tmp_path, caplog):
+    write(tmp_path, {"0/1.jpg": encoded(picture(0)), "2/2.jpg": encoded(picture(1))})
+    assert open_images(tmp_path, captions="folders").class_names == ("0", "1", "2")
+    assert "are numbers, which the captions will contain: '2'. Give the classes' names" in caplog.text
+
+
 def test_folders_of_one_class_are_refused_and_folders_without_images_are_told(tmp_path, caplog):
     write(tmp_path, {"red_rose/1.jpg": encoded(picture(0)), "tulip/2.jpg": encoded(picture(1))})
     (tmp_path / "daisy").mkdir()

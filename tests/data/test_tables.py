@@ -207,6 +207,8 @@ def test_a_jsonl_without_the_columns_asked_for_is_refused_as_csv_is(tmp_path):
         tmp_path / "t.jsonl", '{"image": "a", "caption": "x", "caption": "y"}\n{"image": "b", "caption": "z"}'
     )
     assert "'caption' is there twice" in faults(twice)[0]
+    only = written(tmp_path / "only.jsonl", '{"image": "a", "caption": "x", "caption": "y"}\n')
+    assert "Line 1 is not JSON: the field 'caption' is there twice" in refusal(only)
     latin = '{"image": "a.jpg", "caption": "café"}\n'.encode("latin-1") + b'{"image": "b.jpg", "caption": "good"}'
     assert rows_of(written(tmp_path / "t.jsonl", latin))[1] == ("b.jpg", ("good",))
 

@@ -23,16 +23,16 @@ class DistinctTexts:
 
     def add(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(the embeddings of those rows of tokens [N, L] that are new, which rows they are)."""
-        tokens = np.asarray(tokens)
-        keys = [row.tobytes() for row in tokens]
-        new = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._place_of}
-        rows = np.array(sorted(new.values()), np.int64)
-        embedding = self.embed_texts(tokens[rows])
-        self._parts.append(embedding)
-        start = len(self._place_of)
-        self._place_of.update((keys[row], start + number) for number, row in enumerate(rows))
-        self.places += [self._place_of[key] for key in keys]
-        return embedding, rows
+        tokens, new = np.asarray(tokens), []
+        for number, row in enumerate(tokens):
+            key = row.tobytes()
+            if key not in self._place_of:
+                self._place_of[key] = len(self._place_of)
+                new.append(number)
+            self.places.append(self._place_of[key])
+        rows = np.array(new, np.int64)
+        self._parts.append(self.embed_texts(tokens[rows]))
+        return self._parts[-1], rows
 
     def embeddings(self) -> np.ndarray:
         """[M, D]: of all rows that were added, in their order."""
